@@ -1,0 +1,51 @@
+# Every target makes the virtual environment it needs; a second run starts at once.
+#
+#   make quickstart                 train the small agent, before/after table, report.html
+#   make test                       ruff and all tests
+#   make test PYTHON=python3.12     another interpreter (make clean first)
+#   make test PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+#                                   the CPU build of torch (tests only) instead of the CUDA one
+
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV ?= .venv
+WORKDIR ?= runs/quickstart
+
+BIN := $(VENV)/bin
+RUNTIME := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help quickstart test test-fast lint clean
+
+help:
+	@sed -n 's/^#  *make/make/p' Makefile
+
+quickstart: $(RUNTIME)
+	$(BIN)/python -m experiments.train --config=experiments/configs/quickstart.py --workdir=$(WORKDIR)
+
+test: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+test-fast: $(DEV)
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(RUNTIME): setup.py | $(BIN)/python
+	$(BIN)/python -m pip install $(PIP_ARGS) --editable .
+	touch $@
+
+$(DEV): setup.py | $(BIN)/python
+	$(BIN)/python -m pip install $(PIP_ARGS) --editable ".[dev]"
+	touch $(RUNTIME) $@

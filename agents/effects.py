@@ -1,0 +1,66 @@
+"""What an agent asks of the world, and what it gets back.
+
+`solve` yields a `ModelRequest` or a `ToolCall` and is sent a `Reply` or a `ToolResult`. Whoever
+drives it owns threads, batching, tokens and time.
+"""
+
+import dataclasses
+
+ROLES = ("analyst", "planner", "executor", "verifier", "generator", "base")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelRequest:
+    """A chat request of one module.
+
+    role: one of ROLES. The planner is the trained one; the driver maps roles to weights.
+    messages: chat messages, ({"role": "system" | "user", "content": str}, ...).
+    turn: 1-based turn, 0 before the first and for requests outside a turn.
+    """
+
+    role: str
+    messages: tuple[dict, ...]
+    turn: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """A model's answer: its text and the very tokens the model saw and sampled.
+
+    logprobs: nats, one for each token, under the distribution the token was drawn from.
+    finished: False when the token limit cut the answer off.
+    """
+
+    text: str
+    prompt_tokens: tuple[int, ...] = ()
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    finished: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class ToolCall:
+    """A call of a named tool with literal keyword arguments that fit its parameters."""
+
+    tool: str
+    arguments: dict
+
+
+@dataclasses.dataclass(frozen=True)
+class ToolResult:
+    """What a tool returned: text for the memory, or `ask`, a prompt the frozen model answers."""
+
+    text: str
+    error: bool = False
+    ask: str | None = None
+
+
+class Interrupted(Exception):
+    """Thrown into `solve` by its driver; the trajectory so far is returned with this status.
+
+    status: "timeout" or "infra_error".
+    """
+
+    def __init__(self, status, reason):
+        super().__init__(reason)
+        self.status = status

@@ -1,0 +1,40 @@
+"""The evolving memory M_t of one trajectory (paper section 3.1): deterministic and immutable."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One remembered turn. `result` is what the tool gave, or the error that stopped the turn.
+
+    seconds is kept for the record and left out of prompts: a prompt that holds a measured time
+    could not be reproduced.
+    """
+
+    sub_goal: str
+    tool: str
+    command: str
+    result: str
+    error: bool
+    verdict: str = ""
+    seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Steps in order; `Memory()` starts empty in every `solve`."""
+
+    steps: tuple[Step, ...] = ()
+
+    def add(self, step):
+        return Memory((*self.steps, step))
+
+    def shortened(self, oldest, *, characters):
+        """A copy in which the results of the `oldest` first steps keep this many characters."""
+
+        def cut(step):
+            if len(step.result) <= characters:
+                return step
+            return dataclasses.replace(step, result=step.result[:characters] + " [shortened]")
+
+        return Memory((*map(cut, self.steps[:oldest]), *self.steps[oldest:]))

@@ -1,0 +1,148 @@
+"""The agent loop (paper section 3.1) as a generator of effects: no threads, no sockets, no JAX."""
+
+import time
+
+from agents import parsing, prompts
+from agents.effects import Interrupted, ModelRequest, ToolCall
+from agents.memory import Memory, Step
+from agents.trajectory import Trajectory, Turn
+
+
+def solve(
+    question,
+    *,
+    tools,
+    prompt_set,
+    max_turns,
+    fits=lambda role, messages: True,
+    rollout=0,
+    clock=time.monotonic,
+):
+    """Solves one question.
+
+    Yields `ModelRequest` (send the `Reply`) and `ToolCall` (send the `ToolResult`); returns a
+    `Trajectory`. An `Interrupted` thrown in at a yield ends it with the turns finished so far.
+
+    Args:
+      question: dict with "id" and "question".
+      tools: dict name -> `tools.protocol.Tool`.
+      prompt_set: `prompts.Prompts`.
+      max_turns: turn budget, at least 1.
+      fits: (role, messages) -> bool, whether the prompt is within the role's token limit.
+      rollout: index among the trajectories of the question.
+      clock: seconds; only for the record.
+    """
+    if max_turns < 1:
+        raise ValueError(f"max_turns={max_turns} is less than 1.")
+    start, query = clock(), question["question"]
+    memory, turns, analysis, answer = Memory(), [], "", ""
+    status, stop, error = "ok", "budget", ""
+    try:
+        messages, _ = prompts.fit(
+            lambda _: prompts.analyst(prompt_set, query),
+            memory,
+            lambda messages: fits("analyst", messages),
+        )
+        analysis = (yield ModelRequest("analyst", messages)).text.strip()
+        for index in range(1, max_turns + 1):
+            turn, memory = yield from _turn(
+                index, query, analysis, memory, tools, prompt_set, fits, clock
+            )
+            turns.append(turn)
+            if not turn.finished:
+                status = "truncated"
+            if turn.verdict == "STOP":
+                stop = "verified"
+                break
+        messages, _ = prompts.fit(
+            lambda m: prompts.generator(prompt_set, query, analysis, m),
+            memory,
+            lambda messages: fits("generator", messages),
+        )
+        try:
+            answer = parsing.answer((yield ModelRequest("generator", messages)).text)
+        except parsing.ParseError:
+            stop = "parse_error"
+    except prompts.PromptTooLong as too_long:
+        status, error = "truncated", str(too_long)
+    except Interrupted as interrupted:
+        status, error = interrupted.status, str(interrupted)
+        stop = "deadline" if status == "timeout" else stop
+    return Trajectory(
+        question_id=question["id"],
+        rollout=rollout,
+        analysis=analysis,
+        turns=tuple(turns),
+        answer=answer,
+        status=status,
+        stop=stop,
+        seconds=clock() - start,
+        error=error,
+    )
+
+
+def _turn(index, query, analysis, memory, tools, prompt_set, fits, clock):
+    """Plan, command, tool, verdict, memory. Returns (Turn, Memory)."""
+    start = clock()
+    messages, shortened = prompts.fit(
+        lambda m: prompts.planner(prompt_set, tools, query, analysis, m),
+        memory,
+        lambda messages: fits("planner", messages),
+    )
+    planned = yield ModelRequest("planner", messages, index)
+    context = sub_goal = tool_name = command = ""
+    parse_failures, verdict = 0, "CONTINUE"
+    try:
+        plan = parsing.plan(planned.text, tuple(tools))
+        context, sub_goal, tool_name = plan.context, plan.sub_goal, plan.tool
+        tool = tools[tool_name]
+        messages = prompts.executor(prompt_set, tool, context, sub_goal)
+        if not fits("executor", messages):
+            raise parsing.ParseError("The context and sub-goal are too long for the tool.")
+        command = (yield ModelRequest("executor", messages, index)).text.strip()
+        outcome = yield ToolCall(tool_name, parsing.command(command, tool))
+        if outcome.ask is not None:
+            messages = prompts.base(prompt_set, outcome.ask)
+            if not fits("base", messages):
+                raise parsing.ParseError("The question to the model is too long.")
+            result = (yield ModelRequest("base", messages, index)).text.strip()
+        else:
+            result = outcome.text
+        failed = outcome.error
+    except parsing.ParseError as refused:
+        result, failed, parse_failures = str(refused), True, 1
+    if failed:
+        result = f"Error: {result}"
+    step = Step(sub_goal, tool_name, command, result, failed)
+    if not failed:  # a turn without a result cannot complete the memory: no need to ask
+        messages, _ = prompts.fit(
+            lambda m: prompts.verifier(prompt_set, query, analysis, m),
+            memory.add(step),
+            lambda messages: fits("verifier", messages),
+        )
+        try:
+            stop = parsing.verdict((yield ModelRequest("verifier", messages, index)).text)
+            verdict = "STOP" if stop else "CONTINUE"
+        except parsing.ParseError:
+            parse_failures += 1
+    seconds = clock() - start
+    turn = Turn(
+        index=index,
+        prompt_tokens=planned.prompt_tokens,
+        response_tokens=planned.tokens,
+        logprobs=planned.logprobs,
+        finished=planned.finished,
+        planner_text=planned.text,
+        context=context,
+        sub_goal=sub_goal,
+        tool=tool_name,
+        command=command,
+        result=result,
+        tool_error=failed,
+        verdict=verdict,
+        parse_failures=parse_failures,
+        shortened=shortened,
+        seconds=seconds,
+    )
+    step = Step(sub_goal, tool_name, command, result, failed, verdict, seconds)
+    return turn, memory.add(step)

@@ -1,0 +1,248 @@
+const FILTERS = {
+  "all questions": () => true,
+  "mixed groups": (rewards) => new Set(rewards).size > 1,
+  "all solved": (rewards) => rewards.length > 0 && rewards.every((reward) => reward >= 1),
+  "none solved": (rewards) => rewards.length > 0 && rewards.every((reward) => reward < 1),
+  "with tool errors": (rewards, rows) => rows.some(([, , errors]) => errors > 0),
+};
+
+function rewardSquare(tag, reward, label, options = {}) {
+  const kind = reward === null ? "none" : reward >= 1 ? "full" : reward > 0 ? "part" : "zero";
+  const told = reward === null ? "not scored" : `reward ${shown(reward)}`;
+  return element(tag, { class: `square ${kind}`, title: `${label}: ${told}`, ...options });
+}
+
+function stepName(summary) {
+  if (!summary.heldout) return `Step ${summary.step}`;
+  return summary.step ? `Held-out after step ${summary.step}` : "Held-out before training";
+}
+
+function pairs(rows) {
+  const kept = rows.filter(([, value]) => value !== "");
+  return element(
+    "dl",
+    { class: "pairs" },
+    ...kept.flatMap(([name, value]) => [
+      element("dt", {}, name),
+      element("dd", {}, visible(value)),
+    ]),
+  );
+}
+
+function part(title, text, options = {}) {
+  if (text === "") return [];
+  return [element("p", { class: "part-title" }, title), element("pre", options, visible(text))];
+}
+
+function folded(title, text) {
+  if (text === "") return [];
+  return [element("details", {}, element("summary", {}, title), element("pre", {}, visible(text)))];
+}
+
+function chip(text, kind = "") {
+  return text === "" ? null : element("span", { class: `chip ${kind}` }, visible(text));
+}
+
+function turnCard(turn, index) {
+  const facts = [
+    chip(turn.tool_error ? "tool error" : "", "bad"),
+    turn.verdict.length <= 24 ? chip(turn.verdict, turn.verdict === "STOP" ? "good" : "") : null,
+    turn.response_tokens === null ? null : chip(plural(turn.response_tokens, "token")),
+    turn.prompt_tokens === null ? null : chip(`prompt ${turn.prompt_tokens.toLocaleString("en")}`),
+    turn.logprob_sum === null ? null : chip(`log-prob ${shown(turn.logprob_sum)}`),
+    turn.seconds === null ? null : chip(`${shown(turn.seconds)} s`),
+  ];
+  return element(
+    "div",
+    { class: turn.tool_error ? "turn error" : "turn" },
+    element(
+      "div",
+      { class: "chips" },
+      element("b", {}, `${index + 1} · ${visible(turn.tool || "no tool")}`),
+      ...facts,
+    ),
+    ...part("Sub-goal", turn.sub_goal),
+    ...part("Context", turn.context),
+    ...part("Command", turn.command),
+    ...part(turn.tool_error ? "Result: error" : "Result", turn.result, { class: "result" }),
+    ...(turn.verdict.length > 24 ? part("Verdict", turn.verdict) : []),
+    ...folded("What the planner wrote", turn.planner_text),
+  );
+}
+
+function trajectoryView(trajectory) {
+  const reward = trajectory.reward;
+  const facts = [
+    chip(reward === null ? "not scored" : `reward ${shown(reward)}`, reward >= 1 ? "good" : "bad"),
+    chip(trajectory.reward_source ? `by ${trajectory.reward_source}` : ""),
+    trajectory.advantage === null ? null : chip(`advantage ${shown(trajectory.advantage)}`),
+    chip(trajectory.status, trajectory.status === "ok" ? "" : "bad"),
+    chip(trajectory.stop ? `stop: ${trajectory.stop}` : ""),
+    chip(plural(trajectory.turns.length, "turn")),
+    trajectory.seconds === null ? null : chip(`${shown(trajectory.seconds)} s`),
+  ];
+  return [
+    element("div", { class: "chips" }, ...facts),
+    pairs([
+      ["Answer", trajectory.answer || "(none)"],
+      ["Gold", trajectory.gold],
+      ["Error", trajectory.error],
+    ]),
+    ...folded("Query analysis", trajectory.analysis),
+    ...trajectory.turns.map(turnCard),
+  ];
+}
+
+function showTrajectories() {
+  const section = document.getElementById("reader");
+  const steps = data("steps");
+  if (!steps.length) {
+    section.append(element("p", { class: "quiet" }, "This run wrote no trajectories."));
+    return () => {};
+  }
+  const texts = new Map();
+  const textsOf = (index) => {
+    if (!texts.has(index)) texts.set(index, data(`texts-${index}`) || []);
+    return texts.get(index);
+  };
+  const now = { step: 0, question: 0, rollout: 0, filter: "all questions", words: "" };
+
+  const choose = () => openStep(Number(select.value));
+  const select = element("select", { "aria-label": "Step", onchange: choose });
+  steps.forEach((summary, index) => {
+    const mean = summary.mean === null ? "" : ` · reward ${shown(summary.mean)}`;
+    const none = summary.texts ? "" : " · rewards only";
+    select.append(element("option", { value: index }, `${stepName(summary)}${mean}${none}`));
+  });
+  const jump = (by) => () => openStep(Math.min(steps.length - 1, Math.max(0, now.step + by)));
+  const before = element("button", { "aria-label": "Previous step", onclick: jump(-1) }, "←");
+  const after = element("button", { "aria-label": "Next step", onclick: jump(1) }, "→");
+  const filter = element(
+    "select",
+    { "aria-label": "Filter", onchange: () => { now.filter = filter.value; drawList(); } },
+    ...Object.keys(FILTERS).map((name) => element("option", {}, name)),
+  );
+  const search = element("input", {
+    type: "search",
+    placeholder: "Find in questions",
+    "aria-label": "Find in questions",
+    oninput: () => { now.words = search.value.toLowerCase(); drawList(); },
+  });
+  const count = element("span");
+  const key = element(
+    "span",
+    { class: "key" },
+    rewardSquare("i", 1, "key"), "solved",
+    rewardSquare("i", 0, "key"), "not solved",
+    rewardSquare("i", null, "key"), "not scored",
+  );
+  const list = element("div", { class: "questions card" });
+  const detail = element("div", { class: "detail card" });
+  section.append(
+    element("div", { class: "bar" }, before, select, after, filter, search, count, key),
+    element("div", { class: "browser" }, list, detail),
+  );
+
+  function matches([name, question, rows]) {
+    const rewards = rows.map(([reward]) => reward).filter((reward) => reward !== null);
+    const words = `${name} ${question}`.toLowerCase();
+    return FILTERS[now.filter](rewards, rows) && words.includes(now.words);
+  }
+
+  function drawList() {
+    const groups = steps[now.step].groups;
+    const found = groups.map((_, index) => index).filter((index) => matches(groups[index]));
+    count.textContent = `${found.length} of ${plural(steps[now.step].questions, "question")}`;
+    list.replaceChildren(...found.map((index) => {
+      const [name, question, rows] = groups[index];
+      const squares = rows.map(([reward], i) => rewardSquare("i", reward, `rollout ${i}`));
+      return element(
+        "button",
+        {
+          class: "question",
+          "aria-pressed": String(index === now.question),
+          onclick: () => openQuestion(index, 0, true),
+        },
+        element("span", {}, visible(question || name)),
+        element("div", { class: "squares" }, ...squares),
+      );
+    }));
+    const empty = groups.length ? "No question fits." : "This step's groups are not on this page.";
+    if (!found.length) list.append(element("p", { class: "quiet" }, empty));
+  }
+
+  function drawDetail() {
+    const rollouts = textsOf(now.step)[now.question];
+    const group = steps[now.step].groups[now.question];
+    if (!group) {
+      detail.replaceChildren(element("p", { class: "quiet" }, "Choose a question."));
+      return;
+    }
+    if (!rollouts) {
+      detail.replaceChildren(
+        element("h3", {}, visible(group[1])),
+        element(
+          "p",
+          { class: "quiet" },
+          "Only the rewards of this group are on this page. ",
+          "Its texts are in the run's trajectories/ folder.",
+        ),
+      );
+      return;
+    }
+    const trajectory = rollouts[now.rollout];
+    const buttons = rollouts.map((one, index) => {
+      const button = rewardSquare("button", group[2][index][0], `rollout ${one.rollout}`, {
+        "aria-pressed": String(index === now.rollout),
+        onclick: () => openQuestion(now.question, index, false),
+      });
+      button.textContent = one.rollout;
+      return button;
+    });
+    detail.replaceChildren(
+      element("h3", {}, visible(trajectory.question)),
+      ...(rollouts.length > 1 ? [element("div", { class: "picker" }, ...buttons)] : [element("p")]),
+      ...trajectoryView(trajectory),
+    );
+  }
+
+  function openQuestion(question, rollout, scroll) {
+    now.question = question;
+    now.rollout = rollout;
+    drawList();
+    drawDetail();
+    remember();
+    if (scroll && window.innerWidth <= 820) detail.scrollIntoView({ block: "start" });
+  }
+
+  function openStep(index) {
+    now.step = index;
+    select.value = index;
+    before.disabled = index === 0;
+    after.disabled = index === steps.length - 1;
+    list.scrollTop = 0;
+    openQuestion(0, 0, false);
+  }
+
+  // The address says what is open: step file, question and rollout by their places in the lists.
+  function remember() {
+    history.replaceState(null, "", `#${now.step}.${now.question}.${now.rollout}`);
+  }
+
+  function recall() {
+    const [step, question, rollout] = location.hash.slice(1).split(".").map(Number);
+    const valid = steps[step]?.groups[question]?.[2][rollout];
+    openStep(valid ? step : steps.length - 1);
+    if (valid) openQuestion(question, rollout, false);
+  }
+
+  recall();
+  return (wanted) => {
+    const distance = ({ step, heldout }) => 2 * Math.abs(step - wanted) + (heldout ? 1 : 0);
+    const places = steps.map((_, index) => index);
+    openStep(places.reduce((a, b) => (distance(steps[b]) < distance(steps[a]) ? b : a)));
+    section.scrollIntoView();
+  };
+}
+
+showCharts(showTrajectories());

@@ -1,0 +1,79 @@
+"""Defaults shared by all configs: the paper's values where it gives one (docs/algorithm.md)."""
+
+from ml_collections import ConfigDict
+
+
+def base():
+    c = ConfigDict()
+    c.seed = 0
+    c.steps = 100
+
+    c.model = ConfigDict()
+    c.model.path = ""  # Hugging Face folder of the initial planner and of the frozen modules
+    c.model.dtype = "float32"  # compute dtype; masters are float32
+    c.model.remat = "none"  # or "full": recompute blocks in the backward pass
+
+    c.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})  # -1: all remaining devices
+
+    c.data = ConfigDict()
+    c.data.train = ""  # JSONL, JSON, Parquet or a TFDS array_record folder
+    c.data.held_out = ""  # "" = no evaluation
+
+    c.tools = ConfigDict()
+    c.tools.names = ("knowledge_search", "python_coder", "base_generator")
+    c.tools.search_results = 3
+    c.tools.python_seconds = 5.0
+    c.tools.workers = 16
+
+    c.rollout = ConfigDict()
+    c.rollout.prompts = "instruct"  # or "compact"; see agents/prompts.py
+    c.rollout.questions = 32
+    c.rollout.group = 8
+    c.rollout.max_turns = 3
+    c.rollout.temperature = 0.5  # planner; the frozen modules decode greedily
+    c.rollout.max_prompt_tokens = 18_432
+    c.rollout.max_response_tokens = 2_048  # planner
+    c.rollout.max_module_tokens = 2_048  # each frozen module
+    c.rollout.call_seconds = 60.0  # a tool call that hangs longer is an infrastructure failure
+    c.rollout.trajectory_seconds = 600.0
+    c.rollout.min_valid_share = 0.5  # abort the run below this share of usable trajectories
+
+    c.engine = ConfigDict()
+    c.engine.slots = 64  # for each named weight set
+    c.engine.prompt_buckets = (512, 2_048, 8_192, 18_432)
+    c.engine.prefill_rows = 8
+    c.engine.decode_steps = 8
+
+    c.batch = ConfigDict()
+    c.batch.row_lengths = (1_024, 2_048, 4_096, 8_192, 20_480)
+    c.batch.rows = (8, 4, 2, 1, 1)  # of one micro-batch, for each row length
+    c.batch.response_lengths = (256, 2_048)
+    c.batch.logprob_chunk = 512  # tokens whose logits exist at once
+
+    c.loss = ConfigDict()
+    c.loss.variant = "flow"
+    c.loss.clip_low = 0.2
+    c.loss.clip_high = 0.3
+    c.loss.dual_clip = 3.0
+    c.loss.kl_coef = 1e-3
+    c.loss.old_logprobs = "sampler"  # or "recompute"
+    c.loss.tis_cap = 0.0  # truncated importance weights with "recompute"; 0 = off
+    c.loss.epochs = 1
+    c.loss.mini_batches = 1
+
+    c.optim = ConfigDict()
+    c.optim.lr = 1e-6
+    c.optim.warmup_steps = 0
+    c.optim.b1 = 0.9
+    c.optim.b2 = 0.999
+    c.optim.eps = 1e-8
+    c.optim.weight_decay = 0.01
+    c.optim.clip_norm = 1.0
+
+    c.eval = ConfigDict()
+    c.eval.every = 0  # steps; 0 = only before and after
+    c.eval.questions = 0  # 0 = all
+    c.eval.temperature = 0.0
+
+    c.checkpoint = ConfigDict({"every": 10, "keep": 2})
+    return c

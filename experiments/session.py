@@ -1,0 +1,111 @@
+"""Builds from a config what every command needs: model, tokenizer, engine, tools, limits."""
+
+import concurrent.futures
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from agents import prompts
+from experiments import command
+from flow_grpo_jax import rollout
+from models import huggingface, qwen2, sharding, tokenizer
+from models.engine.engine import Engine
+from tools import toolbox
+
+ROOT = pathlib.Path(__file__).parent.parent  # relative paths of configs start here
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass
+class Session:
+    """What a run works with.
+
+    params: float32 masters on the mesh; the initial policy, and the frozen modules' weights.
+    shardings: NamedSharding of each parameter, structured like params.
+    """
+
+    mesh: jax.sharding.Mesh
+    params: qwen2.Qwen2
+    shardings: qwen2.Qwen2
+    tokenizer: tokenizer.Tokenizer
+    engine: Engine
+    tools: dict
+    pool: concurrent.futures.ThreadPoolExecutor
+
+
+def resolve(path):
+    """A path of a config: absolute and remote ones as they are, others from the repository root."""
+    return path if "://" in path or pathlib.Path(path).is_absolute() else str(ROOT / path)
+
+
+def compute_dtype(config):
+    if config.model.dtype not in DTYPES:
+        raise command.ConfigError(
+            f"model.dtype={config.model.dtype!r} is unknown; valid: {', '.join(DTYPES)}."
+        )
+    return DTYPES[config.model.dtype]
+
+
+def build(config):
+    """Loads the model on the mesh and sets up everything around it."""
+    if not config.model.path:
+        raise command.ConfigError(
+            "model.path is empty; give the Hugging Face folder of a Qwen2.5 model, e.g. "
+            "--config.model.path=/models/Qwen2.5-7B-Instruct."
+        )
+    folder = resolve(config.model.path)
+    mesh = sharding.make_mesh(**config.mesh)
+    model_config = huggingface.config_from_dict(huggingface.read_config(folder))
+    abstract = jax.eval_shape(lambda key: qwen2.Qwen2(key, model_config), jax.random.key(0))
+    shardings = sharding.parameter_shardings(mesh, abstract)
+    params = huggingface.load(folder, shardings=shardings)
+    text = tokenizer.Tokenizer.load(folder)
+    settings = config.rollout
+    engine = Engine(
+        {"policy": params, "frozen": params},
+        slots=config.engine.slots,
+        prompt_buckets=tuple(config.engine.prompt_buckets),
+        max_length=settings.max_prompt_tokens
+        + max(settings.max_response_tokens, settings.max_module_tokens),
+        decode_steps=config.engine.decode_steps,
+        prefill_rows=config.engine.prefill_rows,
+        seed=config.seed,
+        decode_text=text.decode,
+        dtype=compute_dtype(config),
+    )
+    tools = toolbox.build(
+        config.tools.names,
+        top_k=config.tools.search_results,
+        python_seconds=config.tools.python_seconds,
+    )
+    pool = concurrent.futures.ThreadPoolExecutor(config.tools.workers, "tool")
+    return Session(mesh, params, shardings, text, engine, tools, pool)
+
+
+def on_mesh(tree, mesh):
+    """Replicates leaves that lie on a single device, such as step counters; others stay."""
+    replicated = jax.NamedSharding(mesh, jax.P())
+    return jax.tree.map(
+        lambda x: x if isinstance(x.sharding, jax.NamedSharding) else jax.device_put(x, replicated),
+        tree,
+    )
+
+
+def rollout_settings(config, *, temperature):
+    if config.rollout.prompts not in prompts.SETS:
+        raise command.ConfigError(
+            f"rollout.prompts={config.rollout.prompts!r} is unknown; "
+            f"valid: {', '.join(prompts.SETS)}."
+        )
+    return rollout.Settings(
+        prompt_set=prompts.SETS[config.rollout.prompts],
+        max_turns=config.rollout.max_turns,
+        temperature=temperature,
+        max_prompt_tokens=config.rollout.max_prompt_tokens,
+        max_response_tokens=config.rollout.max_response_tokens,
+        max_module_tokens=config.rollout.max_module_tokens,
+        call_seconds=config.rollout.call_seconds,
+        trajectory_seconds=config.rollout.trajectory_seconds,
+    )

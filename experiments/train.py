@@ -1,0 +1,286 @@
+"""Trains the planner by Flow-GRPO inside the live agent; resumes if the folder holds a run.
+
+    python -m experiments.train --config=experiments/configs/quickstart.py --workdir=runs/quickstart
+
+Exit codes: 0 done, 1 error, 2 bad flags or config, 75 stopped by a signal after saving.
+
+Dimensions:
+  Q questions    G rollouts of a question
+"""
+
+import json
+import pathlib
+import time
+
+import numpy as np
+from absl import flags, logging
+from ml_collections import config_flags
+
+from agents import trajectory
+from experiments import command, report, session
+from flow_grpo_jax import batching, checkpoint, data, loss, metrics, rewards, rollout, update
+from flow_grpo_jax.evaluate import evaluate
+from models import sharding
+
+CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Run folder; an existing run in it is resumed.")
+FORCE = flags.DEFINE_bool("force", False, "Resume although the config differs from the run's.")
+
+
+def train(config, workdir, *, force=False):
+    """Runs or resumes the training that `config` describes in `workdir`."""
+    workdir = pathlib.Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    command.write_config(config, workdir, force=force)
+    settings = config.rollout
+    variant = choose_variant(config)
+
+    # ---- data, model, engine, tools ----------------------------------------------------------
+    questions = data.read_questions(session.resolve(config.data.train))
+    held_out = []
+    if config.data.held_out:
+        held_out = data.read_questions(session.resolve(config.data.held_out))
+        held_out = held_out[: config.eval.questions or len(held_out)]
+    batches = data.question_batches(questions, batch=settings.questions, seed=config.seed)
+    run = session.build(config)
+    frozen = run.params
+    optimizer = update.make_optimizer(**config.optim)
+    step_program = update.make_update(
+        optimizer,
+        temperature=settings.temperature,
+        chunk=config.batch.logprob_chunk,
+        clip_low=config.loss.clip_low,
+        clip_high=config.loss.clip_high,
+        dual_clip=config.loss.dual_clip,
+        kl_coef=config.loss.kl_coef,
+        sequence_ratio=variant.sequence_ratio,
+        tis_cap=config.loss.tis_cap,
+        dtype=session.compute_dtype(config),
+        remat=config.model.remat,
+        epochs=config.loss.epochs,
+        old_logprobs=config.loss.old_logprobs,
+        shardings=run.shardings,
+        batch_sharding=sharding.batch_sharding(run.mesh),
+    )
+    state = session.on_mesh(update.init(run.params, optimizer), run.mesh)
+    reference = checkpoint.fingerprint(frozen)
+
+    # ---- resume --------------------------------------------------------------------------------
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+    restored = checkpoints.restore(state)
+    first_step, keep_to_step = 1, None
+    if restored:
+        done, state, meta = restored
+        if meta["reference"] != reference:
+            raise ValueError(
+                f"The weights in {config.model.path} are not those this run started from; KL and "
+                "the frozen modules would change. Restore the folder or use a new --workdir."
+            )
+        batches.set_state(meta["data"])
+        run.engine.set_weights("policy", state.params)
+        first_step, keep_to_step = done + 1, done
+        logging.info("resumed after step %d", done)
+    results = metrics.MetricsFile(workdir / "metrics.jsonl", keep_to_step=keep_to_step)
+    stop = command.StopSignal()
+
+    def setting(temperature, on_finished):
+        """What training rollouts and evaluation share."""
+        return dict(
+            engine=run.engine,
+            tokenizer=run.tokenizer,
+            tools=run.tools,
+            pool=run.pool,
+            settings=session.rollout_settings(config, temperature=temperature),
+            should_stop=stop,
+            on_finished=on_finished,
+        )
+
+    def evaluated(step):
+        with command.progress(len(held_out), f"held-out {step}") as advance:
+            values, trajectories, scores = evaluate(
+                held_out,
+                step=step,
+                tool_names=tuple(run.tools),
+                **setting(config.eval.temperature, advance),
+            )
+        write_trajectories(
+            workdir / "trajectories" / f"heldout_{step:06d}.jsonl",
+            held_out,
+            [[t] for t in trajectories],
+            [[s] for s in scores],
+            step=step,
+        )
+        return values
+
+    def loop(state):
+        if held_out and first_step == 1:
+            values = evaluated(0)
+            results.write(0, values)
+            logging.info("%s", command.step_line(0, config.steps, values))
+
+        for step in range(first_step, config.steps + 1):
+            started = time.monotonic()
+
+            # ---- rollouts ----------------------------------------------------------------------
+            batch = next(batches)
+            with command.progress(len(batch) * settings.group, f"step {step}") as advance:
+                trajectories_QG = rollout.collect(
+                    batch, group=settings.group, step=step, **setting(settings.temperature, advance)
+                )
+            rolled_out = time.monotonic()
+
+            # ---- rewards and advantages --------------------------------------------------------
+            scores_QG = [
+                [rewards.score(question, t.answer) for t in group]
+                for question, group in zip(batch, trajectories_QG, strict=True)
+            ]
+            rewards_QG = np.array([[score.value for score in group] for group in scores_QG])
+            valid_QG = usable(trajectories_QG, least=settings.min_valid_share)
+            samples = turn_samples(trajectories_QG)
+            turns_QG = batching.turn_counts(samples, questions=len(batch), rollouts=settings.group)
+            adv_QG = variant.advantages(rewards_QG, valid_QG, turns_QG)
+
+            # ---- update ------------------------------------------------------------------------
+            mini_batches = batching.build(
+                samples,
+                adv_QG=adv_QG,
+                valid_QG=valid_QG,
+                weigh=variant.weigh,
+                row_lengths=tuple(config.batch.row_lengths),
+                rows=tuple(config.batch.rows),
+                response_lengths=tuple(config.batch.response_lengths),
+                row_shards=run.mesh.shape["data"] * run.mesh.shape["fsdp"],
+                mini_batches=config.loss.mini_batches,
+                constant_length=settings.max_turns * settings.max_response_tokens,
+            )
+            state, updated = step_program(state, frozen, mini_batches)
+            run.engine.set_weights("policy", state.params)
+            finished = time.monotonic()
+
+            # ---- record ------------------------------------------------------------------------
+            sampled = sum(len(sample.response_tokens) for sample in samples)
+            trajectories = [t for group in trajectories_QG for t in group]
+            values = {
+                **metrics.of_rewards(rewards_QG, valid_QG),
+                **metrics.of_trajectories(trajectories, tuple(run.tools), prefix="rollout"),
+                **updated,
+                "tokens/generated": float(sampled),
+                "compile/count": updated["compile/count"] + run.engine.compile_count,
+                "time/rollout": rolled_out - started,
+                "time/update": finished - rolled_out,
+                "throughput/generated_tokens_per_s": sampled / (rolled_out - started),
+            }
+            due = config.eval.every and step % config.eval.every == 0
+            if held_out and (due or step == config.steps):
+                values |= evaluated(step)
+            values["time/step"] = time.monotonic() - started
+            write_trajectories(
+                workdir / "trajectories" / f"step_{step:06d}.jsonl",
+                batch,
+                trajectories_QG,
+                scores_QG,
+                step=step,
+                adv_QG=adv_QG,
+            )
+            results.write(step, values)
+            logging.info("%s", command.step_line(step, config.steps, values))
+            kept.update(step=step, state=state, data=batches.get_state())
+            if step % config.checkpoint.every == 0 or step == config.steps:
+                save()
+
+    kept = dict(step=first_step - 1, state=state, data=batches.get_state())
+
+    def save():
+        meta = {"data": kept["data"], "reference": reference}
+        checkpoints.save(kept["step"], kept["state"], meta)
+
+    try:
+        loop(state)
+    except rollout.Stopped:
+        save()
+        raise
+    finally:
+        checkpoints.close()
+        run.pool.shutdown(wait=False, cancel_futures=True)
+    report.write_report(workdir)
+    command.summary(metrics.read(workdir / "metrics.jsonl"))
+
+
+def choose_variant(config):
+    """The loss variant; refuses a policy sampler whose log-probs would not be the trainer's."""
+    name = config.loss.variant
+    if name not in loss.VARIANTS:
+        raise command.ConfigError(
+            f"loss.variant={name!r} is unknown; valid: {', '.join(loss.VARIANTS)}."
+        )
+    if config.rollout.temperature <= 0:
+        raise command.ConfigError(
+            f"rollout.temperature={config.rollout.temperature}: greedy rollouts of one question "
+            "are all alike and teach nothing. Use a temperature above 0."
+        )
+    truncation = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+    for field, off in truncation.items():
+        if config.rollout.get(field, off) != off:
+            raise command.ConfigError(
+                f"rollout.{field}={config.rollout[field]} changes the distribution that is sampled "
+                f"but not the one that is trained. Set it to {off}."
+            )
+    return loss.VARIANTS[name]
+
+
+def usable(trajectories_QG, *, least):
+    """bool [Q, G]: neither infrastructure nor a deadline ended it.
+
+    Raises:
+      RuntimeError: the share of usable trajectories is below `least`: training must stop, not go
+        on from noise.
+    """
+    broken = ("infra_error", "timeout")
+    valid_QG = np.array([[t.status not in broken for t in group] for group in trajectories_QG])
+    if valid_QG.mean() < least:
+        errors = {t.error for group in trajectories_QG for t in group if t.status in broken}
+        raise RuntimeError(
+            f"Only {valid_QG.mean():.0%} of the trajectories are usable, fewer than "
+            f"rollout.min_valid_share={least:.0%}. Causes: {'; '.join(sorted(errors)[:3])}."
+        )
+    return valid_QG
+
+
+def turn_samples(trajectories_QG):
+    """The planner turns of all trajectories, with the very tokens that the engine saw."""
+    return [
+        batching.TurnSample(
+            prompt_tokens=turn.prompt_tokens,
+            response_tokens=turn.response_tokens,
+            logprobs=turn.logprobs,
+            trajectory=q * len(group) + g,
+            group=q,
+        )
+        for q, group in enumerate(trajectories_QG)
+        for g, trajectory in enumerate(group)
+        for turn in trajectory.turns
+    ]
+
+
+def write_trajectories(path, questions, trajectories_QG, scores_QG, *, step, adv_QG=None):
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w") as file:
+        for q, question in enumerate(questions):
+            for g, found in enumerate(trajectories_QG[q]):
+                line = trajectory.to_json(
+                    found,
+                    question=question,
+                    step=step,
+                    reward=scores_QG[q][g].value,
+                    reward_source=scores_QG[q][g].source,
+                    advantage=0.0 if adv_QG is None else float(adv_QG[q, g]),
+                )
+                file.write(json.dumps(line) + "\n")
+
+
+def main():
+    train(CONFIG.value, WORKDIR.value, force=FORCE.value)
+
+
+if __name__ == "__main__":
+    command.run(main, required=("config", "workdir"))

@@ -1,0 +1,40 @@
+"""Held-out evaluation: every question once, all of them in the denominator."""
+
+from flow_grpo_jax import metrics, rewards, rollout
+
+
+def evaluate(questions, *, step, tool_names, **how):
+    """Solves each question once and scores it.
+
+    Args:
+      questions: list of question dicts.
+      step: training step after which this is; part of the random address.
+      how: further arguments of `rollout.collect`.
+
+    Returns:
+      (metrics, trajectories, scores): `eval/*` floats; what did not come to an answer counts as
+      wrong, whatever the cause, and infrastructure failures are also counted on their own.
+    """
+    groups = rollout.collect(questions, group=1, step=step, **how)
+    trajectories = [group[0] for group in groups]
+    scores = [
+        rewards.score(question, trajectory.answer)
+        for question, trajectory in zip(questions, trajectories, strict=True)
+    ]
+    correct, total = sum(score.value == 1 for score in scores), len(scores)
+    low, high = metrics.wilson_interval(correct, total)
+    values = {
+        "eval/success": correct / total,
+        "eval/correct": float(correct),
+        "eval/total": float(total),
+        "eval/success_low": low,
+        "eval/success_high": high,
+    }
+    by_source = {}
+    for question, score in zip(questions, scores, strict=True):
+        by_source.setdefault(question["source"], []).append(score.value == 1)
+    if len(by_source) > 1:
+        for source, right in sorted(by_source.items()):
+            values[f"eval/success/{source}"] = sum(right) / len(right)
+    values |= metrics.of_trajectories(trajectories, tool_names, prefix="eval")
+    return values, trajectories, scores

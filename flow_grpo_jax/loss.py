@@ -1,0 +1,127 @@
+"""The Flow-GRPO loss and its variants.
+
+A variant is three choices: the advantages, what a row counts, and whether the ratio is that of a
+token or of a whole turn. Everything else is shared.
+
+Source: arXiv 2510.05592, Eq. 5-7.
+
+Dimensions:
+  B rows, one planner turn each    A response tokens of a row
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from flow_grpo_jax import advantages, batching
+
+# exp of more overflows in float32 products, and then 0 * inf in the gradient of `minimum` is NaN.
+LARGEST_LOG_RATIO = 20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """Functions of `advantages.py` and `batching.py`, and an argument of `policy_loss`."""
+
+    advantages: Callable
+    weigh: Callable
+    sequence_ratio: bool = False
+
+
+VARIANTS = {
+    # Eq. 5 literally: mean over trajectories, their turns, the turn's tokens.
+    "flow": Variant(advantages.flow, batching.weigh_turns),
+    # What the authors' code does. The only one that depends on the micro-batch size.
+    "original": Variant(advantages.original, batching.weigh_micro_batch_tokens),
+    "per_rollout_mean": Variant(advantages.flow, batching.weigh_rollout_tokens),
+    "token_mean": Variant(advantages.flow, batching.weigh_tokens),
+    # arXiv 2503.20783.
+    "dr_grpo": Variant(advantages.dr_grpo, batching.weigh_constant_length),
+    # arXiv 2507.18071; its ε are smaller than a token ratio's by about the turn's length.
+    "gspo": Variant(advantages.flow, batching.weigh_turns, sequence_ratio=True),
+}
+
+
+def policy_loss(
+    logp_BA,
+    ref_logp_BA,
+    batch,
+    *,
+    clip_low,
+    clip_high,
+    dual_clip,
+    kl_coef,
+    sequence_ratio=False,
+    tis_cap=0.0,
+):
+    """Clipped policy loss plus kl_coef times the k3 estimate of KL(π_θ || π_ref).
+
+        ρ = exp(log π_θ - log π_old)
+        gain = min(ρ A, clip(ρ, 1 - clip_low, 1 + clip_high) A), for A < 0 not below dual_clip * A
+        k3 = exp(r) - r - 1,  r = log π_ref - log π_θ
+        loss = Σ_rows weight * mean over sampled tokens of (kl_coef * k3 - gain)
+
+    Additive over micro-batches: the weights know the whole optimizer step. The value and the
+    gradient with respect to logp_BA do not see what stands where the mask is False, NaN included.
+
+    Args:
+      logp_BA: float32, nats, log π_θ of batch.target_BA.
+      ref_logp_BA: the same under π_ref; None if kl_coef is 0.
+      batch: TurnBatch.
+      clip_low, clip_high: ε of Eq. 5, both positive.
+      dual_clip: c > 1 bounds the loss of a token with A < 0 by c |A| (arXiv 1912.09729); 0 = off.
+      kl_coef: β; 0 leaves the term out.
+      sequence_ratio: ρ is exp(mean log ratio over the turn) for each of its tokens
+        (arXiv 2507.18071, Eq. 7).
+      tis_cap: 0 = off; else a token's gain is multiplied by min(π_old / π_sampler, tis_cap),
+        without gradient, for old log-probs that were recomputed.
+
+    Returns:
+      (loss, sums): float32 scalar; dict of float32 scalars to be added up over micro-batches,
+      except `gap_max`, a maximum:
+        policy, kl: the weighted terms, loss = policy + kl_coef * kl
+        tokens: sampled tokens; clipped, ratio, gap: sums over these of whether a clip bound was
+        active, ρ, and |log π_θ - log π_sampler|
+    """
+    mask_BA, adv_B1 = batch.mask_BA, batch.adv_B[:, None]
+    tokens_B = jnp.maximum(mask_BA.sum(-1), 1).astype(jnp.float32)
+
+    # Inputs of exp are masked, not outputs: 0 * inf would be a NaN gradient.
+    log_ratio_BA = jnp.where(mask_BA, logp_BA - batch.old_logp_BA, 0.0)
+    if sequence_ratio:
+        mean_B1 = (log_ratio_BA.sum(-1) / tokens_B)[:, None]
+        log_ratio_BA = jnp.where(mask_BA, mean_B1, 0.0)
+    ratio_BA = jnp.exp(jnp.minimum(log_ratio_BA, LARGEST_LOG_RATIO))
+
+    free_BA = ratio_BA * adv_B1
+    gain_BA = jnp.minimum(free_BA, jnp.clip(ratio_BA, 1.0 - clip_low, 1.0 + clip_high) * adv_B1)
+    if dual_clip:
+        gain_BA = jnp.where(adv_B1 < 0, jnp.maximum(gain_BA, dual_clip * adv_B1), gain_BA)
+    clipped_BA = gain_BA != free_BA
+    if tis_cap:
+        log_tis_BA = jnp.where(mask_BA, batch.old_logp_BA - batch.sampler_logp_BA, 0.0)
+        tis_BA = jnp.exp(jnp.minimum(log_tis_BA, LARGEST_LOG_RATIO))
+        gain_BA *= jax.lax.stop_gradient(jnp.minimum(tis_BA, tis_cap))
+
+    def weighted(x_BA):
+        return (batch.weight_B * jnp.where(mask_BA, x_BA, 0.0).sum(-1) / tokens_B).sum()
+
+    policy, kl = -weighted(gain_BA), jnp.zeros(())
+    if kl_coef:
+        log_ref_BA = jnp.where(mask_BA, ref_logp_BA - logp_BA, 0.0)
+        k3_BA = jnp.exp(jnp.minimum(log_ref_BA, LARGEST_LOG_RATIO)) - log_ref_BA - 1.0
+        kl = weighted(k3_BA)
+
+    gap_BA = jnp.where(mask_BA, jnp.abs(logp_BA - batch.sampler_logp_BA), 0.0)
+    sums = {
+        "policy": policy,
+        "kl": kl,
+        "tokens": mask_BA.sum(dtype=jnp.float32),
+        "clipped": jnp.where(mask_BA, clipped_BA, False).sum(dtype=jnp.float32),
+        "ratio": jnp.where(mask_BA, ratio_BA, 0.0).sum(),
+        "gap": gap_BA.sum(),
+        "gap_max": gap_BA.max(),
+    }
+    return policy + kl_coef * kl, jax.lax.stop_gradient(sums)

@@ -1,0 +1,91 @@
+"""What a batch of trajectories says, in numbers; and the file the numbers go to.
+
+Dimensions:
+  Q questions    G rollouts of a question
+"""
+
+import json
+import math
+import pathlib
+
+import numpy as np
+
+
+def of_trajectories(trajectories, tool_names, *, prefix):
+    """Turns, tool use and failures of a list of trajectories, as {prefix/name: float}.
+
+    Shares of turns are over the planner turns of all trajectories that infrastructure did not
+    break; shares of trajectories are over all of them.
+    """
+    usable = [t for t in trajectories if t.status != "infra_error"]
+    turns = [turn for t in usable for turn in t.turns]
+    count, turn_count = max(len(trajectories), 1), max(len(turns), 1)
+    found = {
+        f"{prefix}/turns": len(turns) / max(len(usable), 1),
+        f"{prefix}/tool_error_rate": sum(turn.tool_error for turn in turns) / turn_count,
+        f"{prefix}/parse_failure_rate": sum(bool(t.parse_failures) for t in turns) / turn_count,
+        f"{prefix}/shortened_prompts": sum(turn.shortened > 0 for turn in turns) / turn_count,
+        f"{prefix}/truncated": sum(t.status == "truncated" for t in trajectories) / count,
+        f"{prefix}/timeouts": sum(t.status == "timeout" for t in trajectories),
+        f"{prefix}/infra_errors": sum(t.status == "infra_error" for t in trajectories),
+        f"{prefix}/verified": sum(t.stop == "verified" for t in trajectories) / count,
+    }
+    if prefix == "rollout":
+        for name in tool_names:
+            share = sum(turn.tool == name for turn in turns) / turn_count
+            found[f"tool/{name}/share"] = share
+    return {name: float(value) for name, value in found.items()}
+
+
+def of_rewards(rewards_QG, valid_QG):
+    """Mean and spread of the rewards of valid trajectories, and groups without signal."""
+    rewards_QG, valid_QG = np.asarray(rewards_QG), np.asarray(valid_QG, bool)
+    valid = rewards_QG[valid_QG]
+    flat = [
+        len({*rewards_QG[q][valid_QG[q]]}) < 2 for q in range(len(rewards_QG)) if valid_QG[q].any()
+    ]
+    return {
+        "reward/mean": float(valid.mean()) if valid.size else 0.0,
+        "reward/std": float(valid.std()) if valid.size else 0.0,
+        "group/zero_variance": float(np.mean(flat)) if flat else 0.0,
+        "rollout/valid_share": float(valid_QG.mean()),
+    }
+
+
+def wilson_interval(correct, total, *, z=1.96):
+    """95 % confidence interval of a share (Wilson 1927)."""
+    if not total:
+        return 0.0, 1.0
+    share = correct / total
+    centre = share + z * z / (2 * total)
+    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    return (centre - half) / scale, (centre + half) / scale
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one object a step, appended; truncated to the restored step on resume."""
+
+    def __init__(self, path, *, keep_to_step=None):
+        """Args: keep_to_step: newest step whose line stays; None starts an empty file."""
+        self.path = pathlib.Path(path)
+        kept = []
+        if keep_to_step is not None and self.path.exists():
+            kept = [line for line in read(self.path) if line["step"] <= keep_to_step]
+        with self.path.open("w") as file:
+            file.writelines(json.dumps(line) + "\n" for line in kept)
+
+    def write(self, step, values):
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+
+def read(path):
+    """Lines of a metrics file; a last line that a crash cut short is left out."""
+    lines = []
+    for text in pathlib.Path(path).read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines

@@ -1,0 +1,281 @@
+"""The rollout driver: all solvers in flight at once, against one engine and a pool of tools.
+
+Requests go to the engine as they come and tools run in threads meanwhile; nobody waits for the
+slowest member of a round. The driver is one thread: the engine's.
+"""
+
+import concurrent.futures
+import dataclasses
+import time
+import zlib
+
+from absl import logging
+
+from agents import effects, solve
+from models.engine.types import Request, Sampling
+from tools import protocol
+
+WEIGHTS = {role: "policy" if role == "planner" else "frozen" for role in effects.ROLES}
+IDLE_SECONDS = 0.02  # how long to wait for tools when the engine has nothing to do
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Limits of the rollouts; seconds are wall-clock.
+
+    temperature: of the planner; 0 is greedy. The frozen modules always decode greedily.
+    call_seconds: a tool call that takes longer is an infrastructure failure (tools keep their own,
+      shorter deadlines, which the model is told of).
+    trajectory_seconds: a trajectory that takes longer ends with status "timeout".
+    infra_retries: how often a trajectory is started again after an infrastructure failure.
+    """
+
+    prompt_set: object
+    max_turns: int
+    temperature: float
+    max_prompt_tokens: int
+    max_response_tokens: int
+    max_module_tokens: int
+    call_seconds: float
+    trajectory_seconds: float
+    infra_retries: int = 1
+
+
+class Stopped(Exception):
+    """The caller asked to stop; no trajectory of the batch is returned."""
+
+
+@dataclasses.dataclass
+class _Running:
+    """One solver and what it waits for: an engine request, a tool call, or its group's analysis."""
+
+    solver: object
+    question: int
+    rollout: int
+    started: float
+    attempt: int = 0
+    request: int | None = None
+    call: concurrent.futures.Future | None = None
+    call_started: float = 0.0
+
+
+def collect(
+    questions,
+    *,
+    group,
+    engine,
+    tokenizer,
+    tools,
+    pool,
+    settings,
+    step,
+    should_stop=lambda: False,
+    on_finished=lambda trajectory: None,
+    on_event=lambda event: None,
+):
+    """Solves every question `group` times.
+
+    Args:
+      questions: Q dicts with "id" and "question".
+      group: G, trajectories of each question.
+      engine: `models.engine.engine.Engine` serving "policy" and "frozen".
+      tools: dict name -> Tool.
+      pool: ThreadPoolExecutor for the tools.
+      step: training step, part of every request's random address.
+      should_stop: polled while running; True raises `Stopped`.
+      on_finished: called with each trajectory as it ends.
+      on_event: called with every effect and every reply to one, as they happen.
+
+    Returns:
+      trajectories_QG: list of Q lists of G `Trajectory`, in order whatever finished first.
+    """
+    driver = _Driver(
+        questions, engine, tokenizer, tools, pool, settings, step, on_finished, on_event
+    )
+    try:
+        for question in range(len(questions)):
+            for rollout in range(group):
+                driver.start(question, rollout)
+        while driver.running:
+            if should_stop():
+                raise Stopped
+            driver.turn_the_crank()
+    finally:
+        driver.abandon()
+    return [[driver.finished[q, g] for g in range(group)] for q in range(len(questions))]
+
+
+class _Driver:
+    def __init__(
+        self, questions, engine, tokenizer, tools, pool, settings, step, on_finished, on_event
+    ):
+        self.questions, self.engine, self.tokenizer = questions, engine, tokenizer
+        self.tools, self.pool, self.settings = tools, pool, settings
+        self.step, self.on_finished, self.on_event = step, on_finished, on_event
+        self.running = {}  # (question, rollout) -> _Running
+        self.finished = {}  # (question, rollout) -> Trajectory
+        self.by_request = {}  # engine request -> keys of the runs it answers, its prompt tokens
+        self.analyses = {}  # question -> engine request of its analysis, or the Reply
+
+    def start(self, question, rollout, attempt=0):
+        solver = solve.solve(
+            self.questions[question],
+            tools=self.tools,
+            prompt_set=self.settings.prompt_set,
+            max_turns=self.settings.max_turns,
+            fits=self.fits,
+            rollout=rollout,
+        )
+        run = _Running(solver, question, rollout, time.monotonic(), attempt)
+        self.running[question, rollout] = run
+        self.advance(run, None)
+
+    def fits(self, role, messages):
+        return len(self.tokenizer.chat(messages)) <= self.settings.max_prompt_tokens
+
+    def advance(self, run, sent):
+        """Sends a reply into the solver and starts what it asks for next."""
+        run.request = run.call = None
+        if sent is not None:
+            self.on_event(sent)
+        step = run.solver.throw if isinstance(sent, effects.Interrupted) else run.solver.send
+        try:
+            effect = step(sent)
+        except StopIteration as stop:
+            self.finish(run, stop.value)
+            return
+        self.on_event(effect)
+        if isinstance(effect, effects.ToolCall):
+            run.call_started = time.monotonic()
+            run.call = self.pool.submit(_call_tool, self.tools[effect.tool], effect.arguments)
+        elif effect.role == "analyst":
+            self.ask_analysis(run, effect)
+        else:
+            self.ask(run, effect)
+
+    def ask(self, run, request):
+        tokens = tuple(self.tokenizer.chat(request.messages))
+        planner = request.role == "planner"
+        analyst = request.role == "analyst"
+        settings = self.settings
+        sampling = Sampling(
+            max_tokens=settings.max_response_tokens if planner else settings.max_module_tokens,
+            temperature=settings.temperature if planner else 0.0,
+            stop_ids=self.tokenizer.eos_ids,
+        )
+        address = (
+            self.step,
+            zlib.crc32(self.questions[run.question]["id"].encode()),
+            0 if analyst else run.rollout,
+            request.turn,
+            effects.ROLES.index(request.role),
+        )
+        run.request = self.engine.submit(Request(tokens, sampling, WEIGHTS[request.role], address))
+        self.by_request[run.request] = ([run], tokens)
+
+    def ask_analysis(self, run, request):
+        """The analysis is greedy and depends on the question only: one request for the group."""
+        known = self.analyses.get(run.question)
+        if known is None:
+            self.ask(run, request)
+            self.analyses[run.question] = run.request
+        elif isinstance(known, effects.Reply):
+            self.advance(run, known)
+        else:
+            run.request = known
+            self.by_request[known][0].append(run)
+
+    def turn_the_crank(self):
+        """One round: engine, finished tools, deadlines."""
+        if self.engine.pending:
+            for identity, completion in self.engine.step():
+                self.deliver(identity, completion)
+        calls = [run.call for run in self.running.values() if run.call]
+        if calls and not self.engine.pending:
+            concurrent.futures.wait(
+                calls, IDLE_SECONDS, return_when=concurrent.futures.FIRST_COMPLETED
+            )
+        now = time.monotonic()
+        for run in list(self.running.values()):
+            if run.call and run.call.done():
+                self.advance(run, _result_of(run.call))
+            elif now - run.started > self.settings.trajectory_seconds:
+                self.interrupt(run, "timeout", f"{self.settings.trajectory_seconds} s are over")
+            elif run.call and now - run.call_started > self.settings.call_seconds:
+                self.interrupt(
+                    run, "infra_error", f"a tool call hung for {self.settings.call_seconds} s"
+                )
+
+    def deliver(self, identity, completion):
+        runs, prompt_tokens = self.by_request.pop(identity)
+        if completion.stop_reason == "cancelled":
+            if self.analyses.get(runs[0].question) == identity:
+                del self.analyses[runs[0].question]
+            return
+        tokens = tuple(int(token) for token in completion.tokens)
+        ended = completion.stop_reason == "stop"
+        reply = effects.Reply(
+            text=self.tokenizer.decode(tokens[:-1] if ended else tokens),
+            prompt_tokens=prompt_tokens,
+            tokens=tokens,
+            logprobs=tuple(float(logprob) for logprob in completion.logprobs),
+            finished=ended,
+        )
+        for run in runs:
+            if self.analyses.get(run.question) == identity:
+                self.analyses[run.question] = reply
+            if run.request == identity:  # else it was interrupted meanwhile
+                self.advance(run, reply)
+
+    def interrupt(self, run, status, reason):
+        if run.request is not None and len(self.by_request[run.request][0]) == 1:
+            self.engine.cancel(run.request)
+        if run.call:
+            run.call.cancel()
+        self.advance(run, effects.Interrupted(status, reason))
+
+    def finish(self, run, trajectory):
+        key = run.question, run.rollout
+        del self.running[key]
+        if trajectory.status == "infra_error":
+            logging.warning(
+                "question %s rollout %d attempt %d failed: %s",
+                trajectory.question_id,
+                run.rollout,
+                run.attempt,
+                trajectory.error,
+            )
+            if run.attempt < self.settings.infra_retries:
+                self.start(*key, run.attempt + 1)
+                return
+        self.finished[key] = trajectory
+        self.on_finished(trajectory)
+
+    def abandon(self):
+        """Leaves no request in the engine and no call in the queue."""
+        for run in self.running.values():
+            if run.call:
+                run.call.cancel()
+        for identity in self.by_request:
+            self.engine.cancel(identity)
+        while self.by_request and self.engine.pending:
+            for identity, _ in self.engine.step():
+                self.by_request.pop(identity, None)
+
+
+def _call_tool(tool, arguments):
+    try:
+        output = protocol.call(tool, arguments)
+    except protocol.ToolError as error:
+        return effects.ToolResult(str(error), error=True)
+    if isinstance(output, protocol.Ask):
+        return effects.ToolResult("", ask=output.prompt)
+    return effects.ToolResult(output)
+
+
+def _result_of(call):
+    """The tool's result; what broke that was not the model's doing interrupts the trajectory."""
+    error = call.exception()
+    if error is None:
+        return call.result()
+    return effects.Interrupted("infra_error", f"{type(error).__name__}: {error}")

@@ -1,0 +1,83 @@
+"""What goes into the engine and what comes out of it."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the tokens of one request are drawn. Truncations apply in the order of the fields.
+
+    max_tokens: most tokens to generate, at least 1.
+    temperature: divides the logits; 0 is greedy decoding, which ignores the truncations.
+    top_p: keeps the smallest set of the most probable tokens that holds this mass, in (0, 1].
+    top_k: keeps the k most probable tokens; 0 is off. Applied before top_p.
+    min_p: keeps tokens at least min_p times as probable as the most probable one, in [0, 1].
+    stop_ids: token ids that end the response; the id itself is the response's last token.
+    stop_strings: texts that end the response; they need the engine's `decode_text`.
+
+    Tokens exactly as probable as the last one kept are kept too.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    stop_ids: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens={self.max_tokens} generates nothing; use 1 or more.")
+        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
+            raise ValueError(
+                f"temperature={self.temperature} is not a finite number >= 0; use 0 for greedy "
+                "decoding."
+            )
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} is outside (0, 1]; use 1 to keep all tokens.")
+        if self.top_k < 0:
+            raise ValueError(f"top_k={self.top_k} is negative; use 0 to keep all tokens.")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p={self.min_p} is outside [0, 1]; use 0 to keep all tokens.")
+        if "" in self.stop_strings:
+            raise ValueError("stop_strings holds an empty string; it would stop before any token.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One prompt to continue.
+
+    tokens: prompt token ids.
+    sampling: how to draw.
+    weights: name of the weight set that answers.
+    address: where this request stands in the run, e.g. (step, question, rollout, turn, role). Token
+      j is drawn with fold_in over (seed, *address, j) and nothing else: two requests with the same
+      prompt and the same address get the same response, so every rollout needs its own.
+    """
+
+    tokens: tuple[int, ...]
+    sampling: Sampling
+    weights: str = "policy"
+    address: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """The response to one request.
+
+    tokens: int32 [n], with the stop id as last token if one ended it.
+    logprobs: float32 [n], nats, of each token under the distribution it was drawn from (after
+      temperature and truncation; of greedy tokens, under temperature 1).
+    stop_reason: "stop" (a stop id or stop string), "length" or "cancelled".
+    weights_version: version of the weights when the request got its slot. Weights replaced while it
+      ran were used for the tokens drawn after that.
+    """
+
+    tokens: np.ndarray
+    logprobs: np.ndarray
+    stop_reason: str
+    weights_version: int

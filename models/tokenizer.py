@@ -1,0 +1,258 @@
+"""Text to token ids and back, from a local Hugging Face folder; training of small vocabularies."""
+
+import json
+import pathlib
+import shutil
+
+import tokenizers
+import transformers
+from tokenizers import decoders, normalizers, pre_tokenizers, trainers
+
+from models import sentencepiece_model
+
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+SENTENCEPIECE = "tokenizer.model"
+
+# The messages in order, each between its markers, then the header of the reply.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+# How Qwen2 cuts text before merging; transformers insists on it in a folder with a Qwen2 model.
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+DIGIT_PAIRS = tuple(f"{number:02d}" for number in range(100))
+
+
+class Tokenizer:
+    """A tokenizer of a local folder; nothing is downloaded.
+
+    Attributes:
+      eos_ids: tuple of ids that end a reply: `eos_token_id` of generation_config.json, else the
+        tokenizer's own; empty if neither names one.
+      pad_id: id for padding; the first of eos_ids where the folder names none.
+      vocab_size: one more than the largest id. A model may have more rows than that.
+    """
+
+    def __init__(self, backend, *, eos_ids=(), saved_class="PreTrainedTokenizerFast"):
+        """Wraps a transformers tokenizer that is backed by the `tokenizers` library.
+
+        Args:
+          backend: the transformers tokenizer.
+          eos_ids: ids that end a reply; empty takes the backend's own.
+          saved_class: `tokenizer_class` that `save` writes.
+        """
+        self._backend, self._saved_class = backend, saved_class
+        # Called directly: the wrapper sets truncation on every call, which threads may not share.
+        self._fast = backend.backend_tokenizer
+        self._fast.no_truncation()
+        self._fast.no_padding()
+        own = () if backend.eos_token_id is None else (backend.eos_token_id,)
+        self.eos_ids = tuple(eos_ids) or own
+        self.pad_id = backend.pad_token_id
+        if self.pad_id is None:
+            self.pad_id = self.eos_ids[0] if self.eos_ids else 0
+        self.vocab_size = max(self._fast.get_vocab().values()) + 1
+
+    @classmethod
+    def load(cls, folder):
+        """Reads a folder with tokenizer.json, vocab.json and merges.txt, or tokenizer.model alone.
+
+        Raises:
+          FileNotFoundError: the folder holds none of them.
+        """
+        folder = pathlib.Path(folder)
+        config = _read_json(folder / "tokenizer_config.json")
+        saved_class = config.get("tokenizer_class", "PreTrainedTokenizerFast")
+        if (folder / "tokenizer.json").is_file():
+            # As the file says: beside a Qwen2 model AutoTokenizer keeps only vocabulary and merges.
+            backend = transformers.PreTrainedTokenizerFast.from_pretrained(
+                folder, local_files_only=True
+            )
+        elif (folder / "vocab.json").is_file():
+            backend = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        elif (folder / SENTENCEPIECE).is_file():
+            backend = _from_sentencepiece(folder, config)
+            saved_class = "PreTrainedTokenizerFast"
+        else:
+            raise FileNotFoundError(
+                f"{folder} holds no tokenizer: none of tokenizer.json, vocab.json or "
+                f"{SENTENCEPIECE} exists. Download the tokenizer's files beside the weights."
+            )
+        eos_ids = _read_json(folder / "generation_config.json").get("eos_token_id")
+        if isinstance(eos_ids, int):
+            eos_ids = (eos_ids,)
+        return cls(backend, eos_ids=eos_ids or (), saved_class=saved_class)
+
+    def encode(self, text):
+        """Token ids of a text, list[int]; nothing is added. Special tokens in it are recognised."""
+        return self._fast.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids, *, keep_special=False):
+        """Text of token ids, without special tokens unless asked; unknown ids give nothing."""
+        return self._fast.decode([int(i) for i in ids], skip_special_tokens=not keep_special)
+
+    def chat(self, messages):
+        """Ids of a conversation and the header of the reply to come, list[int].
+
+        Args:
+          messages: [{"role": "system" | "user" | "assistant", "content": str}, ...].
+
+        The folder's chat template is followed; without one, each message stands between
+        <|im_start|> and <|im_end|>.
+        """
+        text = self._backend.apply_chat_template(
+            messages,
+            chat_template=self._backend.chat_template or CHAT_TEMPLATE,
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        return self.encode(text)
+
+    def save(self, folder):
+        """Writes tokenizer.json, its configuration and the end ids; `load` gives the same ids."""
+        folder = pathlib.Path(folder)
+        self._backend.save_pretrained(folder)
+        path = folder / "tokenizer_config.json"
+        _write_json(path, _read_json(path) | {"tokenizer_class": self._saved_class})
+        path = folder / "generation_config.json"
+        ends = {"eos_token_id": list(self.eos_ids), "pad_token_id": self.pad_id}
+        _write_json(path, _read_json(path) | ends)
+
+
+def copy_files(source, target):
+    """Copies a tokenizer from folder to folder; a SentencePiece file is written as tokenizer.json.
+
+    That one transformers must read with `PreTrainedTokenizerFast`: beside a Qwen2 model its
+    AutoTokenizer makes every tokenizer a byte-level one.
+    """
+    source, target = pathlib.Path(source), pathlib.Path(target)
+    present = [name for name in FILES if (source / name).is_file()]
+    if not {"tokenizer.json", "vocab.json"} & set(present):
+        Tokenizer.load(source).save(target)
+    elif source.resolve() != target.resolve():
+        target.mkdir(parents=True, exist_ok=True)
+        for name in present:
+            shutil.copyfile(source / name, target / name)
+
+
+def train_byte_bpe(
+    texts,
+    *,
+    vocab_size,
+    folder,
+    special_tokens=SPECIAL_TOKENS,
+    eos_token="<|im_end|>",
+    chat_template=None,
+):
+    """Trains a byte-level BPE and writes it as a Hugging Face folder.
+
+    It is Qwen2's tokenizer with 100 more tokens, 00..99: digits are taken in pairs from the left
+    (12345 is 12 34 5), so numbers stay short although the vocabulary is small. They are added
+    tokens, not merges, because transformers rebuilds the pre-tokenizer of a Qwen2 folder, which
+    parts digits. Any text round-trips up to Unicode normal form C; equal texts give equal files.
+
+    Args:
+      texts: iterable of str.
+      vocab_size: number of tokens, special ones included; fewer if the texts offer fewer merges.
+      folder: gets tokenizer.json, tokenizer_config.json and generation_config.json.
+      special_tokens: have the last ids, in this order; the first is the padding.
+      eos_token: the special token that ends a reply.
+      chat_template: a Jinja template; None takes CHAT_TEMPLATE.
+
+    Returns:
+      The Tokenizer, loaded from the folder.
+    """
+    added = [*DIGIT_PAIRS, *special_tokens]
+    if vocab_size < 256 + len(added):
+        raise ValueError(
+            f"vocab_size={vocab_size} is too small: 256 bytes, {len(DIGIT_PAIRS)} pairs of digits "
+            f"and {len(special_tokens)} special tokens need {256 + len(added)} or more."
+        )
+    if eos_token not in special_tokens:
+        raise ValueError(f"eos_token={eos_token!r} is not one of {special_tokens}; add it there.")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(added),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([_added_token(token, special=False) for token in DIGIT_PAIRS])
+    tokenizer.add_special_tokens([_added_token(token, special=True) for token in special_tokens])
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "eos_token": eos_token,
+        "pad_token": special_tokens[0],
+        "additional_special_tokens": list(special_tokens),
+        "clean_up_tokenization_spaces": False,
+        "chat_template": chat_template or CHAT_TEMPLATE,
+    }
+    ends = {
+        "eos_token_id": tokenizer.token_to_id(eos_token),
+        "pad_token_id": tokenizer.token_to_id(special_tokens[0]),
+    }
+    _write_json(folder / "tokenizer_config.json", config)
+    _write_json(folder / "generation_config.json", ends)
+    return Tokenizer.load(folder)
+
+
+def _added_token(token, *, special):
+    return tokenizers.AddedToken(token, special=special, normalized=False)
+
+
+def _from_sentencepiece(folder, config):
+    """The transformers tokenizer of a folder with tokenizer.model and perhaps its configuration."""
+    fast, special = sentencepiece_model.convert(folder / SENTENCEPIECE)
+    added = {int(i): value for i, value in config.get("added_tokens_decoder", {}).items()}
+    for index, value in sorted(added.items()):
+        if index >= fast.get_vocab_size():
+            fast.add_tokens([tokenizers.AddedToken(**value)])
+            if fast.token_to_id(value["content"]) != index:
+                raise ValueError(
+                    f"{folder}: added token {value['content']!r} should have id {index}, but the "
+                    f"next free one is {fast.token_to_id(value['content'])}. "
+                    "Use a folder that has a tokenizer.json."
+                )
+    for name in ("bos_token", "eos_token", "pad_token"):
+        if config.get(name):
+            token = config[name]
+            special[name] = token if isinstance(token, str) else token["content"]
+    path = folder / "chat_template.jinja"
+    template = path.read_text(encoding="utf-8") if path.is_file() else config.get("chat_template")
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=fast, chat_template=template, clean_up_tokenization_spaces=False, **special
+    )
+
+
+def _read_json(path):
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _write_json(path, values):
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

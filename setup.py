@@ -1,0 +1,64 @@
+"""Package list and dependencies. `make quickstart` and `make test` install from here.
+
+Packages are listed by hand, because other projects own import names such as `agents`;
+tests/test_layout.py keeps the list complete.
+"""
+
+from setuptools import setup
+
+PACKAGES = [
+    "agents",
+    "experiments",
+    "experiments.configs",
+    "experiments.quickstart",
+    "flow_grpo_jax",
+    "models",
+    "models.engine",
+    "tools",
+]
+
+PACKAGE_DATA = {
+    "experiments": ["assets/*", "data/**/*"],
+    "tools": ["data/**/*"],
+}
+
+REQUIRES = [
+    "absl-py>=2.2",
+    "flax>=0.12,<0.14",
+    "grain>=0.2.15",
+    "jax>=0.10,<0.12",
+    "jinja2>=3.1",
+    "ml-collections>=1.1",
+    "numpy>=2.0",
+    "optax>=0.2.6",
+    "orbax-checkpoint>=0.11.30",
+    "pyarrow>=20",
+    "safetensors>=0.5",
+    "sentencepiece>=0.2",
+    "tensorflow-datasets>=4.9.9",
+    "tokenizers>=0.22",
+    "transformers>=5,<6",
+]
+
+EXTRAS = {
+    "tpu": ["jax[tpu]"],
+    "cuda12": ["jax[cuda12]"],
+    "cuda13": ["jax[cuda13]"],
+    "math": ["math-verify>=0.8", "sympy>=1.13"],
+    "tensorboard": ["tensorboardX>=2.6"],
+    # torch is the reference that tests compare with. This version also admits the small CPU build
+    # 2.13.0+cpu, which pip prefers where an index offers it.
+    "dev": ["hypothesis>=6.100", "pytest>=8", "pytest-timeout>=2.3", "ruff>=0.9", "torch==2.13.0"],
+}
+
+setup(
+    name="flow-grpo-jax",
+    version="0.1.0",
+    description="Flow-GRPO training of the planner of a tool-using agent, in one JAX program.",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=PACKAGES,
+    package_data=PACKAGE_DATA,
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+)

@@ -1,0 +1,387 @@
+"""The report page: what it says, what it survives, and that hostile texts stay texts."""
+
+import base64
+import hashlib
+import html.parser
+import json
+import random
+import re
+import subprocess
+import sys
+
+import pytest
+
+from experiments import report, report_trajectories
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028\u202e&amp;\x1b[31m"
+TOOLS = ("knowledge_search", "python_coder", "base_generator")
+PLACES = ("Lake Constance", "Mount Etna", "the Danube", "Tartu", "Ljubljana", "Lake Ohrid")
+
+
+def fake_turn(draw, index, *, skill, last):
+    tool = draw.choices(TOOLS, weights=(1 + 6 * skill, 2, 3 - 2 * skill))[0]
+    place = draw.choice(PLACES)
+    error = draw.random() < 0.45 * (1 - skill)
+    command = {
+        "knowledge_search": f'tool.execute(query="{place} area")',
+        "python_coder": 'tool.execute(code="a = 1184\\nb = 376.9\\nprint(a - b)")',
+        "base_generator": f'tool.execute(prompt="What is known about {place}?")',
+    }[tool]
+    result = f"{place}: a well documented place. Area {draw.randint(20, 900)} km2, 3 rivers.\n" * 3
+    return {
+        "index": index,
+        "prompt_tokens": 180 + 70 * index,
+        "response_tokens": draw.randint(24, 60),
+        "planner_text": f"Justification: the area of {place} is missing.\nContext: {place}\n"
+        f"Sub-goal: find the area of {place}\nTool: {tool}",
+        "context": f"The question compares two places; {place} is one of them.",
+        "sub_goal": f"Find the area of {place}.",
+        "tool": tool,
+        "command": command,
+        "result": "ToolError: the command names no parameter 'code'." if error else result,
+        "tool_error": error,
+        "verdict": "STOP" if last else "CONTINUE",
+        "logprob_sum": -draw.random() * 9 * (1.2 - skill),
+        "seconds": draw.random(),
+    }
+
+
+def fake_trajectory(draw, step, question, rollout, *, skill):
+    right = draw.random() < 0.2 + 0.75 * skill
+    count = draw.choice((1, 2, 2, 3))
+    failed = draw.random() < 0.01
+    return {
+        "version": 1,
+        "step": step,
+        "question_id": f"q{question}",
+        "rollout": rollout,
+        "question": f"How much larger is {PLACES[question % 6]} than {PLACES[(question + 2) % 6]}, "
+        f"in square kilometres, rounded to {question % 3} digits?",
+        "gold": ["160", "160 km2"] if question % 2 else "807.1",
+        "analysis": "Two look-ups, then a subtraction.",
+        "turns": [
+            fake_turn(draw, i, skill=skill, last=i == count - 1 and right) for i in range(count)
+        ],
+        "answer": "160" if right else "about 12",
+        "reward": None if failed else float(right),
+        "reward_source": "number",
+        "advantage": 0.0 if failed else (0.7 if right else -0.9),
+        "status": "infra_error" if failed else "ok",
+        "stop": "verified" if right else "budget",
+        "seconds": 2.5 + draw.random(),
+        "error": "pool worker died" if failed else "",
+    }
+
+
+def fake_metrics(draw, step, steps):
+    skill = step / steps
+    row = {
+        "reward/mean": 0.2 + 0.7 * skill + draw.gauss(0, 0.06),
+        "reward/std": 0.4,
+        "group/zero_variance": 0.1 + 0.5 * skill,
+        "rollout/turns": 2.1 - 0.3 * skill + draw.gauss(0, 0.1),
+        "rollout/tool_error_rate": 0.42 * (1 - skill) + 0.03 + 0.02 * draw.random(),
+        "rollout/truncated": 0.02 * draw.random(),
+        "rollout/infra_errors": 0.0,
+        "tokens/generated": 21_400 + draw.randint(-900, 900),
+        "loss/kl": 0.02 * skill,
+        "policy/entropy": 0.9 - 0.5 * skill + draw.gauss(0, 0.03),
+        "policy/logprob_gap_mean": 1.1e-6 * (1 + draw.random()),
+        "policy/logprob_gap_max": 1.4e-5 * (1 + draw.random()),
+        "policy/clip_fraction": 0.01 + 0.02 * draw.random(),
+        "optim/grad_norm": 0.3 + 0.2 * draw.random(),
+        "time/rollout": 5.2 + draw.random(),
+        "time/update": 2.9 + draw.random() / 3,
+        "time/step": 8.4 + draw.random(),
+        "throughput/generated_tokens_per_s": 3900 + draw.gauss(0, 150),
+        "compile/count": 9.0,
+        "loss/total": draw.gauss(0, 0.02),
+    }
+    search = 0.3 + 0.4 * skill
+    shares = (search, 0.25, 0.75 - search)
+    row |= {f"tool/{tool}/share": share for tool, share in zip(TOOLS, shares, strict=True)}
+    if step == 0:
+        row = {}
+    if step % 10 == 0:
+        correct = round(100 * (0.36 + 0.57 * skill))
+        row |= {
+            "eval/success": correct / 100,
+            "eval/correct": correct,
+            "eval/total": 100,
+            "eval/turns": 2.2 - 0.2 * skill,
+            "eval/tool_error_rate": 0.31 * (1 - skill) + 0.02,
+        }
+    return {"step": step} | row
+
+
+def write_lines(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def fake_run(folder, *, steps, questions, group, hostile=""):
+    """A run folder as experiments.train leaves it, with `hostile` in a trajectory's every text."""
+    draw = random.Random(0)
+    folder.mkdir(parents=True)
+    config = {
+        "hash": "6f1c9a",
+        "config": {
+            "seed": 0,
+            "steps": steps,
+            "model": {"path": "experiments/data/quickstart/model"},
+            "rollout": {"questions": questions, "group": group, "max_turns": 3, "temperature": 1.0},
+            "loss": {"variant": "flow", "kl_coef": 0.001},
+            "optim": {"lr": 3e-4},
+            "note": hostile,
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    write_lines(folder / "metrics.jsonl", [fake_metrics(draw, s, steps) for s in range(steps + 1)])
+    for step in range(1, steps + 1):
+        rows = [
+            fake_trajectory(draw, step, (step * questions + q) % 97, g, skill=step / steps)
+            for q in range(questions)
+            for g in range(group)
+        ]
+        if hostile and step == steps:
+            rows[0] = {k: hostile if isinstance(v, str) else v for k, v in rows[0].items()}
+            turn = {k: hostile if isinstance(v, str) else v for k, v in rows[0]["turns"][0].items()}
+            rows[0]["turns"][0] = turn
+        write_lines(folder / "trajectories" / f"step_{step:06d}.jsonl", rows)
+    for step in range(0, steps + 1, 10):
+        rows = [fake_trajectory(draw, step, 200 + q, 0, skill=step / steps) for q in range(40)]
+        write_lines(folder / "trajectories" / f"heldout_{step:06d}.jsonl", rows)
+    return folder
+
+
+class Reader(html.parser.HTMLParser):
+    """Collects the tags of a page and the contents of its scripts, as a browser would cut them."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.scripts, self.styles, self.text = [], [], [], ""
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.inside = tag
+        if tag == "script":
+            self.scripts.append((dict(attrs), ""))
+
+    def handle_endtag(self, tag):
+        self.inside = None
+
+    def handle_data(self, data):
+        if self.inside == "script":
+            attrs, before = self.scripts[-1]
+            self.scripts[-1] = (attrs, before + data)
+        elif self.inside == "style":
+            self.styles.append(data)
+        else:
+            self.text += data
+
+    inside = None
+
+    def data(self, name):
+        return next(
+            json.loads(text) for attrs, text in self.scripts if attrs.get("id") == f"data-{name}"
+        )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report") / "quickstart"
+    return fake_run(folder, steps=20, questions=4, group=4, hostile=HOSTILE)
+
+
+@pytest.fixture(scope="module")
+def page(run):
+    return report.write_report(run).read_text(encoding="utf-8")
+
+
+def test_the_page_tells_before_and_after(page):
+    text = Reader(page).text
+    assert "Before training" in text and "After step 20" in text
+    assert "36.0 %" in text and "36/100 (27–46 %)" in text
+    assert "93.0 %" in text and "93/100" in text
+    assert "+57.0 points" in text and "-29.0 points" not in text and "-31.0 points" in text
+
+
+def test_the_page_holds_curves_and_every_turn(page, run):
+    reader = Reader(page)
+    titles = {chart["title"]: chart for chart in reader.data("charts")["main"]}
+    assert {"Held-out success", "Reward", "Tools chosen", "Log-prob gap"} <= set(titles)
+    assert titles["Held-out success"]["series"][0]["x"] == [0, 10, 20]
+    assert {s["label"] for s in titles["Tools chosen"]["series"]} == set(TOOLS)
+    other = [chart["title"] for chart in reader.data("charts")["other"]]
+    assert "compile/count" in other and "eval/total" not in other
+
+    steps = reader.data("steps")
+    assert [s["step"] for s in steps if not s["heldout"]] == list(range(1, 21))
+    assert [s["step"] for s in steps if s["heldout"]] == [0, 10, 20]
+    index = next(i for i, s in enumerate(steps) if s["step"] == 7)
+    with open(run / "trajectories" / "step_000007.jsonl") as lines:
+        written = [json.loads(line) for line in lines]
+    shown = [t for group in reader.data(f"texts-{index}") for t in group]
+    assert [t["answer"] for t in shown] == [t["answer"] for t in written]
+    assert shown[5]["turns"][0]["command"] == written[5]["turns"][0]["command"]
+    assert shown[0]["gold"] in ("160 | 160 km2", "807.1")
+    rewards = [row[0] for group in steps[index]["groups"] for row in group[2]]
+    assert rewards == [t["reward"] for t in written]
+
+
+def test_hostile_texts_stay_texts(page):
+    reader = Reader(page)
+    assert [t for t, _ in reader.tags if t in ("img", "iframe", "link", "object")] == []
+    code = [text for attrs, text in reader.scripts if attrs.get("type") != "application/json"]
+    assert len(code) == 1 and "alert(" not in code[0]
+    assert not re.search("[\u2028\u202e\x1b]", page)
+    steps = reader.data("steps")
+    last = max(i for i, s in enumerate(steps) if not s["heldout"])
+    one = next(t for group in reader.data(f"texts-{last}") for t in group if t["stop"] == HOSTILE)
+    assert one["analysis"] == HOSTILE and one["turns"][0]["result"] == HOSTILE
+
+
+@pytest.mark.parametrize("value", [HOSTILE, "]]>", "<!--<script>", "\ud800", {"<": "&"}])
+def test_dumped_json_is_inert_and_whole(value):
+    dumped = report_trajectories.dump(value)
+    assert json.loads(dumped) == value
+    assert not re.search(r"[<>&]|[^\x20-\x7e]", dumped)
+
+
+def test_scripts_never_write_markup():
+    for path in report.ASSETS.glob("*.js"):
+        text = path.read_text()
+        found = re.findall(
+            r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|Function\(", text
+        )
+        assert not found, path.name
+
+
+def test_the_page_needs_nothing_else_and_admits_only_its_own_code(page):
+    reader = Reader(page)
+    names = [attrs["id"] for _, attrs in reader.tags if "id" in attrs]
+    assert len(names) == len(set(names))
+    assert not [a for _, a in reader.tags if {"src", "href", "style", "onclick"} & set(a)]
+    outside = set(re.findall(r"https?://[^\s\"'`]+", page))
+    assert outside == {"http://www.w3.org/2000/svg"}
+    policy = next(a["content"] for t, a in reader.tags if "http-equiv" in a)
+    code = next(text for attrs, text in reader.scripts if not attrs)
+    for name, content in (("script-src", code), ("style-src", reader.styles[0])):
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{name} 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'")
+
+
+def test_a_large_run_stays_within_the_budget(run, tmp_path):
+    budget = 60_000
+    page = report.write_report(run, tmp_path / "small.html", text_budget=budget).read_text()
+    reader = Reader(page)
+    texts = {a["id"]: t for a, t in reader.scripts if a.get("id", "").startswith("data-texts-")}
+    steps = reader.data("steps")
+    kept = {steps[int(name[11:])]["step"] for name in texts}
+    assert sum(map(len, texts.values())) < 1.5 * budget
+    assert {0, 1, 20} <= kept and len(texts) < len(steps)
+    assert all(step["groups"] for step in steps)
+    assert (
+        "To stay small" in reader.text
+        and "To stay small"
+        not in Reader(report.write_report(run, tmp_path / "whole.html").read_text()).text
+    )
+
+
+def test_rewards_are_bounded_too(run):
+    listing = report_trajectories.collect(
+        run / "trajectories", text_budget=10**9, listed_rollouts=100
+    )
+    listed = [step for step in listing.steps if step["groups"]]
+    assert 0 < sum(step["rollouts"] for step in listed) <= 100
+    assert all(step["mean"] is not None for step in listing.steps)
+
+
+@pytest.mark.parametrize(
+    "count, order", [(0, []), (1, [0]), (2, [0, 1]), (5, [0, 4, 2, 1, 3]), (3, [0, 2, 1])]
+)
+def test_spread_begins_with_the_ends(count, order):
+    assert report_trajectories.spread(count) == order
+
+
+def test_spread_visits_all():
+    assert sorted(report_trajectories.spread(100)) == list(range(100))
+
+
+def test_metrics_of_a_killed_run(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        '{"step": 2, "reward/mean": 0.5}\n{"step": 1, "reward/mean": NaN, "x": "text"}\n'
+        '[1]\n{"step": 2, "eval/success": 0.25}\n{"step": 3, "reward/me'
+    )
+    assert report.read_metrics(path) == (
+        [{"step": 1}, {"step": 2, "reward/mean": 0.5, "eval/success": 0.25}],
+        2,
+    )
+
+
+@pytest.mark.parametrize("missing", ["config.json", "metrics.jsonl", "trajectories", "eval"])
+def test_missing_pieces_are_survived(tmp_path, missing):
+    folder = fake_run(tmp_path / "run", steps=3, questions=2, group=2)
+    if missing == "eval":
+        rows = [{"step": 1, "reward/mean": 0.5}]
+        write_lines(folder / "metrics.jsonl", rows)
+    elif missing == "trajectories":
+        (folder / missing).rename(folder / "elsewhere")
+    else:
+        (folder / missing).unlink()
+    reader = Reader(report.write_report(folder).read_text())
+    assert ("not evaluated" in reader.text) == (missing in ("eval", "metrics.jsonl"))
+    assert bool(reader.data("steps")) == (missing != "trajectories")
+
+
+def test_damaged_trajectories_are_counted_and_said(tmp_path):
+    folder = fake_run(tmp_path / "run", steps=2, questions=1, group=2)
+    with open(folder / "trajectories" / "step_000002.jsonl", "a") as lines:
+        lines.write(
+            '{"turns": 7, "reward": "high", "rollout": null, "gold": {"a": 1}}\n{"version": 1, "st'
+        )
+    reader = Reader(report.write_report(folder).read_text())
+    assert "1 damaged or unfinished lines" in reader.text
+    assert next(s for s in reader.data("steps") if s["step"] == 2)["rollouts"] == 3
+
+
+def test_an_empty_folder_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="holds no run.*--workdir"):
+        report.write_report(tmp_path)
+
+
+def test_long_texts_say_what_was_cut():
+    cut = report_trajectories.text("x" * 7000)
+    assert cut.startswith("x" * 6000 + "\n[1000 more characters")
+
+
+def view(*flags):
+    command = [sys.executable, "-m", "experiments.view", *flags]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_the_command_writes_the_page(run, tmp_path):
+    out = tmp_path / "new" / "page.html"
+    done = view(f"--workdir={run}", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    assert out.read_text().startswith("<!doctype html>") and str(out) in done.stderr
+
+
+@pytest.mark.parametrize(
+    "flags, code, message",
+    [
+        (["--workdir=/nowhere"], 1, "error: /nowhere holds no run"),
+        (["--workdri=x"], 2, "workdri"),
+        ([], 2, "workdir"),
+        (["--workdir=x", "stray"], 2, "stray"),
+        (["--help"], 0, ""),
+    ],
+)
+def test_exit_codes(flags, code, message):
+    done = view(*flags)
+    assert done.returncode == code
+    assert message in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,348 @@
+"""The loss against Eq. 5-7 written as loops over trajectories, turns and tokens in float64."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from flow_grpo_jax import batching, loss
+
+NUMBERS = dict(clip_low=0.2, clip_high=0.3, dual_clip=3.0, kl_coef=0.1)
+CONSTANT_LENGTH = 10
+
+
+@dataclasses.dataclass
+class Turn:
+    """logp: π_θ; old: π_old; ref: π_ref; sampler: the sampler's. Lists over sampled tokens."""
+
+    logp: list
+    old: list
+    ref: list
+    sampler: list
+
+
+@dataclasses.dataclass
+class Rollout:
+    reward: float
+    valid: bool
+    turns: list
+
+
+def rollouts_QG(seed=0):
+    """Three questions of four rollouts: unequal, equal and partly invalid rewards."""
+    rng = np.random.default_rng(seed)
+
+    def turn():
+        count = rng.integers(1, 6)
+        logp = -rng.uniform(0.1, 3, count)
+        near = lambda: (logp + rng.normal(0, 0.4, count)).tolist()
+        return Turn(logp.tolist(), near(), near(), near())
+
+    rewards_QG = [[1, 0, 0, 1], [1, 1, 1, 1], [0, 1, 0, 0]]
+    valid_QG = [[True] * 4, [True] * 4, [True, True, False, True]]
+    return [
+        [
+            Rollout(reward, valid, [turn() for _ in range(rng.integers(1, 4))])
+            for reward, valid in zip(rewards_G, valid_G, strict=True)
+        ]
+        for rewards_G, valid_G in zip(rewards_QG, valid_QG, strict=True)
+    ]
+
+
+# ---- the reference: no arrays, no masks --------------------------------------------------------
+
+
+def reference_advantages(rollouts_G, variant):
+    values = []
+    for rollout in rollouts_G:
+        if rollout.valid:
+            values += [rollout.reward] * (len(rollout.turns) if variant == "original" else 1)
+    if len(values) < 2 or max(values) == min(values):
+        return [0.0] * len(rollouts_G)
+    mean = sum(values) / len(values)
+    std = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1)) + 1e-6
+    return [(r.reward - mean) / (1.0 if variant == "dr_grpo" else std) for r in rollouts_G]
+
+
+def reference_terms(turn, advantage, variant, tis_cap, numbers):
+    """[-(gain - β k3)] of each token of a turn."""
+    terms = []
+    for j in range(len(turn.logp)):
+        ratio = math.exp(turn.logp[j] - turn.old[j])
+        if variant == "gspo":
+            gaps = [a - b for a, b in zip(turn.logp, turn.old, strict=True)]
+            ratio = math.exp(sum(gaps) / len(gaps))
+        clipped = min(max(ratio, 1 - numbers["clip_low"]), 1 + numbers["clip_high"])
+        gain = min(ratio * advantage, clipped * advantage)
+        if advantage < 0 and numbers["dual_clip"]:
+            gain = max(gain, numbers["dual_clip"] * advantage)
+        if tis_cap:
+            gain *= min(math.exp(turn.old[j] - turn.sampler[j]), tis_cap)
+        r = turn.ref[j] - turn.logp[j]
+        terms.append(-gain + numbers["kl_coef"] * (math.exp(r) - r - 1))
+    return terms
+
+
+def reference_loss(rollouts_QG, variant, micro_batches=None, tis_cap=0.0, **numbers):
+    """micro_batches: lists of turn numbers in reading order, for `original` alone."""
+    per_rollout = []  # of each valid rollout: terms of each of its turns
+    for rollouts_G in rollouts_QG:
+        advantages = reference_advantages(rollouts_G, variant)
+        for rollout, advantage in zip(rollouts_G, advantages, strict=True):
+            if rollout.valid:
+                per_rollout.append(
+                    [
+                        reference_terms(t, advantage, variant, tis_cap, numbers)
+                        for t in rollout.turns
+                    ]
+                )
+    mean = lambda values: sum(values) / len(values)
+    flat = lambda lists: [x for values in lists for x in values]
+    if variant in ("flow", "gspo"):
+        return mean([mean([mean(terms) for terms in turns]) for turns in per_rollout])
+    if variant == "per_rollout_mean":
+        return mean([mean(flat(turns)) for turns in per_rollout])
+    if variant == "token_mean":
+        return mean(flat(flat(per_rollout)))
+    if variant == "dr_grpo":
+        return mean([sum(flat(turns)) / CONSTANT_LENGTH for turns in per_rollout])
+    all_turns = flat(per_rollout)
+    return mean([mean(flat([all_turns[i] for i in numbers])) for numbers in micro_batches])
+
+
+def reference_gradient(rollouts_QG, variant, **options):
+    """{turn number: d loss / d logp of each token}, by central differences in float64."""
+    gradient, number = {}, 0
+    for rollouts_G in rollouts_QG:
+        for rollout in rollouts_G:
+            if not rollout.valid:
+                continue
+            for turn in rollout.turns:
+                gradient[number] = []
+                for j, kept in enumerate(turn.logp):
+                    sides = []
+                    for h in (1e-6, -1e-6):
+                        turn.logp[j] = kept + h
+                        sides.append(reference_loss(rollouts_QG, variant, **options))
+                    turn.logp[j] = kept
+                    gradient[number].append((sides[0] - sides[1]) / 2e-6)
+                number += 1
+    return gradient
+
+
+# ---- the same through the library --------------------------------------------------------------
+
+
+def built(rollouts_QG, variant, *, rows=4, A=5, T=8, junk=np.nan):
+    """[(batch, logp_BA, ref_logp_BA, turn numbers of its rows)] with `junk` off the mask."""
+    parts = loss.VARIANTS[variant]
+    questions, rollouts = len(rollouts_QG), len(rollouts_QG[0])
+    samples, turns = [], []
+    for q, rollouts_G in enumerate(rollouts_QG):
+        for g, rollout in enumerate(rollouts_G):
+            for turn in rollout.turns:
+                prompt = (0,)
+                if rollout.valid:
+                    turns.append(turn)
+                    prompt = (len(turns),)  # so that a row can be traced back
+                sampled = len(turn.logp)
+                samples.append(
+                    batching.TurnSample(prompt, (1,) * sampled, turn.sampler, q * rollouts + g, q)
+                )
+    valid_QG = np.array([[r.valid for r in rollouts_G] for rollouts_G in rollouts_QG])
+    adv_QG = parts.advantages(
+        np.array([[r.reward for r in rollouts_G] for rollouts_G in rollouts_QG]),
+        valid_QG,
+        batching.turn_counts(samples, questions=questions, rollouts=rollouts),
+    )
+    (micro_batches,) = batching.build(
+        samples,
+        adv_QG=adv_QG,
+        valid_QG=valid_QG,
+        weigh=parts.weigh,
+        row_lengths=(T,),
+        rows=(rows,),
+        response_lengths=(A,),
+        constant_length=CONSTANT_LENGTH,
+    )
+    result = []
+    for batch in micro_batches:
+        arrays = {name: np.full(batch.mask_BA.shape, junk, np.float32) for name in ("l", "o", "r")}
+        sampler_BA = np.where(batch.mask_BA, batch.sampler_logp_BA, junk).astype(np.float32)
+        numbers = []
+        for b in range(rows):
+            if batch.weight_B[b] == 0:
+                continue
+            numbers.append(int(batch.token_BT[b, 0]) - 1)
+            turn = turns[numbers[-1]]
+            for name, values in (("l", turn.logp), ("o", turn.old), ("r", turn.ref)):
+                arrays[name][b, : len(values)] = values
+        batch = batch.replace(old_logp_BA=arrays["o"], sampler_logp_BA=sampler_BA)
+        result.append((batch, arrays["l"], arrays["r"], numbers))
+    return result
+
+
+@functools.partial(jax.jit, static_argnames=("numbers",))
+def graded(logp_BA, ref_logp_BA, batch, numbers):
+    """((loss, sums), gradient); numbers: pairs of keyword and value."""
+    objective = lambda x: loss.policy_loss(x, ref_logp_BA, batch, **dict(numbers))
+    return jax.value_and_grad(objective, has_aux=True)(logp_BA)
+
+
+def run(micro_batches, variant, **numbers):
+    """(loss, {turn number: gradient}, sums), added up over micro-batches."""
+    total, gradient, totals = 0.0, {}, {}
+    numbers["sequence_ratio"] = loss.VARIANTS[variant].sequence_ratio
+    for batch, logp_BA, ref_logp_BA, turn_numbers in micro_batches:
+        (value, sums), grad_BA = graded(logp_BA, ref_logp_BA, batch, tuple(numbers.items()))
+        assert np.isfinite(grad_BA).all()
+        assert not np.asarray(grad_BA)[~batch.mask_BA].any()
+        total += float(value)
+        for b, number in enumerate(turn_numbers):
+            gradient[number] = np.asarray(grad_BA)[b][batch.mask_BA[b]]
+        for name, x in sums.items():
+            totals.setdefault(name, []).append(float(x))
+    return total, gradient, totals
+
+
+@pytest.mark.parametrize("tis_cap", [0.0, 1.2])
+@pytest.mark.parametrize("variant", loss.VARIANTS)
+def test_value_and_gradient_equal_the_ragged_reference(variant, tis_cap):
+    rollouts = rollouts_QG()
+    micro_batches = built(rollouts, variant)
+    layout = [numbers for *_, numbers in micro_batches]
+    value, gradient, _ = run(micro_batches, variant, tis_cap=tis_cap, **NUMBERS)
+    options = dict(micro_batches=layout, tis_cap=tis_cap, **NUMBERS)
+    assert value == pytest.approx(reference_loss(rollouts, variant, **options), rel=1e-5)
+    expected = reference_gradient(rollouts, variant, **options)
+    assert sorted(gradient) == sorted(expected)
+    for number, grads in expected.items():
+        np.testing.assert_allclose(gradient[number], grads, rtol=1e-4, atol=1e-6)
+
+
+def test_the_variants_differ():
+    """Otherwise the test above would pass with any of them."""
+    rollouts = rollouts_QG()
+    values = [run(built(rollouts, v), v, **NUMBERS)[0] for v in loss.VARIANTS]
+    gaps = [abs(a - b) for i, a in enumerate(values) for b in values[:i]]
+    assert min(gaps) > 1e-3
+
+
+@pytest.mark.parametrize("variant", ["flow", "gspo"])  # the two paths through policy_loss
+def test_padding_is_inert(variant):
+    """Wider in A, T and B, and anything off the mask: same value, same gradient."""
+    rollouts = rollouts_QG()
+    rows = 32  # one micro-batch, so that `original` is comparable too
+    tight = run(built(rollouts, variant, rows=rows), variant, **NUMBERS)
+    for changes in (dict(A=9), dict(T=33), dict(rows=40), dict(junk=np.inf), dict(junk=7.0)):
+        wide = run(built(rollouts, variant, **(dict(rows=rows) | changes)), variant, **NUMBERS)
+        assert wide[0] == pytest.approx(tight[0], rel=1e-6)
+        for number, grads in tight[1].items():
+            np.testing.assert_allclose(wide[1][number], grads, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("variant", loss.VARIANTS)
+def test_micro_batch_size_matters_for_the_original_alone(variant):
+    rollouts = rollouts_QG()
+    values = [
+        run(built(rollouts, variant, rows=rows), variant, **NUMBERS)[0] for rows in (1, 4, 32)
+    ]
+    if variant == "original":
+        assert abs(values[0] - values[2]) > 1e-3 and abs(values[1] - values[2]) > 1e-3
+    else:
+        assert values[:2] == pytest.approx([values[2]] * 2, rel=1e-5)
+
+
+def test_weights_sum_to_one_where_the_loss_is_a_mean():
+    for variant in ("flow", "gspo", "per_rollout_mean", "token_mean", "original"):
+        total = sum(batch.weight_B.sum() for batch, *_ in built(rollouts_QG(), variant))
+        assert total == pytest.approx(1, rel=1e-6), variant
+
+
+# ---- by hand: one row, one token ---------------------------------------------------------------
+
+
+def one_token(advantage, log_ratio, *, log_ref=0.0, sampler=0.0):
+    array = lambda x: np.array([[x]], np.float32)
+    batch = batching.TurnBatch(
+        token_BT=np.ones((1, 2), np.int32),
+        segment_BT=np.ones((1, 2), np.int32),
+        start_B=np.ones(1, np.int32),
+        target_BA=np.ones((1, 1), np.int32),
+        mask_BA=np.ones((1, 1), bool),
+        old_logp_BA=array(-1.0 - log_ratio),
+        sampler_logp_BA=array(-1.0 - sampler),
+        adv_B=np.array([advantage], np.float32),
+        weight_B=np.ones(1, np.float32),
+    )
+    return batch, array(-1.0), array(-1.0 + log_ref)
+
+
+@pytest.mark.parametrize(
+    "advantage, ratio, dual_clip, expected_loss, expected_grad, clipped",
+    [
+        (2.0, 1.1, 3.0, -2.2, -2.2, 0),  # inside: d loss / d logp = -ρ A
+        (2.0, 1.5, 3.0, -2.6, 0.0, 1),  # above 1 + 0.3: bounded, no gradient
+        (2.0, 0.5, 3.0, -1.0, -1.0, 0),  # below 1 - 0.2 but min keeps the worse: gradient
+        (-2.0, 1.5, 3.0, 3.0, 3.0, 0),  # a bad token made likelier: gradient
+        (-2.0, 0.5, 3.0, 1.6, 0.0, 1),  # already made rarer: bounded
+        (-2.0, 4.0, 3.0, 6.0, 0.0, 1),  # dual clip: c |A|
+        (-2.0, 4.0, 0.0, 8.0, 8.0, 0),  # dual clip off
+        (0.0, 4.0, 3.0, 0.0, 0.0, 0),
+    ],
+)
+def test_clipping_by_hand(advantage, ratio, dual_clip, expected_loss, expected_grad, clipped):
+    batch, logp_BA, ref_BA = one_token(advantage, math.log(ratio))
+    numbers = NUMBERS | {"dual_clip": dual_clip, "kl_coef": 0.0}
+    (value, sums), grad_BA = graded(logp_BA, ref_BA, batch, tuple(numbers.items()))
+    assert float(value) == pytest.approx(expected_loss, rel=1e-5)
+    assert float(grad_BA[0, 0]) == pytest.approx(expected_grad, rel=1e-5)
+    assert float(sums["clipped"]) == clipped
+    assert float(sums["ratio"]) == pytest.approx(ratio, rel=1e-5)
+
+
+def test_kl_by_hand():
+    """π_ref / π_θ = 2: k3 = 2 - ln 2 - 1, and d k3 / d logp = 1 - 2."""
+    batch, logp_BA, ref_BA = one_token(0.0, 0.0, log_ref=math.log(2))
+    numbers = NUMBERS | {"kl_coef": 0.5}
+    (value, sums), grad_BA = graded(logp_BA, ref_BA, batch, tuple(numbers.items()))
+    assert float(sums["kl"]) == pytest.approx(1 - math.log(2), rel=1e-5)
+    assert float(value) == pytest.approx(0.5 * (1 - math.log(2)), rel=1e-5)
+    assert float(grad_BA[0, 0]) == pytest.approx(-0.5, rel=1e-5)
+
+
+def test_kl_off_does_not_read_the_reference():
+    batch, logp_BA, _ = one_token(1.0, 0.0)
+    value, _ = loss.policy_loss(logp_BA, None, batch, **(NUMBERS | {"kl_coef": 0.0}))
+    assert float(value) == -1
+
+
+@pytest.mark.parametrize("log_ratio", [-300.0, 300.0])
+@pytest.mark.parametrize("advantage", [-1.0, 1.0])
+def test_extreme_ratios_give_finite_gradients(advantage, log_ratio):
+    batch, logp_BA, ref_BA = one_token(advantage, log_ratio, log_ref=log_ratio, sampler=log_ratio)
+    numbers = NUMBERS | {"tis_cap": 2.0}
+    (value, _), grad_BA = graded(logp_BA, ref_BA, batch, tuple(numbers.items()))
+    assert np.isfinite(value) and np.isfinite(grad_BA).all()
+
+
+def test_truncated_importance_weight_by_hand():
+    """π_old / π_sampler = 1.5 counts as it is, 4 as the cap 2; no gradient through it."""
+    for weight, expected in ((1.5, 1.5), (4.0, 2.0)):
+        batch, logp_BA, ref_BA = one_token(1.0, 0.0, sampler=math.log(weight))
+        numbers = NUMBERS | {"tis_cap": 2.0, "kl_coef": 0.0}
+        (value, _), grad_BA = graded(logp_BA, ref_BA, batch, tuple(numbers.items()))
+        assert float(value) == pytest.approx(-expected, rel=1e-5)
+        assert float(grad_BA[0, 0]) == pytest.approx(-expected, rel=1e-5)
+
+
+def test_sums_count_tokens_and_gap():
+    totals = run(built(rollouts_QG(), "flow"), "flow", **NUMBERS)[2]
+    turns = [t for rollouts in rollouts_QG() for r in rollouts if r.valid for t in r.turns]
+    gaps = [abs(a - b) for t in turns for a, b in zip(t.logp, t.sampler, strict=True)]
+    assert sum(totals["tokens"]) == len(gaps)
+    assert sum(totals["gap"]) == pytest.approx(sum(gaps), rel=1e-5)
+    assert max(totals["gap_max"]) == pytest.approx(max(gaps), rel=1e-5)

@@ -1,0 +1,327 @@
+"""The update: accumulation, old log-probs, skipped steps, compilations, and every kind of mesh."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flow_grpo_jax import batching, logprobs, loss, update
+from models import qwen2, sharding
+
+CONFIG = qwen2.Config(
+    vocab_size=32,
+    hidden_size=16,
+    intermediate_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=4,
+    initializer_range=0.3,
+)
+HOW = dict(temperature=0.7, chunk=24)
+NUMBERS = dict(clip_low=0.2, clip_high=0.3, dual_clip=3.0, kl_coef=0.05)
+ADAM = dict(b1=0.9, b2=0.99, weight_decay=0.01, clip_norm=1.0, warmup_steps=0)
+
+
+def make_model(seed=0):
+    return jax.jit(qwen2.Qwen2, static_argnums=1)(jax.random.key(seed), CONFIG)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model()
+
+
+@pytest.fixture(scope="module")
+def ref_model():
+    return make_model(seed=1)
+
+
+@jax.jit
+def score(model, batch):
+    return logprobs.score(model, batch, **HOW)[0]
+
+
+def micro_batches(model, *, rows=8, noise=0.0, seed=0, count=12, **changes):
+    """`count` random turns whose sampler log-probs are the model's own, plus noise."""
+    rng = np.random.default_rng(seed)
+    samples = []
+    for i in range(count):
+        prompt, response = rng.integers(0, 32, rng.integers(1, 9)), rng.integers(0, 32, 1 + i % 6)
+        zeros = (0.0,) * len(response)
+        trajectory = i % 4
+        samples.append(
+            batching.TurnSample(
+                tuple(prompt.tolist()), tuple(response.tolist()), zeros, trajectory, trajectory // 2
+            )
+        )
+    options = dict(
+        adv_QG=np.array([[1.0, -1.0], [0.5, -0.5]]),
+        valid_QG=np.ones((2, 2), bool),
+        weigh=batching.weigh_turns,
+        row_lengths=(16,),
+        rows=(rows,),
+        response_lengths=(6,),
+    )
+    result = []
+    for part in batching.build(samples, **(options | changes)):
+        result.append([])
+        for batch in part:
+            logp_BA = np.asarray(score(model, batch))
+            logp_BA = logp_BA + noise * rng.normal(size=logp_BA.shape).astype(np.float32)
+            result[-1].append(batch.replace(old_logp_BA=logp_BA, sampler_logp_BA=logp_BA))
+    return result
+
+
+def fresh(model, *, lr=1e-2, eps=1e-3):
+    """(optimizer, state); a large Adam ε, so that rounding of tiny gradients stays tiny."""
+    optimizer = update.make_optimizer(lr=lr, eps=eps, **ADAM)
+    return optimizer, update.init(model, optimizer)
+
+
+def run(model, ref_model, mini_batches, *, lr=1e-2, **changes):
+    optimizer, state = fresh(model, lr=lr)
+    step = update.make_update(optimizer, **(HOW | NUMBERS | changes))
+    return step(state, ref_model, mini_batches)
+
+
+def assert_close(tree, other, *, rtol=1e-4, atol=1e-6):
+    leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
+    for name, (a, b) in zip(sharding.parameter_names(tree), leaves, strict=True):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol, err_msg=name)
+
+
+METRICS = {
+    "loss/total", "loss/policy", "loss/kl", "policy/clip_fraction", "policy/ratio_mean",
+    "policy/entropy", "policy/logprob_gap_mean", "policy/logprob_gap_max", "optim/grad_norm",
+    "optim/steps", "optim/skipped", "tokens/trained", "tokens/padding_share", "compile/count",
+}  # fmt: skip
+
+
+def test_metrics_of_an_on_policy_step(model):
+    batches = micro_batches(model)
+    state, metrics = run(model, model, batches)
+    assert set(metrics) == METRICS
+    assert all(type(x) is float and np.isfinite(x) for x in metrics.values())
+    assert metrics["policy/ratio_mean"] == pytest.approx(1, abs=1e-5)
+    assert metrics["policy/logprob_gap_max"] < 1e-5
+    assert metrics["policy/clip_fraction"] == 0
+    assert metrics["loss/kl"] == pytest.approx(0, abs=1e-6)
+    assert metrics["tokens/trained"] == sum(b.mask_BA.sum() for b in batches[0])
+    assert 0 < metrics["policy/entropy"] < np.log(32)
+    real = sum(b.segment_BT.sum() for b in batches[0])
+    assert metrics["tokens/padding_share"] == pytest.approx(1 - real / (2 * 8 * 16))
+    assert int(state.step) == 1
+
+
+def test_gap_is_between_the_sampler_and_the_first_parameters(model):
+    batches = micro_batches(model, noise=0.3)
+    gaps = [np.abs(score(model, b) - b.sampler_logp_BA)[b.mask_BA] for b in batches[0]]
+    for changes in (dict(), dict(epochs=3), dict(old_logprobs="recompute")):
+        _, metrics = run(model, model, batches, **changes)
+        assert metrics["policy/logprob_gap_mean"] == pytest.approx(
+            np.concatenate(gaps).mean(), rel=1e-3
+        )
+        assert metrics["policy/logprob_gap_max"] == pytest.approx(
+            np.concatenate(gaps).max(), rel=1e-3
+        )
+
+
+def test_accumulated_gradient_is_that_of_one_batch(model, ref_model):
+    """And of the plain sum of losses, differentiated at once."""
+    large = micro_batches(model, rows=16)
+    small = micro_batches(model, rows=2)
+    assert len(large[0]) == 1 and len(small[0]) == 6
+    state, metrics = run(model, ref_model, large)
+    other, other_metrics = run(model, ref_model, small)
+    assert_close(state.params, other.params)
+    for name in ("loss/total", "loss/policy", "loss/kl", "optim/grad_norm", "policy/entropy"):
+        assert metrics[name] == pytest.approx(other_metrics[name], rel=1e-4), name
+    (batch,) = large[0]
+
+    def objective(params):
+        ref_logp_BA = score(ref_model, batch)
+        return loss.policy_loss(score(params, batch), ref_logp_BA, batch, **NUMBERS)[0]
+
+    value, grads = jax.jit(jax.value_and_grad(objective))(model)
+    norm = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(grads)))
+    assert metrics["loss/total"] == pytest.approx(float(value), rel=1e-4)
+    assert metrics["optim/grad_norm"] == pytest.approx(norm, rel=1e-4)
+
+
+def test_no_reference_pass_without_kl(model):
+    _, metrics = run(model, None, micro_batches(model), kl_coef=0.0)
+    assert metrics["loss/kl"] == 0 and metrics["loss/total"] == metrics["loss/policy"]
+
+
+def test_recomputed_old_logprobs_replace_the_samplers(model, ref_model):
+    right, wrong = micro_batches(model), micro_batches(model, noise=0.5)
+    for epochs in (1, 2):
+        expected, _ = run(model, ref_model, right, epochs=epochs)
+        state, metrics = run(model, ref_model, wrong, epochs=epochs, old_logprobs="recompute")
+        assert_close(state.params, expected.params)
+        unlike, _ = run(model, ref_model, wrong, epochs=epochs)
+        with pytest.raises(AssertionError):
+            assert_close(state.params, unlike.params)
+    assert metrics["optim/steps"] == 2
+
+
+def test_mini_batches_step_one_after_the_other(model, ref_model):
+    both = micro_batches(model, mini_batches=2)
+    assert len(both) == 2
+    state, metrics = run(model, ref_model, both)
+    assert metrics["optim/steps"] == 2 and int(state.step) == 2
+    optimizer, expected = fresh(model)
+    step = update.make_update(optimizer, **HOW, **NUMBERS)
+    for part in both:
+        expected, _ = step(expected, ref_model, [part])
+    assert_close(state.params, expected.params)
+
+
+def test_updates_raise_what_was_rewarded(model):
+    batches = micro_batches(model)
+    optimizer, state = fresh(model, eps=1e-8)
+    step = update.make_update(optimizer, **HOW, **(NUMBERS | {"kl_coef": 0.0}))
+    for _ in range(5):
+        state, _ = step(state, None, batches)
+    for batch in batches[0]:
+        gain_BA = np.asarray(score(state.params, batch) - score(model, batch))
+        gain_B = np.where(batch.mask_BA, gain_BA, 0).sum(-1)
+        real_B = batch.weight_B > 0
+        assert (np.sign(gain_B) == np.sign(batch.adv_B))[real_B].mean() > 0.8
+
+
+@pytest.mark.parametrize("field", ["adv_B", "weight_B"])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(model, field):
+    good = micro_batches(model)
+    bad_value = np.full_like(getattr(good[0][0], field), np.nan)
+    bad = [[good[0][0].replace(**{field: bad_value}), good[0][1]]]
+    optimizer, state = fresh(model)
+    step = update.make_update(optimizer, **HOW, **NUMBERS)
+    before = jax.device_get(state)
+    state, metrics = step(state, model, bad)
+    assert metrics["optim/skipped"] == 1 and not np.isfinite(metrics["loss/total"])
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), before)
+    state, metrics = step(state, model, good)
+    assert metrics["optim/skipped"] == 0 and int(state.step) == 1
+
+
+def test_one_compilation_for_each_shape(model):
+    optimizer, state = fresh(model)
+    step = update.make_update(optimizer, **HOW, **NUMBERS)
+    counts = []
+    for seed, lengths in ((0, (16,)), (1, (16,)), (2, (16, 24)), (3, (16,)), (4, (24,))):
+        batches = micro_batches(model, seed=seed, row_lengths=lengths, rows=8 * len(lengths))
+        batches = micro_batches(
+            model, seed=seed, row_lengths=lengths, rows=(8,) * len(lengths), count=12 + seed
+        )
+        state, metrics = step(state, model, batches)
+        counts.append(metrics["compile/count"])
+    assert counts[0] == counts[1] == counts[2] == counts[3] == 3
+    assert counts[4] == 4
+
+
+def test_parameters_handed_to_the_sampler_survive_the_update(model):
+    """Only the optimizer state is donated."""
+    state, _ = run(model, model, micro_batches(model))
+    assert not any(x.is_deleted() for x in jax.tree.leaves(model))
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.params))
+
+
+def test_adamw_by_hand():
+    """Three steps in float64: clip by global norm, AdamW, decay on everything, warm-up."""
+    numbers = dict(lr=0.1, b1=0.9, b2=0.95, eps=1e-3, weight_decay=0.2, clip_norm=1.0)
+    optimizer = update.make_optimizer(**numbers, warmup_steps=2)
+    rng = np.random.default_rng(0)
+    params = {"w": rng.normal(size=(3, 2)), "scale": rng.normal(size=2)}
+    state = update.init(jax.tree.map(jnp.float32, params), optimizer)
+    m = {k: np.zeros_like(v) for k, v in params.items()}
+    v = {k: np.zeros_like(v) for k, v in params.items()}
+    for i in range(3):
+        grads = {k: rng.normal(size=x.shape) * 10.0 ** (1 - i) for k, x in params.items()}
+        norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
+        new = update.apply(
+            state.params,
+            state.opt_state,
+            state.step,
+            jax.tree.map(jnp.float32, grads),
+            jnp.float32(0),
+            optimizer=optimizer,
+        )
+        state = update.State(*new[:3])
+        assert float(new[3]) == pytest.approx(norm, rel=1e-5)
+        lr = 0.1 * min(1, (i + 1) / 2)
+        for k, g in grads.items():
+            g = g * min(1, 1 / norm)
+            m[k] = 0.9 * m[k] + 0.1 * g
+            v[k] = 0.95 * v[k] + 0.05 * g**2
+            direction = (m[k] / (1 - 0.9 ** (i + 1))) / (
+                np.sqrt(v[k] / (1 - 0.95 ** (i + 1))) + 1e-3
+            )
+            params[k] = params[k] - lr * (direction + 0.2 * params[k])
+            np.testing.assert_allclose(state.params[k], params[k], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(old_logprobs="engine"), "sampler, recompute"),
+        (dict(tis_cap=2.0), "does nothing"),
+    ],
+)
+def test_mistakes_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        update.make_update(None, **HOW, **NUMBERS, **changes)
+
+
+def test_a_batch_without_sampled_tokens_is_refused(model):
+    (batches,) = micro_batches(model)
+    empty = [[b.replace(mask_BA=np.zeros_like(b.mask_BA)) for b in batches]]
+    with pytest.raises(ValueError, match="No sampled token"):
+        run(model, model, empty)
+
+
+MESHES = [(2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 2), (1, 8, 1)]
+
+
+def sharded_run(model, ref_model, batches, sizes):
+    data, fsdp, tensor = sizes
+    mesh = sharding.make_mesh(
+        data=data, fsdp=fsdp, tensor=tensor, devices=jax.devices()[: data * fsdp * tensor]
+    )
+    shardings = sharding.parameter_shardings(mesh, model)
+    place = lambda tree: jax.tree.map(jax.device_put, tree, shardings)
+    optimizer, state = fresh(place(model))
+    step = update.make_update(
+        optimizer,
+        **HOW,
+        **NUMBERS,
+        shardings=shardings,
+        batch_sharding=sharding.batch_sharding(mesh),
+        epochs=2,
+    )
+    state, metrics = step(state, place(ref_model), batches)
+    return shardings, state, metrics
+
+
+@pytest.fixture(scope="module")
+def on_one_device(model, ref_model):
+    batches = micro_batches(model)
+    return batches, *run(model, ref_model, batches, epochs=2)
+
+
+@pytest.mark.parametrize("sizes", MESHES)
+def test_any_mesh_gives_the_update_of_one_device(model, ref_model, on_one_device, sizes):
+    batches, expected, expected_metrics = on_one_device
+    shardings, state, metrics = sharded_run(model, ref_model, batches, sizes)
+    assert_close(state.params, expected.params)
+    for name in METRICS - {"compile/count"}:
+        assert metrics[name] == pytest.approx(expected_metrics[name], rel=1e-3, abs=1e-5), name
+    for wanted, x in zip(jax.tree.leaves(shardings), jax.tree.leaves(state.params), strict=True):
+        assert x.sharding.is_equivalent_to(wanted, x.ndim)
+    # moments lie where their parameters lie, and nothing was compiled for the second epoch
+    sizes_of = lambda tree: sorted(
+        (x.shape, x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(tree) if x.ndim
+    )
+    assert sizes_of(state.opt_state) == sorted(sizes_of(state.params) * 2)
+    assert metrics["compile/count"] == 3

@@ -1,0 +1,391 @@
+"""The engine against whole-sequence passes of the same model, and against itself in other company.
+
+Dimensions: T tokens  V vocabulary
+"""
+
+import contextlib
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models import qwen2
+from models.engine.engine import Engine
+from models.engine.types import Request, Sampling
+from tests.models.test_sampling import reference
+
+CONFIG = qwen2.Config(
+    vocab_size=150,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    initializer_range=0.3,  # small weights would hide mistakes in positions and masks
+)
+MODEL = qwen2.Qwen2(jax.random.key(0), CONFIG)
+OTHER = qwen2.Qwen2(jax.random.key(1), CONFIG)
+WHOLE = 64  # whole-sequence passes are padded to this length
+
+
+def text(tokens):
+    """One letter per token, so that stop strings can span tokens."""
+    return "".join(chr(ord("a") + token % 26) for token in tokens)
+
+
+def build(**options):
+    options = dict(slots=4, prompt_buckets=(8, 16), max_length=160, prefill_rows=2) | options
+    weights = {"policy": MODEL, "frozen": OTHER}
+    return Engine(weights, decode_text=text, **options)
+
+
+@pytest.fixture(scope="module")
+def warm():
+    engine = build()
+    engine.warmup()
+    return engine
+
+
+@pytest.fixture
+def engine(warm):
+    yield warm
+    while warm.pending:
+        warm.step()
+    for name, model in (("policy", MODEL), ("frozen", OTHER)):
+        warm.set_weights(name, model)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return build(slots=2, prompt_buckets=(8,), max_length=32, seed=1)
+
+
+@jax.jit
+def whole_logits(model, token_T, length):
+    segment_1T = (jnp.arange(WHOLE) < length).astype(jnp.int32)[None]
+    return model.logits(model.hidden(token_T[None], segment_1T))[0]
+
+
+def logits_TV(model, tokens):
+    """float32 [T, V] of one whole sequence, from the pass that training uses."""
+    padded = np.zeros(WHOLE, np.int32)
+    padded[: len(tokens)] = tokens
+    return np.asarray(whole_logits(model, padded, len(tokens)))[: len(tokens)]
+
+
+def prompt(length, seed=0):
+    rng = np.random.default_rng((length, seed))
+    return tuple(rng.integers(0, CONFIG.vocab_size, length).tolist())
+
+
+def request(length=6, seed=0, *, max_tokens=12, weights="policy", address=None, **sampling):
+    address = (length, seed) if address is None else address
+    return Request(prompt(length, seed), Sampling(max_tokens, **sampling), weights, address)
+
+
+def run(engine, requests):
+    """Completions in the order of the requests."""
+    ids = [engine.submit(request_) for request_ in requests]
+    done = {}
+    while engine.pending:
+        done |= dict(engine.step())
+    return [done[id] for id in ids]
+
+
+def same(one, other):
+    np.testing.assert_array_equal(one.tokens, other.tokens)
+    np.testing.assert_array_equal(one.logprobs, other.logprobs)
+    assert one.stop_reason == other.stop_reason
+
+
+@contextlib.contextmanager
+def nothing_compiles():
+    compiled = []
+    listen = lambda event, *_, **__: "backend_compile" in event and compiled.append(event)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield
+    jax.monitoring.unregister_event_duration_listener(listen)
+    assert not compiled
+
+
+# ---- Against whole-sequence passes ----
+
+
+@pytest.mark.parametrize("length", [1, 8, 9, 16])
+def test_greedy_equals_argmax_of_whole_sequences(engine, length):
+    (got,) = run(engine, [request(length, temperature=0)])
+    tokens = list(prompt(length))
+    for logprob in got.logprobs:
+        logits_V = logits_TV(MODEL, tokens)[-1]
+        tokens.append(int(logits_V.argmax()))
+        assert abs(logprob - np.log(reference(logits_V)[tokens[-1]])) < 1e-4
+    assert got.tokens.tolist() == tokens[length:]
+    assert (got.tokens.dtype, got.logprobs.dtype) == (np.int32, np.float32)
+
+
+@pytest.mark.parametrize(
+    "cuts",
+    [
+        dict(),
+        dict(temperature=0.6),
+        dict(temperature=1.4, top_k=5),
+        dict(top_p=0.8),
+        dict(min_p=0.1),
+        dict(temperature=2.0, top_k=40, top_p=0.9, min_p=0.01),
+    ],
+    ids=str,
+)
+def test_logprobs_equal_those_of_whole_sequences(engine, cuts):
+    requests = [request(5 + seed, seed, max_tokens=30, **cuts) for seed in range(5)]
+    for request_, got in zip(requests, run(engine, requests), strict=True):
+        every_TV = logits_TV(MODEL, [*request_.tokens, *got.tokens])
+        drawn_from_TV = every_TV[len(request_.tokens) - 1 : -1]
+        p_TV = np.array([reference(logits_V, **cuts) for logits_V in drawn_from_TV])
+        expected_T = np.log(p_TV[np.arange(30), got.tokens])
+        np.testing.assert_allclose(got.logprobs, expected_T, atol=1e-4)
+
+
+# ---- A request's tokens depend on nothing but itself ----
+
+
+def test_company_order_and_history_change_nothing(engine):
+    requests = [request(1 + 3 * (seed % 6), seed, max_tokens=3 + seed) for seed in range(11)]
+    requests += [request(7, seed, top_p=0.7, max_tokens=9) for seed in range(3)]
+    together = run(engine, requests)
+    alone = [run(engine, [request_])[0] for request_ in requests]
+    backwards = run(engine, requests[::-1])[::-1]
+    for one, two, three in zip(together, alone, backwards, strict=True):
+        same(one, two)
+        same(one, three)
+
+    # A neighbour beyond position 128 selects the decode program that reads the longer cache.
+    neighbour = engine.submit(request(16, 99, max_tokens=144))
+    for _ in range(14):
+        engine.step()
+    ids = [engine.submit(request_) for request_ in requests[:3]]
+    done = {}
+    while not set(ids) <= set(done):
+        done |= dict(engine.step())
+    assert engine.cancel(neighbour)
+    for id, one in zip(ids, together, strict=False):
+        same(one, done[id])
+
+    # Slots left behind by cancelled requests.
+    cancelled = [engine.submit(request(12, seed, max_tokens=100)) for seed in range(4)]
+    engine.step()
+    for id in cancelled:
+        assert engine.cancel(id)
+    for one, two in zip(together, run(engine, requests), strict=True):
+        same(one, two)
+
+
+def test_rollouts_of_one_prompt_are_not_copies(engine):
+    rollouts = [request(6, address=(3, 1, rollout)) for rollout in range(8)]
+    responses = {tuple(got.tokens) for got in run(engine, rollouts)}
+    assert len(responses) == 8
+    one, two = run(engine, [rollouts[0], rollouts[0]])
+    same(one, two)
+
+
+def test_the_seed_changes_the_draws(engine, small):
+    (one,) = run(engine, [request(6, max_tokens=20)])
+    (other,) = run(small, [request(6, max_tokens=20)])
+    assert one.tokens.tolist() != other.tokens.tolist()
+
+
+# ---- How a response ends ----
+
+
+def test_max_tokens(engine):
+    lengths = [1, 2, 8, 9, 10, 25]
+    got = run(engine, [request(6, n, max_tokens=n) for n in lengths])
+    assert [len(completion.tokens) for completion in got] == lengths
+    assert {completion.stop_reason for completion in got} == {"length"}
+
+
+def test_a_request_may_fill_max_length(engine):
+    (got,) = run(engine, [request(16, max_tokens=144)])
+    assert len(got.tokens) == 144
+
+
+@pytest.mark.parametrize("place", [0, 1, 5, 11])
+def test_stop_id_is_the_last_token(engine, place):
+    (free,) = run(engine, [request()])
+    stop = int(free.tokens[place])
+    assert stop not in free.tokens[:place]
+    (got,) = run(engine, [request(stop_ids=(149, stop))])
+    assert got.tokens.tolist() == free.tokens[: place + 1].tolist()
+    np.testing.assert_array_equal(got.logprobs, free.logprobs[: place + 1])
+    assert got.stop_reason == "stop"
+
+
+def test_stop_string_cuts_after_the_token_that_completes_it(engine):
+    (free,) = run(engine, [request(max_tokens=30)])
+    letters = text(free.tokens)
+    for place in (0, 7, 8, 20, 28):
+        stop = letters[place : place + 2]
+        end = letters.index(stop) + 2
+        (got,) = run(engine, [request(max_tokens=30, stop_strings=("#", stop))])
+        assert got.tokens.tolist() == free.tokens[:end].tolist()
+        assert len(got.logprobs) == end
+        assert got.stop_reason == "stop"
+
+
+def test_cancel(engine):
+    running = [engine.submit(request(6, seed, max_tokens=100)) for seed in range(4)]
+    queued = engine.submit(request(6, 4, max_tokens=100))
+    assert engine.step() == []
+    assert engine.pending == 5
+    assert engine.cancel(running[1]) and engine.cancel(queued)
+    assert not engine.cancel(queued)
+    waiting = engine.submit(request(6, 5, max_tokens=3))
+    done = dict(engine.step())
+    assert set(done) == {running[1], queued, waiting}  # the slot was refilled at once
+    assert done[running[1]].stop_reason == done[queued].stop_reason == "cancelled"
+    assert len(done[running[1]].tokens) == len(done[running[1]].logprobs) == 9
+    assert len(done[queued].tokens) == 0
+    (free,) = run(engine, [request(6, 1, max_tokens=100)])
+    np.testing.assert_array_equal(done[running[1]].tokens, free.tokens[:9])
+    with pytest.raises(ValueError, match="no request has this id"):
+        engine.cancel(10**6)
+
+
+# ---- Weights ----
+
+
+def test_weight_sets_side_by_side(engine):
+    requests = [
+        request(5 + seed, seed, temperature=0, weights=name)
+        for seed in range(4)
+        for name in ("policy", "frozen")
+    ]
+    for request_, got in zip(requests, run(engine, requests), strict=True):
+        model = {"policy": MODEL, "frozen": OTHER}[request_.weights]
+        logits = logits_TV(model, [*request_.tokens, *got.tokens])[len(request_.tokens) - 1 : -1]
+        assert got.tokens.tolist() == logits.argmax(-1).tolist()
+
+
+def test_set_weights_replaces_one_set(engine):
+    on_policy, on_frozen = request(temperature=0), request(temperature=0, weights="frozen")
+    before = run(engine, [on_policy, on_frozen])
+    compiled = engine.compile_count
+    engine.set_weights("policy", OTHER)
+    after = run(engine, [on_policy, on_frozen])
+    same(after[0], before[1])
+    same(after[1], before[1])
+    assert after[0].weights_version == before[0].weights_version + 1
+    assert after[1].weights_version == before[1].weights_version
+    assert engine.compile_count == compiled
+
+
+def test_a_request_in_flight_keeps_the_version_it_started_with(engine):
+    (old,) = run(engine, [request(max_tokens=30)])
+    engine.submit(request(max_tokens=30))
+    engine.step()
+    engine.set_weights("policy", OTHER)
+    ((_, got),) = [item for _ in range(3) for item in engine.step()]
+    assert got.weights_version == old.weights_version
+    np.testing.assert_array_equal(got.tokens[:9], old.tokens[:9])
+    assert got.tokens[9:].tolist() != old.tokens[9:].tolist()
+
+
+def test_set_weights_refuses_another_shape(engine):
+    wide = qwen2.Qwen2(jax.random.key(0), dataclasses.replace(CONFIG, intermediate_size=64))
+    with pytest.raises(ValueError, match="'policy' differ .*w_gate_DF"):
+        engine.set_weights("policy", wide)
+
+
+def test_weights_that_are_not_finite_are_reported():
+    engine = build(slots=1)
+    engine.set_weights("policy", jax.tree.map(lambda a: a * jnp.nan, MODEL))
+    engine.submit(request(max_tokens=1))
+    with pytest.raises(FloatingPointError, match="'policy', version 1"):
+        engine.step()
+
+
+# ---- Programs ----
+
+
+def test_nothing_compiles_after_warmup(engine):
+    assert engine.compile_count == 4  # two prompt buckets, two cache lengths
+    rng = np.random.default_rng(0)
+    requests = [
+        request(
+            int(rng.integers(1, 17)),
+            seed,
+            max_tokens=int(rng.integers(1, 60)),
+            weights=("policy", "frozen")[seed % 2],
+            temperature=float(rng.choice([0, 0.5, 1])),
+            top_p=float(rng.choice([0.5, 1])),
+            top_k=int(rng.choice([0, 3])),
+            stop_ids=tuple(range(seed % 9)),
+        )
+        for seed in range(40)
+    ]
+    requests.append(request(16, max_tokens=144))
+    with nothing_compiles():
+        run(engine, requests)
+        engine.set_weights("policy", OTHER)
+        run(engine, requests[:3])
+    assert engine.compile_count == 4
+
+
+def test_the_cache_is_donated_and_made_on_first_use(small):
+    assert "frozen" not in small._pools
+    small.submit(request(weights="frozen"))
+    state = small._pools["frozen"].state
+    small.step()
+    assert all(cache.is_deleted() for cache in [*state.keys, *state.values])
+
+
+# ---- Errors ----
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Request((), Sampling(1)), "empty"),
+        (lambda: request(17), "17 tokens exceeds .*(8, 16)"),
+        (lambda: request(16, max_tokens=145), "max_tokens=145 exceed max_length=160.*at most 144"),
+        (lambda: request(weights="critic"), "'critic'.*'frozen', 'policy'"),
+        (lambda: Request((150,), Sampling(1)), "token 150 is outside the vocabulary of 150"),
+        (lambda: request(stop_ids=tuple(range(9))), "9 stop_ids; the engine takes 8"),
+        (lambda: request(address=tuple(range(9))), "at most 8 integers"),
+        (lambda: request(address=(-1,)), "at most 8 integers"),
+        (lambda: Sampling(0), "max_tokens=0"),
+        (lambda: Sampling(1, temperature=-0.5), "temperature=-0.5"),
+        (lambda: Sampling(1, top_p=0.0), "top_p=0.0"),
+        (lambda: Sampling(1, top_p=1.5), "top_p=1.5"),
+        (lambda: Sampling(1, top_k=-1), "top_k=-1"),
+        (lambda: Sampling(1, min_p=2.0), "min_p=2.0"),
+        (lambda: Sampling(1, stop_strings=("",)), "empty string"),
+    ],
+)
+def test_errors_name_the_value(engine, make, message):
+    with pytest.raises(ValueError, match=message):
+        engine.submit(make())
+    assert engine.pending == 0
+
+
+def test_stop_strings_need_decode_text():
+    engine = Engine({"policy": MODEL}, slots=1, prompt_buckets=(8,), max_length=16)
+    with pytest.raises(ValueError, match="decode_text"):
+        engine.submit(request(max_tokens=2, stop_strings=("x",)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(slots=0), "slots=0"),
+        (dict(decode_steps=0), "decode_steps=0"),
+        (dict(prompt_buckets=()), "prompt_buckets"),
+        (dict(prompt_buckets=(8, 160)), "max_length - 1 = 159"),
+        (dict(seed=-1), "seed=-1"),
+    ],
+)
+def test_engine_options_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        build(**options)

@@ -1,0 +1,295 @@
+"""Text to ids and back: byte-level BPE trained here, and SentencePiece files."""
+
+import io
+import json
+import random
+import shutil
+import subprocess
+import sys
+import unicodedata
+
+import pytest
+import sentencepiece
+import transformers
+
+from models import tokenizer
+
+CORPUS = [
+    f"The capital of country_{i} is city {i * 37}.\nSub-goal: look up {i} in the café;\n\n"
+    f"\tprint({i} + {i * 7})  # naïve 東京\n"
+    for i in range(200)
+]
+TEXTS = [
+    "",
+    " ",
+    "The capital of",
+    "12 345 6789 00 1.50 -7,000",
+    "x_12 = a_b__c\n\n\treturn  x\r\n",
+    "two  spaces   three \n trailing  ",
+    "a  1   22 \n 3",
+    "café naïve 東京 🙂 𝔘 ½ ٣٤",
+    "it's WE'LL don't",
+    "<|im_start|>user\nhi 10<|im_end|>\n",
+    "\x00\x1f\u200b\ufeff",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bpe")
+    tokenizer.train_byte_bpe(CORPUS, vocab_size=600, folder=folder)
+    return folder
+
+
+def beside_a_model(folder, tmp_path):
+    """A copy of a tokenizer's folder with the config.json of a Qwen2 model."""
+    target = shutil.copytree(folder, tmp_path / "model")
+    (target / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    return target
+
+
+# ---------------------------------------------------------------- byte-level BPE
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_round_trips(folder, text):
+    loaded = tokenizer.Tokenizer.load(folder)
+    ids = loaded.encode(text)
+    assert loaded.decode(ids, keep_special=True) == unicodedata.normalize("NFC", text)
+    assert all(0 <= i < loaded.vocab_size for i in ids)
+
+
+def test_digits_are_paired_from_the_left(folder):
+    loaded = tokenizer.Tokenizer.load(folder)
+    pieces = lambda text: [loaded.decode([i]) for i in loaded.encode(text)]
+    assert pieces("12345") == ["12", "34", "5"]
+    assert pieces("x=1234+7") == ["x", "=", "12", "34", "+", "7"]
+    for number in range(100):
+        assert len(loaded.encode(str(number))) == 1
+        assert len(loaded.encode(f"{number:02d}")) == 1
+
+
+@pytest.mark.parametrize("with_model", [False, True])
+def test_transformers_loads_identical_ids(folder, tmp_path, with_model):
+    loaded = tokenizer.Tokenizer.load(folder)
+    path = beside_a_model(folder, tmp_path) if with_model else folder
+    theirs = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+    for text in TEXTS + CORPUS[:20]:
+        assert theirs.encode(text, add_special_tokens=False) == loaded.encode(text)
+        ids = loaded.encode(text)
+        assert theirs.decode(ids, skip_special_tokens=True) == loaded.decode(ids)
+    assert (theirs.eos_token, theirs.pad_token) == ("<|im_end|>", "<|endoftext|>")
+    messages = [{"role": "user", "content": "hi"}]
+    chat = theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert theirs.encode(chat) == loaded.chat(messages)
+
+
+def test_transformers_does_not_replace_the_pipeline(folder, tmp_path):
+    theirs = transformers.AutoTokenizer.from_pretrained(beside_a_model(folder, tmp_path))
+    rebuilt = json.loads(theirs.backend_tokenizer.to_str())
+    written = json.loads((folder / "tokenizer.json").read_text())
+    for part in ("normalizer", "pre_tokenizer", "decoder", "added_tokens"):
+        assert rebuilt[part] == written[part]
+
+
+def test_merges_were_learnt(folder):
+    loaded = tokenizer.Tokenizer.load(folder)
+    assert len(loaded.encode(" capital of country")) == 3
+    assert loaded.vocab_size <= 600
+
+
+def test_special_tokens_stand_last_and_are_skipped(folder):
+    loaded = tokenizer.Tokenizer.load(folder)
+    ids = loaded.encode("<|endoftext|><|im_start|><|im_end|>")
+    assert ids == [loaded.vocab_size - 3, loaded.vocab_size - 2, loaded.vocab_size - 1]
+    assert loaded.decode([*ids, *loaded.encode("a")]) == "a"
+    assert loaded.eos_ids == (ids[2],)
+    assert loaded.pad_id == ids[0]
+    assert loaded.decode([loaded.vocab_size + 5]) == ""
+
+
+def test_chat_is_the_template_with_the_reply_header(folder):
+    loaded = tokenizer.Tokenizer.load(folder)
+    messages = [{"role": "system", "content": "Plan."}, {"role": "user", "content": "6 * 7?"}]
+    assert loaded.decode(loaded.chat(messages), keep_special=True) == (
+        "<|im_start|>system\nPlan.<|im_end|>\n"
+        "<|im_start|>user\n6 * 7?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+def test_own_chat_template_is_followed(tmp_path):
+    template = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
+    made = tokenizer.train_byte_bpe(["a"], vocab_size=400, folder=tmp_path, chat_template=template)
+    assert made.decode(made.chat([{"role": "user", "content": "hi"}])) == "[user] hi\n"
+
+
+def test_training_is_deterministic_across_processes(folder, tmp_path):
+    program = (
+        "import sys; sys.path[:0] = sys.argv[3:]\n"
+        "import json; from models import tokenizer\n"
+        "texts = json.loads(open(sys.argv[1]).read())\n"
+        "tokenizer.train_byte_bpe(texts, vocab_size=600, folder=sys.argv[2])\n"
+    )
+    (tmp_path / "texts.json").write_text(json.dumps(CORPUS))
+    arguments = [str(tmp_path / "texts.json"), str(tmp_path / "again"), *sys.path]
+    subprocess.run([sys.executable, "-c", program, *arguments], check=True, capture_output=True)
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_impossible_training_says_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match="vocab_size=300 is too small.* need 359 or more"):
+        tokenizer.train_byte_bpe(["a"], vocab_size=300, folder=tmp_path)
+    with pytest.raises(ValueError, match="eos_token='</s>' is not one of"):
+        tokenizer.train_byte_bpe(["a"], vocab_size=400, folder=tmp_path, eos_token="</s>")
+
+
+def test_saved_folder_loads_to_the_same(folder, tmp_path):
+    loaded = tokenizer.Tokenizer.load(folder)
+    loaded.save(tmp_path)
+    again = tokenizer.Tokenizer.load(tmp_path)
+    assert [again.encode(text) for text in TEXTS] == [loaded.encode(text) for text in TEXTS]
+    assert (again.eos_ids, again.pad_id) == (loaded.eos_ids, loaded.pad_id)
+    messages = [{"role": "user", "content": "hi"}]
+    assert again.chat(messages) == loaded.chat(messages)
+    theirs = transformers.AutoTokenizer.from_pretrained(beside_a_model(tmp_path, tmp_path / "m"))
+    assert [theirs.encode(text) for text in TEXTS] == [loaded.encode(text) for text in TEXTS]
+
+
+@pytest.mark.parametrize("eos_token_id", [7, [7, 9]])
+def test_end_ids_come_from_the_generation_config(folder, tmp_path, eos_token_id):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": eos_token_id}))
+    expected = (7, 9) if isinstance(eos_token_id, list) else (7,)
+    assert tokenizer.Tokenizer.load(copy).eos_ids == expected
+    (copy / "generation_config.json").unlink()
+    own = tokenizer.Tokenizer.load(copy)
+    assert own.decode(own.eos_ids, keep_special=True) == "<|im_end|>"
+
+
+def test_vocab_and_merges_alone_load(folder, tmp_path):
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
+    text = "The capital of country_ is\n"
+    assert tokenizer.Tokenizer.load(tmp_path).encode(text) == (
+        tokenizer.Tokenizer.load(folder).encode(text)
+    )
+
+
+def test_empty_folder_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none of tokenizer.json, vocab.json or tokenizer"):
+        tokenizer.Tokenizer.load(tmp_path)
+
+
+# ---------------------------------------------------------------- SentencePiece
+
+PARTS = (
+    "fox|Hello|12| |  |\n|é|e\u0301|<U>|aaa|--|ﬁ|🙂|_|3.4|東|▁|\t|Z|ﾊ|ﾞ|<|im_end|>|the|<unk>|<0x41>"
+)
+
+
+def sentencepiece_texts():
+    draw = random.Random(0)
+    parts = [*PARTS.split("|"), "<|im_end|>"]
+    mixed = ["".join(draw.choices(parts, k=draw.randint(1, 12))) for _ in range(200)]
+    return TEXTS[:9] + ["  lead", "trail  ", "▁x ▁", "cafe\u0301", "0000 ----- aaaaa"] + mixed
+
+
+def train_sentencepiece(folder, **options):
+    """Writes folder/tokenizer.model; returns SentencePiece's own processor of it."""
+    buffer = io.BytesIO()
+    lines = [line for text in CORPUS for line in text.splitlines() if line]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines + ["- -- --- ----", "a aa aaa aaaa"] * 20),
+        model_writer=buffer,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **options,
+    )
+    (folder / "tokenizer.model").write_bytes(buffer.getvalue())
+    return sentencepiece.SentencePieceProcessor(model_proto=buffer.getvalue())
+
+
+SYMBOLS = {"user_defined_symbols": ["<U>", "<|im_start|>", "<|im_end|>"]}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(model_type="bpe", vocab_size=460, byte_fallback=True, **SYMBOLS),
+        dict(model_type="bpe", vocab_size=200, normalization_rule_name="identity"),
+        dict(model_type="bpe", vocab_size=200, remove_extra_whitespaces=False),
+        dict(model_type="unigram", vocab_size=420, byte_fallback=True, **SYMBOLS),
+        dict(model_type="unigram", vocab_size=160, add_dummy_prefix=False, **SYMBOLS),
+        dict(model_type="unigram", vocab_size=160, normalization_rule_name="identity"),
+    ],
+    ids=lambda options: "-".join(str(value) for value in options.values() if value is not True),
+)
+def test_sentencepiece_file_gives_its_own_ids_and_text(tmp_path, options):
+    processor = train_sentencepiece(tmp_path, **options)
+    loaded = tokenizer.Tokenizer.load(tmp_path)
+    assert loaded.vocab_size == processor.get_piece_size()
+    assert loaded.eos_ids == (processor.eos_id(),)
+    for text in sentencepiece_texts():
+        ids = processor.encode(text)
+        assert loaded.encode(text) == ids, text
+        assert loaded.decode(ids) == processor.decode(ids), text
+
+
+def test_sentencepiece_survives_saving_copying_and_a_model_beside_it(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    train_sentencepiece(source, model_type="bpe", vocab_size=460, byte_fallback=True, **SYMBOLS)
+    (source / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    loaded = tokenizer.Tokenizer.load(source)
+    loaded.save(tmp_path / "saved")
+    tokenizer.copy_files(source, tmp_path / "copied")
+    for name in ("saved", "copied"):
+        shutil.copy(source / "config.json", tmp_path / name)
+        again = tokenizer.Tokenizer.load(tmp_path / name)
+        for text in TEXTS:
+            assert again.encode(text) == loaded.encode(text)
+            assert again.decode(again.encode(text)) == loaded.decode(loaded.encode(text))
+    # The file's rules turn a newline into a blank and drop the last one.
+    chat = loaded.decode(loaded.chat([{"role": "user", "content": "hi"}]))
+    assert chat == "<|im_start|>user hi<|im_end|> <|im_start|>assistant"
+
+
+def test_sentencepiece_control_symbols_are_special(tmp_path):
+    processor = train_sentencepiece(tmp_path, model_type="bpe", vocab_size=200)
+    loaded = tokenizer.Tokenizer.load(tmp_path)
+    assert processor.eos_id() in loaded.encode("the</s>")
+    assert loaded.decode([*loaded.encode("the"), processor.eos_id()]) == "the"
+
+
+def test_sentencepiece_configuration_beside_it_is_read(tmp_path):
+    train_sentencepiece(tmp_path, model_type="bpe", vocab_size=200)
+    size = sentencepiece.SentencePieceProcessor(str(tmp_path / "tokenizer.model")).get_piece_size()
+    config = {
+        "tokenizer_class": "LlamaTokenizer",
+        "eos_token": "<end>",
+        "pad_token": {"content": "<end>", "special": True},
+        "added_tokens_decoder": {str(size): {"content": "<end>", "special": True}},
+        "chat_template": "{{ messages[0]['content'] }}<end>",
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    loaded = tokenizer.Tokenizer.load(tmp_path)
+    assert (loaded.eos_ids, loaded.pad_id, loaded.vocab_size) == ((size,), size, size + 1)
+    assert loaded.chat([{"role": "user", "content": "the"}])[-1] == size
+    config["added_tokens_decoder"] = {str(size + 4): {"content": "<end>", "special": True}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"should have id {size + 4}"):
+        tokenizer.Tokenizer.load(tmp_path)
+
+
+def test_sentencepiece_that_cannot_be_converted_is_refused(tmp_path):
+    train_sentencepiece(tmp_path, model_type="char", vocab_size=100)
+    with pytest.raises(ValueError, match="cannot be converted exactly: model_type=CHAR"):
+        tokenizer.Tokenizer.load(tmp_path)
+    train_sentencepiece(tmp_path, model_type="bpe", vocab_size=200, treat_whitespace_as_suffix=True)
+    with pytest.raises(ValueError, match="treat_whitespace_as_suffix=true"):
+        tokenizer.Tokenizer.load(tmp_path)

@@ -1,0 +1,130 @@
+"""Search: ranking on small known sets, hostile queries, threads."""
+
+import concurrent.futures
+
+import pytest
+
+from tools import knowledge_base, knowledge_search
+from tools.protocol import Tool, ToolError
+
+ROWS = [
+    ("country", "Spain", dict(continent="Europe", capital="Madrid", code="+34")),
+    ("country", "France", dict(continent="Europe", capital="Paris", code="+33")),
+    ("country", "Mexico", dict(continent="North America", capital="Mexico City", code="+52")),
+    ("state", "New Mexico", dict(capital="Santa Fe", year="1912")),
+    ("element", "Gold", dict(symbol="Au", number="79")),
+    ("work", "Don Quixote", dict(form="novel", author="Miguel de Cervantes", year="1605")),
+    ("work", "The Dogs", dict(form="novella", author="Miguel de Cervantes", year="1613")),
+    ("person", "Miguel de Cervantes", dict(occupation="writer", country="Spain", year="1547")),
+    ("person", "Émile Zola", dict(occupation="writer", country="France", year="1840")),
+    ("place", "Prado", dict(kind="museum", country="Spain")),
+]
+DOCUMENTS = [(name, knowledge_base.render(kind, name, facts)) for kind, name, facts in ROWS]
+
+
+@pytest.fixture(scope="module")
+def index():
+    return knowledge_search.Index(DOCUMENTS)
+
+
+@pytest.mark.parametrize(
+    "query, title",
+    [
+        ("Spain capital", "Spain"),
+        ("Miguel de Cervantes country", "Miguel de Cervantes"),
+        ("Gold number", "Gold"),
+        ("Don Quixote author", "Don Quixote"),
+        ("Mexico capital", "Mexico"),
+        ("New Mexico capital", "New Mexico"),
+        ("dog", "The Dogs"),  # stemming
+        ("emile zola", "Émile Zola"),  # accents and case
+        ("E\u0301MILE", "Émile Zola"),  # a combining accent
+    ],
+)
+def test_ranks_the_subject_first(index, query, title):
+    assert index.search(query, top_k=3)[0][0] == title
+
+
+def test_words_ignore_case_accents_and_punctuation():
+    assert knowledge_search.words('"São-Tomé" E\u0301cole_２ 漢字 がく') == [
+        *("sao", "tome", "ecole", "2", "漢字", "がく")
+    ]
+    assert len(knowledge_search.words("a " * 1000)) == knowledge_search.MAX_WORDS
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        'Spain"',
+        '"Spain',
+        '""Spain""',
+        "Spain AND",
+        "NOT Spain",
+        "Spain NEAR(x, 2)",
+        "title:Spain",
+        "-title : Spain",
+        "Spa* Spain*",
+        "^Spain",
+        "{title text}: Spain",
+        "Spain; DROP TABLE article; --",
+        "Spain\x00\n\t",
+        "Spain \ud800",
+        "Spain 西班牙 ١٢ _ __",
+        "(((((Spain",
+        "Spain " + '" OR ' * 2500,
+        "Spain " + " ".join(f"w{i}" for i in range(3000)),
+    ],
+)
+def test_no_query_is_an_operator(index, query):
+    assert index.search(query, top_k=1) == [DOCUMENTS[0]]
+
+
+@pytest.mark.parametrize("query", ["", " \n", '"*():^-', "_", "\ud800", "\x00"])
+def test_a_query_without_words_is_the_callers_error(index, query):
+    with pytest.raises(ToolError, match="no word"):
+        index.search(query, top_k=1)
+
+
+def test_tool_answers_one_article_per_line():
+    tool = knowledge_search.make(
+        [("A", "First line.\nSecond line."), ("B", "First of B.")], top_k=2
+    )
+    assert isinstance(tool, Tool)
+    assert tool.run(query="first").splitlines() == ["First of B.", "First line. Second line."]
+    assert tool.run(query="nothing") == "No article found."
+
+
+def test_tool_cuts_a_long_answer():
+    tool = knowledge_search.make([("A", "word " * 100)], max_characters=14)
+    assert tool.run(query="word") == "word word word [cut]"
+
+
+def test_demo_of_the_tool_runs():
+    tool = knowledge_search.make(DOCUMENTS, top_k=1)
+    assert tool.demo == 'knowledge_search(query="Spain capital")'
+    assert tool.run(query="Spain capital") == DOCUMENTS[0][1]
+
+
+def test_ties_keep_the_given_order():
+    index = knowledge_search.Index([(f"t{i}", "same words") for i in range(20)])
+    assert [title for title, _ in index.search("same", top_k=20)] == [f"t{i}" for i in range(20)]
+
+
+def test_threads_get_the_same_answers(index):
+    queries = [f"{title} year" for title, _ in DOCUMENTS] * 50
+    expected = [index.search(query, top_k=3) for query in queries]
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(lambda query: index.search(query, top_k=3), queries)) == expected
+
+
+def test_every_fact_of_the_knowledge_base_is_found_first():
+    articles = knowledge_base.articles()
+    index = knowledge_search.Index((article.title, article.text) for article in articles)
+    misses = []
+    for article in articles:
+        for fact in article.facts:
+            query = f"{article.title} {fact}"
+            (title, text), *_ = index.search(query, top_k=1)
+            if text != article.text:
+                misses.append(f"{query} -> {title}")
+    assert not misses, "\n".join(misses)

@@ -1,0 +1,89 @@
+"""Every tool by name: it is built, its demo runs, and its description is complete."""
+
+import ast
+
+import pytest
+
+from tools import base_generator, protocol, toolbox
+from tools.protocol import Ask, Parameter, Tool, ToolError
+
+ARTICLES = [("Spain", "Spain is a country in Europe."), ("Gold", "Gold is an element.")]
+
+
+@pytest.fixture(scope="module")
+def tools():
+    return toolbox.build(toolbox.NAMES, articles=ARTICLES)
+
+
+def test_the_order_is_the_callers():
+    names = ("python_coder", "base_generator")
+    assert tuple(toolbox.build(names)) == names
+
+
+@pytest.mark.parametrize("name", toolbox.NAMES)
+def test_demo_is_a_call_that_works(tools, name):
+    call = ast.parse(tools[name].demo, mode="eval").body
+    assert call.func.id == name == tools[name].name
+    arguments = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    result = protocol.call(tools[name], arguments)
+    expected = {
+        "base_generator": Ask("Name three prime numbers."),
+        "knowledge_search": "Spain is a country in Europe.",
+        "python_coder": "45",
+    }
+    assert result == expected[name]
+
+
+def test_unknown_and_repeated_names():
+    with pytest.raises(ValueError, match="Unknown tools google, bing; valid: base_generator"):
+        toolbox.build(["google", "python_coder", "bing"])
+    with pytest.raises(ValueError, match="named twice"):
+        toolbox.build(["base_generator", "base_generator"])
+
+
+def test_options_reach_the_tools():
+    tools = toolbox.build(
+        toolbox.NAMES, articles=ARTICLES, top_k=2, python_seconds=3, generator_seconds=9
+    )
+    assert len(tools["knowledge_search"].run(query="is").splitlines()) == 2
+    assert "Stops after 3 s" in tools["python_coder"].limits
+    assert tools["base_generator"].seconds == 9
+
+
+def test_descriptions():
+    tool = Tool(
+        name="add",
+        description="Adds.",
+        parameters=(Parameter("a", "int", "first"), Parameter("b", "float", "second")),
+        limits="Two numbers.",
+        demo="add(a=1, b=2.0)",
+        run=lambda *, a, b: str(a + b),
+        seconds=1.0,
+    )
+    assert toolbox.describe(tool, full=False) == "add(a, b)"
+    assert toolbox.describe(tool, full=True).splitlines() == [
+        "add(a, b): Adds.",
+        "  a (int): first",
+        "  b (float): second",
+        "  Limits: Two numbers.",
+        "  Example: add(a=1, b=2.0)",
+    ]
+    assert protocol.call(tool, {"a": 1, "b": 2}) == "3"
+    for arguments, problem in [
+        ({"a": 1}, "missing argument 'b'"),
+        ({"a": 1, "b": 2.0, "c": 3}, "unknown argument 'c'"),
+        ({"a": "1", "b": 2.0}, "argument 'a' must be int, not str"),
+        ({"a": True, "b": 2.0}, "argument 'a' must be int, not bool"),
+    ]:
+        with pytest.raises(ToolError, match=problem):
+            protocol.call(tool, arguments)
+
+
+def test_parameter_types_are_checked():
+    with pytest.raises(ValueError, match="type 'list'; use one of str, int, float, bool"):
+        Parameter("x", "list", "")
+
+
+def test_base_generator_refuses_an_empty_query():
+    with pytest.raises(ToolError, match="empty"):
+        base_generator.make().run(query=" \n")

@@ -1,0 +1,97 @@
+"""What a tool is: data that describes it to the planner, and one function that runs it.
+
+A tool's `run` takes keyword arguments and returns text, or an `Ask` to have the frozen model
+answer. What the model did wrong is a `ToolError`, whose text the model is shown; any other
+exception is a defect of the tool or the machine, and is not the model's fault.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+TYPES = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
+
+
+class ToolError(Exception):
+    """A call that failed through the caller's fault. Its text is shown to the model."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+    """A tool's answer that stands for: let the frozen model answer this prompt."""
+
+    prompt: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """One keyword argument of a tool.
+
+    name: a Python identifier.
+    type: "str", "int", "float" or "bool".
+    description: one line for the model.
+    """
+
+    name: str
+    type: str
+    description: str
+
+    def __post_init__(self):
+        if self.type not in TYPES:
+            raise ValueError(
+                f"Parameter {self.name!r} has type {self.type!r}; use one of {', '.join(TYPES)}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Tool:
+    """A tool as the planner and the executor see it.
+
+    name: a Python identifier, the name that the planner writes.
+    description: what it does, for the model.
+    parameters: its keyword arguments; all of them are required.
+    limits: what it cannot do, for the model.
+    demo: one command that works, for the model.
+    run: keyword arguments only; returns text or an Ask, raises ToolError. Safe in many threads.
+    seconds: deadline of one call.
+    """
+
+    name: str
+    description: str
+    parameters: tuple[Parameter, ...]
+    limits: str
+    demo: str
+    run: Callable[..., str | Ask]
+    seconds: float
+
+
+def call(tool: Tool, arguments: Mapping[str, Any]) -> str | Ask:
+    """Runs a tool after its arguments were checked against its parameters.
+
+    Args:
+      tool: the tool.
+      arguments: argument name -> value, as parsed from the model's command.
+
+    Returns:
+      What `tool.run` returns.
+
+    Raises:
+      ToolError: an argument is unknown, missing or of another type, or the tool said so.
+    """
+    expected = {parameter.name: parameter for parameter in tool.parameters}
+    problems = [f"unknown argument {name!r}" for name in arguments if name not in expected]
+    for name, parameter in expected.items():
+        if name not in arguments:
+            problems.append(f"missing argument {name!r}")
+        elif not _fits(arguments[name], parameter.type):
+            given = type(arguments[name]).__name__
+            problems.append(f"argument {name!r} must be {parameter.type}, not {given}")
+    if problems:
+        raise ToolError(f"{tool.name}: {'; '.join(problems)}. Example: {tool.demo}")
+    return tool.run(**arguments)
+
+
+def _fits(value, type_name):
+    if isinstance(value, bool):  # a bool is an int to isinstance
+        return type_name == "bool"
+    return isinstance(value, TYPES[type_name])
