@@ -22,7 +22,7 @@ CHARTS = [
     (
         "Held-out success",
         "share",
-        "Greedy answers to questions never trained on; 95 % interval.",
+        "Questions never trained on; 95 % interval.",
         {"eval/success": "success"},
     ),
     ("Reward", "share", "Mean outcome of the sampled trajectories.", {"reward/mean": "mean"}),
@@ -250,7 +250,7 @@ def _label(name):
 
 def _is_share(name):
     shares = ("success", "rate", "share", "truncated", "fraction", "verified", "shortened_prompts")
-    return name.endswith(shares)
+    return name.startswith("eval/success") or name.endswith(shares)
 
 
 def _cell(step, name):

@@ -112,7 +112,11 @@ def train(config, workdir, *, force=False):
         )
         return values
 
-    def loop(state):
+    def save(step, state, cursor):
+        checkpoints.save(step, state, {"data": cursor, "reference": reference})
+
+    last = (first_step - 1, state, batches.get_state())
+    try:
         if held_out and first_step == 1:
             values = evaluated(0)
             results.write(0, values)
@@ -184,20 +188,11 @@ def train(config, workdir, *, force=False):
             )
             results.write(step, values)
             logging.info("%s", command.step_line(step, config.steps, values))
-            kept.update(step=step, state=state, data=batches.get_state())
+            last = (step, state, batches.get_state())
             if step % config.checkpoint.every == 0 or step == config.steps:
-                save()
-
-    kept = dict(step=first_step - 1, state=state, data=batches.get_state())
-
-    def save():
-        meta = {"data": kept["data"], "reference": reference}
-        checkpoints.save(kept["step"], kept["state"], meta)
-
-    try:
-        loop(state)
+                save(*last)
     except rollout.Stopped:
-        save()
+        save(*last)
         raise
     finally:
         checkpoints.close()

@@ -167,7 +167,7 @@ def warmstart(config, workdir):
         ("held_out", held_out_world, settings.held_out_questions),
     ):
         problems = questions.distinct(world, count, seed=settings.seed)
-        questions.write(workdir / f"{name}.jsonl", problems, f"quickstart-{name}")
+        questions.write(workdir / f"{name}.jsonl", problems, name)
     probes = demonstrations.stream(
         list(held_out_world.by_title.values()),
         tokenizer,

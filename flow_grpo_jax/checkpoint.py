@@ -55,7 +55,7 @@ class Checkpoints:
         for candidate in [step] if step is not None else steps:
             try:
                 return candidate, *self._restore(candidate, like)
-            except (OSError, KeyError, FileNotFoundError) as error:
+            except (OSError, KeyError, ValueError) as error:
                 logging.error("checkpoint of step %d is unreadable: %s", candidate, error)
                 errors.append(f"step {candidate}: {error}")
         if errors:

@@ -321,7 +321,7 @@ def _unquoted_list(text: str) -> list[str]:
     # ['a' 'b'], a printed numpy array, would be read as the one string "ab".
     if sum(token.type == tokenize.STRING for token in tokens) != len(parts):
         raise BadField(f"field 'answer' is {_shown(text)}; there is a comma missing in the list")
-    return parts
+    return [part.strip() for part in parts]
 
 
 def _choices(value) -> list[str] | None:

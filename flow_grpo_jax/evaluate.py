@@ -22,13 +22,10 @@ def evaluate(questions, *, step, tool_names, **how):
         for question, trajectory in zip(questions, trajectories, strict=True)
     ]
     correct, total = sum(score.value == 1 for score in scores), len(scores)
-    low, high = metrics.wilson_interval(correct, total)
     values = {
         "eval/success": correct / total,
         "eval/correct": float(correct),
         "eval/total": float(total),
-        "eval/success_low": low,
-        "eval/success_high": high,
     }
     by_source = {}
     for question, score in zip(questions, scores, strict=True):

@@ -116,6 +116,9 @@ class _Driver:
         self.finished = {}  # (question, rollout) -> Trajectory
         self.by_request = {}  # engine request -> keys of the runs it answers, its prompt tokens
         self.analyses = {}  # question -> engine request of its analysis, or the Reply
+        ids = [zlib.crc32(question["id"].encode()) for question in questions]
+        # A batch may hold a question twice; its copies must not be solved alike.
+        self.addresses = [(id, ids[:index].count(id)) for index, id in enumerate(ids)]
 
     def start(self, question, rollout, attempt=0):
         solver = solve.solve(
@@ -165,7 +168,7 @@ class _Driver:
         )
         address = (
             self.step,
-            zlib.crc32(self.questions[run.question]["id"].encode()),
+            *self.addresses[run.question],
             0 if analyst else run.rollout,
             request.turn,
             effects.ROLES.index(request.role),

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from flow_grpo_jax import batching, logprobs, loss
 
@@ -50,9 +51,36 @@ def make_optimizer(*, lr, b1, b2, eps, weight_decay, clip_norm, warmup_steps):
     )
 
 
-def init(params, optimizer):
-    """State at step 0; moments lie where their parameters lie."""
-    return State(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+def state_shardings(optimizer, shardings):
+    """State of NamedShardings: moments lie where their parameters lie, counters everywhere.
+
+    Args:
+      shardings: NamedSharding of each parameter, structured like the parameters.
+    """
+    everywhere = NamedSharding(jax.tree.leaves(shardings)[0].mesh, PartitionSpec())
+    shapes = jax.tree.map(lambda _: jax.ShapeDtypeStruct((), jnp.float32), shardings)
+    opt_state = optax.tree.map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        jax.eval_shape(optimizer.init, shapes),
+        shardings,
+        transform_non_params=lambda _: everywhere,
+    )
+    return State(shardings, opt_state, everywhere)
+
+
+def init(params, optimizer, *, shardings=None):
+    """State at step 0.
+
+    Args:
+      params: float32 model, already placed by `shardings`.
+      shardings: as in `state_shardings`; None for one device.
+    """
+    start = lambda params: (optimizer.init(params), jnp.zeros((), jnp.int32))
+    if shardings is None:
+        return State(params, *start(params))
+    places = state_shardings(optimizer, shardings)
+    return State(params, *jax.jit(start, out_shardings=(places.opt_state, places.step))(params))
 
 
 def gradient(
@@ -105,7 +133,7 @@ def apply(params, opt_state, step, grads, loss_value, *, optimizer):
     Returns:
       (params, opt_state, step, norm, applied): norm is the gradient's before clipping.
     """
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     applied = jnp.isfinite(norm) & jnp.isfinite(loss_value)
     updates, new_opt_state = optimizer.update(grads, opt_state, params)
     new = (optax.apply_updates(params, updates), new_opt_state, step + 1)
@@ -192,14 +220,19 @@ def make_update(
     def rescore(params, batch):
         return logprobs.score(params, batch, **how)[0]
 
-    out = None if shardings is None else (shardings, None)
-    zeros_program = jax.jit(zeros, out_shardings=out)
+    # Outputs that come back as inputs must lie where they lay, or they compile anew.
+    sums_out = stepped_out = rescore_out = None
+    if shardings is not None:
+        places = state_shardings(optimizer, shardings)
+        sums_out = (shardings, places.step)
+        stepped_out = (shardings, places.opt_state, *[places.step] * 3)
+        rescore_out = batch_sharding
+    zeros_program = jax.jit(zeros, out_shardings=sums_out)
     accumulate_program = jax.jit(
-        accumulate, static_argnames="on_policy", donate_argnums=(0, 1), out_shardings=out
+        accumulate, static_argnames="on_policy", donate_argnums=(0, 1), out_shardings=sums_out
     )
-    rescore_program = jax.jit(rescore)
-    out = None if shardings is None else (shardings, None, None, None, None)
-    step_program = jax.jit(step, donate_argnums=(1, 3), out_shardings=out)
+    rescore_program = jax.jit(rescore, out_shardings=rescore_out)
+    step_program = jax.jit(step, donate_argnums=(1, 3), out_shardings=stepped_out)
     programs = (zeros_program, accumulate_program, rescore_program, step_program)
 
     def place(batch):

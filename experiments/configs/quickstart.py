@@ -46,7 +46,7 @@ def get_config():
         train_questions=600,
         held_out_questions=120,
         tokenizer_samples=4_000,
-        steps=10_000,
+        steps=5_000,
         rows=16,
         row_length=192,
         copy_samples=60_000,

@@ -67,12 +67,13 @@ class Demonstrator:
         return f"Context: {self.context}\nSub-goal: {self.need}\nTool: {self.tool}"
 
     def executor(self):
+        # A name always follows a blank: its tokens are then the same wherever it is copied.
         if self.tool != "python_coder":
-            return f'{self.tool}(query="{self.context} {self.need}")'
+            return f'{self.tool}(query="{self.need} of {self.context}")'
         if self.need in questions.ARITHMETIC:
             first, second = self.context.split(", ")
             return f'python_coder(code="print({first} {questions.ARITHMETIC[self.need]} {second})")'
-        return f'python_coder(code="print({self.context} {self.need})")'
+        return f'python_coder(code="print({self.need} of {self.context})")'
 
     def base(self):
         self.result = UNKNOWN
@@ -82,7 +83,7 @@ class Demonstrator:
         """The tool's result in this world; moves on when it gave the next value."""
         expected = self.problem.steps[self.done]
         if self.tool == "base_generator":
-            return effects.ToolResult("", ask=f"{self.context} {self.need}")
+            return effects.ToolResult("", ask=f"{self.need} of {self.context}")
         useful = (self.context, self.need) == (expected.entity, expected.need)
         self.done += useful
         if self.tool == "knowledge_search":
@@ -195,7 +196,7 @@ def _syntax_error(python_coder):
     from tools import protocol
 
     try:
-        protocol.call(python_coder, {"code": "print(Gold number)"})
+        protocol.call(python_coder, {"code": "print(number of Gold)"})
     except protocol.ToolError as error:
         return str(error)
     raise AssertionError("The Python tool ran words that are not Python.")

@@ -180,17 +180,17 @@ def distinct(world, count, *, seed):
     return list(found.values())
 
 
-def to_row(problem, index, source):
+def to_row(problem, index, split):
     numeric = problem.needs[-1] in ARITHMETIC
     return {
-        "id": f"{source}-{index:04d}",
+        "id": f"{split}-{index:04d}",
         "question": problem.question,
         "answer": problem.answer,
         "kind": "math" if numeric else "qa",
-        "source": f"{source}/{len(problem.steps)}-hop",
+        "source": f"quickstart/{len(problem.steps)}-hop",
     }
 
 
-def write(path, problems, source):
-    lines = [json.dumps(to_row(p, i, source)) + "\n" for i, p in enumerate(problems)]
+def write(path, problems, split):
+    lines = [json.dumps(to_row(p, i, split)) + "\n" for i, p in enumerate(problems)]
     pathlib.Path(path).write_text("".join(lines), encoding="utf-8")

@@ -20,8 +20,6 @@ import numpy as np
 
 from models.engine import pool, programs
 
-SHORTEST_CACHE = 128  # cache positions that the cheapest decode program reads
-
 
 class Engine:
     """Serves requests to the weight sets it is given.
@@ -72,8 +70,7 @@ class Engine:
             raise ValueError("weights is empty; give at least one named model.")
         self._slots, self._max_length = slots, max_length
         self._buckets = tuple(sorted(set(prompt_buckets)))
-        self._rows, self._steps = min(prefill_rows, slots), decode_steps
-        self._cache_lengths = cache_lengths(max_length)
+        self._rows = min(prefill_rows, slots)
         self._decode_text, self._dtype = decode_text, dtype
         self._seed = np.uint32(seed)
         self._device = jax.local_devices()[0]
@@ -93,13 +90,7 @@ class Engine:
         self._next_id = 0
         self._compile_count = 0
         self._prefill = jax.jit(self._counted(programs.prefill), donate_argnums=1)
-        self._decode = {
-            length: jax.jit(
-                self._counted(programs.decode, steps=decode_steps, length=length),
-                donate_argnums=1,
-            )
-            for length in self._cache_lengths
-        }
+        self._decode = jax.jit(self._counted(programs.decode, steps=decode_steps), donate_argnums=1)
 
     @property
     def pending(self):
@@ -170,8 +161,7 @@ class Engine:
         for bucket in self._buckets:
             nobody = pool.admission([], bucket=bucket, rows=self._rows, slots=self._slots)
             pool_.state, *_ = self._prefill(self._weights[name], pool_.state, nobody, self._seed)
-        for decode in self._decode.values():
-            pool_.state, *_ = decode(self._weights[name], pool_.state, pool_.keep())
+        pool_.state, *_ = self._decode(self._weights[name], pool_.state, pool_.keep())
         jax.block_until_ready(pool_.state)
 
     def _admit(self, name, pool_):
@@ -185,15 +175,10 @@ class Engine:
 
     def _advance(self, name, pool_):
         """Dispatches one decode call for the slots that may go on; its device results or None."""
-        lengths = [
-            running.cache_length(self._steps)
-            for _, running in pool_.occupied()
-            if running.request.sampling.max_tokens > 1
-        ]
-        if not lengths:
+        occupied = pool_.occupied()
+        if all(running.request.sampling.max_tokens == 1 for _, running in occupied):
             return None
-        decode = self._decode[pool.bucket_for(max(lengths), self._cache_lengths)]
-        pool_.state, *drawn = decode(self._weights[name], pool_.state, pool_.keep())
+        pool_.state, *drawn = self._decode(self._weights[name], pool_.state, pool_.keep())
         return drawn
 
     def _collect(self, name, pool_, admitted, advanced):
@@ -323,16 +308,6 @@ class Engine:
             return program(model, state, *rest, dtype=self._dtype, **static)
 
         return traced
-
-
-def cache_lengths(max_length):
-    """Cache lengths that decode is compiled for: doubling up to max_length."""
-    lengths = []
-    length = SHORTEST_CACHE
-    while length < max_length:
-        lengths.append(length)
-        length *= 2
-    return (*lengths, max_length)
 
 
 def _names(model):

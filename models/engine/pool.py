@@ -26,12 +26,6 @@ class Running:
             weights_version=self.weights_version,
         )
 
-    def cache_length(self, steps):
-        """Cache positions that `steps` further tokens may touch."""
-        sampling_ = self.request.sampling
-        most = len(self.request.tokens) + sampling_.max_tokens
-        return min(len(self.request.tokens) + len(self.tokens) + steps, most)
-
 
 class Pool:
     """Queue and slots of one weight set. `state` is the device side, see `programs.State`."""

@@ -255,7 +255,7 @@ def test_ids_are_equal_as_text(tmp_path):
         (["Paris", 42], ("Paris", "42")),
         ("['Prussian']", ("Prussian",)),
         (' ["It\'s", "a, b"]\n', ("It's", "a, b")),
-        ("['a', 'a', 'b']", ("a", "b")),
+        ("['a', ' a', 'b']", ("a", "b")),
         (["['Prussian']", "German"], ("Prussian", "German")),
         ("[1, 2]", ("[1, 2]",)),  # an interval, not two accepted answers
         ("[]", ("[]",)),

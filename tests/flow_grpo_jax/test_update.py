@@ -1,5 +1,7 @@
 """The update: accumulation, old log-probs, skipped steps, compilations, and every kind of mesh."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,16 +75,22 @@ def micro_batches(model, *, rows=8, noise=0.0, seed=0, count=12, **changes):
     return result
 
 
-def fresh(model, *, lr=1e-2, eps=1e-3):
-    """(optimizer, state); a large Adam ε, so that rounding of tiny gradients stays tiny."""
-    optimizer = update.make_optimizer(lr=lr, eps=eps, **ADAM)
-    return optimizer, update.init(model, optimizer)
+# A large Adam ε, so that rounding of tiny gradients stays tiny.
+OPTIMIZER = update.make_optimizer(lr=1e-2, eps=1e-3, **ADAM)
 
 
-def run(model, ref_model, mini_batches, *, lr=1e-2, **changes):
-    optimizer, state = fresh(model, lr=lr)
-    step = update.make_update(optimizer, **(HOW | NUMBERS | changes))
-    return step(state, ref_model, mini_batches)
+@functools.cache
+def updater(**changes):
+    """One compiled update for each set of options, shared by the tests."""
+    return update.make_update(OPTIMIZER, **(HOW | NUMBERS | changes))
+
+
+def fresh(model):
+    return update.init(model, OPTIMIZER)
+
+
+def run(model, ref_model, mini_batches, **changes):
+    return updater(**changes)(fresh(model), ref_model, mini_batches)
 
 
 def assert_close(tree, other, *, rtol=1e-4, atol=1e-6):
@@ -117,7 +125,7 @@ def test_metrics_of_an_on_policy_step(model):
 def test_gap_is_between_the_sampler_and_the_first_parameters(model):
     batches = micro_batches(model, noise=0.3)
     gaps = [np.abs(score(model, b) - b.sampler_logp_BA)[b.mask_BA] for b in batches[0]]
-    for changes in (dict(), dict(epochs=3), dict(old_logprobs="recompute")):
+    for changes in (dict(), dict(epochs=2), dict(old_logprobs="recompute")):
         _, metrics = run(model, model, batches, **changes)
         assert metrics["policy/logprob_gap_mean"] == pytest.approx(
             np.concatenate(gaps).mean(), rel=1e-3
@@ -129,14 +137,14 @@ def test_gap_is_between_the_sampler_and_the_first_parameters(model):
 
 def test_accumulated_gradient_is_that_of_one_batch(model, ref_model):
     """And of the plain sum of losses, differentiated at once."""
-    large = micro_batches(model, rows=16)
+    large = micro_batches(model, rows=16, noise=0.0)
     small = micro_batches(model, rows=2)
     assert len(large[0]) == 1 and len(small[0]) == 6
     state, metrics = run(model, ref_model, large)
     other, other_metrics = run(model, ref_model, small)
     assert_close(state.params, other.params)
     for name in ("loss/total", "loss/policy", "loss/kl", "optim/grad_norm", "policy/entropy"):
-        assert metrics[name] == pytest.approx(other_metrics[name], rel=1e-4), name
+        assert metrics[name] == pytest.approx(other_metrics[name], rel=1e-4, abs=1e-6), name
     (batch,) = large[0]
 
     def objective(params):
@@ -171,19 +179,17 @@ def test_mini_batches_step_one_after_the_other(model, ref_model):
     assert len(both) == 2
     state, metrics = run(model, ref_model, both)
     assert metrics["optim/steps"] == 2 and int(state.step) == 2
-    optimizer, expected = fresh(model)
-    step = update.make_update(optimizer, **HOW, **NUMBERS)
+    expected = fresh(model)
     for part in both:
-        expected, _ = step(expected, ref_model, [part])
+        expected, _ = updater()(expected, ref_model, [part])
     assert_close(state.params, expected.params)
 
 
 def test_updates_raise_what_was_rewarded(model):
     batches = micro_batches(model)
-    optimizer, state = fresh(model, eps=1e-8)
-    step = update.make_update(optimizer, **HOW, **(NUMBERS | {"kl_coef": 0.0}))
+    state = fresh(model)
     for _ in range(5):
-        state, _ = step(state, None, batches)
+        state, _ = updater(kl_coef=0.0)(state, None, batches)
     for batch in batches[0]:
         gain_BA = np.asarray(score(state.params, batch) - score(model, batch))
         gain_B = np.where(batch.mask_BA, gain_BA, 0).sum(-1)
@@ -196,29 +202,22 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(model, field):
     good = micro_batches(model)
     bad_value = np.full_like(getattr(good[0][0], field), np.nan)
     bad = [[good[0][0].replace(**{field: bad_value}), good[0][1]]]
-    optimizer, state = fresh(model)
-    step = update.make_update(optimizer, **HOW, **NUMBERS)
+    state = fresh(model)
     before = jax.device_get(state)
-    state, metrics = step(state, model, bad)
+    state, metrics = updater()(state, model, bad)
     assert metrics["optim/skipped"] == 1 and not np.isfinite(metrics["loss/total"])
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), before)
-    state, metrics = step(state, model, good)
+    state, metrics = updater()(state, model, good)
     assert metrics["optim/skipped"] == 0 and int(state.step) == 1
 
 
 def test_one_compilation_for_each_shape(model):
-    optimizer, state = fresh(model)
-    step = update.make_update(optimizer, **HOW, **NUMBERS)
-    counts = []
-    for seed, lengths in ((0, (16,)), (1, (16,)), (2, (16, 24)), (3, (16,)), (4, (24,))):
-        batches = micro_batches(model, seed=seed, row_lengths=lengths, rows=8 * len(lengths))
-        batches = micro_batches(
-            model, seed=seed, row_lengths=lengths, rows=(8,) * len(lengths), count=12 + seed
-        )
+    step, state, counts = update.make_update(OPTIMIZER, **HOW, **NUMBERS), fresh(model), []
+    for seed, length in ((0, 16), (1, 16), (2, 24), (3, 16), (4, 24)):
+        batches = micro_batches(model, seed=seed, row_lengths=(length,), count=12 + seed)
         state, metrics = step(state, model, batches)
         counts.append(metrics["compile/count"])
-    assert counts[0] == counts[1] == counts[2] == counts[3] == 3
-    assert counts[4] == 4
+    assert counts == [3, 3, 4, 4, 4]
 
 
 def test_parameters_handed_to_the_sampler_survive_the_update(model):
@@ -291,9 +290,9 @@ def sharded_run(model, ref_model, batches, sizes):
     )
     shardings = sharding.parameter_shardings(mesh, model)
     place = lambda tree: jax.tree.map(jax.device_put, tree, shardings)
-    optimizer, state = fresh(place(model))
+    state = update.init(place(model), OPTIMIZER, shardings=shardings)
     step = update.make_update(
-        optimizer,
+        OPTIMIZER,
         **HOW,
         **NUMBERS,
         shardings=shardings,
@@ -306,7 +305,7 @@ def sharded_run(model, ref_model, batches, sizes):
 
 @pytest.fixture(scope="module")
 def on_one_device(model, ref_model):
-    batches = micro_batches(model)
+    batches = micro_batches(model, noise=0.1)
     return batches, *run(model, ref_model, batches, epochs=2)
 
 

@@ -161,7 +161,7 @@ def test_company_order_and_history_change_nothing(engine):
         same(one, two)
         same(one, three)
 
-    # A neighbour beyond position 128 selects the decode program that reads the longer cache.
+    # A neighbour that is far longer.
     neighbour = engine.submit(request(16, 99, max_tokens=144))
     for _ in range(14):
         engine.step()
@@ -191,8 +191,7 @@ def test_rollouts_of_one_prompt_are_not_copies(engine):
 
 
 def test_the_seed_changes_the_draws(engine, small):
-    (one,) = run(engine, [request(6, max_tokens=20)])
-    (other,) = run(small, [request(6, max_tokens=20)])
+    (one,), (other,) = (run(which, [request(max_tokens=20)]) for which in (engine, small))
     assert one.tokens.tolist() != other.tokens.tolist()
 
 
@@ -293,24 +292,24 @@ def test_a_request_in_flight_keeps_the_version_it_started_with(engine):
 
 
 def test_set_weights_refuses_another_shape(engine):
-    wide = qwen2.Qwen2(jax.random.key(0), dataclasses.replace(CONFIG, intermediate_size=64))
+    config = dataclasses.replace(CONFIG, intermediate_size=64)
+    wide = jax.eval_shape(lambda: qwen2.Qwen2(jax.random.key(0), config))
     with pytest.raises(ValueError, match="'policy' differ .*w_gate_DF"):
         engine.set_weights("policy", wide)
 
 
-def test_weights_that_are_not_finite_are_reported():
-    engine = build(slots=1)
-    engine.set_weights("policy", jax.tree.map(lambda a: a * jnp.nan, MODEL))
-    engine.submit(request(max_tokens=1))
-    with pytest.raises(FloatingPointError, match="'policy', version 1"):
-        engine.step()
+def test_weights_that_are_not_finite_are_reported(small):
+    small.set_weights("frozen", jax.tree.map(lambda a: a * jnp.nan, OTHER))
+    small.submit(request(max_tokens=1, weights="frozen"))
+    with pytest.raises(FloatingPointError, match="'frozen', version 1"):
+        small.step()
 
 
 # ---- Programs ----
 
 
 def test_nothing_compiles_after_warmup(engine):
-    assert engine.compile_count == 4  # two prompt buckets, two cache lengths
+    assert engine.compile_count == 3  # two prompt buckets, decode
     rng = np.random.default_rng(0)
     requests = [
         request(
@@ -330,15 +329,21 @@ def test_nothing_compiles_after_warmup(engine):
         run(engine, requests)
         engine.set_weights("policy", OTHER)
         run(engine, requests[:3])
-    assert engine.compile_count == 4
+    assert engine.compile_count == 3
 
 
-def test_the_cache_is_donated_and_made_on_first_use(small):
-    assert "frozen" not in small._pools
-    small.submit(request(weights="frozen"))
-    state = small._pools["frozen"].state
+def test_the_cache_is_donated(small):
+    small.submit(request(max_tokens=3))
+    state = small._pools["policy"].state
     small.step()
     assert all(cache.is_deleted() for cache in [*state.keys, *state.values])
+
+
+def test_a_weight_set_costs_nothing_before_its_first_use():
+    engine = build()
+    assert not engine._pools
+    engine.submit(request(weights="frozen"))
+    assert set(engine._pools) == {"frozen"}
 
 
 # ---- Errors ----

@@ -1,0 +1,252 @@
+"""The commands, end to end, with the shipped nano model."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from experiments import command, export, solve, train
+from experiments.configs import common, quickstart, smoke
+from flow_grpo_jax import metrics
+
+ROOT = pathlib.Path(__file__).parents[2]
+VOLATILE = ("time/", "throughput/", "compile/")
+
+
+def small_config():
+    c = smoke.get_config()
+    c.rollout.questions, c.rollout.group = 2, 4
+    c.batch.row_lengths, c.batch.rows = (256,), (8,)
+    c.engine.slots = 8
+    c.eval.questions = 4
+    c.checkpoint.every = 1
+    return c
+
+
+def run(*arguments, **how):
+    """Runs a command on one CPU device; returns the finished process."""
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **how,
+    )
+
+
+def flags(workdir, *, steps=4):
+    return [
+        "experiments.train",
+        f"--config={ROOT / 'experiments/configs/smoke.py'}",
+        f"--workdir={workdir}",
+        f"--config.steps={steps}",
+        "--config.rollout.questions=2",
+        "--config.batch.row_lengths=(256,)",
+        "--config.batch.rows=(8,)",
+        "--config.engine.slots=8",
+        "--config.data.held_out=",
+    ]
+
+
+def lines(workdir):
+    """Metrics without what depends on the clock."""
+    return [
+        {name: value for name, value in line.items() if not name.startswith(VOLATILE)}
+        for line in metrics.read(workdir / "metrics.jsonl")
+    ]
+
+
+def stable(path):
+    """Trajectories without what depends on the clock."""
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    for trajectory in found:
+        del trajectory["seconds"]
+        for turn in trajectory["turns"]:
+            del turn["seconds"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of two steps on a mesh of eight devices."""
+    workdir = tmp_path_factory.mktemp("run")
+    c = small_config()
+    c.steps = 2
+    c.mesh.update(data=2, fsdp=4)
+    train.train(c, workdir)
+    return workdir
+
+
+@pytest.mark.slow
+def test_a_run_leaves_everything_the_design_names(finished):
+    found = metrics.read(finished / "metrics.jsonl")
+    assert [line["step"] for line in found] == [0, 1, 2]
+    required = (
+        "reward/mean reward/std group/zero_variance rollout/turns rollout/tool_error_rate "
+        "rollout/truncated rollout/infra_errors tool/knowledge_search/share tokens/generated "
+        "tokens/trained tokens/padding_share loss/total loss/policy loss/kl policy/clip_fraction "
+        "policy/entropy policy/logprob_gap_mean policy/logprob_gap_max optim/grad_norm "
+        "time/rollout time/update time/step throughput/generated_tokens_per_s compile/count"
+    ).split()
+    assert not [name for name in required if name not in found[1]]
+    assert max(line["policy/logprob_gap_max"] for line in found[1:]) <= 1e-4
+    assert {"eval/success", "eval/correct", "eval/total"} <= set(found[0]) & set(found[2])
+    assert (finished / "report.html").stat().st_size > 10_000
+    assert json.loads((finished / "config.json").read_text())["config"]["steps"] == 2
+    trajectories = stable(finished / "trajectories" / "step_000001.jsonl")
+    assert len(trajectories) == 8
+    assert {"question_id", "rollout", "gold", "turns", "answer", "reward", "advantage"} <= set(
+        trajectories[0]
+    )
+    assert (finished / "trajectories" / "heldout_000002.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_rollouts_of_a_question_differ(finished):
+    texts = {}
+    for trajectory in stable(finished / "trajectories" / "step_000001.jsonl"):
+        planned = tuple(turn["planner_text"] for turn in trajectory["turns"])
+        texts.setdefault(trajectory["question_id"], set()).add(planned)
+    assert max(len(different) for different in texts.values()) > 1
+
+
+@pytest.mark.slow
+def test_export_has_the_logits_of_the_trained_policy(finished, tmp_path):
+    import jax
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    export.export(finished, tmp_path / "out")
+    config, _ = export.run_config(finished)
+    _, params, _ = export.restore_policy(finished, config)
+    token_BT = np.arange(40, dtype=np.int32).reshape(2, 20) * 7 % 2048
+    with jax.default_matmul_precision("highest"):
+        ours = params.logits(params.hidden(token_BT, np.ones_like(token_BT)))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    with torch.no_grad():
+        theirs = model(torch.tensor(token_BT, dtype=torch.long)).logits.numpy()
+    assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
+    text = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert text.decode(text.encode("Answer: Paris 1984")) == "Answer: Paris 1984"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Flow-GRPO" in card and "training step | 2" in card
+
+
+@pytest.mark.slow
+def test_solve_answers_with_a_trace(finished):
+    class Collected:
+        text = ""
+
+        def write(self, text):
+            self.text += text
+
+        def flush(self):
+            pass
+
+    file = Collected()
+    found = solve.solve(
+        small_config(),
+        "What is the capital of Spain?",
+        workdir=finished,
+        on_event=solve.Trace(file),
+    )
+    assert found.turns and found.status == "ok"
+    assert "planner │ Context:" in file.text and "── turn 1" in file.text
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_metrics(tmp_path):
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    assert run(*flags(undisturbed)).returncode == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", *flags(killed)],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and not (killed / "checkpoints" / "step_2").exists():
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    resumed = run(*flags(killed))
+    assert resumed.returncode == 0 and "resumed after step" in resumed.stderr
+    assert lines(killed) == lines(undisturbed)
+    for step in (3, 4):
+        name = f"trajectories/step_{step:06d}.jsonl"
+        assert stable(killed / name) == stable(undisturbed / name)
+    other = run(*flags(killed), "--config.optim.lr=1.0")
+    assert other.returncode == 2 and "differs in optim.lr" in other.stderr
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_exits_75(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", *flags(tmp_path, steps=500), "--config.checkpoint.every=1000"],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    path, deadline = tmp_path / "metrics.jsonl", time.monotonic() + 200
+    while time.monotonic() < deadline and not (path.exists() and metrics.read(path)):
+        time.sleep(0.02)
+    process.terminate()
+    _, log = process.communicate(timeout=100)
+    assert process.returncode == 75, log
+    saved = [int(p.name.removeprefix("step_")) for p in (tmp_path / "checkpoints").iterdir()]
+    assert max(saved) >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("extra", "code", "message"),
+    [
+        (["--config.rollout.temperature=0.0"], 2, "temperature"),
+        (["--config.loss.variant=ppo"], 2, "valid: flow, original"),
+        (["--config.no_such=1"], 2, "no_such"),
+        (["--nope"], 2, "nope"),
+        (["--config.model.path=/nowhere"], 1, "/nowhere"),
+    ],
+)
+def test_bad_input_gets_one_message_and_its_exit_code(tmp_path, extra, code, message):
+    process = run(*flags(tmp_path), *extra)
+    assert process.returncode == code, process.stderr
+    assert message in process.stderr and "Traceback" not in process.stderr
+
+
+def test_training_refuses_a_sampler_whose_logprobs_are_not_the_trainers():
+    for field, value in (("top_p", 0.9), ("top_k", 50), ("min_p", 0.1)):
+        c = common.base()
+        c.rollout[field] = value
+        with pytest.raises(command.ConfigError, match=field):
+            train.choose_variant(c)
+
+
+def test_a_run_with_too_few_usable_trajectories_stops():
+    class Broken:
+        status, error = "infra_error", "the search server is gone"
+
+    class Fine:
+        status, error = "ok", ""
+
+    assert train.usable([[Fine, Broken]], least=0.5).tolist() == [[True, False]]
+    with pytest.raises(RuntimeError, match="search server is gone"):
+        train.usable([[Fine, Broken], [Broken, Broken]], least=0.5)
+
+
+def test_configs_agree_with_the_paper_where_nothing_is_said():
+    c = common.base()
+    assert (c.rollout.group, c.rollout.questions, c.rollout.max_turns) == (8, 32, 3)
+    assert (c.optim.lr, c.optim.weight_decay, c.optim.clip_norm) == (1e-6, 0.01, 1.0)
+    assert (c.loss.clip_low, c.loss.clip_high, c.loss.kl_coef) == (0.2, 0.3, 1e-3)
+    assert (c.rollout.temperature, c.rollout.max_response_tokens) == (0.5, 2048)
+    assert len(quickstart.get_config().batch.rows) == len(quickstart.get_config().batch.row_lengths)

@@ -1,0 +1,68 @@
+"""Checkpoints: exact round trip on a mesh, fall-back from a damaged one, clear errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flow_grpo_jax import checkpoint, update
+from models import qwen2, sharding
+
+CONFIG = qwen2.Config(64, 16, 32, 2, 2, 1, 8)
+
+
+@pytest.fixture(scope="module")
+def state():
+    optimizer = update.make_optimizer(
+        lr=1e-3, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.0, clip_norm=1.0, warmup_steps=0
+    )
+    mesh = sharding.make_mesh(data=2, fsdp=4)
+    model = qwen2.Qwen2(jax.random.key(0), CONFIG)
+    params = jax.device_put(model, sharding.parameter_shardings(mesh, model))
+    state = update.init(params, optimizer)
+    replicated = jax.NamedSharding(mesh, jax.P())
+    return jax.tree.map(
+        lambda x: x if isinstance(x.sharding, jax.NamedSharding) else jax.device_put(x, replicated),
+        state,
+    )
+
+
+def equal(first, second):
+    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    return all(np.array_equal(a, b) and a.sharding == b.sharding for a, b in pairs)
+
+
+def test_round_trip_is_exact_and_keeps_placement(tmp_path, state):
+    checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
+    assert checkpoints.restore(state) is None
+    checkpoints.save(3, state, {"data": {"next": 5}})
+    checkpoints.save(4, jax.tree.map(lambda x: x + jnp.ones_like(x), state), {"data": {"next": 6}})
+    step, newest, meta = checkpoints.restore(state)
+    assert (step, meta["data"]) == (4, {"next": 6})
+    assert not equal(newest, state)
+    step, older, meta = checkpoints.restore(state, step=3)
+    assert equal(older, state) and type(older.params) is qwen2.Qwen2
+    with pytest.raises(ValueError, match=r"no checkpoint of step 9; there are \[3, 4\]"):
+        checkpoints.restore(state, step=9)
+    checkpoints.close()
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, state):
+    checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
+    checkpoints.save(1, state, {})
+    checkpoints.save(2, state, {})
+    checkpoints.close()
+    for file in (tmp_path / "step_2" / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
+    step, restored, _ = checkpoints.restore(state)
+    checkpoints.close()
+    assert step == 1 and equal(restored, state)
+
+
+def test_fingerprint_sees_every_value(state):
+    first = checkpoint.fingerprint(state.params)
+    assert first == checkpoint.fingerprint(jax.device_get(state.params))
+    changed = jax.tree.map(lambda x: x.at[(0,) * x.ndim].add(1e-3), state.params)
+    assert checkpoint.fingerprint(changed) != first

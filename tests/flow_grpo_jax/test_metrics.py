@@ -1,0 +1,55 @@
+"""Counts over hand-made trajectories, intervals from the literature, the metrics file."""
+
+import dataclasses
+
+import pytest
+
+from agents.trajectory import Trajectory, Turn
+from flow_grpo_jax import metrics
+
+TURN = Turn(
+    index=1, prompt_tokens=(1,), response_tokens=(2,), logprobs=(-1.0,), finished=True,
+    planner_text="", context="", sub_goal="", tool="search", command="", result="",
+    tool_error=False, verdict="CONTINUE", parse_failures=0, shortened=0, seconds=0.1,
+)  # fmt: skip
+BAD = dataclasses.replace(TURN, tool="python", tool_error=True, parse_failures=2)
+DONE = Trajectory("q", 0, "", (TURN, BAD, TURN), "a", "ok", "verified", 1.0)
+CUT = Trajectory("q", 1, "", (BAD,), "", "truncated", "budget", 1.0)
+BROKEN = Trajectory("q", 2, "", (BAD, BAD), "", "infra_error", "budget", 1.0)
+
+
+def test_shares_leave_out_what_infrastructure_broke():
+    found = metrics.of_trajectories([DONE, CUT, BROKEN], ("search", "python"), prefix="rollout")
+    assert found["rollout/turns"] == 2.0
+    assert found["rollout/tool_error_rate"] == 0.5
+    assert found["rollout/parse_failure_rate"] == 0.5
+    assert found["rollout/infra_errors"] == 1.0
+    assert found["rollout/truncated"] == pytest.approx(1 / 3)
+    assert (found["tool/search/share"], found["tool/python/share"]) == (0.5, 0.5)
+
+
+def test_rewards_are_over_valid_trajectories():
+    found = metrics.of_rewards([[1, 0, 1], [1, 1, 0]], [[1, 1, 0], [1, 1, 0]])
+    assert found["reward/mean"] == 0.75
+    assert found["group/zero_variance"] == 0.5
+    assert found["rollout/valid_share"] == pytest.approx(2 / 3)
+
+
+def test_wilson_interval_matches_published_values():
+    low, high = metrics.wilson_interval(81, 263)  # Newcombe 1998, table I, method 3
+    assert (low, high) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert metrics.wilson_interval(0, 20)[0] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_file_is_truncated_to_the_restored_step_and_survives_a_cut_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    file = metrics.MetricsFile(path)
+    for step in range(4):
+        file.write(step, {"reward/mean": step / 2})
+    with path.open("a") as stream:
+        stream.write('{"step": 4, "rew')
+    assert [line["step"] for line in metrics.read(path)] == [0, 1, 2, 3]
+    metrics.MetricsFile(path, keep_to_step=2).write(3, {"reward/mean": 9.0})
+    assert [line["reward/mean"] for line in metrics.read(path)] == [0, 0.5, 1.0, 9.0]
+    metrics.MetricsFile(path)
+    assert metrics.read(path) == []

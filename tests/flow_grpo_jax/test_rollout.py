@@ -1,0 +1,241 @@
+"""The rollout driver against a scripted engine: concurrency, deadlines, failures, order."""
+
+import concurrent.futures
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from agents import prompts
+from flow_grpo_jax import rollout
+from models.engine.types import Completion
+from tools.protocol import Parameter, Tool, ToolError
+
+EOS = 0
+REPLIES = {
+    "analyse": "capital",
+    "plan": "Context: Spain\nSub-goal: capital\nTool: search",
+    "call": 'search(query="Spain")',
+    "verify": "Verdict: STOP",
+    "answer": "Answer: Madrid",
+}
+
+
+class Characters:
+    """A tokenizer whose tokens are code points."""
+
+    eos_ids = (EOS,)
+
+    def chat(self, messages):
+        return [ord(c) for message in messages for c in message["content"]]
+
+    def decode(self, tokens):
+        return "".join(chr(token) for token in tokens)
+
+
+class ScriptedEngine:
+    """The engine's interface; answers by the first word of the prompt, newest request first."""
+
+    def __init__(self, replies=None, silent=()):
+        self.replies, self.silent = REPLIES | (replies or {}), silent
+        self.waiting, self.log, self.cancelled = {}, [], []
+
+    @property
+    def pending(self):
+        return len(self.waiting)
+
+    def submit(self, request):
+        identity = len(self.log)
+        self.log.append(request)
+        self.waiting[identity] = request
+        return identity
+
+    def cancel(self, identity):
+        self.cancelled.append(identity)
+
+    def step(self):
+        for identity in [i for i in self.cancelled if i in self.waiting]:
+            del self.waiting[identity]
+            return [(identity, Completion(np.zeros(0, np.int32), np.zeros(0), "cancelled", 0))]
+        for identity, request in sorted(self.waiting.items(), reverse=True):
+            role = "".join(map(chr, request.tokens)).split()[0].split("Question")[0]
+            role = next(name for name in REPLIES if role.startswith(name))
+            if role in self.silent:
+                continue
+            del self.waiting[identity]
+            tokens = np.array([*map(ord, self.replies[role]), EOS], np.int32)
+            return [(identity, Completion(tokens, np.full(len(tokens), -0.5), "stop", 0))]
+        time.sleep(0.005)
+        return []
+
+
+def tool(run, seconds=1.0):
+    return {
+        "search": Tool("search", "", (Parameter("query", "str", ""),), "", "demo", run, seconds)
+    }
+
+
+def collect(engine, run=lambda query: "Madrid it is", *, questions=2, group=3, **how):
+    limits = dict(
+        prompt_set=prompts.COMPACT,
+        max_turns=2,
+        temperature=1.0,
+        max_prompt_tokens=5_000,
+        max_response_tokens=64,
+        max_module_tokens=32,
+        call_seconds=5.0,
+        trajectory_seconds=20.0,
+    )
+    limits |= {name: how.pop(name) for name in list(how) if name in limits or "retries" in name}
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        return rollout.collect(
+            [{"id": f"q{i}", "question": f"Number {i}?"} for i in range(questions)],
+            group=group,
+            engine=engine,
+            tokenizer=Characters(),
+            tools=tool(run),
+            pool=pool,
+            settings=rollout.Settings(**limits),
+            step=7,
+            **how,
+        )
+
+
+def test_every_question_is_solved_group_times_in_order():
+    trajectories_QG = collect(ScriptedEngine())
+    found = [[(t.question_id, t.rollout) for t in group] for group in trajectories_QG]
+    assert found == [[(f"q{q}", g) for g in range(3)] for q in range(2)]
+    assert all(
+        t.answer == "Madrid" and t.status == "ok" for group in trajectories_QG for t in group
+    )
+
+
+def test_the_planner_is_the_only_one_on_policy_weights_and_temperature():
+    engine = ScriptedEngine()
+    collect(engine)
+    for request in engine.log:
+        planner = "".join(map(chr, request.tokens)).startswith("plan")
+        assert request.weights == ("policy" if planner else "frozen")
+        assert request.sampling.temperature == (1.0 if planner else 0.0)
+        assert request.sampling.max_tokens == (64 if planner else 32)
+
+
+def test_analysis_is_asked_once_a_question_and_addresses_never_repeat():
+    engine = ScriptedEngine()
+    collect(engine)
+    prompts_seen = ["".join(map(chr, request.tokens)) for request in engine.log]
+    assert sum(text.startswith("analyse") for text in prompts_seen) == 2
+    addresses = [request.address for request in engine.log]
+    assert len(set(addresses)) == len(addresses)
+    assert {address[0] for address in addresses} == {7}
+
+
+def test_a_question_twice_in_a_batch_is_drawn_twice():
+    engine = ScriptedEngine()
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        rollout.collect(
+            [{"id": "same", "question": "What?"}] * 2,
+            group=2,
+            engine=engine,
+            tokenizer=Characters(),
+            tools=tool(lambda query: "x"),
+            pool=pool,
+            settings=rollout.Settings(prompts.COMPACT, 1, 1.0, 5_000, 64, 32, 5.0, 20.0),
+            step=0,
+        )
+    addresses = [request.address for request in engine.log]
+    assert len(set(addresses)) == len(addresses)
+
+
+def test_the_trained_tokens_are_those_the_engine_saw():
+    engine = ScriptedEngine()
+    [[trajectory]] = collect(engine, questions=1, group=1)
+    planned = next(r for r in engine.log if r.weights == "policy")
+    (turn,) = trajectory.turns
+    assert turn.prompt_tokens == planned.tokens
+    assert turn.response_tokens == (*map(ord, REPLIES["plan"]), EOS)  # the stop token is trained
+    assert len(turn.logprobs) == len(turn.response_tokens)
+
+
+def test_tools_run_side_by_side():
+    all_six = threading.Barrier(6, timeout=20)  # breaks unless six calls are in flight at once
+
+    def waits(query):
+        all_six.wait()
+        return "Madrid"
+
+    trajectories_QG = collect(ScriptedEngine(), waits, call_seconds=30.0, trajectory_seconds=60.0)
+    assert all(t.status == "ok" for group in trajectories_QG for t in group)
+
+
+def test_a_tool_error_is_the_models_fault_and_keeps_the_trajectory():
+    def fails(query):
+        raise ToolError("no such page")
+
+    [[trajectory]] = collect(ScriptedEngine(), fails, questions=1, group=1)
+    assert trajectory.status == "ok" and trajectory.turns[0].tool_error
+    assert trajectory.turns[0].result == "Error: no such page"
+
+
+def test_a_broken_tool_is_retried_then_excluded_with_its_cause():
+    calls = []
+
+    def broken(query):
+        calls.append(query)
+        raise ConnectionError("the server is gone")
+
+    [[trajectory]] = collect(ScriptedEngine(), broken, questions=1, group=1)
+    assert (trajectory.status, len(calls)) == ("infra_error", 2)
+    assert trajectory.error == "ConnectionError: the server is gone"
+
+
+def test_a_failure_that_passes_is_made_good_by_the_retry():
+    calls = []
+
+    def once(query):
+        calls.append(query)
+        if len(calls) == 1:
+            raise OSError("hiccup")
+        return "Madrid"
+
+    [[trajectory]] = collect(ScriptedEngine(), once, questions=1, group=1)
+    assert (trajectory.status, trajectory.answer) == ("ok", "Madrid")
+
+
+def test_a_hung_call_breaks_its_trajectory_only():
+    release, calls = threading.Event(), []
+
+    def hangs_first(query):
+        calls.append(query)
+        if len(calls) == 1:
+            release.wait(10)
+        return "Madrid"
+
+    try:
+        trajectories = collect(
+            ScriptedEngine(),
+            hangs_first,
+            questions=1,
+            call_seconds=0.3,
+            infra_retries=0,
+            on_finished=lambda t: release.set() if t.status == "infra_error" else None,
+        )[0]
+    finally:
+        release.set()
+    assert sorted(t.status for t in trajectories) == ["infra_error", "ok", "ok"]
+
+
+def test_a_trajectory_over_its_deadline_is_cut_and_its_request_cancelled():
+    engine = ScriptedEngine(silent=("answer",))
+    [[trajectory]] = collect(engine, questions=1, group=1, trajectory_seconds=0.3)
+    assert (trajectory.status, trajectory.stop) == ("timeout", "deadline")
+    assert len(trajectory.turns) == 1 and engine.pending == 0
+
+
+def test_stopping_leaves_nothing_in_the_engine():
+    engine = ScriptedEngine(silent=("verify",))
+    start = time.monotonic()
+    with pytest.raises(rollout.Stopped):
+        collect(engine, should_stop=lambda: time.monotonic() - start > 0.3)
+    assert engine.pending == 0
