@@ -115,16 +115,16 @@ def _turn(index, query, analysis, memory, tools, prompt_set, fits, clock):
         result = f"Error: {result}"
     step = Step(sub_goal, tool_name, command, result, failed)
     if not failed:  # a turn without a result cannot complete the memory: no need to ask
-        messages, _ = prompts.fit(
-            lambda m: prompts.verifier(prompt_set, query, analysis, m),
-            memory.add(step),
-            lambda messages: fits("verifier", messages),
-        )
         try:
+            messages, _ = prompts.fit(
+                lambda m: prompts.verifier(prompt_set, query, analysis, m),
+                memory.add(step),
+                lambda messages: fits("verifier", messages),
+            )
             stop = parsing.verdict((yield ModelRequest("verifier", messages, index)).text)
             verdict = "STOP" if stop else "CONTINUE"
-        except parsing.ParseError:
-            parse_failures += 1
+        except (parsing.ParseError, prompts.PromptTooLong):
+            parse_failures += 1  # no verdict: go on
     seconds = clock() - start
     turn = Turn(
         index=index,

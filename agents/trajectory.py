@@ -39,7 +39,8 @@ class Turn:
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
     """status: "ok", "truncated" (a planner response or prompt met its limit), "timeout" or
-    "infra_error". stop: "verified", "budget", "deadline" or "parse_error" (no answer came)."""
+    "infra_error". stop: "verified", "budget", "deadline" or "parse_error" (no answer came).
+    attempts: times it was started; more than 1 after infrastructure failures."""
 
     question_id: str
     rollout: int
@@ -50,6 +51,7 @@ class Trajectory:
     stop: str
     seconds: float
     error: str = ""
+    attempts: int = 1
 
 
 def to_json(trajectory, *, question, step, reward, reward_source, advantage):
@@ -89,4 +91,5 @@ def to_json(trajectory, *, question, step, reward, reward_source, advantage):
         "stop": trajectory.stop,
         "seconds": round(trajectory.seconds, 4),
         "error": trajectory.error,
+        "attempts": trajectory.attempts,
     }

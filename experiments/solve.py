@@ -77,6 +77,8 @@ def main():
         sys.stdout.write(json.dumps(line) + "\n")
         return
     found = solve(CONFIG.value, QUERY.value, workdir=WORKDIR.value, on_event=Trace(sys.stderr))
+    if found.status in ("infra_error", "timeout"):
+        raise RuntimeError(f"The question was not solved: {found.error}.")
     sys.stdout.write(f"{found.answer}\n")
 
 

@@ -31,7 +31,6 @@ def train(config, workdir, *, force=False):
     """Runs or resumes the training that `config` describes in `workdir`."""
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    command.write_config(config, workdir, force=force)
     settings = config.rollout
     variant = choose_variant(config)
 
@@ -43,6 +42,11 @@ def train(config, workdir, *, force=False):
         held_out = held_out[: config.eval.questions or len(held_out)]
     batches = data.question_batches(questions, batch=settings.questions, seed=config.seed)
     run = session.build(config)
+    row_shards = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
+    batching.check_buckets(
+        config.batch.row_lengths, config.batch.rows, config.batch.response_lengths, row_shards
+    )
+    command.write_config(config, workdir, force=force)
     frozen = run.params
     optimizer = update.make_optimizer(**config.optim)
     step_program = update.make_update(
@@ -117,7 +121,7 @@ def train(config, workdir, *, force=False):
 
     last = (first_step - 1, state, batches.get_state())
     try:
-        if held_out and first_step == 1:
+        if held_out and not results.steps:
             values = evaluated(0)
             results.write(0, values)
             logging.info("%s", command.step_line(0, config.steps, values))
@@ -153,7 +157,7 @@ def train(config, workdir, *, force=False):
                 row_lengths=tuple(config.batch.row_lengths),
                 rows=tuple(config.batch.rows),
                 response_lengths=tuple(config.batch.response_lengths),
-                row_shards=run.mesh.shape["data"] * run.mesh.shape["fsdp"],
+                row_shards=row_shards,
                 mini_batches=config.loss.mini_batches,
                 constant_length=settings.max_turns * settings.max_response_tokens,
             )
@@ -174,9 +178,14 @@ def train(config, workdir, *, force=False):
                 "time/update": finished - rolled_out,
                 "throughput/generated_tokens_per_s": sampled / (rolled_out - started),
             }
+            last = (step, state, batches.get_state())
             due = config.eval.every and step % config.eval.every == 0
+            stopped = None
             if held_out and (due or step == config.steps):
-                values |= evaluated(step)
+                try:
+                    values |= evaluated(step)
+                except rollout.Stopped as signal:  # the step itself is done: keep it
+                    stopped = signal
             values["time/step"] = time.monotonic() - started
             write_trajectories(
                 workdir / "trajectories" / f"step_{step:06d}.jsonl",
@@ -188,7 +197,8 @@ def train(config, workdir, *, force=False):
             )
             results.write(step, values)
             logging.info("%s", command.step_line(step, config.steps, values))
-            last = (step, state, batches.get_state())
+            if stopped:
+                raise stopped
             if step % config.checkpoint.every == 0 or step == config.steps:
                 save(*last)
     except rollout.Stopped:

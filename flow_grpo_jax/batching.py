@@ -155,7 +155,7 @@ def build(
         train on.
     """
     adv_QG, valid_QG = np.asarray(adv_QG), np.asarray(valid_QG, bool)
-    _check_buckets(row_lengths, rows, response_lengths, row_shards)
+    check_buckets(row_lengths, rows, response_lengths, row_shards)
     if not 1 <= mini_batches <= len(valid_QG):
         raise ValueError(
             f"mini_batches={mini_batches} must be between 1 and the {len(valid_QG)} questions."
@@ -206,7 +206,8 @@ def sampled_tokens(micro_batches):
     return sum(int(batch.mask_BA.sum()) for batch in micro_batches)
 
 
-def _check_buckets(row_lengths, rows, response_lengths, row_shards):
+def check_buckets(row_lengths, rows, response_lengths, row_shards):
+    """ValueError for buckets that `build` cannot fill; call it before the first rollout."""
     if len(rows) != len(row_lengths):
         raise ValueError(f"rows={rows} needs one entry for each of row_lengths={row_lengths}.")
     for name, sizes in (("row_lengths", row_lengths), ("response_lengths", response_lengths)):

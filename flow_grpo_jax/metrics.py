@@ -28,6 +28,7 @@ def of_trajectories(trajectories, tool_names, *, prefix):
         f"{prefix}/truncated": sum(t.status == "truncated" for t in trajectories) / count,
         f"{prefix}/timeouts": sum(t.status == "timeout" for t in trajectories),
         f"{prefix}/infra_errors": sum(t.status == "infra_error" for t in trajectories),
+        f"{prefix}/infra_retries": sum(t.attempts - 1 for t in trajectories),
         f"{prefix}/verified": sum(t.stop == "verified" for t in trajectories) / count,
     }
     if prefix == "rollout":
@@ -64,7 +65,10 @@ def wilson_interval(correct, total, *, z=1.96):
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one object a step, appended; truncated to the restored step on resume."""
+    """`metrics.jsonl`: one object a step, appended; truncated to the restored step on resume.
+
+    steps: those whose line is in the file.
+    """
 
     def __init__(self, path, *, keep_to_step=None):
         """Args: keep_to_step: newest step whose line stays; None starts an empty file."""
@@ -72,12 +76,15 @@ class MetricsFile:
         kept = []
         if keep_to_step is not None and self.path.exists():
             kept = [line for line in read(self.path) if line["step"] <= keep_to_step]
-        with self.path.open("w") as file:
-            file.writelines(json.dumps(line) + "\n" for line in kept)
+        self.steps = {line["step"] for line in kept}
+        replacement = self.path.with_suffix(".tmp")  # a crash here must not lose the old lines
+        replacement.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        replacement.replace(self.path)
 
     def write(self, step, values):
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
+        self.steps.add(step)
 
 
 def read(path):

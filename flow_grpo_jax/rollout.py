@@ -56,7 +56,7 @@ class _Running:
     attempt: int = 0
     request: int | None = None
     call: concurrent.futures.Future | None = None
-    call_started: float = 0.0
+    call_started: float = float("inf")  # until a thread of the pool takes it up
 
 
 def collect(
@@ -149,8 +149,8 @@ class _Driver:
             return
         self.on_event(effect)
         if isinstance(effect, effects.ToolCall):
-            run.call_started = time.monotonic()
-            run.call = self.pool.submit(_call_tool, self.tools[effect.tool], effect.arguments)
+            run.call_started = float("inf")
+            run.call = self.pool.submit(_call_tool, run, self.tools[effect.tool], effect.arguments)
         elif effect.role == "analyst":
             self.ask_analysis(run, effect)
         else:
@@ -251,6 +251,7 @@ class _Driver:
             if run.attempt < self.settings.infra_retries:
                 self.start(*key, run.attempt + 1)
                 return
+        trajectory = dataclasses.replace(trajectory, attempts=run.attempt + 1)
         self.finished[key] = trajectory
         self.on_finished(trajectory)
 
@@ -266,7 +267,8 @@ class _Driver:
                 self.by_request.pop(identity, None)
 
 
-def _call_tool(tool, arguments):
+def _call_tool(run, tool, arguments):
+    run.call_started = time.monotonic()
     try:
         output = protocol.call(tool, arguments)
     except protocol.ToolError as error:

@@ -19,7 +19,11 @@ from flax import nnx
 
 from models import attention
 
-REMAT = ("none", "full")
+REMAT = {  # what the backward pass of a block finds saved, besides the block's input
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +210,8 @@ class Qwen2(nnx.Module):
           segment_BT: int32, > 0 and equal on the tokens of one sequence, 0 on padding. Padding may
             stand on either side; several sequences may share a row.
           dtype: compute dtype.
-          remat: "none" keeps activations, "full" recomputes each block in the backward pass.
+          remat: "none" keeps all activations; "dots" keeps the results of products with weights and
+            recomputes the rest of each block in the backward pass; "full" recomputes all of it.
 
         Outputs at padding are finite and meaningless.
         """
@@ -221,8 +226,8 @@ class Qwen2(nnx.Module):
         def layer(x_BTD, block):
             return block(x_BTD, rope, attend)
 
-        if remat == "full":
-            layer = jax.checkpoint(layer, prevent_cse=False)
+        if REMAT[remat] is not None:
+            layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT[remat])
         x_BTD, _ = jax.lax.scan(layer, self.embedded(token_BT, dtype), self.blocks)
         return self.final_norm(x_BTD)
 

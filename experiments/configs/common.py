@@ -46,7 +46,7 @@ def base():
 
     c.batch = ConfigDict()
     c.batch.row_lengths = (1_024, 2_048, 4_096, 8_192, 20_480)
-    c.batch.rows = (8, 4, 2, 1, 1)  # of one micro-batch, for each row length
+    c.batch.rows = (8, 8, 8, 8, 8)  # of one micro-batch, for each row length
     c.batch.response_lengths = (256, 2_048)
     c.batch.logprob_chunk = 512  # tokens whose logits exist at once
 

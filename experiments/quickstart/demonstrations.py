@@ -129,7 +129,9 @@ class Inventor:
             for kind in knowledge_base.TABLES
         }
         self.starts, self.continuations, self.lengths = [], [], []
-        for word in sorted({word for article in articles for word in article.title.split()}):
+        names = {article.title for article in articles}
+        names |= {article.facts["capital"] for article in articles if "capital" in article.facts}
+        for word in sorted({word for name in names for word in name.split()}):
             pieces = [tokenizer.decode([token]) for token in tokenizer.encode(f" {word}")]
             if not all(piece.isascii() and piece.strip() for piece in pieces):
                 continue

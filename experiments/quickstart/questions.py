@@ -133,7 +133,7 @@ def years_between(world, rng):
     return Problem(question, (*steps, compute("subtract", steps[0].value, steps[1].value)))
 
 
-MAKERS = ((chain_problem, 12), (number_and_constant, 3), (sum_of_numbers, 2), (years_between, 1))
+MAKERS = ((chain_problem, 12), (number_and_constant, 3), (sum_of_numbers, 2), (years_between, 2))
 
 
 def draw(world, rng):

@@ -26,10 +26,8 @@ def play(script, *, question="What is the capital of Spain?", max_turns=3, **how
         if isinstance(answer, str):
             answer = effects.Reply(answer, (1, 2), (3,), (-0.5,))
         try:
-            if isinstance(answer, Exception):
-                effect = solver.throw(answer)
-            else:
-                effect = solver.send(answer)
+            send = solver.throw if isinstance(answer, Exception) else solver.send
+            effect = send(answer)
         except StopIteration as stop:
             return stop.value, seen
     raise AssertionError("the script is too short")

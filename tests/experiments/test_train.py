@@ -89,13 +89,32 @@ def finished(tmp_path_factory):
 def test_a_run_leaves_everything_the_design_names(finished):
     found = metrics.read(finished / "metrics.jsonl")
     assert [line["step"] for line in found] == [0, 1, 2]
-    required = (
-        "reward/mean reward/std group/zero_variance rollout/turns rollout/tool_error_rate "
-        "rollout/truncated rollout/infra_errors tool/knowledge_search/share tokens/generated "
-        "tokens/trained tokens/padding_share loss/total loss/policy loss/kl policy/clip_fraction "
-        "policy/entropy policy/logprob_gap_mean policy/logprob_gap_max optim/grad_norm "
-        "time/rollout time/update time/step throughput/generated_tokens_per_s compile/count"
-    ).split()
+    required = [
+        "reward/mean",
+        "reward/std",
+        "group/zero_variance",
+        "rollout/turns",
+        "rollout/tool_error_rate",
+        "rollout/truncated",
+        "rollout/infra_errors",
+        "tool/knowledge_search/share",
+        "tokens/generated",
+        "tokens/trained",
+        "tokens/padding_share",
+        "loss/total",
+        "loss/policy",
+        "loss/kl",
+        "policy/clip_fraction",
+        "policy/entropy",
+        "policy/logprob_gap_mean",
+        "policy/logprob_gap_max",
+        "optim/grad_norm",
+        "time/rollout",
+        "time/update",
+        "time/step",
+        "throughput/generated_tokens_per_s",
+        "compile/count",
+    ]
     assert not [name for name in required if name not in found[1]]
     assert max(line["policy/logprob_gap_max"] for line in found[1:]) <= 1e-4
     assert {"eval/success", "eval/correct", "eval/total"} <= set(found[0]) & set(found[2])

@@ -300,9 +300,10 @@ def test_set_weights_refuses_another_shape(engine):
 
 def test_weights_that_are_not_finite_are_reported(small):
     small.set_weights("frozen", jax.tree.map(lambda a: a * jnp.nan, OTHER))
-    small.submit(request(max_tokens=1, weights="frozen"))
+    id = small.submit(request(max_tokens=1, weights="frozen"))
     with pytest.raises(FloatingPointError, match="'frozen', version 1"):
         small.step()
+    small.cancel(id)
 
 
 # ---- Programs ----
