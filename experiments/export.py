@@ -3,20 +3,13 @@
 python -m experiments.export --workdir=runs/quickstart --out=planner
 """
 
-import json
 import pathlib
 
-import jax
-import ml_collections
 from absl import flags, logging
 
 from experiments import command, session
-from flow_grpo_jax import checkpoint, metrics, update
-from models import huggingface, qwen2
-
-WORKDIR = flags.DEFINE_string("workdir", None, "Run folder of experiments.train.")
-OUT = flags.DEFINE_string("out", None, "Folder to write.")
-STEP = flags.DEFINE_integer("step", None, "Checkpoint to export; the newest if not given.")
+from flow_grpo_jax import metrics
+from models import huggingface
 
 CARD = """---
 library_name: transformers
@@ -46,45 +39,10 @@ one verifiable outcome for each trajectory.
 """
 
 
-def run_config(workdir):
-    """(ConfigDict, hash) of a run."""
-    path = pathlib.Path(workdir) / "config.json"
-    if not path.exists():
-        raise command.ConfigError(f"{workdir} holds no run: {path} does not exist.")
-    stored = json.loads(path.read_text())
-    return ml_collections.ConfigDict(stored["config"]), stored["hash"]
-
-
-def restore_policy(workdir, config, *, step=None):
-    """(step, params on one device, meta) of a run's checkpoint.
-
-    Raises:
-      ConfigError: the run has no checkpoint, or not that one.
-    """
-    shape = huggingface.config_from_dict(
-        huggingface.read_config(session.resolve(config.model.path))
-    )
-    optimizer = update.make_optimizer(**config.optim)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-        jax.eval_shape(
-            lambda key: update.init(qwen2.Qwen2(key, shape), optimizer), jax.random.key(0)
-        ),
-    )
-    checkpoints = checkpoint.Checkpoints(pathlib.Path(workdir) / "checkpoints", keep=None)
-    restored = checkpoints.restore(like, step=step)
-    checkpoints.close()
-    if restored is None:
-        raise command.ConfigError(f"{workdir} has no checkpoint yet.")
-    step, state, meta = restored
-    return step, state.params, meta
-
-
 def export(workdir, out, *, step=None):
     """Writes weights, config, tokenizer, generation config and model card of one checkpoint."""
-    config, config_hash = run_config(workdir)
-    step, params, meta = restore_policy(workdir, config, step=step)
+    config, config_hash = session.run_config(workdir)
+    step, params, meta = session.restore_policy(workdir, config, step=step)
     base = session.resolve(config.model.path)
     huggingface.save(out, params, tokenizer_folder=base)
     evaluated = [
@@ -112,10 +70,18 @@ def export(workdir, out, *, step=None):
     return step
 
 
+def define_flags():
+    flags.DEFINE_string("workdir", None, "Run folder of experiments.train.")
+    flags.DEFINE_string("out", None, "Folder to write.")
+    flags.DEFINE_integer("step", None, "Checkpoint to export; the newest if not given.")
+
+
 def main():
-    step = export(WORKDIR.value, OUT.value, step=STEP.value)
-    logging.info("exported step %d to %s", step, OUT.value)
+    values = flags.FLAGS
+    step = export(values.workdir, values.out, step=values.step)
+    logging.info("exported step %d to %s", step, values.out)
 
 
 if __name__ == "__main__":
+    define_flags()
     command.run(main, required=("workdir", "out"))

@@ -2,14 +2,16 @@
 
 import concurrent.futures
 import dataclasses
+import json
 import pathlib
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 
 from agents import prompts
 from experiments import command
-from flow_grpo_jax import rollout
+from flow_grpo_jax import checkpoint, rollout, update
 from models import huggingface, qwen2, sharding, tokenizer
 from models.engine.engine import Engine
 from tools import toolbox
@@ -109,3 +111,36 @@ def rollout_settings(config, *, temperature):
         call_seconds=config.rollout.call_seconds,
         trajectory_seconds=config.rollout.trajectory_seconds,
     )
+
+
+def run_config(workdir):
+    """(ConfigDict, hash) of a run."""
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.exists():
+        raise command.ConfigError(f"{workdir} holds no run: {path} does not exist.")
+    stored = json.loads(path.read_text())
+    return ml_collections.ConfigDict(stored["config"]), stored["hash"]
+
+
+def restore_policy(workdir, config, *, step=None):
+    """(step, params on one device, meta) of a run's checkpoint.
+
+    Raises:
+      ConfigError: the run has no checkpoint, or not that one.
+    """
+    shape = huggingface.config_from_dict(huggingface.read_config(resolve(config.model.path)))
+    optimizer = update.make_optimizer(**config.optim)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+        jax.eval_shape(
+            lambda key: update.init(qwen2.Qwen2(key, shape), optimizer), jax.random.key(0)
+        ),
+    )
+    checkpoints = checkpoint.Checkpoints(pathlib.Path(workdir) / "checkpoints", keep=None)
+    restored = checkpoints.restore(like, step=step)
+    checkpoints.close()
+    if restored is None:
+        raise command.ConfigError(f"{workdir} has no checkpoint yet.")
+    step, state, meta = restored
+    return step, state.params, meta

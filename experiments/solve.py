@@ -11,20 +11,15 @@ from absl import flags
 from ml_collections import config_flags
 
 from agents import effects, trajectory
-from experiments import command, export, session
+from experiments import command, session
 from flow_grpo_jax import rollout
-
-CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-QUERY = flags.DEFINE_string("query", None, "The question.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Use the planner of this run's newest checkpoint.")
-JSON = flags.DEFINE_bool("json", False, "Print the trajectory as one JSON object, no trace.")
 
 
 def solve(config, query, *, workdir=None, on_event=lambda event: None):
     """Solves one question greedily; returns the Trajectory."""
     run = session.build(config)
     if workdir:
-        run.engine.set_weights("policy", export.restore_policy(workdir, config)[1])
+        run.engine.set_weights("policy", session.restore_policy(workdir, config)[1])
     try:
         [[found]] = rollout.collect(
             [{"id": "query", "question": query}],
@@ -67,20 +62,29 @@ class Trace:
         self.file.flush()
 
 
+def define_flags():
+    config_flags.DEFINE_config_file("config", lock_config=True)
+    flags.DEFINE_string("query", None, "The question.")
+    flags.DEFINE_string("workdir", None, "Use the planner of this run's newest checkpoint.")
+    flags.DEFINE_bool("json", False, "Print the trajectory as one JSON object, no trace.")
+
+
 def main():
-    if JSON.value:
-        found = solve(CONFIG.value, QUERY.value, workdir=WORKDIR.value)
-        question = {"question": QUERY.value, "answer": None}
+    values = flags.FLAGS
+    trace = (lambda event: None) if values.json else Trace(sys.stderr)
+    found = solve(values.config, values.query, workdir=values.workdir, on_event=trace)
+    if found.status in ("infra_error", "timeout"):
+        raise RuntimeError(f"The question was not solved: {found.error}.")
+    if values.json:
+        question = {"question": values.query, "answer": None}
         line = trajectory.to_json(
             found, question=question, step=0, reward=None, reward_source=None, advantage=None
         )
         sys.stdout.write(json.dumps(line) + "\n")
-        return
-    found = solve(CONFIG.value, QUERY.value, workdir=WORKDIR.value, on_event=Trace(sys.stderr))
-    if found.status in ("infra_error", "timeout"):
-        raise RuntimeError(f"The question was not solved: {found.error}.")
-    sys.stdout.write(f"{found.answer}\n")
+    else:
+        sys.stdout.write(f"{found.answer}\n")
 
 
 if __name__ == "__main__":
+    define_flags()
     command.run(main, required=("config", "query"))

@@ -22,10 +22,6 @@ from flow_grpo_jax import batching, checkpoint, data, loss, metrics, rewards, ro
 from flow_grpo_jax.evaluate import evaluate
 from models import sharding
 
-CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "Run folder; an existing run in it is resumed.")
-FORCE = flags.DEFINE_bool("force", False, "Resume although the config differs from the run's.")
-
 
 def train(config, workdir, *, force=False):
     """Runs or resumes the training that `config` describes in `workdir`."""
@@ -283,9 +279,17 @@ def write_trajectories(path, questions, trajectories_QG, scores_QG, *, step, adv
                 file.write(json.dumps(line) + "\n")
 
 
+def define_flags():
+    config_flags.DEFINE_config_file("config", lock_config=True)
+    flags.DEFINE_string("workdir", None, "Run folder; an existing run in it is resumed.")
+    flags.DEFINE_bool("force", False, "Resume although the config differs from the run's.")
+
+
 def main():
-    train(CONFIG.value, WORKDIR.value, force=FORCE.value)
+    values = flags.FLAGS
+    train(values.config, values.workdir, force=values.force)
 
 
 if __name__ == "__main__":
+    define_flags()
     command.run(main, required=("config", "workdir"))

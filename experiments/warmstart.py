@@ -30,9 +30,6 @@ from models import huggingface, qwen2
 from models.tokenizer import Tokenizer, train_byte_bpe
 from tools import knowledge_base
 
-CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the log, the tokenizer and the model.")
-
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}"
     "{{ '<|im_start|>' + message['content'] + '<|im_end|>\n' }}"
@@ -223,9 +220,15 @@ def warmstart(config, workdir):
     return shares
 
 
+def define_flags():
+    config_flags.DEFINE_config_file("config", lock_config=True)
+    flags.DEFINE_string("workdir", None, "Folder for the log, the tokenizer and the model.")
+
+
 def main():
-    warmstart(CONFIG.value, WORKDIR.value)
+    warmstart(flags.FLAGS.config, flags.FLAGS.workdir)
 
 
 if __name__ == "__main__":
+    define_flags()
     command.run(main, required=("config", "workdir"))

@@ -185,6 +185,7 @@ class Engine:
         """Hands the drawn tokens to their requests; [(id, Completion)] of those that ended."""
         ended = set()
         for slots, (token_P, logprob_P, live_P) in admitted:
+            self._check_finite(name, logprob_P[: len(slots)])
             for row, slot in enumerate(slots):
                 running = pool_.table[slot]
                 running.tokens.append(int(token_P[row]))
@@ -193,7 +194,9 @@ class Engine:
                     ended.add(slot)
         if advanced is not None:
             token_CB, logprob_CB, live_B = advanced
-            drawn_B = (token_CB != programs.NO_TOKEN).sum(0)
+            drawn_CB = token_CB != programs.NO_TOKEN
+            self._check_finite(name, logprob_CB[drawn_CB])
+            drawn_B = drawn_CB.sum(0)
             for slot, running in pool_.occupied():
                 running.tokens += token_CB[: drawn_B[slot], slot].tolist()
                 running.logprobs += logprob_CB[: drawn_B[slot], slot].tolist()
@@ -201,11 +204,6 @@ class Engine:
                     ended.add(slot)
         finished = []
         for slot, running in pool_.occupied():
-            if not np.isfinite(running.logprobs).all():
-                raise FloatingPointError(
-                    f"Weights {name!r}, version {self._versions[name]}, gave logits that are not "
-                    f"finite (request {running.id}). Check the last update before it is served."
-                )
             stopped = self._cut_at_stop_string(running)
             if stopped or slot in ended:
                 by_id = running.tokens[-1] in running.request.sampling.stop_ids
@@ -232,6 +230,14 @@ class Engine:
         del running.tokens[end:], running.logprobs[end:]
         return True
 
+    def _check_finite(self, name, logprobs):
+        if not np.isfinite(logprobs).all():
+            raise FloatingPointError(
+                f"Weights {name!r}, version {self._versions[name]}, gave logits that are not "
+                "finite. Check the update they come from; the cache they wrote is lost too, so "
+                "build a new engine."
+            )
+
     def _check(self, request):
         self._check_name(request.weights)
         tokens, sampling = len(request.tokens), request.sampling
@@ -248,10 +254,11 @@ class Engine:
                 f"{self._max_length}; raise max_length or lower max_tokens to at most "
                 f"{self._max_length - tokens}."
             )
-        low, high = min(request.tokens), max(request.tokens)
+        ids = (*request.tokens, *sampling.stop_ids)
+        low, high = min(ids), max(ids)
         if low < 0 or high >= self._config.vocab_size:
             raise ValueError(
-                f"Prompt token {low if low < 0 else high} is outside the vocabulary of "
+                f"Token id {low if low < 0 else high} is outside the vocabulary of "
                 f"{self._config.vocab_size}; check that the tokenizer belongs to the model."
             )
         if len(sampling.stop_ids) > programs.STOP_IDS:

@@ -118,5 +118,5 @@ def admission(batch, *, bucket, rows, slots):
         new.parameters.temperature_B[row] = wanted.temperature
         new.parameters.top_p_B[row] = wanted.top_p
         new.parameters.min_p_B[row] = wanted.min_p
-        new.parameters.top_k_B[row] = wanted.top_k
+        new.parameters.top_k_B[row] = min(wanted.top_k, 2**31 - 1)
     return new

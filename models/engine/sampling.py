@@ -51,12 +51,14 @@ def request_keys(seed, address_BA, parts_B):
 
 
 def uniforms(key_B2, index_B):
-    """float32 [B, 2] in [0, 1): the randomness of token index_B of each row's request."""
+    """float32 [B, 2] in (0, 1): the randomness of token index_B of each row's request."""
 
     def one(key, index):
         return jax.random.uniform(jax.random.fold_in(_typed(key), index), (2,))
 
-    return jax.vmap(one)(key_B2, index_B)
+    # From multiples of 2^-23 in [0, 1) to the middles between them: 0 would draw the first token
+    # of any probability at all.
+    return jax.vmap(one)(key_B2, index_B) + 2.0**-24
 
 
 def draw(logits_BV, uniform_B2, parameters):
@@ -64,7 +66,7 @@ def draw(logits_BV, uniform_B2, parameters):
 
     Args:
       logits_BV: float32; -inf marks tokens that must not be drawn.
-      uniform_B2: float32 in [0, 1), from `uniforms`.
+      uniform_B2: float32 in (0, 1), from `uniforms`.
       parameters: `Parameters`.
 
     Returns:
@@ -76,9 +78,9 @@ def draw(logits_BV, uniform_B2, parameters):
     floor_B = jax.lax.cond(cuts, floors, _no_floors, logits_BV, parameters)
     x_BV = _scaled(logits_BV, parameters)
     x_BV = jnp.where(x_BV >= floor_B[:, None], x_BV, -jnp.inf)
-    rows, vocabulary = x_BV.shape
-    padding = ((0, 0), (0, -vocabulary % BLOCK))
-    x_BJC = jnp.pad(x_BV, padding, constant_values=-jnp.inf).reshape(rows, -1, BLOCK)
+    padding = ((0, 0), (0, -x_BV.shape[1] % BLOCK))
+    x_BV = jnp.pad(x_BV, padding, constant_values=-jnp.inf)
+    x_BJC = x_BV.reshape(x_BV.shape[0], -1, BLOCK)
 
     # The barriers keep XLA from replacing a reduction of a reduction by a second pass over V.
     peak_BJ = jax.lax.optimization_barrier(x_BJC.max(-1))
@@ -118,7 +120,8 @@ def floors(logits_BV, parameters):
     def floor_p(floor_B):
         kept_BV = x_BV >= floor_B[:, None]
         mass_BV = jnp.where(kept_BV, jnp.exp(x_BV - peak_B[:, None]), 0.0)
-        found_B = _threshold(order_BV, mass_BV, top_p_B * mass_BV.sum(-1))
+        goal_B = jnp.maximum(top_p_B, 1e-30) * mass_BV.sum(-1)
+        found_B = _threshold(order_BV, mass_BV, goal_B)
         return jnp.where(top_p_B < 1, jnp.maximum(floor_B, found_B), floor_B)
 
     floor_B = jax.lax.cond(jnp.any(top_k_B > 0), floor_k, lambda: none_B)

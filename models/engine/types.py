@@ -5,15 +5,18 @@ import math
 
 import numpy as np
 
+LOWEST_TEMPERATURE = 1e-4  # logits divided by less may overflow float32
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How the tokens of one request are drawn. Truncations apply in the order of the fields.
+    """How the tokens of one request are drawn. Truncations apply in the order top_k, top_p, min_p.
 
     max_tokens: most tokens to generate, at least 1.
-    temperature: divides the logits; 0 is greedy decoding, which ignores the truncations.
+    temperature: divides the logits, at least 1e-4; or 0 for greedy decoding, which ignores the
+      truncations.
     top_p: keeps the smallest set of the most probable tokens that holds this mass, in (0, 1].
-    top_k: keeps the k most probable tokens; 0 is off. Applied before top_p.
+    top_k: keeps the k most probable tokens; 0 is off.
     min_p: keeps tokens at least min_p times as probable as the most probable one, in [0, 1].
     stop_ids: token ids that end the response; the id itself is the response's last token.
     stop_strings: texts that end the response; they need the engine's `decode_text`.
@@ -32,10 +35,11 @@ class Sampling:
     def __post_init__(self):
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens={self.max_tokens} generates nothing; use 1 or more.")
-        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
+        usable = self.temperature == 0 or self.temperature >= LOWEST_TEMPERATURE
+        if not (usable and math.isfinite(self.temperature)):
             raise ValueError(
-                f"temperature={self.temperature} is not a finite number >= 0; use 0 for greedy "
-                "decoding."
+                f"temperature={self.temperature} is neither 0 (greedy decoding) nor a finite "
+                f"number from {LOWEST_TEMPERATURE} up."
             )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} is outside (0, 1]; use 1 to keep all tokens.")

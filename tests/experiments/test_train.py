@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from experiments import command, export, solve, train
+from experiments import command, export, session, solve, train
 from experiments.configs import common, quickstart, smoke
 from flow_grpo_jax import metrics
 
@@ -144,8 +144,8 @@ def test_export_has_the_logits_of_the_trained_policy(finished, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     export.export(finished, tmp_path / "out")
-    config, _ = export.run_config(finished)
-    _, params, _ = export.restore_policy(finished, config)
+    config, _ = session.run_config(finished)
+    _, params, _ = session.restore_policy(finished, config)
     token_BT = np.arange(40, dtype=np.int32).reshape(2, 20) * 7 % 2048
     with jax.default_matmul_precision("highest"):
         ours = params.logits(params.hidden(token_BT, np.ones_like(token_BT)))

@@ -90,8 +90,10 @@ def run(engine, requests):
     """Completions in the order of the requests."""
     ids = [engine.submit(request_) for request_ in requests]
     done = {}
-    while engine.pending:
+    for _ in range(200):
         done |= dict(engine.step())
+        if not engine.pending:
+            break
     return [done[id] for id in ids]
 
 
@@ -357,12 +359,14 @@ def test_a_weight_set_costs_nothing_before_its_first_use():
         (lambda: request(17), "17 tokens exceeds .*(8, 16)"),
         (lambda: request(16, max_tokens=145), "max_tokens=145 exceed max_length=160.*at most 144"),
         (lambda: request(weights="critic"), "'critic'.*'frozen', 'policy'"),
-        (lambda: Request((150,), Sampling(1)), "token 150 is outside the vocabulary of 150"),
+        (lambda: Request((150,), Sampling(1)), "id 150 is outside the vocabulary of 150"),
+        (lambda: request(stop_ids=(-1,)), "id -1 is outside the vocabulary"),
         (lambda: request(stop_ids=tuple(range(9))), "9 stop_ids; the engine takes 8"),
         (lambda: request(address=tuple(range(9))), "at most 8 integers"),
         (lambda: request(address=(-1,)), "at most 8 integers"),
         (lambda: Sampling(0), "max_tokens=0"),
         (lambda: Sampling(1, temperature=-0.5), "temperature=-0.5"),
+        (lambda: Sampling(1, temperature=1e-9), "temperature=1e-09"),
         (lambda: Sampling(1, top_p=0.0), "top_p=0.0"),
         (lambda: Sampling(1, top_p=1.5), "top_p=1.5"),
         (lambda: Sampling(1, top_k=-1), "top_k=-1"),

@@ -50,6 +50,7 @@ CUTS = [
     dict(top_k=10_000),
     dict(top_p=0.9),
     dict(top_p=1e-6),
+    dict(top_p=1e-60),
     dict(min_p=0.05),
     dict(min_p=1.0),
     dict(temperature=1.3, top_k=40, top_p=0.8),
@@ -161,5 +162,5 @@ def test_keys_are_fold_in_over_the_address():
         key = jax.random.key(11, impl="threefry2x32")
         for part in (*address, 7):
             key = jax.random.fold_in(key, np.uint32(part))
-        np.testing.assert_array_equal(uniform_B2[row], jax.random.uniform(key, (2,)))
+        np.testing.assert_array_equal(uniform_B2[row], jax.random.uniform(key, (2,)) + 2**-24)
     assert len({float(u) for u in uniform_B2[:, 0]}) == len(addresses)
