@@ -245,7 +245,7 @@ def _label(name):
         "tool error rate": "tool errors",
         "parse failure rate": "unreadable outputs",
     }
-    return renamed.get(words, words)
+    return renamed.get(words, words.replace("success/", "solved, "))
 
 
 def _is_share(name):

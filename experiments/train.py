@@ -81,7 +81,15 @@ def train(config, workdir, *, force=False):
         first_step, keep_to_step = done + 1, done
         logging.info("resumed after step %d", done)
     results = metrics.MetricsFile(workdir / "metrics.jsonl", keep_to_step=keep_to_step)
+    board = metrics.tensorboard(workdir / "tensorboard", first_step=first_step)
     stop = command.StopSignal()
+
+    def record(step, values):
+        results.write(step, values)
+        if board:
+            for name, value in values.items():
+                board.add_scalar(name, value, step)
+        logging.info("%s", command.step_line(step, config.steps, values))
 
     def setting(temperature, on_finished):
         """What training rollouts and evaluation share."""
@@ -118,9 +126,7 @@ def train(config, workdir, *, force=False):
     last = (first_step - 1, state, batches.get_state())
     try:
         if held_out and not results.steps:
-            values = evaluated(0)
-            results.write(0, values)
-            logging.info("%s", command.step_line(0, config.steps, values))
+            record(0, evaluated(0))
 
         for step in range(first_step, config.steps + 1):
             started = time.monotonic()
@@ -191,8 +197,7 @@ def train(config, workdir, *, force=False):
                 step=step,
                 adv_QG=adv_QG,
             )
-            results.write(step, values)
-            logging.info("%s", command.step_line(step, config.steps, values))
+            record(step, values)
             if stopped:
                 raise stopped
             if step % config.checkpoint.every == 0 or step == config.steps:
@@ -202,6 +207,8 @@ def train(config, workdir, *, force=False):
         raise
     finally:
         checkpoints.close()
+        if board:
+            board.close()
         run.pool.shutdown(wait=False, cancel_futures=True)
     report.write_report(workdir)
     command.summary(metrics.read(workdir / "metrics.jsonl"))

@@ -87,6 +87,15 @@ class MetricsFile:
         self.steps.add(step)
 
 
+def tensorboard(folder, *, first_step):
+    """A tensorboardX writer that starts at first_step; None where tensorboardX is not installed."""
+    try:
+        import tensorboardX
+    except ImportError:
+        return None
+    return tensorboardX.SummaryWriter(str(folder), purge_step=first_step)
+
+
 def read(path):
     """Lines of a metrics file; a last line that a crash cut short is left out."""
     lines = []

@@ -39,18 +39,14 @@ def attend_reference(q_BTNH, k_BSKH, v_BSKH, mask_BTS):
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
     R = N // K
-    # Small arrays are transposed so that no product has to transpose its scores, and T and R are
-    # one axis X so that none contracts two. Forward and backward: 1.8 times faster on CPU.
+    # T and R become one axis, X, of the small array q: else XLA:CPU transposes the scores in every
+    # product (a whole update takes 1.2 times as long).
     q_BKXH = q_BTNH.reshape(B, T, K, R, H).transpose(0, 2, 3, 1, 4).reshape(B, K, R * T, H)
-    k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
-    score_BKXS = jnp.einsum("BKXH,BKSH->BKXS", q_BKXH, k_BKSH, preferred_element_type=jnp.float32)
+    score_BKXS = jnp.einsum("BKXH,BSKH->BKXS", q_BKXH, k_BSKH, preferred_element_type=jnp.float32)
     score_BKRTS = score_BKXS.reshape(B, K, R, T, S) * H**-0.5
     score_BKRTS = jnp.where(mask_BTS[:, None, None], score_BKRTS, MASKED)
-    largest_BKRT1 = jax.lax.stop_gradient(score_BKRTS.max(-1, keepdims=True))
-    weight_BKRTS = jnp.exp(score_BKRTS - largest_BKRT1)
-    total_BKRT1 = weight_BKRTS.sum(-1, keepdims=True)
-    weight_BKXS = weight_BKRTS.astype(v_BSKH.dtype).reshape(B, K, R * T, S)
-    o_BKXH = jnp.einsum("BKXS,BKSH->BKXH", weight_BKXS, v_BKSH, preferred_element_type=jnp.float32)
-    o_BKRTH = o_BKXH.reshape(B, K, R, T, H) / total_BKRT1
-    o_BTKRH = o_BKRTH.transpose(0, 3, 1, 2, 4)
+    weight_BKRTS = jax.nn.softmax(score_BKRTS, axis=-1).astype(v_BSKH.dtype)
+    weight_BKXS = weight_BKRTS.reshape(B, K, R * T, S)
+    o_BKXH = jnp.einsum("BKXS,BSKH->BKXH", weight_BKXS, v_BSKH)
+    o_BTKRH = o_BKXH.reshape(B, K, R, T, H).transpose(0, 3, 1, 2, 4)
     return o_BTKRH.reshape(B, T, N, H).astype(q_BTNH.dtype)
