@@ -67,10 +67,17 @@ def command(text, tool):
     arguments = {}
     for keyword in call.keywords:
         try:
-            arguments[keyword.arg] = ast.literal_eval(keyword.value)
+            arguments[keyword.arg] = _text(ast.literal_eval(keyword.value))
         except (ValueError, TypeError, RecursionError, MemoryError) as error:
             raise ParseError(f"The argument {keyword.arg} is not a literal.") from error
     return arguments
+
+
+def _text(value):
+    """Joins surrogate pairs, which JSON-style escapes leave in a string; half a pair is refused."""
+    if not isinstance(value, str):
+        return value
+    return value.encode("utf-16", "surrogatepass").decode("utf-16")
 
 
 def verdict(text):

@@ -40,14 +40,22 @@ def run(main, *, required):
     exits.run(stoppable, required=required)
 
 
-def write_config(config, workdir, *, force):
-    """Writes workdir/config.json, or checks that the run there has the same config.
+@contextlib.contextmanager
+def checking_config():
+    """Turns a ValueError about something the config asked for into a ConfigError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def check_config(config, workdir):
+    """Refuses a folder that holds a run with another config.
 
     `steps` may differ: a run may be continued for longer.
     """
-    values = json.loads(config.to_json_best_effort())
-    path = workdir / "config.json"
-    if path.exists() and not force:
+    values, path = _values(config), workdir / "config.json"
+    if path.exists():
         before = json.loads(path.read_text())["config"]
         changed = sorted(
             name
@@ -59,9 +67,20 @@ def write_config(config, workdir, *, force):
                 f"{workdir} holds a run with another config; it differs in {', '.join(changed)}. "
                 "Use a new --workdir, or --force to go on with the new config."
             )
+
+
+def write_config(config, workdir):
+    """Writes workdir/config.json: the resolved config and its hash."""
+    values, path = _values(config), workdir / "config.json"
     text = json.dumps(values, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    path.write_text(json.dumps({"hash": digest, "config": values}, indent=2) + "\n")
+    replacement = path.with_suffix(".tmp")  # a crash here must not lose the old one
+    replacement.write_text(json.dumps({"hash": digest, "config": values}, indent=2) + "\n")
+    replacement.replace(path)
+
+
+def _values(config):
+    return json.loads(config.to_json_best_effort())
 
 
 def _flat(values, prefix=""):

@@ -26,8 +26,10 @@ def _parsed(argv):
         rest = flags.FLAGS(argv)
     except SystemExit:  # --help has written its text
         sys.exit(0)
-    except (flags.Error, ValueError, OSError) as error:
+    except (flags.Error, ValueError, TypeError, OSError) as error:
         _stop(error, BAD_FLAGS)
+    except (AttributeError, KeyError) as error:  # ml_collections: --config.field=value
+        _stop(f"The configuration has no field {error}.", BAD_FLAGS)
     if len(rest) > 1:
         _stop(f"Unexpected argument {rest[1]!r}; settings are flags, see --help.", BAD_FLAGS)
     return rest

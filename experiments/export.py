@@ -3,6 +3,7 @@
 python -m experiments.export --workdir=runs/quickstart --out=planner
 """
 
+import json
 import pathlib
 
 from absl import flags, logging
@@ -45,6 +46,7 @@ def export(workdir, out, *, step=None):
     step, params, meta = session.restore_policy(workdir, config, step=step)
     base = session.resolve(config.model.path)
     huggingface.save(out, params, tokenizer_folder=base)
+    _sample_as_trained(pathlib.Path(out) / "generation_config.json", config.rollout.temperature)
     evaluated = [
         line
         for line in metrics.read(pathlib.Path(workdir) / "metrics.jsonl")
@@ -68,6 +70,14 @@ def export(workdir, out, *, step=None):
     )
     (pathlib.Path(out) / "README.md").write_text(card)
     return step
+
+
+def _sample_as_trained(path, temperature):
+    """Servers sample by this file: the distribution must be the one that was trained."""
+    values = json.loads(path.read_text())
+    values |= {"do_sample": True, "temperature": temperature}
+    values |= {"top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
+    path.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def define_flags():

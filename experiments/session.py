@@ -58,12 +58,19 @@ def build(config):
             "--config.model.path=/models/Qwen2.5-7B-Instruct."
         )
     folder = resolve(config.model.path)
-    mesh = sharding.make_mesh(**config.mesh)
+    with command.checking_config():
+        mesh = sharding.make_mesh(**config.mesh)
     model_config = huggingface.config_from_dict(huggingface.read_config(folder))
     abstract = jax.eval_shape(lambda key: qwen2.Qwen2(key, model_config), jax.random.key(0))
-    shardings = sharding.parameter_shardings(mesh, abstract)
+    with command.checking_config():
+        shardings = sharding.parameter_shardings(mesh, abstract)
     params = huggingface.load(folder, shardings=shardings)
     text = tokenizer.Tokenizer.load(folder)
+    if not text.eos_ids:
+        raise command.ConfigError(
+            f"Nothing ends a reply of the model in {folder}: neither generation_config.json nor "
+            "the tokenizer names an end token. Add eos_token_id to generation_config.json."
+        )
     settings = config.rollout
     engine = Engine(
         {"policy": params, "frozen": params},
@@ -77,22 +84,14 @@ def build(config):
         decode_text=text.decode,
         dtype=compute_dtype(config),
     )
-    tools = toolbox.build(
-        config.tools.names,
-        top_k=config.tools.search_results,
-        python_seconds=config.tools.python_seconds,
-    )
+    with command.checking_config():
+        tools = toolbox.build(
+            config.tools.names,
+            top_k=config.tools.search_results,
+            python_seconds=config.tools.python_seconds,
+        )
     pool = concurrent.futures.ThreadPoolExecutor(config.tools.workers, "tool")
     return Session(mesh, params, shardings, text, engine, tools, pool)
-
-
-def on_mesh(tree, mesh):
-    """Replicates leaves that lie on a single device, such as step counters; others stay."""
-    replicated = jax.NamedSharding(mesh, jax.P())
-    return jax.tree.map(
-        lambda x: x if isinstance(x.sharding, jax.NamedSharding) else jax.device_put(x, replicated),
-        tree,
-    )
 
 
 def rollout_settings(config, *, temperature):
@@ -110,6 +109,7 @@ def rollout_settings(config, *, temperature):
         max_module_tokens=config.rollout.max_module_tokens,
         call_seconds=config.rollout.call_seconds,
         trajectory_seconds=config.rollout.trajectory_seconds,
+        in_flight=config.rollout.in_flight,
     )
 
 
@@ -123,21 +123,25 @@ def run_config(workdir):
 
 
 def restore_policy(workdir, config, *, step=None):
-    """(step, params on one device, meta) of a run's checkpoint.
+    """(step, params in host memory, meta) of a run's checkpoint.
 
     Raises:
       ConfigError: the run has no checkpoint, or not that one.
     """
     shape = huggingface.config_from_dict(huggingface.read_config(resolve(config.model.path)))
     optimizer = update.make_optimizer(**config.optim)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    # The optimizer's moments come along: host memory holds what one accelerator may not.
+    device = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
     like = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
         jax.eval_shape(
             lambda key: update.init(qwen2.Qwen2(key, shape), optimizer), jax.random.key(0)
         ),
     )
-    checkpoints = checkpoint.Checkpoints(pathlib.Path(workdir) / "checkpoints", keep=None)
+    folder = pathlib.Path(workdir) / "checkpoints"
+    if not folder.is_dir():
+        raise command.ConfigError(f"{workdir} has no checkpoint: {folder} does not exist.")
+    checkpoints = checkpoint.Checkpoints(folder, keep=None)
     restored = checkpoints.restore(like, step=step)
     checkpoints.close()
     if restored is None:

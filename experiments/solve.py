@@ -53,6 +53,8 @@ class Trace:
             self.speaker = "tool"
         elif isinstance(event, effects.Reply):
             self._say(event.text)
+        elif isinstance(event, effects.Interrupted):
+            self._say(f"Interrupted: {event}")
         elif event.ask is None:
             self._say(f"Error: {event.text}" if event.error else event.text)
 

@@ -20,7 +20,7 @@ from agents import trajectory
 from experiments import command, report, session
 from flow_grpo_jax import batching, checkpoint, data, loss, metrics, rewards, rollout, update
 from flow_grpo_jax.evaluate import evaluate
-from models import sharding
+from models import qwen2, sharding
 
 
 def train(config, workdir, *, force=False):
@@ -29,6 +29,9 @@ def train(config, workdir, *, force=False):
     workdir.mkdir(parents=True, exist_ok=True)
     settings = config.rollout
     variant = choose_variant(config)
+    check_limits(config)
+    if not force:
+        command.check_config(config, workdir)
 
     # ---- data, model, engine, tools ----------------------------------------------------------
     questions = data.read_questions(session.resolve(config.data.train))
@@ -39,30 +42,32 @@ def train(config, workdir, *, force=False):
     batches = data.question_batches(questions, batch=settings.questions, seed=config.seed)
     run = session.build(config)
     row_shards = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
-    batching.check_buckets(
-        config.batch.row_lengths, config.batch.rows, config.batch.response_lengths, row_shards
-    )
-    command.write_config(config, workdir, force=force)
+    with command.checking_config():
+        batching.check_buckets(
+            config.batch.row_lengths, config.batch.rows, config.batch.response_lengths, row_shards
+        )
+    command.write_config(config, workdir)
     frozen = run.params
     optimizer = update.make_optimizer(**config.optim)
-    step_program = update.make_update(
-        optimizer,
-        temperature=settings.temperature,
-        chunk=config.batch.logprob_chunk,
-        clip_low=config.loss.clip_low,
-        clip_high=config.loss.clip_high,
-        dual_clip=config.loss.dual_clip,
-        kl_coef=config.loss.kl_coef,
-        sequence_ratio=variant.sequence_ratio,
-        tis_cap=config.loss.tis_cap,
-        dtype=session.compute_dtype(config),
-        remat=config.model.remat,
-        epochs=config.loss.epochs,
-        old_logprobs=config.loss.old_logprobs,
-        shardings=run.shardings,
-        batch_sharding=sharding.batch_sharding(run.mesh),
-    )
-    state = session.on_mesh(update.init(run.params, optimizer), run.mesh)
+    with command.checking_config():
+        step_program = update.make_update(
+            optimizer,
+            temperature=settings.temperature,
+            chunk=config.batch.logprob_chunk,
+            clip_low=config.loss.clip_low,
+            clip_high=config.loss.clip_high,
+            dual_clip=config.loss.dual_clip,
+            kl_coef=config.loss.kl_coef,
+            sequence_ratio=variant.sequence_ratio,
+            tis_cap=config.loss.tis_cap,
+            dtype=session.compute_dtype(config),
+            remat=config.model.remat,
+            epochs=config.loss.epochs,
+            old_logprobs=config.loss.old_logprobs,
+            shardings=run.shardings,
+            batch_sharding=sharding.batch_sharding(run.mesh),
+        )
+    state = update.init(run.params, optimizer, shardings=run.shardings)
     reference = checkpoint.fingerprint(frozen)
 
     # ---- resume --------------------------------------------------------------------------------
@@ -103,6 +108,10 @@ def train(config, workdir, *, force=False):
             on_finished=on_finished,
         )
 
+    def due(step):
+        regular = config.eval.every and step % config.eval.every == 0
+        return bool(held_out) and (step in (0, config.steps) or regular)
+
     def evaluated(step):
         with command.progress(len(held_out), f"held-out {step}") as advance:
             values, trajectories, scores = evaluate(
@@ -125,8 +134,10 @@ def train(config, workdir, *, force=False):
 
     last = (first_step - 1, state, batches.get_state())
     try:
-        if held_out and not results.steps:
-            record(0, evaluated(0))
+        # Also makes good what a stop during an evaluation left out.
+        before = results.lines.get(first_step - 1, {})
+        if due(first_step - 1) and "eval/success" not in before:
+            record(first_step - 1, before | evaluated(first_step - 1))
 
         for step in range(first_step, config.steps + 1):
             started = time.monotonic()
@@ -181,9 +192,8 @@ def train(config, workdir, *, force=False):
                 "throughput/generated_tokens_per_s": sampled / (rolled_out - started),
             }
             last = (step, state, batches.get_state())
-            due = config.eval.every and step % config.eval.every == 0
             stopped = None
-            if held_out and (due or step == config.steps):
+            if due(step):
                 try:
                     values |= evaluated(step)
                 except rollout.Stopped as signal:  # the step itself is done: keep it
@@ -226,14 +236,44 @@ def choose_variant(config):
             f"rollout.temperature={config.rollout.temperature}: greedy rollouts of one question "
             "are all alike and teach nothing. Use a temperature above 0."
         )
-    truncation = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
-    for field, off in truncation.items():
+    neutral = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+    neutral |= {"frequency_penalty": 0.0, "presence_penalty": 0.0}
+    for field, off in neutral.items():
         if config.rollout.get(field, off) != off:
             raise command.ConfigError(
                 f"rollout.{field}={config.rollout[field]} changes the distribution that is sampled "
                 f"but not the one that is trained. Set it to {off}."
             )
     return loss.VARIANTS[name]
+
+
+def check_limits(config):
+    """ConfigError if lengths, sizes or names of the config do not fit together."""
+    settings, batch = config.rollout, config.batch
+    prompt, response = settings.max_prompt_tokens, settings.max_response_tokens
+    needs = (
+        ("engine.prompt_buckets", max(config.engine.prompt_buckets), prompt),
+        ("batch.row_lengths", max(batch.row_lengths), prompt + response),
+        ("batch.response_lengths", max(batch.response_lengths), response),
+    )
+    for name, largest, needed in needs:
+        if largest < needed:
+            raise command.ConfigError(
+                f"The largest of {name} is {largest}; rollout.max_prompt_tokens={prompt} and "
+                f"max_response_tokens={response} need {needed}."
+            )
+    if not 1 <= config.loss.mini_batches <= settings.questions:
+        raise command.ConfigError(
+            f"loss.mini_batches={config.loss.mini_batches} must be between 1 and "
+            f"rollout.questions={settings.questions}."
+        )
+    if config.model.remat not in qwen2.REMAT:
+        raise command.ConfigError(
+            f"model.remat={config.model.remat!r} is unknown; valid: {', '.join(qwen2.REMAT)}."
+        )
+    if not config.data.train:
+        raise command.ConfigError("data.train is empty; give a file of questions.")
+    session.rollout_settings(config, temperature=settings.temperature)
 
 
 def usable(trajectories_QG, *, least):

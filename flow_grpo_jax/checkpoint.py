@@ -25,12 +25,15 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, step_prefix="step", create=True, enable_async_checkpointing=False
         )
+        self.good = set()  # steps that this process saved or read
         self.manager = ocp.CheckpointManager(pathlib.Path(folder).absolute(), options=options)
 
     def save(self, step, state, meta):
         """Saves a pytree of arrays and a JSON-able dict under a step, replacing that step."""
-        if step in self.manager.all_steps():
+        if step in self.good:
             return
+        if step in self.manager.all_steps():  # damaged: `restore` fell back to one before it
+            self.manager.delete(step)
         arrays, _ = _named(state)
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays),
@@ -38,6 +41,7 @@ class Checkpoints:
         )
         self.manager.save(step, args=args, force=True)
         self.manager.wait_until_finished()
+        self.good.add(step)
 
     def restore(self, like, *, step=None):
         """(step, state, meta) of the newest readable checkpoint, or of `step`; None if none.
@@ -74,6 +78,7 @@ class Checkpoints:
         restored = self.manager.restore(step, args=args)
         if restored.meta["format"] != FORMAT:
             raise ValueError(f"Checkpoint format {restored.meta['format']} is not {FORMAT}.")
+        self.good.add(step)
         state = jax.tree.unflatten(treedef, [restored.state[name] for name in named])
         return state, restored.meta
 

@@ -29,6 +29,7 @@ def of_trajectories(trajectories, tool_names, *, prefix):
         f"{prefix}/timeouts": sum(t.status == "timeout" for t in trajectories),
         f"{prefix}/infra_errors": sum(t.status == "infra_error" for t in trajectories),
         f"{prefix}/infra_retries": sum(t.attempts - 1 for t in trajectories),
+        f"{prefix}/unreadable_answers": sum(t.stop == "parse_error" for t in trajectories) / count,
         f"{prefix}/verified": sum(t.stop == "verified" for t in trajectories) / count,
     }
     if prefix == "rollout":
@@ -67,24 +68,30 @@ def wilson_interval(correct, total, *, z=1.96):
 class MetricsFile:
     """`metrics.jsonl`: one object a step, appended; truncated to the restored step on resume.
 
-    steps: those whose line is in the file.
+    lines: step -> its object, as in the file.
     """
 
     def __init__(self, path, *, keep_to_step=None):
         """Args: keep_to_step: newest step whose line stays; None starts an empty file."""
-        self.path = pathlib.Path(path)
-        kept = []
+        self.path, self.lines = pathlib.Path(path), {}
         if keep_to_step is not None and self.path.exists():
-            kept = [line for line in read(self.path) if line["step"] <= keep_to_step]
-        self.steps = {line["step"] for line in kept}
-        replacement = self.path.with_suffix(".tmp")  # a crash here must not lose the old lines
-        replacement.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        replacement.replace(self.path)
+            self.lines = {n["step"]: n for n in read(self.path) if n["step"] <= keep_to_step}
+        self._rewrite()
 
     def write(self, step, values):
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        self.steps.add(step)
+        """Appends the line of a step, or replaces it."""
+        replaces = step in self.lines
+        self.lines[step] = {"step": step, **values}
+        if replaces:
+            self._rewrite()
+        else:
+            with self.path.open("a") as file:
+                file.write(json.dumps(self.lines[step]) + "\n")
+
+    def _rewrite(self):
+        replacement = self.path.with_suffix(".tmp")  # a crash here must not lose the old lines
+        replacement.write_text("".join(json.dumps(line) + "\n" for line in self.lines.values()))
+        replacement.replace(self.path)
 
 
 def tensorboard(folder, *, first_step):

@@ -4,14 +4,17 @@ Requests go to the engine as they come and tools run in threads meanwhile; nobod
 slowest member of a round. The driver is one thread: the engine's.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
+import itertools
 import time
 import zlib
 
 from absl import logging
 
 from agents import effects, solve
+from agents.trajectory import Trajectory
 from models.engine.types import Request, Sampling
 from tools import protocol
 
@@ -27,6 +30,7 @@ class Settings:
     call_seconds: a tool call that takes longer is an infrastructure failure (tools keep their own,
       shorter deadlines, which the model is told of).
     trajectory_seconds: a trajectory that takes longer ends with status "timeout".
+    in_flight: most trajectories at once; the clock of a further one starts when it does.
     infra_retries: how often a trajectory is started again after an infrastructure failure.
     """
 
@@ -38,6 +42,7 @@ class Settings:
     max_module_tokens: int
     call_seconds: float
     trajectory_seconds: float
+    in_flight: int = 256
     infra_retries: int = 1
 
 
@@ -93,12 +98,12 @@ def collect(
         questions, engine, tokenizer, tools, pool, settings, step, on_finished, on_event
     )
     try:
-        for question in range(len(questions)):
-            for rollout in range(group):
-                driver.start(question, rollout)
-        while driver.running:
+        waiting = collections.deque(itertools.product(range(len(questions)), range(group)))
+        while waiting or driver.running:
             if should_stop():
                 raise Stopped
+            while waiting and len(driver.running) < settings.in_flight:
+                driver.start(*waiting.popleft())
             driver.turn_the_crank()
     finally:
         driver.abandon()
@@ -147,6 +152,9 @@ class _Driver:
         except StopIteration as stop:
             self.finish(run, stop.value)
             return
+        except Exception as error:  # noqa: BLE001  a defect costs its trajectory, not the run
+            self.finish(run, self.broken(run, f"{type(error).__name__}: {error}"))
+            return
         self.on_event(effect)
         if isinstance(effect, effects.ToolCall):
             run.call_started = float("inf")
@@ -155,6 +163,19 @@ class _Driver:
             self.ask_analysis(run, effect)
         else:
             self.ask(run, effect)
+
+    def broken(self, run, error):
+        return Trajectory(
+            question_id=self.questions[run.question]["id"],
+            rollout=run.rollout,
+            analysis="",
+            turns=(),
+            answer="",
+            status="infra_error",
+            stop="budget",
+            seconds=time.monotonic() - run.started,
+            error=error,
+        )
 
     def ask(self, run, request):
         tokens = tuple(self.tokenizer.chat(request.messages))

@@ -11,7 +11,7 @@ def base():
     c.model = ConfigDict()
     c.model.path = ""  # Hugging Face folder of the initial planner and of the frozen modules
     c.model.dtype = "float32"  # compute dtype; masters are float32
-    c.model.remat = "none"  # or "full": recompute blocks in the backward pass
+    c.model.remat = "none"  # or "dots", "full": what the backward pass recomputes; models/qwen2.py
 
     c.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})  # -1: all remaining devices
 
@@ -36,6 +36,7 @@ def base():
     c.rollout.max_module_tokens = 2_048  # each frozen module
     c.rollout.call_seconds = 60.0  # a tool call that hangs longer is an infrastructure failure
     c.rollout.trajectory_seconds = 600.0
+    c.rollout.in_flight = 256  # trajectories at once; further ones start as these end
     c.rollout.min_valid_share = 0.5  # abort the run below this share of usable trajectories
 
     c.engine = ConfigDict()

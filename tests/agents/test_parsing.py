@@ -54,6 +54,7 @@ def test_calls_with_literals_are_read(text, arguments):
         "python_coder(code='" + "a" * 30_000 + "')",
         "python_coder(code=__import__('os').system('true'))",
         "python_coder(code='\0')",
+        "python_coder(code='\\ud83d')",
     ],
 )
 def test_everything_else_is_refused(text):
@@ -66,6 +67,10 @@ def test_parsing_executes_nothing(tmp_path):
     with pytest.raises(parsing.ParseError):
         parsing.command(f"python_coder(code=open({str(target)!r}, 'w'))", TOOL)
     assert not pathlib.Path(target).exists()
+
+
+def test_surrogate_pairs_become_characters():
+    assert parsing.command('python_coder(code="\\ud83d\\ude00")', TOOL) == {"code": "😀"}
 
 
 @given(st.text())

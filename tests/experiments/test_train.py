@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 import numpy as np
 import pytest
 
+from agents import effects
 from experiments import command, export, session, solve, train
 from experiments.configs import common, quickstart, smoke
 from flow_grpo_jax import metrics
@@ -129,6 +131,21 @@ def test_a_run_leaves_everything_the_design_names(finished):
 
 
 @pytest.mark.slow
+def test_a_resumed_run_makes_good_a_missing_evaluation(finished, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished, workdir)
+    complete = metrics.read(workdir / "metrics.jsonl")
+    cut = [line for line in complete if line["step"] < 2]
+    cut.append({k: v for k, v in complete[2].items() if not k.startswith("eval/")})
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in cut))
+    c = small_config()
+    c.steps = 2
+    c.mesh.update(data=2, fsdp=4)
+    train.train(c, workdir)
+    assert metrics.read(workdir / "metrics.jsonl") == complete
+
+
+@pytest.mark.slow
 def test_rollouts_of_a_question_differ(finished):
     texts = {}
     for trajectory in stable(finished / "trajectories" / "step_000001.jsonl"):
@@ -232,6 +249,8 @@ def test_sigterm_saves_and_exits_75(tmp_path):
         (["--config.rollout.temperature=0.0"], 2, "temperature"),
         (["--config.loss.variant=ppo"], 2, "valid: flow, original"),
         (["--config.no_such=1"], 2, "no_such"),
+        (["--config.rollout.max_response_tokens=64"], 2, "need 288"),
+        (["--config.mesh.fsdp=3"], 2, "device"),
         (["--nope"], 2, "nope"),
         (["--config.model.path=/nowhere"], 1, "/nowhere"),
     ],
@@ -269,3 +288,10 @@ def test_configs_agree_with_the_paper_where_nothing_is_said():
     assert (c.loss.clip_low, c.loss.clip_high, c.loss.kl_coef) == (0.2, 0.3, 1e-3)
     assert (c.rollout.temperature, c.rollout.max_response_tokens) == (0.5, 2048)
     assert len(quickstart.get_config().batch.rows) == len(quickstart.get_config().batch.row_lengths)
+
+
+def test_the_trace_shows_interruptions(capsys):
+    trace = solve.Trace(sys.stderr)
+    trace(effects.ToolCall("knowledge_search", {}))
+    trace(effects.Interrupted("infra_error", "the server is gone"))
+    assert "tool │ Interrupted: the server is gone" in capsys.readouterr().err

@@ -19,12 +19,7 @@ def state():
     mesh = sharding.make_mesh(data=2, fsdp=4)
     model = qwen2.Qwen2(jax.random.key(0), CONFIG)
     params = jax.device_put(model, sharding.parameter_shardings(mesh, model))
-    state = update.init(params, optimizer)
-    replicated = jax.NamedSharding(mesh, jax.P())
-    return jax.tree.map(
-        lambda x: x if isinstance(x.sharding, jax.NamedSharding) else jax.device_put(x, replicated),
-        state,
-    )
+    return update.init(params, optimizer, shardings=sharding.parameter_shardings(mesh, model))
 
 
 def equal(first, second):
@@ -57,8 +52,11 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, stat
             file.write_bytes(b"")
     checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
     step, restored, _ = checkpoints.restore(state)
-    checkpoints.close()
     assert step == 1 and equal(restored, state)
+    checkpoints.save(2, restored, {"again": True})
+    step, restored, meta = checkpoints.restore(state)
+    checkpoints.close()
+    assert step == 2 and meta["again"] and equal(restored, state)
 
 
 def test_fingerprint_sees_every_value(state):

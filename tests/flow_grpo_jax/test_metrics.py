@@ -51,5 +51,8 @@ def test_file_is_truncated_to_the_restored_step_and_survives_a_cut_line(tmp_path
     assert [line["step"] for line in metrics.read(path)] == [0, 1, 2, 3]
     metrics.MetricsFile(path, keep_to_step=2).write(3, {"reward/mean": 9.0})
     assert [line["reward/mean"] for line in metrics.read(path)] == [0, 0.5, 1.0, 9.0]
+    amended = metrics.MetricsFile(path, keep_to_step=3)
+    amended.write(2, {**amended.lines[2], "eval/success": 0.5})
+    assert [line.get("eval/success") for line in metrics.read(path)] == [None, None, 0.5, None]
     metrics.MetricsFile(path)
     assert metrics.read(path) == []

@@ -9,6 +9,7 @@ import pytest
 
 from agents import prompts
 from flow_grpo_jax import rollout
+from flow_grpo_jax.evaluate import evaluate
 from models.engine.types import Completion
 from tools.protocol import Parameter, Tool, ToolError
 
@@ -87,7 +88,11 @@ def collect(engine, run=lambda query: "Madrid it is", *, questions=2, group=3, *
         call_seconds=5.0,
         trajectory_seconds=20.0,
     )
-    limits |= {name: how.pop(name) for name in list(how) if name in limits or "retries" in name}
+    limits |= {
+        name: how.pop(name)
+        for name in list(how)
+        if name in limits or name in ("infra_retries", "in_flight")
+    }
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         return rollout.collect(
             [{"id": f"q{i}", "question": f"Number {i}?"} for i in range(questions)],
@@ -239,3 +244,57 @@ def test_stopping_leaves_nothing_in_the_engine():
     with pytest.raises(rollout.Stopped):
         collect(engine, should_stop=lambda: time.monotonic() - start > 0.3)
     assert engine.pending == 0
+
+
+def test_no_more_than_in_flight_run_at_once_and_all_are_solved():
+    engine, most = ScriptedEngine(), 0
+
+    def watch(event):
+        nonlocal most
+        most = max(most, engine.pending)
+
+    trajectories_QG = collect(engine, in_flight=2, on_event=watch)
+    assert most <= 2
+    assert [len(group) for group in trajectories_QG] == [3, 3]
+
+
+def test_a_defect_in_the_loop_costs_its_trajectory_not_the_run(monkeypatch):
+    def breaks(text):
+        raise TypeError("a defect")
+
+    monkeypatch.setattr("agents.parsing.answer", breaks)
+    [[trajectory]] = collect(ScriptedEngine(), questions=1, group=1)
+    assert (trajectory.status, trajectory.attempts) == ("infra_error", 2)
+    assert trajectory.error == "TypeError: a defect"
+
+
+def test_evaluation_counts_all_questions():
+    questions = [
+        {"id": f"q{i}", "question": f"Number {i}?", "answer": "Madrid", "kind": "qa", "source": "s"}
+        for i in range(4)
+    ]
+    calls = []
+
+    def sometimes(query):
+        calls.append(query)
+        if len(calls) == 1:
+            raise ConnectionError("gone")
+        return "Madrid"
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        values, trajectories, scores = evaluate(
+            questions,
+            step=0,
+            tool_names=("search",),
+            engine=ScriptedEngine(),
+            tokenizer=Characters(),
+            tools=tool(sometimes),
+            pool=pool,
+            settings=rollout.Settings(
+                prompts.COMPACT, 1, 0.0, 5_000, 64, 32, 5.0, 20.0, infra_retries=0
+            ),
+        )
+    broken = [t for t in trajectories if t.status == "infra_error"]
+    assert len(broken) == 1 and len(scores) == 4
+    assert (values["eval/correct"], values["eval/total"], values["eval/success"]) == (3, 4, 0.75)
+    assert values["eval/infra_errors"] == 1

@@ -240,11 +240,12 @@ def test_cancel(engine):
     queued = engine.submit(request(6, 4, max_tokens=100))
     assert engine.step() == []
     assert engine.pending == 5
-    assert engine.cancel(running[1]) and engine.cancel(queued)
+    assert all(engine.cancel(id) for id in (running[1], running[2], queued))
     assert not engine.cancel(queued)
     waiting = engine.submit(request(6, 5, max_tokens=3))
     done = dict(engine.step())
-    assert set(done) == {running[1], queued, waiting}  # the slot was refilled at once
+    assert set(done) == {running[1], running[2], queued, waiting}  # slot 1 was refilled at once
+    assert engine._pools["policy"].state.slots.live_B.tolist() == [True, False, False, True]
     assert done[running[1]].stop_reason == done[queued].stop_reason == "cancelled"
     assert len(done[running[1]].tokens) == len(done[running[1]].logprobs) == 9
     assert len(done[queued].tokens) == 0

@@ -220,7 +220,7 @@ def test_gradients_equal_torch_with_and_without_remat(reference):
 
 def test_unknown_remat_names_the_valid_ones(reference):
     model = huggingface.load(reference("tied").folder)
-    with pytest.raises(ValueError, match="remat='half' is unknown; valid: none, full"):
+    with pytest.raises(ValueError, match="remat='half' is unknown; valid: none, dots, full"):
         model.hidden(tokens(1, 4), np.ones((1, 4), np.int32), remat="half")
 
 
