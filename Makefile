@@ -16,6 +16,7 @@ RUNTIME := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
 # Huge pages from a heap that is kept: page faults otherwise take a third of the time on CPU.
+export TRANSFORMERS_VERBOSITY ?= error
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 17179869184

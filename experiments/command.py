@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import logging as python_logging
-import os
 import signal
 import sys
 
@@ -23,7 +22,6 @@ class ConfigError(app.UsageError):
 
 def run(main, *, required):
     """Runs an absl main with the exit codes of `exits`; the log shows this project's lines only."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.get_absl_handler().addFilter(
         lambda record: (
             record.levelno > python_logging.INFO or "site-packages" not in record.pathname
