@@ -208,6 +208,8 @@ def train(config, workdir, *, force=False):
                 adv_QG=adv_QG,
             )
             record(step, values)
+            if values["group/zero_variance"] == 1.0:
+                logging.warning("step %d: all groups scored alike and taught nothing", step)
             if stopped:
                 raise stopped
             if step % config.checkpoint.every == 0 or step == config.steps:

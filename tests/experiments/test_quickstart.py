@@ -1,13 +1,17 @@
 """The quickstart's questions and demonstrations."""
 
 import itertools
+import pathlib
 import random
 
 import pytest
 
 from agents import parsing
+from experiments import warmstart
+from experiments.configs import quickstart
 from experiments.quickstart import demonstrations, questions
 from flow_grpo_jax import data, rewards
+from models import huggingface
 from models.tokenizer import Tokenizer
 from tools import knowledge_base, protocol, toolbox
 
@@ -63,6 +67,25 @@ def test_good_solutions_work_with_the_real_tools(worlds):
             assert step.value in result
         assert actor.verifier() == "Verdict: STOP"
         assert actor.generator() == f"Answer: {problem.answer}"
+
+
+@pytest.mark.slow
+def test_warmstart_writes_a_model_and_the_shipped_questions(tmp_path):
+    c = quickstart.get_config()
+    c.warmstart.model.update(hidden_size=16, intermediate_size=16, num_hidden_layers=1)
+    c.warmstart.update(
+        tokenizer_samples=4000, steps=2, rows=2, probes=20, copy_samples=4, warmup_steps=1
+    )
+    shares = warmstart.warmstart(c, tmp_path)
+    assert set(shares) >= {"analyst", "planner", "executor", "verifier", "generator"}
+    for name in ("train.jsonl", "held_out.jsonl"):
+        assert (tmp_path / name).read_bytes() == pathlib.Path(DATA, name).read_bytes()
+    made, shipped = Tokenizer.load(tmp_path / "model"), Tokenizer.load(f"{DATA}/model")
+    text = "Context: Mount Kenya, 1984\nSub-goal: country"
+    assert made.encode(text) == shipped.encode(text) and made.eos_ids == shipped.eos_ids
+    model = huggingface.load(tmp_path / "model")
+    assert model.config.num_hidden_layers == 1 and model.config.vocab_size == made.vocab_size
+    assert len((tmp_path / "warmstart.jsonl").read_text().splitlines()) == 1
 
 
 def test_invented_worlds_are_consistent_and_never_real(worlds):
