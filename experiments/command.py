@@ -10,7 +10,7 @@ import sys
 from absl import app, logging
 
 from experiments import exits
-from flow_grpo_jax import rollout
+from flow_grpo_jax import files, rollout
 
 STOPPED = 75
 BAR_WIDTH = 24
@@ -72,9 +72,7 @@ def write_config(config, workdir):
     values, path = _values(config), workdir / "config.json"
     text = json.dumps(values, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    replacement = path.with_suffix(".tmp")  # a crash here must not lose the old one
-    replacement.write_text(json.dumps({"hash": digest, "config": values}, indent=2) + "\n")
-    replacement.replace(path)
+    files.replace_text(path, json.dumps({"hash": digest, "config": values}, indent=2) + "\n")
 
 
 def _values(config):

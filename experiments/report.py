@@ -8,10 +8,10 @@ import base64
 import hashlib
 import html
 import json
-import os
 import pathlib
 
 from experiments import report_trajectories as records
+from flow_grpo_jax import files
 from flow_grpo_jax.metrics import wilson_interval
 
 ASSETS = pathlib.Path(__file__).parent / "assets"
@@ -133,9 +133,7 @@ def write_report(workdir, out=None, *, text_budget=12_000_000):
     config = read_config(workdir / "config.json")
     page = _page(workdir.resolve().name, config, metrics, listing, damaged + listing.damaged)
     out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}")
-    unfinished.write_text(page, encoding="utf-8")
-    os.replace(unfinished, out)
+    files.replace_text(out, page)
     return out
 
 

@@ -10,6 +10,8 @@ import pathlib
 
 import numpy as np
 
+from flow_grpo_jax import files
+
 
 def of_trajectories(trajectories, tool_names, *, prefix):
     """Turns, tool use and failures of a list of trajectories, as {prefix/name: float}.
@@ -89,9 +91,8 @@ class MetricsFile:
                 file.write(json.dumps(self.lines[step]) + "\n")
 
     def _rewrite(self):
-        replacement = self.path.with_suffix(".tmp")  # a crash here must not lose the old lines
-        replacement.write_text("".join(json.dumps(line) + "\n" for line in self.lines.values()))
-        replacement.replace(self.path)
+        text = "".join(json.dumps(line) + "\n" for line in self.lines.values())
+        files.replace_text(self.path, text)
 
 
 def tensorboard(folder, *, first_step):

@@ -36,9 +36,6 @@ class Pool:
         self.rows = prefill_rows
         self.queues = {bucket: {} for bucket in prompt_buckets}  # bucket -> id -> Request, in order
 
-    def __len__(self):
-        return sum(map(len, self.queues.values())) + len(self.occupied())
-
     def occupied(self):
         """[(slot, Running)] of the requests that run."""
         return [(slot, running) for slot, running in enumerate(self.table) if running]

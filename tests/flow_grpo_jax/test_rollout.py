@@ -1,6 +1,7 @@
 """The rollout driver against a scripted engine: concurrency, deadlines, failures, order."""
 
 import concurrent.futures
+import dataclasses
 import threading
 import time
 
@@ -77,7 +78,7 @@ def tool(run, seconds=1.0):
     }
 
 
-def collect(engine, run=lambda query: "Madrid it is", *, questions=2, group=3, **how):
+def settings(**changes):
     limits = dict(
         prompt_set=prompts.COMPACT,
         max_turns=2,
@@ -88,11 +89,12 @@ def collect(engine, run=lambda query: "Madrid it is", *, questions=2, group=3, *
         call_seconds=5.0,
         trajectory_seconds=20.0,
     )
-    limits |= {
-        name: how.pop(name)
-        for name in list(how)
-        if name in limits or name in ("infra_retries", "in_flight")
-    }
+    return rollout.Settings(**limits | changes)
+
+
+def collect(engine, run=lambda query: "Madrid it is", *, questions=2, group=3, **how):
+    fields = {field.name for field in dataclasses.fields(rollout.Settings)}
+    limits = settings(**{name: how.pop(name) for name in list(how) if name in fields})
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         return rollout.collect(
             [{"id": f"q{i}", "question": f"Number {i}?"} for i in range(questions)],
@@ -101,7 +103,7 @@ def collect(engine, run=lambda query: "Madrid it is", *, questions=2, group=3, *
             tokenizer=Characters(),
             tools=tool(run),
             pool=pool,
-            settings=rollout.Settings(**limits),
+            settings=limits,
             step=7,
             **how,
         )
@@ -146,7 +148,7 @@ def test_a_question_twice_in_a_batch_is_drawn_twice():
             tokenizer=Characters(),
             tools=tool(lambda query: "x"),
             pool=pool,
-            settings=rollout.Settings(prompts.COMPACT, 1, 1.0, 5_000, 64, 32, 5.0, 20.0),
+            settings=settings(max_turns=1),
             step=0,
         )
     addresses = [request.address for request in engine.log]
@@ -290,9 +292,7 @@ def test_evaluation_counts_all_questions():
             tokenizer=Characters(),
             tools=tool(sometimes),
             pool=pool,
-            settings=rollout.Settings(
-                prompts.COMPACT, 1, 0.0, 5_000, 64, 32, 5.0, 20.0, infra_retries=0
-            ),
+            settings=settings(max_turns=1, temperature=0.0, infra_retries=0),
         )
     broken = [t for t in trajectories if t.status == "infra_error"]
     assert len(broken) == 1 and len(scores) == 4
