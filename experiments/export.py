@@ -3,27 +3,23 @@
 python -m experiments.export --workdir=runs/quickstart --out=planner
 """
 
-import json
 import pathlib
 
+import numpy as np
 from absl import flags, logging
 
 from experiments import command, session
 from flow_grpo_jax import metrics
-from models import huggingface
+from models import huggingface, model_card
 
-CARD = """---
-library_name: transformers
-pipeline_tag: text-generation
-base_model: {base}
-tags: [flow-grpo, agentflow, planner, tool-use]
----
-
+TAGS = ["flow-grpo", "agentflow", "planner", "tool-use", "reinforcement-learning"]
+CARD = """
 # Planner trained in the flow
 
-An AgentFlow planner (Qwen2.5 architecture), trained by Flow-GRPO (arXiv 2510.05592) with
-flow_grpo_jax: on-policy, inside the live loop of planner, executor, verifier and generator, from
-one verifiable outcome for each trajectory.
+An AgentFlow planner (Qwen2.5 architecture), trained by Flow-GRPO
+([arXiv 2510.05592](https://arxiv.org/abs/2510.05592)) with flow_grpo_jax: on-policy, inside the
+live loop of planner, executor, verifier and generator, from one verifiable outcome for each
+trajectory.
 
 | | |
 |---|---|
@@ -37,27 +33,49 @@ one verifiable outcome for each trajectory.
 | learning rate | {lr} |
 | config hash | {config_hash} |
 | held-out success | {held_out} |
+| dtype | {dtype}; trained in float32 |
+
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # this one
+model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained(folder)
+```
+
+```
+vllm serve . --served-model-name planner
+```
+
+`generation_config.json` samples from the distribution that was trained: temperature {temperature},
+without top-p, top-k or penalties. The prompts are those of flow_grpo_jax (`{prompts}`); with others
+the planner was not trained.
 """
 
 
-def export(workdir, out, *, step=None):
-    """Writes weights, config, tokenizer, generation config and model card of one checkpoint."""
+def export(workdir, out, *, step=None, dtype=None, base_model=None):
+    """Writes weights, config, tokenizer, generation config and model card of one checkpoint.
+
+    Args:
+      workdir: run folder of `experiments.train`.
+      out: path or URL of the folder to write.
+      step: the checkpoint; None takes the newest.
+      dtype: of the weights, "float32" or "bfloat16"; None takes the one the policy was computed in.
+      base_model: name of the initial weights on the Hugging Face hub, for the card.
+
+    Returns:
+      The step.
+    """
     config, config_hash = session.run_config(workdir)
+    dtype = np.dtype(session.DTYPES[dtype] if dtype else session.compute_dtype(config))
     step, params, meta = session.restore_policy(workdir, config, step=step)
     base = session.resolve(config.model.path)
-    huggingface.save(out, params, tokenizer_folder=base)
-    _sample_as_trained(pathlib.Path(out) / "generation_config.json", config.rollout.temperature)
-    evaluated = [
-        line
-        for line in metrics.read(pathlib.Path(workdir) / "metrics.jsonl")
-        if line["step"] == step and "eval/success" in line
-    ]
-    held_out = "not measured at this step"
-    if evaluated:
-        line = evaluated[-1]
-        held_out = f"{line['eval/correct']:.0f}/{line['eval/total']:.0f}"
-    card = CARD.format(
-        base=config.model.path,
+    known = model_card.of_base(base, name=base_model)
+    temperature = config.rollout.temperature
+    text = CARD.format(
+        base=known.get("base_model", config.model.path),
         reference=meta["reference"],
         step=step,
         data=config.data.train,
@@ -66,29 +84,61 @@ def export(workdir, out, *, step=None):
         kl=config.loss.kl_coef,
         lr=config.optim.lr,
         config_hash=config_hash,
-        held_out=held_out,
+        held_out=_held_out(workdir, step),
+        dtype=dtype.name,
+        temperature=temperature,
+        prompts=config.rollout.prompts,
     )
-    (pathlib.Path(out) / "README.md").write_text(card)
+    front = {"library_name": "transformers", "pipeline_tag": "text-generation", **known}
+    huggingface.save(
+        out,
+        params,
+        base_folder=base,
+        dtype=dtype,
+        generation=_sampled_as_trained(temperature),
+        card=model_card.render({**front, "tags": TAGS}, text),
+    )
     return step
 
 
-def _sample_as_trained(path, temperature):
-    """Servers sample by this file: the distribution must be the one that was trained."""
-    values = json.loads(path.read_text())
-    values |= {"do_sample": True, "temperature": temperature}
-    values |= {"top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
-    path.write_text(json.dumps(values, indent=2) + "\n")
+def _held_out(workdir, step):
+    evaluated = [
+        line
+        for line in metrics.read(pathlib.Path(workdir) / "metrics.jsonl")
+        if line["step"] == step and "eval/success" in line
+    ]
+    if not evaluated:
+        return "not measured at this step"
+    return f"{evaluated[-1]['eval/correct']:.0f}/{evaluated[-1]['eval/total']:.0f}"
+
+
+def _sampled_as_trained(temperature):
+    """Servers sample by generation_config.json: it must be the distribution that was trained."""
+    values = {"do_sample": True, "temperature": temperature}
+    return values | {"top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
 
 
 def define_flags():
     flags.DEFINE_string("workdir", None, "Run folder of experiments.train.")
-    flags.DEFINE_string("out", None, "Folder to write.")
+    flags.DEFINE_string(
+        "out", None, "Folder to write; a path, or a URL such as gs://bucket/planner."
+    )
     flags.DEFINE_integer("step", None, "Checkpoint to export; the newest if not given.")
+    flags.DEFINE_enum(
+        "dtype", None, list(session.DTYPES), "Of the weights; model.dtype if not given."
+    )
+    flags.DEFINE_string("base_model", None, "Hub name of the initial weights, for the model card.")
 
 
 def main():
     values = flags.FLAGS
-    step = export(values.workdir, values.out, step=values.step)
+    step = export(
+        values.workdir,
+        values.out,
+        step=values.step,
+        dtype=values.dtype,
+        base_model=values.base_model,
+    )
     logging.info("exported step %d to %s", step, values.out)
 
 

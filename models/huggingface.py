@@ -1,51 +1,19 @@
-"""Qwen2.5 weights and configuration, from and to a Hugging Face folder. Needs no torch.
+"""A Hugging Face folder of a Qwen2.5 model: its configuration, its weights, what lies beside them.
 
-Dimensions (parameter names end in them, as in models/qwen2.py):
-  L layers    D model width    F feed-forward width    V vocabulary
-  N query heads    K key/value heads    H head size
+Needs no torch. Folders may be remote (gs://, s3://, ...; models/folders.py); the weights pass
+through as models/weights.py says.
 
-Source: `Qwen2ForCausalLM` and `Qwen2Config` in transformers. A `Linear` there holds [out, in] with
-heads and head size merged; here a matrix is [in..., out...] and layers are stacked.
+Source: `Qwen2Config` and `Qwen2ForCausalLM` in transformers.
 """
 
 import contextlib
 import dataclasses
-import json
-import math
-import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
+from jax.experimental import multihost_utils
 
-from models import qwen2, sharding, tokenizer
-
-LAYER = "model.layers.{layer}."
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-
-# Our name -> (Hugging Face name, input dimensions of the matrix; 0 for what is not a matrix).
-LAYOUT = {
-    "embed/table_VD": (EMBEDDING, 0),
-    "blocks/attn_norm/scale_D": (LAYER + "input_layernorm.weight", 0),
-    "blocks/attn/w_q_DNH": (LAYER + "self_attn.q_proj.weight", 1),
-    "blocks/attn/w_k_DKH": (LAYER + "self_attn.k_proj.weight", 1),
-    "blocks/attn/w_v_DKH": (LAYER + "self_attn.v_proj.weight", 1),
-    "blocks/attn/w_o_NHD": (LAYER + "self_attn.o_proj.weight", 2),
-    "blocks/attn/b_q_NH": (LAYER + "self_attn.q_proj.bias", 0),
-    "blocks/attn/b_k_KH": (LAYER + "self_attn.k_proj.bias", 0),
-    "blocks/attn/b_v_KH": (LAYER + "self_attn.v_proj.bias", 0),
-    "blocks/mlp_norm/scale_D": (LAYER + "post_attention_layernorm.weight", 0),
-    "blocks/mlp/w_gate_DF": (LAYER + "mlp.gate_proj.weight", 1),
-    "blocks/mlp/w_up_DF": (LAYER + "mlp.up_proj.weight", 1),
-    "blocks/mlp/w_down_FD": (LAYER + "mlp.down_proj.weight", 1),
-    "final_norm/scale_D": ("model.norm.weight", 0),
-    "head/w_DV": (HEAD, 1),
-}
-FLOATS = ("F64", "F32", "F16", "BF16")
-# Computed from the configuration; files of old transformers versions hold them all the same.
-COMPUTED = "rotary_emb.inv_freq"
+from models import folders, qwen2, tokenizer, weights
 
 REQUIRED = (
     "vocab_size",
@@ -63,6 +31,11 @@ ABSENT = {
     "initializer_range": 0.02,
 }
 ABSENT_ROPE_THETA = 1e4
+ROPES = ("rope_scaling", "rope_parameters")  # of transformers 4 and 5
+
+CONFIG, GENERATION, CARD = "config.json", "generation_config.json", "README.md"
+LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
+MAX_SHARD_BYTES = 5 * 10**9
 
 
 def config_from_dict(values):
@@ -76,6 +49,9 @@ def config_from_dict(values):
         "model_type": ("qwen2",),
         "hidden_act": ("silu", None),
         "use_sliding_window": (False, None),
+        "use_mrope": (False, None),
+        "partial_rotary_factor": (1.0, None),
+        "original_max_position_embeddings": (None,),
         "attention_bias": (True, None),
         "qkv_bias": (True, None),
         "mlp_bias": (False, None),
@@ -85,7 +61,7 @@ def config_from_dict(values):
             problems.append(f"{key}={values.get(key)!r} (supported: {accepted[0]!r})")
     if set(values.get("layer_types") or ()) - {"full_attention"}:
         problems.append(f"layer_types={values['layer_types']!r} (supported: 'full_attention')")
-    theta, rope_problems = _rope_theta(values)
+    theta, yarn, rope_problems = _rope(values)
     problems += rope_problems
     if problems:
         raise ValueError(
@@ -97,120 +73,174 @@ def config_from_dict(values):
         **{key: values.get(key, default) for key, default in ABSENT.items()},
         head_dim=values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"],
         rope_theta=theta,
+        rope_scaling=yarn,
     )
 
 
-def _rope_theta(values):
-    """(theta, problems) from `rope_theta` and `rope_scaling`, or `rope_parameters`."""
-    problems, thetas = [], []
-    if values.get("rope_theta") is not None:
-        thetas.append(values["rope_theta"])
-    for key in ("rope_scaling", "rope_parameters"):
-        rope = values.get(key) or {}
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        unknown = set(rope) - {"rope_type", "type", "rope_theta"}
-        if kind != "default" or (unknown and rope.get("partial_rotary_factor", 1.0) != 1.0):
-            problems.append(f"{key}={rope!r} (supported: rope_type 'default')")
-        if rope.get("rope_theta") is not None:
-            thetas.append(rope["rope_theta"])
-    if len(set(thetas)) > 1:
-        problems.append(f"two different rope_theta: {thetas}")
-    return float(thetas[0]) if thetas else ABSENT_ROPE_THETA, problems
+def _rope(values):
+    """(theta, Yarn or None, problems) from `rope_theta`, `rope_scaling` and `rope_parameters`."""
+    problems, thetas, yarns = [], [values.get("rope_theta")], []
+    for key in filter(values.get, ROPES):
+        rope = {name: value for name, value in values[key].items() if value is not None}
+        thetas.append(rope.pop("rope_theta", None))
+        kind = rope.pop("type", "default")
+        kind = rope.pop("rope_type", kind)
+        if rope.get("partial_rotary_factor") == 1.0:
+            del rope["partial_rotary_factor"]
+        known = {field.name for field in dataclasses.fields(qwen2.Yarn)} if kind == "yarn" else ()
+        if kind not in ("default", "yarn") or set(rope) - set(known):
+            problems.append(f"{key}={values[key]!r} (supported: rope_type 'default' or 'yarn')")
+            continue
+        yarn, unusable = _yarn(rope, values) if kind == "yarn" else (None, [])
+        yarns.append(yarn)
+        problems += [f"{key}={values[key]!r}: {problem}" for problem in unusable]
+    thetas = {float(theta) for theta in thetas if theta is not None} or {ABSENT_ROPE_THETA}
+    if len(thetas) > 1:
+        problems.append(f"different rope_theta: {sorted(thetas)}")
+    if len(set(yarns)) > 1:
+        problems.append("rope_scaling and rope_parameters contradict each other")
+    return min(thetas), yarns[0] if yarns else None, problems
 
 
-def config_to_dict(config, *, dtype="float32"):
+def _yarn(rope, values):
+    """(Yarn, problems). What is absent is derived as in transformers."""
+    context = values.get("max_position_embeddings") or ABSENT["max_position_embeddings"]
+    original = rope.get("original_max_position_embeddings") or context
+    factor = rope.get("factor") or context / original
+    optional = {name: rope[name] for name in ("attention_factor", "truncate") if name in rope}
+    # As in transformers, 0 means the same as none.
+    names = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+    optional |= {name: float(rope[name]) for name in names if rope.get(name)}
+    yarn = qwen2.Yarn(float(factor), int(original), **optional)
+    problems = []
+    if yarn.factor < 1:
+        problems.append(f"factor {yarn.factor} is less than 1")
+    if (yarn.attention_factor or 0) < 0:
+        problems.append(f"attention_factor {yarn.attention_factor} is negative")
+    if yarn.beta_fast < yarn.beta_slow:
+        problems.append(f"beta_fast {yarn.beta_fast} is less than beta_slow {yarn.beta_slow}")
+    return yarn, problems
+
+
+def config_to_dict(config, *, dtype="float32", original=None):
     """`config.json` of a qwen2.Config, readable by transformers 4 and 5 and by vLLM.
 
     Args:
       dtype: the dtype of the weights that will lie beside it, such as "bfloat16".
+      original: the parsed config.json of the model that the weights came from; if it describes the
+        same model, all that it says stays, except the dtype.
     """
-    values = dataclasses.asdict(config)
-    if config.head_dim * config.num_attention_heads == config.hidden_size:
-        del values["head_dim"]
-    return {
+    values = {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
         "hidden_act": "silu",
         "attention_dropout": 0.0,
         "use_cache": True,
         "use_sliding_window": False,
-        "torch_dtype": str(dtype),
-        **values,
+        **dataclasses.asdict(config),
     }
-
-
-def load(folder, *, dtype=jnp.float32, shardings=None):
-    """Reads a Hugging Face folder into a Qwen2, one parameter at a time.
-
-    Args:
-      folder: holds config.json and model.safetensors, or its shards and their index.
-      dtype: dtype of the arrays, whatever the file holds.
-      shardings: pytree from `sharding.parameter_shardings`; None puts all on the default device.
-
-    Memory: on the host, one stacked parameter (all layers of one matrix) in `dtype` at a time.
-
-    Raises:
-      FileNotFoundError: no configuration or no safetensors file.
-      ValueError: an unsupported configuration, or tensors that are missing, unexpected or of
-        another shape; all of them are listed.
-    """
-    folder = pathlib.Path(folder)
-    config = config_from_dict(read_config(folder))
-    make = lambda key: qwen2.Qwen2(key, config, dtype)
-    leaves, structure = jax.tree.flatten(jax.eval_shape(make, jax.random.key(0)))
-    names = sharding.parameter_names(structure.unflatten(leaves))
-    placements = [None] * len(leaves) if shardings is None else jax.tree.leaves(shardings)
-    with contextlib.ExitStack() as stack:
-        files = [
-            stack.enter_context(safetensors.safe_open(path, framework="numpy"))
-            for path in _weight_files(folder)
-        ]
-        file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118
-        _check_tensors(folder, config, names, leaves, file_of)
-        arrays = [
-            _place(_read(name, leaf, file_of), placement)
-            for name, leaf, placement in zip(names, leaves, placements, strict=True)
-        ]
-    return structure.unflatten(arrays)
+    if config.head_dim * config.num_attention_heads == config.hidden_size:
+        del values["head_dim"]
+    yarn = values.pop("rope_scaling")
+    if yarn is not None:
+        stated = {name: value for name, value in yarn.items() if value is not None}
+        values["rope_scaling"] = {"rope_type": "yarn", **stated}
+    with contextlib.suppress(ValueError):  # an original that this implementation would not follow
+        if original and config_from_dict(original) == config:
+            values = dict(original)
+    values.pop("dtype", None)
+    return {**values, "torch_dtype": str(dtype)}
 
 
 def read_config(folder):
-    """The parsed config.json of a folder."""
-    path = pathlib.Path(folder) / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist. A model folder holds config.json, model.safetensors and the "
-            "tokenizer's files, as downloaded from the Hugging Face hub."
-        )
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def save(folder, model, *, tokenizer_folder=None, dtype=None):
-    """Writes a folder that transformers and vLLM load as `Qwen2ForCausalLM`.
-
-    Writes config.json, model.safetensors and generation_config.json. The values are those of the
-    model, bit for bit, unless `dtype` asks for a conversion.
+    """The parsed config.json of a folder.
 
     Args:
-      folder: made if it does not exist; files of these names in it are replaced.
-      model: a Qwen2.
+      folder: path, or URL such as "gs://bucket/Qwen2.5-7B-Instruct".
+    """
+    folder = folders.Folder(folder)
+    if not folder.has(CONFIG):
+        raise FileNotFoundError(
+            f"{folder}/{CONFIG} does not exist. A model folder holds {CONFIG}, {weights.SINGLE} "
+            "and the tokenizer's files, as downloaded from the Hugging Face hub."
+        )
+    return folder.read_json(CONFIG)
+
+
+def load(folder, *, dtype=None, shardings=None):
+    """Reads a Hugging Face folder into a Qwen2.
+
+    Args:
+      folder: path or URL; holds config.json and model.safetensors, or its shards and their index.
+      dtype, shardings: of `weights.read`, which also says what memory this takes.
+
+    Raises:
+      FileNotFoundError: no configuration or no safetensors file.
+      ValueError: an unsupported configuration, a damaged file, or tensors that are missing,
+        unexpected or of another shape or dtype; all of them are listed.
+    """
+    config = config_from_dict(read_config(folder))
+    model = jax.eval_shape(lambda key: qwen2.Qwen2(key, config), jax.random.key(0))
+    return weights.read(folders.Folder(folder), model, dtype=dtype, shardings=shardings)
+
+
+def save(
+    folder,
+    model,
+    *,
+    base_folder=None,
+    tokenizer_folder=None,
+    dtype=None,
+    generation=None,
+    card=None,
+    max_shard_bytes=MAX_SHARD_BYTES,
+):
+    """Writes a folder that transformers and vLLM load as `Qwen2ForCausalLM`.
+
+    The values are those of the model, bit for bit, unless `dtype` asks for a conversion. All
+    processes call this, the first one writes. There is no config.json until all else is complete.
+
+    Args:
+      folder: path or URL; made if it does not exist; files of these names in it are replaced.
+      model: a Qwen2 without adapters, on one device or sharded.
+      base_folder: folder of the model it was trained from. What its config.json says stays, its
+        licence is copied, and it is the tokenizer_folder if none is given.
       tokenizer_folder: copies the tokenizer's files from there; the generation configuration is
         that of this folder, with the tokenizer's end and padding tokens where it names none.
-      dtype: dtype of the file; None keeps the model's own.
+      dtype, max_shard_bytes: of `weights.write`, which also says what memory this takes.
+      generation: settings that replace those of the generation configuration.
+      card: text of README.md; None writes none.
+
+    Raises:
+      ValueError: the model has adapters, or fewer tokens than the tokenizer.
     """
-    folder = pathlib.Path(folder)
-    dtype = np.dtype(dtype or model.embed.table_VD[...].dtype)
-    values, generation = config_to_dict(model.config, dtype=dtype.name), {}
-    folder.mkdir(parents=True, exist_ok=True)
-    if tokenizer_folder is not None:
-        generation = _generation_config(tokenizer_folder, model.config.vocab_size)
-        values |= {key: generation[key] for key in ("eos_token_id", "pad_token_id")}
-        tokenizer.copy_files(tokenizer_folder, folder)
-    _write_json(folder / "config.json", values)
-    _write_json(folder / "generation_config.json", generation)
-    safetensors.numpy.save_file(
-        _tensors(model, dtype), folder / "model.safetensors", metadata={"format": "pt"}
-    )
+    tokenizer_folder = tokenizer_folder or base_folder
+    original = folders.Folder(base_folder).read_json(CONFIG) if base_folder else None
+    written_dtype = np.dtype(dtype or model.embed.table_VD[...].dtype)
+    values = config_to_dict(model.config, dtype=written_dtype.name, original=original)
+    settings = {}
+    if tokenizer_folder:
+        settings = _generation_config(tokenizer_folder, model.config.vocab_size)
+        ends = ("eos_token_id", "pad_token_id")
+        values |= {key: settings[key] for key in ends if values.get(key) is None}
+    with contextlib.ExitStack() as stack:
+        target = None
+        if jax.process_index() == 0:
+            new = folders.replacing(folder, last=CONFIG, stale=weights.is_weights)
+            target = stack.enter_context(new)
+        weights.write(target, model, dtype=dtype, max_shard_bytes=max_shard_bytes)
+        if target:
+            if tokenizer_folder:
+                tokenizer.copy_files(tokenizer_folder, target.location)
+            for name in LICENCES:
+                if base_folder and folders.Folder(base_folder).has(name):
+                    target.write(name, folders.Folder(base_folder).read(name))
+            if card is not None:
+                target.write(CARD, card)
+            target.write_json(GENERATION, settings | (generation or {}))
+            target.write_json(CONFIG, values)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("the folder is complete")
 
 
 def _generation_config(tokenizer_folder, vocab_size):
@@ -220,103 +250,7 @@ def _generation_config(tokenizer_folder, vocab_size):
             f"The tokenizer in {tokenizer_folder} has {vocabulary.vocab_size} tokens, the model "
             f"only {vocab_size}. Save the model with the tokenizer it was made for."
         )
-    path = pathlib.Path(tokenizer_folder) / "generation_config.json"
-    written = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     eos_ids = vocabulary.eos_ids
     ends = {"eos_token_id": eos_ids[0] if len(eos_ids) == 1 else list(eos_ids)}
+    written = folders.Folder(tokenizer_folder).read_json(GENERATION)
     return {**ends, "pad_token_id": vocabulary.pad_id, **written}
-
-
-def _tensors(model, dtype):
-    """{Hugging Face name: numpy array} of a model."""
-    tensors = {}
-    for name, leaf in zip(sharding.parameter_names(model), jax.tree.leaves(model), strict=True):
-        template, inputs = LAYOUT[name]
-        value = np.asarray(leaf).astype(dtype, copy=False)
-        for layer, part in enumerate(value if LAYER in template else value[None]):
-            shape = _file_shape(name, part.shape)
-            merged = part.reshape(shape[::-1]).T if inputs else part.reshape(shape)
-            tensors[template.format(layer=layer)] = np.ascontiguousarray(merged)
-    return tensors
-
-
-def _write_json(path, values):
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _weight_files(folder):
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if not index.is_file():
-        found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
-        raise FileNotFoundError(
-            f"{folder} has neither {single.name} nor {index.name}; it has {found}. Download the "
-            "safetensors form of the checkpoint (.bin and .pt files are not read)."
-        )
-    names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-    paths = [folder / name for name in sorted(set(names))]
-    absent = [path.name for path in paths if not path.is_file()]
-    if absent:
-        raise FileNotFoundError(
-            f"{index} names {len(paths)} files; absent: {', '.join(absent)}. Download them too."
-        )
-    return paths
-
-
-def _file_shape(name, shape):
-    """Shape in the file of one layer's parameter of shape `shape` here."""
-    inputs = LAYOUT[name][1]
-    if inputs:
-        return math.prod(shape[inputs:]), math.prod(shape[:inputs])
-    return shape if name == "embed/table_VD" else (math.prod(shape),)
-
-
-def _check_tensors(folder, config, names, leaves, file_of):
-    """Raises one ValueError that lists everything wrong with the tensors of a folder."""
-    expected, problems = {}, []
-    for name, leaf in zip(names, leaves, strict=True):
-        template, _ = LAYOUT[name]
-        layers = leaf.shape[0] if LAYER in template else 1
-        shape = leaf.shape[1:] if LAYER in template else leaf.shape
-        for layer in range(layers):
-            expected[template.format(layer=layer)] = _file_shape(name, shape)
-    for name, shape in expected.items():
-        if name not in file_of:
-            problems.append(f"missing: {name} {list(shape)}")
-            continue
-        found = file_of[name].get_slice(name)
-        if tuple(found.get_shape()) != tuple(shape):
-            problems.append(f"shape of {name}: {found.get_shape()}, expected {list(shape)}")
-        if found.get_dtype() not in FLOATS:
-            problems.append(f"dtype of {name}: {found.get_dtype()}, expected {'/'.join(FLOATS)}")
-    for name in sorted(set(file_of) - set(expected)):
-        if name == HEAD and config.tie_word_embeddings:
-            table = file_of.get(EMBEDDING) and file_of[EMBEDDING].get_tensor(EMBEDDING)
-            if not np.array_equal(file_of[HEAD].get_tensor(HEAD), table):
-                problems.append(f"{HEAD} differs from the embedding, but tie_word_embeddings=true")
-        elif not name.endswith(COMPUTED):
-            problems.append(f"unexpected: {name} {file_of[name].get_slice(name).get_shape()}")
-    if problems:
-        listing = "\n  ".join(problems)
-        raise ValueError(
-            f"{folder}: the tensors do not fit config.json. Check that both come from the same "
-            f"checkpoint and that the download is complete.\n  {listing}"
-        )
-
-
-def _read(name, leaf, file_of):
-    """One parameter of shape leaf.shape as a numpy array, its layers stacked."""
-    template, inputs = LAYOUT[name]
-    value = np.empty(leaf.shape, leaf.dtype)
-    for layer, part in enumerate(value if LAYER in template else value[None]):
-        file_name = template.format(layer=layer)
-        tensor = file_of[file_name].get_tensor(file_name)
-        part[...] = (tensor.T if inputs else tensor).reshape(part.shape)
-    return value
-
-
-def _place(value, placement):
-    if placement is None:
-        return jnp.asarray(value)
-    return jax.make_array_from_callback(value.shape, placement, lambda index: value[index])

@@ -2,13 +2,13 @@
 
 import json
 import pathlib
-import shutil
+import tempfile
 
 import tokenizers
 import transformers
 from tokenizers import decoders, normalizers, pre_tokenizers, trainers
 
-from models import sentencepiece_model
+from models import folders, sentencepiece_model
 
 FILES = (
     "tokenizer.json",
@@ -20,6 +20,7 @@ FILES = (
     "chat_template.jinja",
 )
 SENTENCEPIECE = "tokenizer.model"
+GENERATION = "generation_config.json"
 
 # The messages in order, each between its markers, then the header of the reply.
 CHAT_TEMPLATE = (
@@ -39,7 +40,7 @@ DIGIT_PAIRS = tuple(f"{number:02d}" for number in range(100))
 
 
 class Tokenizer:
-    """A tokenizer of a local folder; nothing is downloaded.
+    """A tokenizer of a folder; nothing is downloaded by a model's name.
 
     Attributes:
       eos_ids: tuple of ids that end a reply: `eos_token_id` of generation_config.json, else the
@@ -72,10 +73,17 @@ class Tokenizer:
     def load(cls, folder):
         """Reads a folder with tokenizer.json, vocab.json and merges.txt, or tokenizer.model alone.
 
+        Args:
+          folder: path or URL.
+
         Raises:
           FileNotFoundError: the folder holds none of them.
         """
-        folder = pathlib.Path(folder)
+        with folders.local_copy(folder, (*FILES, SENTENCEPIECE, GENERATION)) as local:
+            return cls._load(local, folder)
+
+    @classmethod
+    def _load(cls, folder, location):
         config = _read_json(folder / "tokenizer_config.json")
         saved_class = config.get("tokenizer_class", "PreTrainedTokenizerFast")
         if (folder / "tokenizer.json").is_file():
@@ -90,10 +98,10 @@ class Tokenizer:
             saved_class = "PreTrainedTokenizerFast"
         else:
             raise FileNotFoundError(
-                f"{folder} holds no tokenizer: none of tokenizer.json, vocab.json or "
+                f"{location} holds no tokenizer: none of tokenizer.json, vocab.json or "
                 f"{SENTENCEPIECE} exists. Download the tokenizer's files beside the weights."
             )
-        eos_ids = _read_json(folder / "generation_config.json").get("eos_token_id")
+        eos_ids = _read_json(folder / GENERATION).get("eos_token_id")
         if isinstance(eos_ids, int):
             eos_ids = (eos_ids,)
         return cls(backend, eos_ids=eos_ids or (), saved_class=saved_class)
@@ -129,7 +137,7 @@ class Tokenizer:
         self._backend.save_pretrained(folder)
         path = folder / "tokenizer_config.json"
         _write_json(path, _read_json(path) | {"tokenizer_class": self._saved_class})
-        path = folder / "generation_config.json"
+        path = folder / GENERATION
         ends = {"eos_token_id": list(self.eos_ids), "pad_token_id": self.pad_id}
         _write_json(path, _read_json(path) | ends)
 
@@ -139,15 +147,21 @@ def copy_files(source, target):
 
     That one transformers must read with `PreTrainedTokenizerFast`: beside a Qwen2 model its
     AutoTokenizer makes every tokenizer a byte-level one.
+
+    Args:
+      source, target: path or URL.
     """
-    source, target = pathlib.Path(source), pathlib.Path(target)
-    present = [name for name in FILES if (source / name).is_file()]
+    source, target = folders.Folder(source), folders.Folder(target)
+    present = [name for name in FILES if source.has(name)]
     if not {"tokenizer.json", "vocab.json"} & set(present):
-        Tokenizer.load(source).save(target)
-    elif source.resolve() != target.resolve():
-        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as converted:
+            Tokenizer.load(source.location).save(converted)
+            source = folders.Folder(converted)
+            for name in source.names():
+                target.write(name, source.read(name))
+    elif source.path("") != target.path(""):
         for name in present:
-            shutil.copyfile(source / name, target / name)
+            target.write(name, source.read(name))
 
 
 def train_byte_bpe(
@@ -218,7 +232,7 @@ def train_byte_bpe(
         "pad_token_id": tokenizer.token_to_id(special_tokens[0]),
     }
     _write_json(folder / "tokenizer_config.json", config)
-    _write_json(folder / "generation_config.json", ends)
+    _write_json(folder / GENERATION, ends)
     return Tokenizer.load(folder)
 
 

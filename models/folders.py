@@ -1,0 +1,144 @@
+"""Folders of model files: local, or remote by URL (gs://, s3://, memory://, ...) through fsspec."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+
+import fsspec
+
+UNFINISHED = ".unfinished"
+
+
+class Folder:
+    """The files of one folder, by name.
+
+    Attributes:
+      location: path or URL, as given.
+      remote: whether fsspec reaches it over a protocol.
+    """
+
+    def __init__(self, location):
+        """Opens nothing; the folder need not exist.
+
+        Raises:
+          ImportError: the package for the URL's protocol is not installed.
+        """
+        self.location = str(location)
+        self.remote = "://" in self.location
+        if not self.remote:
+            self.files, self._root = fsspec.filesystem("file"), os.path.abspath(self.location)
+            return
+        try:
+            self.files, root = fsspec.url_to_fs(self.location)
+        except ImportError as error:
+            raise ImportError(
+                f"{self.location} cannot be reached: {error}. For gs:// install "
+                "'flow-grpo-jax[gcs]', for others the fsspec package of the protocol, e.g. s3fs."
+            ) from error
+        self._root = root.rstrip("/")
+
+    def __str__(self):
+        return self.location
+
+    def path(self, name):
+        """Path of a file for `self.files`."""
+        return f"{self._root}/{name}"
+
+    def names(self):
+        """Sorted names of the files; empty if the folder does not exist."""
+        if not self.files.isdir(self._root):
+            return []
+        entries = self.files.ls(self._root, detail=True)
+        return sorted(e["name"].rsplit("/", 1)[-1] for e in entries if e["type"] == "file")
+
+    def has(self, name):
+        return self.files.isfile(self.path(name))
+
+    def read(self, name):
+        """Content of a file, bytes."""
+        return self.files.cat_file(self.path(name))
+
+    def read_json(self, name):
+        """Parsed content of a JSON file; {} if there is none."""
+        return json.loads(self.read(name)) if self.has(name) else {}
+
+    def write(self, name, content):
+        """Writes a file of bytes or text; makes the folder."""
+        with self.writing(name) as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+
+    def write_json(self, name, values):
+        self.write(name, json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+    @contextlib.contextmanager
+    def writing(self, name):
+        """Yields a binary file to write; it is on the disk, or stored remotely, at the end."""
+        self.files.makedirs(self._root, exist_ok=True)
+        with self.files.open(self.path(name), "wb") as file:
+            yield file
+            if not self.remote:
+                file.flush()
+                os.fsync(file.fileno())
+
+    def remove(self, name):
+        """Removes a file, if there is one."""
+        if self.has(name):
+            self.files.rm_file(self.path(name))
+
+
+@contextlib.contextmanager
+def replacing(location, *, last, stale=lambda name: False):
+    """Yields a Folder to write a set of files to; at the end they are in `location`, all of them.
+
+    A crash leaves the old set or a folder without the file `last`, so never one that looks complete
+    and is mixed. Locally the files lie in a subfolder until the end; remotely they are written in
+    place, `last` and what is stale removed before.
+
+    Args:
+      location: path or URL.
+      last: name of the file without which the folder is not usable; it must be written last.
+      stale: whether an old file of this name must not stay beside the new ones.
+    """
+    target = Folder(location)
+    if target.remote:
+        _remove_old(target, last, stale)
+        yield target
+        return
+    unfinished = pathlib.Path(location) / UNFINISHED
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        stage = Folder(unfinished)
+        yield stage
+        _remove_old(target, last, stale)
+        for name in sorted(stage.names(), key=lambda name: name == last):
+            os.replace(stage.path(name), target.path(name))
+    finally:
+        shutil.rmtree(unfinished)
+
+
+def _remove_old(target, last, stale):
+    target.remove(last)
+    for name in target.names():
+        if stale(name):
+            target.remove(name)
+
+
+@contextlib.contextmanager
+def local_copy(location, names):
+    """Yields a pathlib.Path with these files: the folder itself, or a copy of a remote one.
+
+    Files that do not exist are left out.
+    """
+    folder = Folder(location)
+    if not folder.remote:
+        yield pathlib.Path(location)
+        return
+    with tempfile.TemporaryDirectory() as copy:
+        for name in names:
+            if folder.has(name):
+                (pathlib.Path(copy) / name).write_bytes(folder.read(name))
+        yield pathlib.Path(copy)

@@ -1,0 +1,70 @@
+"""The export of a run that was laid down by hand."""
+
+import json
+
+import fsspec
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import command, export, session
+from experiments.configs import smoke
+from flow_grpo_jax import checkpoint, update
+from models import folders, huggingface
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(workdir, trained parameters): a checkpoint of step 7, evaluated, and one of step 3."""
+    workdir, config = tmp_path_factory.mktemp("run"), smoke.get_config()
+    command.write_config(config, workdir)
+    base = huggingface.load(session.resolve(config.model.path), dtype=jnp.float32)
+    trained = jax.jit(lambda tree: jax.tree.map(lambda x: x * 1.01 + 1e-3, tree))(base)
+    optimizer = update.make_optimizer(**config.optim)
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=2)
+    for step, params in ((3, base), (7, trained)):
+        checkpoints.save(step, update.init(params, optimizer), {"reference": "f00d"})
+    checkpoints.close()
+    lines = [{"step": 0}, {"step": 7, "eval/success": 0.5, "eval/correct": 6, "eval/total": 12}]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return workdir, trained
+
+
+def assert_equal(found, expected):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_newest_checkpoint_is_exported_with_all_that_serving_needs(run, tmp_path):
+    workdir, trained = run
+    assert export.export(workdir, tmp_path, base_model="someone/nano") == 7
+    assert_equal(huggingface.load(tmp_path), trained)
+    settings = json.loads((tmp_path / "generation_config.json").read_text())
+    assert settings["eos_token_id"] == 2047 and settings["top_k"] == 0
+    assert settings["temperature"] == smoke.get_config().rollout.temperature
+    original = huggingface.read_config(session.resolve(smoke.get_config().model.path))
+    assert huggingface.read_config(tmp_path) == original
+    card = huggingface_hub.ModelCard.load(tmp_path / "README.md")
+    assert card.data.library_name == "transformers" and "flow-grpo" in card.data.tags
+    assert card.data.base_model == "someone/nano"
+    for said in ("Flow-GRPO", "2510.05592", "| training step | 7 |", "6/12", "vllm serve", "f00d"):
+        assert said in card.text
+    assert json.loads((workdir / "config.json").read_text())["hash"] in card.text
+
+
+def test_step_dtype_and_place_can_be_chosen(run):
+    workdir, _ = run
+    out = "memory://bucket/planner"
+    assert export.export(workdir, out, step=3, dtype="bfloat16") == 3
+    assert huggingface.read_config(out)["torch_dtype"] == "bfloat16"
+    base = huggingface.load(session.resolve(smoke.get_config().model.path))
+    rounded = jax.tree.map(lambda x: np.asarray(x).astype(jnp.bfloat16), base)
+    assert_equal(huggingface.load(out), rounded)
+    card = folders.Folder(out).read("README.md").decode()
+    assert "not measured at this step" in card and "base_model:" not in card
+    fsspec.filesystem("memory").store.clear()
+    with pytest.raises(ValueError, match="no checkpoint of step 4"):
+        export.export(workdir, out, step=4)
