@@ -1,29 +1,242 @@
-"""Attention over grouped query heads.
+"""Attention over grouped query heads: who sees whom, and on which kernel it runs.
+
+Who sees whom in a row is one vector, `until_BT`: query i sees key j iff j <= i < until_BT[b, j].
+Padding has until 0, packed segments the end of their segment, and the nodes of a prefix tree in
+depth-first order the end of their subtree (the column-wise bound of FlashMask, arXiv 2410.01359).
 
 Dimensions:
   B rows    T query tokens    S key tokens    N query heads    K key/value heads
-  R query heads per key/value head (N = K * R)    H head size    X = R * T
+  R query heads per key/value head (N = K * R)    H head size    X = R * T    1 broadcast
 """
+
+import functools
+import math
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec as P
 
+SAVED = "attention"  # `checkpoint_name` of what a backward pass wants of attention
 MASKED = -1e30  # finite: a query that sees no key must give a finite (unused) output
 
+KERNELS = {  # platforms on which each runs; None is all
+    "reference": None,
+    "blockwise": None,
+    "cudnn": ("gpu", "cuda"),
+    "splash": ("tpu",),
+    "pallas": ("tpu",),
+}
+SHORT = 128  # tokens of a row below which the reference is the fastest on CPU
+SPLASH_TOKENS = 4096  # up to here the masks of splash are small: 0.1 GiB a row, at 20,480 3.5 GiB
+CUDNN_PAIRS = 2**30  # rows * T * T up to which cuDNN's mask is small: 2 GiB
 
-def segment_mask(segment_BT):
-    """Causal mask inside segments.
+
+def until_of_segments(segment_BT):
+    """int32 [B, T]: the end (exclusive) of the run each token is in, 0 on padding.
 
     Args:
-      segment_BT: int32; tokens of one sequence share a positive number, 0 is padding.
-
-    Returns:
-      bool [B, T, T], True where query t may see key s: s <= t, same segment, not padding.
+      segment_BT: int; neighbours with the same positive number are one sequence, 0 is padding.
     """
     tokens = segment_BT.shape[1]
-    same_BTT = segment_BT[:, :, None] == segment_BT[:, None, :]
-    real_B1T = (segment_BT > 0)[:, None, :]
-    return same_BTT & real_B1T & jnp.tri(tokens, dtype=bool)
+    last_BT = jnp.diff(segment_BT, axis=1, append=-1) != 0
+    end_BT = jnp.where(last_BT, jnp.arange(1, tokens + 1, dtype=jnp.int32), tokens)
+    end_BT = jax.lax.cummin(end_BT, axis=1, reverse=True)
+    return jnp.where(segment_BT > 0, end_BT, 0)
+
+
+def positions(until_BT):
+    """int32 [B, T]: how many earlier tokens each token sees, its rotary position; 0 on padding."""
+    index_T = jnp.arange(until_BT.shape[1], dtype=jnp.int32)
+    opens_BT = (until_BT > index_T).astype(jnp.int32)  # a token that nobody sees opens nothing
+    closes = lambda until_T, opens_T: jnp.zeros_like(until_T).at[until_T].add(opens_T, mode="drop")
+    return jnp.maximum(jnp.cumsum(opens_BT - jax.vmap(closes)(until_BT, opens_BT), axis=1) - 1, 0)
+
+
+def visible(until_BT):
+    """bool [B, T, T], True where query t (first) may see key s: s <= t < until_BT[b, s]."""
+    index_T = jnp.arange(until_BT.shape[1], dtype=jnp.int32)
+    return (index_T <= index_T[:, None]) & (index_T[:, None] < until_BT[:, None, :])
+
+
+@functools.cache
+def make(name="auto", *, mesh=None):
+    """Attention of whole rows: attend(q_BTNH, k_BTKH, v_BTKH, until_BT) -> o_BTNH.
+
+    | name        | runs on    | what it is                                                   |
+    |-------------|------------|--------------------------------------------------------------|
+    | "reference" | all        | all scores at once: T * T memory per head                    |
+    | "blockwise" | all        | flash attention in plain JAX, skips blocks that see nothing  |
+    | "cudnn"     | NVIDIA     | bfloat16 or float16; a T * T mask per row                    |
+    | "splash"    | TPU        | the kernel shipped with JAX; T * T masks per row             |
+    | "pallas"    | TPU        | flash attention that skips blocks and makes no T * T mask    |
+
+    "auto" chooses by platform and, inside `attend`, by static shape and dtype:
+
+    | platform | choice                                                                          |
+    |----------|---------------------------------------------------------------------------------|
+    | TPU      | "splash" for rows of up to 4,096 tokens, longer ones "pallas"                   |
+    | GPU      | "cudnn" for bfloat16 and float16, head sizes of 8 to 128 in steps of 8 and a    |
+    |          | mask of up to 2 GiB (one row of 32k tokens); else as on CPU                     |
+    | CPU      | "blockwise", rows of less than 128 tokens "reference"                           |
+
+    All have exact gradients, compute softmax and sums in float32 and return the dtype of q. Query
+    head n reads key/value head n // (N / K). Whatever stands at padding, even nan, changes nothing;
+    outputs and gradients there are 0. With `mesh`, rows lie over ("data", "fsdp") and heads over
+    "tensor".
+
+    Args:
+      name: one of KERNELS, or "auto".
+      mesh: of the devices it will run on, from sharding.make_mesh; None is one device of the
+        default backend.
+
+    Raises:
+      ValueError: the name is unknown, or the kernel does not run on the platform or dtype.
+    """
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    if name != "auto" and name not in KERNELS:
+        raise ValueError(f"attention={name!r} is unknown; valid: auto, {', '.join(KERNELS)}.")
+    if name != "auto" and KERNELS[name] and platform not in KERNELS[name]:
+        raise ValueError(
+            f"attention={name!r} runs on {KERNELS[name][0]}, but the devices are {platform}. "
+            "Use auto, reference or blockwise."
+        )
+
+    def attend(q_BTNH, k_BTKH, v_BTKH, until_BT):
+        chosen = choose(platform, q_BTNH, mesh) if name == "auto" else name
+        kernel, block = _kernel(chosen, platform, q_BTNH.shape[1])
+        # The reference is plain products and sums: the compiler splits them by itself.
+        run = whole_rows(kernel, block=block, mesh=None if chosen == "reference" else mesh)
+        return run(q_BTNH, k_BTKH, v_BTKH, until_BT)
+
+    return attend
+
+
+def choose(platform, q_BTNH, mesh=None):
+    """The kernel that "auto" means for these queries; the table is in `make`."""
+    rows, tokens, _, head_size = q_BTNH.shape
+    if mesh is not None:
+        rows = -(-rows // (mesh.shape["data"] * mesh.shape["fsdp"]))
+    if platform == "tpu":
+        return "splash" if tokens <= SPLASH_TOKENS else "pallas"
+    half = q_BTNH.dtype in (jnp.bfloat16, jnp.float16)
+    fits = head_size % 8 == 0 and head_size <= 128 and rows * tokens**2 <= CUDNN_PAIRS
+    if platform in KERNELS["cudnn"] and half and fits:
+        return "cudnn"
+    return "reference" if tokens < SHORT else "blockwise"
+
+
+def _kernel(name, platform, tokens):
+    """(kernel(q, k, v, until, block=), block) for rows of `tokens` tokens."""
+    # Imported here: these import this module, and Pallas alone takes a second to load.
+    from models import attention_blockwise, attention_pallas, attention_splash
+
+    kernels = {  # with the smallest and the largest block of tokens
+        "reference": (_reference, 1, 1),
+        "cudnn": (_cudnn, 2, 2),
+        "blockwise": (attention_blockwise.attend, 64, 64 if platform == "cpu" else 512),
+        "splash": (attention_splash.attend, 128, 512),
+        "pallas": (attention_pallas.attend, 128, 512),
+    }
+    kernel, smallest, largest = kernels[name]
+    return kernel, min(largest, -(-tokens // smallest) * smallest)
+
+
+def whole_rows(kernel, *, block=1, mesh=None):
+    """Makes of a kernel what `make` promises.
+
+    Args:
+      kernel: (q_BTNH, k_BTKH, v_BTKH, until_BT, block=) -> o_BTNH. It is handed rows whose length
+        is a multiple of `block`, zeros at padding, and an until_BT by which every token sees
+        itself.
+      block: tokens.
+      mesh: as in `make`; the kernel sees the rows and heads of one device.
+    """
+    kernel = functools.partial(kernel, block=block)
+
+    def attend(q_BTNH, k_BTKH, v_BTKH, until_BT):
+        tokens = until_BT.shape[1]
+        index_T = jnp.arange(tokens, dtype=jnp.int32)
+        real_BT11 = (until_BT > index_T)[:, :, None, None]
+        arrays = [jnp.where(real_BT11, x, 0) for x in (q_BTNH, k_BTKH, v_BTKH)]
+        if tokens % block:
+            arrays = [jnp.pad(x, ((0, 0), (0, -tokens % block), (0, 0), (0, 0))) for x in arrays]
+            until_BT = jnp.pad(until_BT, ((0, 0), (0, -tokens % block)))
+        itself_T = jnp.arange(1, until_BT.shape[1] + 1, dtype=jnp.int32)
+        run = kernel if mesh is None or mesh.size == 1 else _on_mesh(kernel, mesh)
+        o_BTNH = run(*arrays, jnp.maximum(until_BT, itself_T))
+        return jnp.where(real_BT11, o_BTNH[:, :tokens], 0)
+
+    return attend
+
+
+def _on_mesh(kernel, mesh):
+    """The kernel on the rows and heads of each device."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    tensor = mesh.shape["tensor"]
+
+    def attend(q_BTNH, k_BTKH, v_BTKH, until_BT):
+        (B, _, N, _), K = q_BTNH.shape, k_BTKH.shape[2]
+        if B % shards:
+            raise ValueError(
+                f"{B} rows cannot be split over data * fsdp = {shards} devices; use a multiple, "
+                f"e.g. {-(-B // shards) * shards}."
+            )
+        heads = math.lcm(K, tensor)  # each device needs whole groups: copy heads that they share
+        if N % heads:
+            raise ValueError(
+                f"{N} query and {K} key/value heads cannot be split over tensor={tensor} devices; "
+                f"valid: {', '.join(str(n) for n in range(1, N + 1) if N % math.lcm(K, n) == 0)}."
+            )
+        k_BTKH, v_BTKH = (jnp.repeat(x, heads // K, axis=2) for x in (k_BTKH, v_BTKH))
+        rows = ("data", "fsdp")
+        spread = P(rows, None, "tensor", None)
+        return jax.shard_map(
+            kernel,
+            mesh=mesh,
+            in_specs=(spread, spread, spread, P(rows)),
+            out_specs=spread,
+            check_vma=False,  # Pallas kernels do not say over which axes their outputs vary
+        )(q_BTNH, k_BTKH, v_BTKH, until_BT)
+
+    return attend
+
+
+def saveable(primitive, *inputs, **parameters):
+    """Policy for jax.checkpoint: keep what the backward pass wants of attention, and only that.
+
+    Kernels here name it SAVED. JAX does not name what cuDNN returns, so that call is kept whole.
+    """
+    named = jax.checkpoint_policies.save_only_these_names(SAVED)
+    cudnn = primitive.name == "dot_product_attention_fwd_wrapper"
+    return cudnn or named(primitive, *inputs, **parameters)
+
+
+def _reference(q_BTNH, k_BTKH, v_BTKH, until_BT, *, block):
+    del block
+    o_BTNH = attend_reference(q_BTNH, k_BTKH, v_BTKH, visible(until_BT))
+    return checkpoint_name(o_BTNH, SAVED)
+
+
+def _cudnn(q_BTNH, k_BTKH, v_BTKH, until_BT, *, block):
+    """cuDNN's flash attention: causal, with the rest of the mask as an array.
+
+    JAX before 0.11.1 also computes a gradient of the mask, which nobody reads: right, but slow.
+    """
+    del block
+    if q_BTNH.dtype not in (jnp.bfloat16, jnp.float16):
+        raise ValueError(
+            f"attention='cudnn' computes in bfloat16 or float16, not in {q_BTNH.dtype}. Use one of "
+            "them as the dtype of the update, or attention auto, reference or blockwise."
+        )
+    return jax.nn.dot_product_attention(
+        q_BTNH,
+        k_BTKH,
+        v_BTKH,
+        mask=visible(until_BT)[:, None],
+        is_causal=True,
+        implementation="cudnn",
+    )
 
 
 def attend_reference(q_BTNH, k_BSKH, v_BSKH, mask_BTS):

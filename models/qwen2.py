@@ -9,26 +9,100 @@ Source: Qwen2.5 technical report (arXiv 2412.15115); `Qwen2ForCausalLM` in trans
 Dimensions:
   B rows    T tokens in a row    D model width    F feed-forward width    V vocabulary
   L layers    N query heads    K key/value heads    H head size
+  X tokens of all rows    I, O inputs and outputs of a matrix, flattened
 """
 
 import dataclasses
+import functools
+import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from models import attention
+from models import attention, sharding
 
 REMAT = {  # what the backward pass of a block finds saved, besides the block's input
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names(attention.SAVED),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
 
 @dataclasses.dataclass(frozen=True)
+class Execution:
+    """How whole sequences are run; changes rounding and memory, never the maths.
+
+    dtype: compute dtype of the transformer; norms, softmax and logits are float32 inside.
+    remat: what the backward pass finds saved. "none": all activations; "dots": the results of
+      products with weights; "attention": what attention returned (and its own residuals); "full":
+      nothing, and weights are cast to `dtype` layer by layer, where the others cast them all
+      beforehand: 4 bytes a parameter less (the copy and its gradient). In all cases also the input
+      of each block.
+    attend: (q_BTNH, k_BTKH, v_BTKH, until_BT) -> o_BTNH, from `attention.make`.
+    residual: NamedSharding of x_BTD between blocks, from `sharding.residual_sharding`; the layout
+      of embeddings and weights follows from it. None for one device.
+    """
+
+    dtype: jax.typing.DTypeLike = jnp.float32
+    remat: str = "none"
+    attend: Callable = dataclasses.field(default_factory=attention.make)
+    residual: jax.sharding.Sharding | None = None
+
+    def __post_init__(self):
+        if self.remat not in REMAT:
+            raise ValueError(f"remat={self.remat!r} is unknown; valid: {', '.join(REMAT)}.")
+
+    def embedded(self, model, token_BT):
+        if self.residual is None:
+            return model.embedded(token_BT, self.dtype)
+        return sharding.embedded_rows(
+            model.embed.table_VD[...], token_BT, self.residual, self.dtype
+        )
+
+    def prepared(self, block):
+        """A block's weights in `dtype`, where its rows are."""
+        block = jax.tree.map(functools.partial(cast_here, dtype=self.dtype), block)
+        return block if self.residual is None else sharding.gathered(self.residual.mesh, block)
+
+    def place(self, x_BTD):
+        if self.residual is None:
+            return x_BTD
+        return jax.lax.with_sharding_constraint(x_BTD, self.residual)
+
+
+@dataclasses.dataclass(frozen=True)
+class Yarn:
+    """Context extension by YaRN (arXiv 2309.00071); fields as in `rope_scaling` of `config.json`.
+
+    factor: how much longer the context is than the one of pretraining.
+    original_max_position_embeddings: tokens, context of pretraining.
+    attention_factor: multiplies queries and keys; None computes it from factor, mscale and
+      mscale_all_dim.
+    beta_fast, beta_slow: turns within the pretraining context above which a frequency stays as it
+      is, and below which it is divided by factor.
+    truncate: round the bounds between the two to whole dimensions.
+    """
+
+    factor: float
+    original_max_position_embeddings: int
+    attention_factor: float | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
-    """Shape and constants of a Qwen2.5 model; fields as in a Hugging Face `config.json`."""
+    """Shape and constants of a Qwen2.5 model; fields as in a Hugging Face `config.json`.
+
+    rope_scaling: Yarn, or None for plain rotary embeddings.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -42,6 +116,7 @@ class Config:
     tie_word_embeddings: bool = True
     max_position_embeddings: int = 32768
     initializer_range: float = 0.02
+    rope_scaling: Yarn | None = None
 
     def __post_init__(self):
         if self.num_attention_heads % self.num_key_value_heads:
@@ -53,11 +128,45 @@ class Config:
             raise ValueError(f"head_dim={self.head_dim} is odd; rotary embeddings need it even.")
 
 
-def rope_angles(position_BT, head_dim, theta):
-    """Rotary angles (cos, sin), float32 [B, T, 1, H/2] each (arXiv 2104.09864, half-split)."""
-    frequency_H = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+def rope_frequencies(config):
+    """(float32 [H/2] radians per position, factor on cos and sin) of a Config, in NumPy.
+
+    Plain: theta^(-2i/H). YaRN: the mean of that and of it divided by `factor`, weighted by a ramp
+    over the dimensions between those that turn `beta_fast` and `beta_slow` times.
+    """
+    theta, H, yarn = config.rope_theta, config.head_dim, config.rope_scaling
+    plain_H = theta ** (-np.arange(0, H, 2) / H)
+    if yarn is None:
+        return plain_H.astype(np.float32), 1.0
+
+    def dimension(turns):  # whose frequency turns so often within the pretraining context
+        wavelength = yarn.original_max_position_embeddings / turns
+        return H * math.log(wavelength / (2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = dimension(yarn.beta_fast), dimension(yarn.beta_slow)
+    if yarn.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, H - 1)
+    width = high - low if high != low else 1e-3
+    ramp_H = np.clip((np.arange(H // 2) - low) / width, 0, 1)
+    frequency_H = plain_H / yarn.factor * ramp_H + plain_H * (1 - ramp_H)
+    return frequency_H.astype(np.float32), _yarn_attention_factor(yarn)
+
+
+def _yarn_attention_factor(yarn):
+    if yarn.attention_factor is not None:
+        return yarn.attention_factor
+    scale = lambda mscale: 0.1 * mscale * math.log(max(yarn.factor, 1.0)) + 1.0
+    if yarn.mscale and yarn.mscale_all_dim:
+        return scale(yarn.mscale) / scale(yarn.mscale_all_dim)
+    return scale(1.0)
+
+
+def rope_angles(position_BT, config):
+    """Rotary (cos, sin), float32 [B, T, 1, H/2] each (arXiv 2104.09864, half-split)."""
+    frequency_H, factor = rope_frequencies(config)
     angle_BT1H = position_BT[:, :, None, None].astype(jnp.float32) * frequency_H
-    return jnp.cos(angle_BT1H), jnp.sin(angle_BT1H)
+    return jnp.cos(angle_BT1H) * factor, jnp.sin(angle_BT1H) * factor
 
 
 def rotate(x_BTNH, rope):
@@ -68,21 +177,29 @@ def rotate(x_BTNH, rope):
     return turned.astype(x_BTNH.dtype)
 
 
-def positions(segment_BT):
-    """int32 [B, T]: index of each token in its own segment, so padding never shifts a position."""
-    index_T = jnp.arange(segment_BT.shape[1], dtype=jnp.int32)
-    starts_BT = jnp.diff(segment_BT, axis=1, prepend=-1) != 0
-    return index_T - jax.lax.cummax(jnp.where(starts_BT, index_T, 0), axis=1)
+def cast_here(w, *, dtype):
+    """`w.astype(dtype)`, but not earlier.
+
+    XLA moves a narrowing cast of a slice in front of the slice, and so out of the loop over layers,
+    where it makes a copy of all layers. It does not move it past a rounding.
+    """
+    if w.dtype == dtype:
+        return w
+    kind = jnp.finfo(dtype)
+    return jax.lax.reduce_precision(w, kind.nexp, kind.nmant).astype(dtype)
 
 
-def linear(x, w):
-    """x [..., I] times w [I, ...O] in the dtype of x.
+def linear(x, w, low_rank=None):
+    """x [..., I] times w [I, ...O] in the dtype of x, plus what its adapter adds.
 
     Leading axes are flattened first: XLA:CPU runs the weight gradient of a product with two
     contracted axes outside its fast matmul (a whole MLP backward took 39 ms, flattened 14 ms).
     """
-    flat = x.reshape(-1, w.shape[0]) @ w.reshape(w.shape[0], -1).astype(x.dtype)
-    return flat.reshape(*x.shape[:-1], *w.shape[1:])
+    x_XI = x.reshape(-1, w.shape[0])
+    y_XO = x_XI @ w.reshape(w.shape[0], -1).astype(x.dtype)
+    if low_rank is not None:
+        y_XO = y_XO + low_rank(x_XI)
+    return y_XO.reshape(*x.shape[:-1], *w.shape[1:])
 
 
 def _normal(key, shape, config, dtype):
@@ -106,6 +223,9 @@ class RMSNorm(nnx.Module):
 
 
 class Attention(nnx.Module):
+    # Adapters, see models/lora.py: no part of the tree until a module is assigned.
+    lora_q = lora_k = lora_v = lora_o = None
+
     def __init__(self, key, config, dtype):
         D, H = config.hidden_size, config.head_dim
         N, K = config.num_attention_heads, config.num_key_value_heads
@@ -119,20 +239,22 @@ class Attention(nnx.Module):
         self.b_v_KH = _zeros((K, H), dtype)
 
     def __call__(self, x_BTD, rope, attend):
-        def project(w, b):
-            return linear(x_BTD, w) + b.astype(x_BTD.dtype)
+        def project(w, b, low_rank):
+            return linear(x_BTD, w, low_rank) + b.astype(x_BTD.dtype)
 
-        q_BTNH = rotate(project(self.w_q_DNH[...], self.b_q_NH[...]), rope)
-        k_BTKH = rotate(project(self.w_k_DKH[...], self.b_k_KH[...]), rope)
-        v_BTKH = project(self.w_v_DKH[...], self.b_v_KH[...])
+        q_BTNH = rotate(project(self.w_q_DNH[...], self.b_q_NH[...], self.lora_q), rope)
+        k_BTKH = rotate(project(self.w_k_DKH[...], self.b_k_KH[...], self.lora_k), rope)
+        v_BTKH = project(self.w_v_DKH[...], self.b_v_KH[...], self.lora_v)
         o_BTNH, aux = attend(q_BTNH, k_BTKH, v_BTKH)
         B, T, N, H = o_BTNH.shape
         w_o_OD = self.w_o_NHD[...].reshape(N * H, -1)
-        return linear(o_BTNH.reshape(B, T, N * H), w_o_OD), aux
+        return linear(o_BTNH.reshape(B, T, N * H), w_o_OD, self.lora_o), aux
 
 
 class MLP(nnx.Module):
     """SwiGLU feed-forward (arXiv 2002.05202)."""
+
+    lora_gate = lora_up = lora_down = None  # adapters, see models/lora.py
 
     def __init__(self, key, config, dtype):
         D, F = config.hidden_size, config.intermediate_size
@@ -143,8 +265,9 @@ class MLP(nnx.Module):
 
     def __call__(self, x_BTD):
         x_XD = x_BTD.reshape(-1, x_BTD.shape[-1])  # X = B * T; why: see `linear`
-        gate_XF = jax.nn.silu(linear(x_XD, self.w_gate_DF[...]))
-        y_XD = linear(gate_XF * linear(x_XD, self.w_up_DF[...]), self.w_down_FD[...])
+        gate_XF = jax.nn.silu(linear(x_XD, self.w_gate_DF[...], self.lora_gate))
+        up_XF = linear(x_XD, self.w_up_DF[...], self.lora_up)
+        y_XD = linear(gate_XF * up_XF, self.w_down_FD[...], self.lora_down)
         return y_XD.reshape(x_BTD.shape)
 
 
@@ -196,39 +319,38 @@ class Qwen2(nnx.Module):
             self.head = Head(key_head, config, dtype)
 
     def rope(self, position_BT):
-        return rope_angles(position_BT, self.config.head_dim, self.config.rope_theta)
+        return rope_angles(position_BT, self.config)
 
     def embedded(self, token_BT, dtype=jnp.float32):
         """[B, T, D] input embeddings in the compute dtype."""
         return self.embed.table_VD[...][token_BT].astype(dtype)
 
-    def hidden(self, token_BT, segment_BT, *, dtype=jnp.float32, remat="none"):
+    def hidden(self, token_BT, until_BT, execution=None):
         """Final normalised hidden states [B, T, D] of whole sequences, for the update.
 
         Args:
           token_BT: int32 token ids; any valid id on padding.
-          segment_BT: int32, > 0 and equal on the tokens of one sequence, 0 on padding. Padding may
-            stand on either side; several sequences may share a row.
-          dtype: compute dtype.
-          remat: "none" keeps all activations; "dots" keeps the results of products with weights and
-            recomputes the rest of each block in the backward pass; "full" recomputes all of it.
+          until_BT: int32, who sees whom; see `models/attention.py`. Positions follow from it.
+          execution: Execution; None takes its defaults.
 
         Outputs at padding are finite and meaningless.
         """
-        if remat not in REMAT:
-            raise ValueError(f"remat={remat!r} is unknown; valid: {', '.join(REMAT)}.")
-        mask_BTT = attention.segment_mask(segment_BT)
-        rope = self.rope(positions(segment_BT))
+        run = execution or Execution()
+        rope = self.rope(attention.positions(until_BT))
 
         def attend(q_BTNH, k_BTKH, v_BTKH):
-            return attention.attend_reference(q_BTNH, k_BTKH, v_BTKH, mask_BTT), None
+            return run.attend(q_BTNH, k_BTKH, v_BTKH, until_BT), None
 
         def layer(x_BTD, block):
-            return block(x_BTD, rope, attend)
+            x_BTD, _ = run.prepared(block)(x_BTD, rope, attend)
+            return run.place(x_BTD), None
 
-        if REMAT[remat] is not None:
-            layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT[remat])
-        x_BTD, _ = jax.lax.scan(layer, self.embedded(token_BT, dtype), self.blocks)
+        if REMAT[run.remat] is not None:
+            layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT[run.remat])
+        blocks = self.blocks
+        if run.remat != "full":
+            blocks = jax.tree.map(lambda w: w.astype(run.dtype), blocks)
+        x_BTD, _ = jax.lax.scan(layer, run.embedded(self, token_BT), blocks)
         return self.final_norm(x_BTD)
 
     def logits(self, x_BTD):

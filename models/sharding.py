@@ -8,19 +8,22 @@ Mesh axes:
 Dimensions (parameter names end in them, as in models/qwen2.py):
   L layers (leading axis of everything below `blocks`)    D model width    F feed-forward width
   V vocabulary    N query heads    K key/value heads    H head size
+  I, O inputs and outputs of an adapted matrix, flattened    P rank of an adapter
 """
 
+import functools
+import math
 import re
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "tensor")
 
 RULES = [  # first match wins
-    (r"embed/table_VD$", P("tensor", "fsdp")),
+    (r"embed/table_VD$", P(None, ("fsdp", "tensor"))),  # why: see `embedded_rows`
     (r"blocks/attn/w_q_DNH$", P(None, "fsdp", "tensor", None)),
     (r"blocks/attn/w_(k|v)_DKH$", P(None, "fsdp", "tensor", None)),
     (r"blocks/attn/w_o_NHD$", P(None, "tensor", None, "fsdp")),
@@ -28,6 +31,10 @@ RULES = [  # first match wins
     (r"blocks/attn/b_(k|v)_KH$", P(None, "tensor", None)),
     (r"blocks/mlp/w_(gate|up)_DF$", P(None, "fsdp", "tensor")),
     (r"blocks/mlp/w_down_FD$", P(None, "tensor", "fsdp")),
+    (r"lora_(q|k|v|gate|up)/a_IP$", P(None, "fsdp", None)),
+    (r"lora_(q|k|v|gate|up)/b_PO$", P(None, None, "tensor")),
+    (r"lora_(o|down)/a_IP$", P(None, "tensor", None)),
+    (r"lora_(o|down)/b_PO$", P(None, None, "fsdp")),
     (r"norm/scale_D$", P()),
     (r"head/w_DV$", P("fsdp", "tensor")),
 ]
@@ -37,13 +44,28 @@ def make_mesh(*, data=1, fsdp=1, tensor=1, devices=None):
     """A mesh with axes ("data", "fsdp", "tensor") over exactly the given devices.
 
     Args:
-      data, fsdp, tensor: devices along each axis; one of them may be -1, all that remain.
+      data, fsdp, tensor: of `mesh_sizes`.
       devices: the devices to use; None takes every device of every process.
+    """
+    count = jax.device_count() if devices is None else len(devices)
+    sizes = mesh_sizes(data=data, fsdp=fsdp, tensor=tensor, count=count)
+    return jax.make_mesh(
+        tuple(sizes[axis] for axis in AXES),
+        AXES,
+        axis_types=(jax.sharding.AxisType.Auto,) * len(AXES),
+        devices=devices,
+    )
+
+
+def mesh_sizes(*, data, fsdp, tensor, count):
+    """{axis: devices along it} of a mesh over `count` devices.
+
+    Args:
+      data, fsdp, tensor: devices along each axis; one of them may be -1, all that remain.
 
     Raises:
       ValueError: the sizes do not use every device exactly once.
     """
-    count = jax.device_count() if devices is None else len(devices)
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     asked = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
     free = [axis for axis, size in sizes.items() if size == -1]
@@ -62,12 +84,7 @@ def make_mesh(*, data=1, fsdp=1, tensor=1, devices=None):
             f"are {count}. Valid with these: {_example(sizes, count)}; fewer devices are used when "
             "they are handed over, e.g. devices=jax.devices()[:1]."
         )
-    return jax.make_mesh(
-        tuple(sizes[axis] for axis in AXES),
-        AXES,
-        axis_types=(jax.sharding.AxisType.Auto,) * len(AXES),
-        devices=devices,
-    )
+    return sizes
 
 
 def _example(sizes, count):
@@ -110,26 +127,118 @@ def batch_sharding(mesh):
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
-def _sharding(mesh, name, shape):
-    matches = [(pattern, spec) for pattern, spec in RULES if re.search(pattern, name)]
-    if not matches:
-        raise ValueError(
-            f"No sharding rule matches {name!r} of shape {tuple(shape)}. "
-            "Add a row to RULES in models/sharding.py (P() replicates)."
+def residual_sharding(mesh, *, sequence):
+    """x_BTD between blocks.
+
+    Args:
+      sequence: positions lie over `tensor`; else all devices along it hold the same copy.
+    """
+    return NamedSharding(mesh, P(("data", "fsdp"), "tensor" if sequence else None, None))
+
+
+def gathered(mesh, block):
+    """The arrays of one layer, whole along `fsdp`: what its devices multiply their rows with.
+
+    The constraint holds for the gradients too, so that each device makes the gradient of its rows
+    and they are summed into shards. Left to itself, XLA gathers the rows of all devices instead.
+
+    Args:
+      block: a `qwen2.Block` without the layer axis.
+    """
+    leaves, structure = jax.tree.flatten(block)
+    named = zip(parameter_names(block), leaves, strict=True)
+    return structure.unflatten([_gathered(mesh, "blocks/" + name, leaf) for name, leaf in named])
+
+
+def embedded_rows(table_VD, token_BT, residual, dtype):
+    """x_BTD in `dtype` of a table whose columns are split, laid out as `residual` says.
+
+    Each device looks up its columns for the rows of all its neighbours, then columns are exchanged
+    for rows. So neither the table nor its gradient, a sum over tokens, is whole anywhere.
+    """
+    mesh, sequence = residual.mesh, residual.spec[1]
+
+    def put(x, *axes):
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*axes)))
+
+    x_BTD = table_VD[put(token_BT, "data")].astype(dtype)
+    x_BTD = put(x_BTD, "data", None, ("fsdp", "tensor"))
+    x_BTD = put(x_BTD, "data", sequence, "fsdp")  # one axis at a time: each is one exchange
+    return put(x_BTD, ("data", "fsdp"), sequence, None)
+
+
+def local_copy(tree, dtype):
+    """The values of arrays that lie over several processes, on the devices of this one alone.
+
+    Every process must call it. Each gets all values in `dtype`, split over its own devices where a
+    dimension allows it. With one process the arrays come back as they are, whatever their dtype.
+
+    Args:
+      tree: pytree of arrays on a mesh of all devices.
+      dtype: to cast to before anything is sent.
+    """
+    if jax.process_count() == 1:
+        return tree
+    rows = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    grid = np.array(rows).reshape(jax.process_count(), -1)
+    everyone = Mesh(grid, ("process", "local"))
+    mine = Mesh(grid[jax.process_index()], ("local",))
+
+    def collect(array):
+        split = [n for n, size in enumerate(array.shape) if size % mine.size == 0]
+        largest = max(split, key=lambda n: array.shape[n], default=None)
+        spec = P(*("local" if n == largest else None for n in range(array.ndim)))
+        array = jax.device_put(_cast(array, dtype=dtype), NamedSharding(everyone, spec))
+        parts = [shard.data for shard in array.addressable_shards]
+        return jax.make_array_from_single_device_arrays(
+            array.shape, NamedSharding(mine, spec), parts
         )
-    pattern, spec = matches[0]
+
+    leaves, structure = jax.tree.flatten(tree)
+    different = {id(leaf): leaf for leaf in leaves}  # what two models share is copied once
+    copies = {identity: collect(leaf) for identity, leaf in different.items()}
+    return structure.unflatten([copies[id(leaf)] for leaf in leaves])
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _cast(array, *, dtype):
+    return array.astype(dtype)
+
+
+def _rule(name, shape):
+    """(pattern, spec) of the first row of RULES that matches."""
+    for pattern, spec in RULES:
+        if re.search(pattern, name):
+            return pattern, spec
+    raise ValueError(
+        f"No sharding rule matches {name!r} of shape {tuple(shape)}. "
+        "Add a row to RULES in models/sharding.py (P() replicates)."
+    )
+
+
+def _gathered(mesh, name, leaf):
+    _, spec = _rule(name, leaf.shape)
+    axes = [None if axis == "fsdp" else axis for axis in spec[1:]]  # without the layers
+    return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, P(*axes)))
+
+
+def _sharding(mesh, name, shape):
+    pattern, spec = _rule(name, shape)
     if len(spec) > len(shape):
         raise ValueError(
             f"The sharding rule {pattern!r} has {len(spec)} dimensions, but {name!r} has shape "
             f"{tuple(shape)}. Correct the row in RULES in models/sharding.py."
         )
     letters = name.rsplit("_", 1)[1].rjust(len(shape), "L")
-    for letter, size, axis in zip(letters, shape, spec, strict=False):
-        if axis is not None and size % mesh.shape[axis]:
+    for letter, size, entry in zip(letters, shape, spec, strict=False):
+        axes = (entry,) if isinstance(entry, str) else entry or ()
+        shards = math.prod(mesh.shape[axis] for axis in axes)
+        if size % shards:
             valid = [n for n in range(1, mesh.size + 1) if size % n == 0 and mesh.size % n == 0]
+            axis = " * ".join(axes)
             raise ValueError(
                 f"{name!r}: dimension {letter}={size} is not divisible by mesh axis "
-                f"{axis}={mesh.shape[axis]}. Valid sizes of {axis!r} on {mesh.size} devices: "
+                f"{axis}={shards}. Valid sizes of {axis!r} on {mesh.size} devices: "
                 f"{', '.join(map(str, valid))}."
             )
     return NamedSharding(mesh, spec)

@@ -105,7 +105,8 @@ def prefill(model, state, admission, seed, *, dtype):
     """
     token_PT, length_P = admission.token_PT, admission.length_P
     index_1T = jnp.arange(token_PT.shape[1], dtype=jnp.int32)[None]
-    mask_PTT = attention.segment_mask((index_1T < length_P[:, None]).astype(jnp.int32))
+    length_P1 = length_P[:, None]
+    mask_PTT = attention.visible(jnp.where(index_1T < length_P1, length_P1, 0))
     rope = model.rope(jnp.broadcast_to(index_1T, token_PT.shape))
 
     def layer(x_PTD, block):

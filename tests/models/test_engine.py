@@ -65,8 +65,8 @@ def small():
 
 @jax.jit
 def whole_logits(model, token_T, length):
-    segment_1T = (jnp.arange(WHOLE) < length).astype(jnp.int32)[None]
-    return model.logits(model.hidden(token_T[None], segment_1T))[0]
+    until_1T = jnp.where(jnp.arange(WHOLE) < length, length, 0)[None]
+    return model.logits(model.hidden(token_T[None], until_1T))[0]
 
 
 def logits_TV(model, tokens):

@@ -29,8 +29,9 @@ def tokens(rows, length, *, seed=0):
 
 def logits(model, token_BT, segment_BT=None):
     segment_BT = np.ones_like(token_BT) if segment_BT is None else segment_BT
-    forward = lambda model, token_BT, segment_BT: model.logits(model.hidden(token_BT, segment_BT))
-    return np.asarray(jax.jit(forward)(model, token_BT, segment_BT))
+    until_BT = attention.until_of_segments(jnp.asarray(segment_BT))
+    forward = lambda model, token_BT, until_BT: model.logits(model.hidden(token_BT, until_BT))
+    return np.asarray(jax.jit(forward)(model, token_BT, until_BT))
 
 
 def gap(ours, theirs):
@@ -92,8 +93,10 @@ def unscaled_attention(model, monkeypatch):
 
 
 def no_causal_mask(model, monkeypatch):
-    everything = lambda segment_BT: segment_BT[:, :, None] == segment_BT[:, None, :]
-    monkeypatch.setattr(attention, "segment_mask", everything)
+    everything = lambda until_BT: jnp.broadcast_to(
+        until_BT[:, None, :] > 0, (*until_BT.shape, until_BT.shape[1])
+    )
+    monkeypatch.setattr(attention, "visible", everything)
 
 
 def interleaved_rotation(model, monkeypatch):
@@ -141,21 +144,6 @@ def test_parity_would_notice(reference, monkeypatch, bug):
     assert gap(logits(model, token_BT), expected.logits(token_BT)) > 10 * TOLERANCE
 
 
-def test_positions_and_mask_restart_in_each_segment():
-    segment_BT = jnp.array([[0, 0, 1, 1, 1, 2, 2, 0]])
-    assert qwen2.positions(segment_BT).tolist() == [[0, 1, 0, 1, 2, 0, 1, 0]]
-    assert attention.segment_mask(segment_BT)[0].astype(int).tolist() == [
-        [0, 0, 0, 0, 0, 0, 0, 0],
-        [0, 0, 0, 0, 0, 0, 0, 0],
-        [0, 0, 1, 0, 0, 0, 0, 0],
-        [0, 0, 1, 1, 0, 0, 0, 0],
-        [0, 0, 1, 1, 1, 0, 0, 0],
-        [0, 0, 0, 0, 0, 1, 0, 0],
-        [0, 0, 0, 0, 0, 1, 1, 0],
-        [0, 0, 0, 0, 0, 0, 0, 0],
-    ]
-
-
 def test_padding_on_either_side_is_inert(reference):
     expected, token_BT = reference("tied"), tokens(1, 12)
     model = huggingface.load(expected.folder)
@@ -193,14 +181,17 @@ def test_gradients_equal_torch_with_and_without_remat(reference):
     (theirs * torch.tensor(weight_BTV)).sum().backward()
 
     def loss(model, remat):
-        x_BTD = model.hidden(token_BT, np.ones_like(token_BT), remat=remat)
+        execution = qwen2.Execution(remat=remat)
+        x_BTD = model.hidden(token_BT, np.full_like(token_BT, 16), execution)
         return (model.logits(x_BTD) * weight_BTV).sum()
 
     grad = jax.jit(jax.grad(loss), static_argnums=1)
     model = huggingface.load(expected.folder)
-    kept, recomputed = grad(model, "none"), grad(model, "full")
-    for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(recomputed), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * float(jnp.abs(a).max()))
+    kept = grad(model, "none")
+    for remat in set(qwen2.REMAT) - {"none"}:
+        recomputed = grad(model, remat)
+        for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(recomputed), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * float(jnp.abs(a).max()))
 
     layers = expected.model.model.layers
     for layer, theirs in enumerate(layers):
@@ -218,10 +209,10 @@ def test_gradients_equal_torch_with_and_without_remat(reference):
     assert gap(np.asarray(kept.embed.table_VD[...]), table) < 10 * TOLERANCE
 
 
-def test_unknown_remat_names_the_valid_ones(reference):
-    model = huggingface.load(reference("tied").folder)
-    with pytest.raises(ValueError, match="remat='half' is unknown; valid: none, dots, full"):
-        model.hidden(tokens(1, 4), np.ones((1, 4), np.int32), remat="half")
+def test_unknown_remat_names_the_valid_ones():
+    message = "remat='half' is unknown; valid: none, dots, attention, full"
+    with pytest.raises(ValueError, match=message):
+        qwen2.Execution(remat="half")
 
 
 def published(**changes):

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from models import huggingface, qwen2, sharding
+from models import lora, qwen2, sharding, weights
 
 CONFIG = qwen2.Config(
     vocab_size=64,
@@ -71,7 +71,7 @@ def test_every_parameter_has_its_rule():
     leaves = jax.tree.leaves(shardings)
     found = dict(zip(sharding.parameter_names(abstract()), (x.spec for x in leaves), strict=True))
     assert found == {
-        "embed/table_VD": P("tensor", "fsdp"),
+        "embed/table_VD": P(None, ("fsdp", "tensor")),
         "blocks/attn_norm/scale_D": P(),
         "blocks/attn/w_q_DNH": P(None, "fsdp", "tensor", None),
         "blocks/attn/w_k_DKH": P(None, "fsdp", "tensor", None),
@@ -87,11 +87,12 @@ def test_every_parameter_has_its_rule():
         "final_norm/scale_D": P(),
         "head/w_DV": P("fsdp", "tensor"),
     }
-    assert set(found) == set(huggingface.LAYOUT)
+    assert set(found) == set(weights.LAYOUT)
 
 
 def test_unused_rules_are_none():
-    names = sharding.parameter_names(abstract())
+    add = lambda model: lora.add(model, jax.random.key(0), lora.Settings(1, 1))
+    names = sharding.parameter_names(jax.eval_shape(add, abstract()))
     for pattern, _ in sharding.RULES:
         assert any(sharding.re.search(pattern, name) for name in names), pattern
 
@@ -124,18 +125,69 @@ def test_axis_that_does_not_divide_is_an_error():
         sharding.parameter_shardings(sharding.make_mesh(data=2, tensor=4), abstract())
 
 
+def test_axes_that_together_do_not_divide_are_an_error():
+    message = (
+        "'embed/table_VD': dimension D=12 is not divisible by mesh axis fsdp \\* tensor=8. "
+        "Valid sizes of 'fsdp \\* tensor' on 8 devices: 1, 2, 4."
+    )
+    tree = {"embed": {"table_VD": jnp.zeros((64, 12))}}
+    with pytest.raises(ValueError, match=message):
+        sharding.parameter_shardings(sharding.make_mesh(fsdp=4, tensor=2), tree)
+
+
+@pytest.mark.parametrize("sequence", [False, True])
+@pytest.mark.parametrize("sizes", [dict(fsdp=8), dict(fsdp=4, tensor=2), dict(fsdp=2, tensor=2)])
+def test_embedded_rows_are_those_of_the_table(sizes, sequence):
+    """Values exactly, the gradient of tokens that several devices have in common to rounding."""
+    mesh = sharding.make_mesh(data=-1, **sizes)
+    residual = sharding.residual_sharding(mesh, sequence=sequence)
+    rng = np.random.default_rng(0)
+    table_VD = rng.normal(size=(64, 32)).astype(np.float32)
+    slope_BTD = rng.normal(size=(8, 6, 32)).astype(np.float32)
+    token_BT = rng.integers(0, 5, (8, 6)).astype(np.int32)
+
+    def weighted(table_VD, token_BT):
+        x_BTD = sharding.embedded_rows(table_VD, token_BT, residual, jnp.float32)
+        return (x_BTD * slope_BTD).sum(), x_BTD
+
+    split = sharding.parameter_shardings(mesh, {"embed": {"table_VD": table_VD}})
+    placed_VD = jax.device_put(table_VD, split["embed"]["table_VD"])
+    rows_BT = jax.device_put(token_BT, sharding.batch_sharding(mesh))
+    program = jax.jit(jax.value_and_grad(weighted, has_aux=True))
+    (_, x_BTD), grad_VD = program(placed_VD, rows_BT)
+    assert x_BTD.sharding.is_equivalent_to(residual, 3)
+    np.testing.assert_array_equal(x_BTD, table_VD[token_BT])
+    expected_VD = np.zeros_like(table_VD)
+    np.add.at(expected_VD, token_BT, slope_BTD)
+    np.testing.assert_allclose(grad_VD, expected_VD, rtol=1e-5, atol=1e-5)
+
+
+def test_gathered_weights_are_whole_along_fsdp_and_split_along_tensor():
+    mesh = sharding.make_mesh(fsdp=4, tensor=2)
+    block = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:]), abstract().blocks)
+    placed = jax.jit(lambda block: sharding.gathered(mesh, block))(block)
+    shards = {
+        name: x.addressable_shards[0].data.shape
+        for name, x in zip(sharding.parameter_names(placed), jax.tree.leaves(placed), strict=True)
+    }
+    assert shards["attn/w_q_DNH"] == (32, 2, 8)
+    assert shards["attn/b_k_KH"] == (1, 8)
+    assert shards["mlp/w_down_FD"] == (24, 32)
+    assert shards["mlp_norm/scale_D"] == (32,)
+
+
 def test_sharded_model_computes_the_same():
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
     model = qwen2.Qwen2(jax.random.key(1), CONFIG)
     placed = jax.device_put(model, sharding.parameter_shardings(mesh, model))
     token_BT = np.arange(32, dtype=np.int32).reshape(4, 8)
-    segment_BT = np.ones_like(token_BT)
+    until_BT = np.full_like(token_BT, 8)
 
     @jax.jit
-    def logits(model, token_BT, segment_BT):
-        return model.logits(model.hidden(token_BT, segment_BT))
+    def logits(model, token_BT, until_BT):
+        return model.logits(model.hidden(token_BT, until_BT))
 
-    rows = jax.device_put((token_BT, segment_BT), sharding.batch_sharding(mesh))
+    rows = jax.device_put((token_BT, until_BT), sharding.batch_sharding(mesh))
     assert rows[0].addressable_shards[0].data.shape == (1, 8)
-    expected = logits(model, token_BT, segment_BT)
+    expected = logits(model, token_BT, until_BT)
     np.testing.assert_allclose(logits(placed, *rows), expected, rtol=0, atol=1e-6)
