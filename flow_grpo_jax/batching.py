@@ -1,21 +1,23 @@
-"""Planner turns to padded micro-batches of a few fixed shapes.
+"""Planner turns to micro-batches of a few fixed shapes.
 
-A row is one planner turn: prompt, sampled tokens, padding. Rows are sorted into buckets by length,
-each bucket into micro-batches of a fixed number of rows, so the update compiles once a bucket.
-What a row counts in the loss is decided here too, in `weight_B`.
+A turn is a prompt and the tokens sampled after it. Rows hold one turn each, or several, or a prefix
+tree of them (`packing.py`); all give the same loss and gradient. A micro-batch is a fixed number of
+rows of one shape, so the update compiles once a shape. What a token counts in the loss is decided
+here too, in `weight_BA`.
 
 Dimensions:
   Q questions    G rollouts of a question    S samples (turns) of an optimizer step
-  B rows of a micro-batch, one turn each    T tokens in a row    A response tokens of a row
+  B rows of a micro-batch    T tokens in a row    A response tokens of a row
 """
 
-import collections
 import dataclasses
 
 import flax
 import jax
 import numpy as np
 from absl import logging
+
+from flow_grpo_jax import packing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,39 +40,50 @@ class TurnSample:
 
 @flax.struct.dataclass
 class TurnBatch:
-    """Rows of one shape. Padding may stand only on the right, and whole rows may be padding.
+    """Rows of one shape. A row holds one turn, several turns, or a tree of turns.
 
-        token_BT    5 6 7 1 2 3 9 0    prompt 5 6 7, sampled 1 2 3, stop token 9, padding
-        segment_BT  1 1 1 1 1 1 1 0
-        target_BA   1 2 3 9 0          start_B = 3; the hidden state that predicts column a
-        mask_BA     1 1 1 1 0          stands at position start_B - 1 + a
+    Query i of a row sees key j iff j <= i < until[j], so a token is visible up to the end of its
+    segment, or of its subtree where turns share a prefix. Loss entries are listed apart from the
+    tokens: entry a is the logit of target[a] at the hidden state of token index[a].
+
+        two turns: prompt 5 6 7, sampled 1 2 9; prompt 5 6, sampled 4 9 (9 = stop token)
+
+                padded, row of the first  packed                 tree, 5 6 written once
+        token   5 6 7 1 2 9 0 0 0 0       5 6 7 1 2 9 5 6 4 9    5 6 4 9 7 1 2 9 0 0
+        until   6 6 6 6 6 6 0 0 0 0       6 6 6 6 6 6 * * * *    8 8 4 4 8 8 8 8 0 0    * = 10
+        index   2 3 4 0 0                 2 3 4 7 8              1 2 4 5 6
+        target  1 2 9 0 0                 1 2 9 4 9              4 9 1 2 9
+        mask    1 1 1 0 0                 1 1 1 1 1              1 1 1 1 1
+        turn    0 0 0 0 0                 0 0 0 1 1              0 0 1 1 1
 
     token_BT:        int32 ids, 0 on padding.
-    segment_BT:      int32, 1 on real tokens, 0 on padding.
-    start_B:         int32, index of the first sampled token; 1 on padding rows.
-    target_BA:       int32, the sampled ids.
+    until_BT:        int32, index in the row up to which (exclusive) a token is seen; 0 on padding.
+    index_BA:        int32, index in the row of the state that predicts the target; 0 on padding.
+    target_BA:       int32, the sampled ids; 0 on padding.
     mask_BA:         bool, True exactly on sampled tokens, stop token included.
+    turn_BA:         int32, number of the turn in its row, 0 .. A - 1; 0 on padding.
     old_logp_BA:     float32, nats, log π_old of target_BA; arbitrary where the mask is False.
     sampler_logp_BA: float32, nats, what the sampler reported; equal to old_logp_BA unless the
                      update recomputed that. Arbitrary where the mask is False.
-    adv_B:           float32, the trajectory's advantage, the same for all of its turns.
-    weight_B:        float32, share of the row's token mean in the loss; 0 on padding rows.
+    adv_BA:          float32, the trajectory's advantage, the same for all tokens of its turns.
+    weight_BA:       float32, the turn's share in the loss / its tokens; 0 on padding.
     """
 
     token_BT: jax.Array | np.ndarray
-    segment_BT: jax.Array | np.ndarray
-    start_B: jax.Array | np.ndarray
+    until_BT: jax.Array | np.ndarray
+    index_BA: jax.Array | np.ndarray
     target_BA: jax.Array | np.ndarray
     mask_BA: jax.Array | np.ndarray
+    turn_BA: jax.Array | np.ndarray
     old_logp_BA: jax.Array | np.ndarray
     sampler_logp_BA: jax.Array | np.ndarray
-    adv_B: jax.Array | np.ndarray
-    weight_B: jax.Array | np.ndarray
+    adv_BA: jax.Array | np.ndarray
+    weight_BA: jax.Array | np.ndarray
 
 
-# ---- weights: loss = Σ_rows weight * (mean over the row's sampled tokens) ----------------------
-# One signature: sampled tokens, trajectory and micro-batch of each row; how many valid trajectories
-# the optimizer step has; the length that "constant length" means.
+# ---- weights: loss = Σ_turns weight * (mean over the turn's sampled tokens) --------------------
+# One signature: sampled tokens, trajectory and micro-batch of each turn; how many valid
+# trajectories the optimizer step has; the length that "constant length" means.
 
 
 def weigh_turns(tokens_S, trajectory_S, micro_S, *, trajectories, constant_length):
@@ -121,6 +134,7 @@ def build(
     adv_QG,
     valid_QG,
     weigh,
+    layout,
     row_lengths,
     rows,
     response_lengths,
@@ -139,29 +153,35 @@ def build(
       adv_QG: advantages, one a trajectory.
       valid_QG: bool, False for trajectories that must not count.
       weigh: one of the `weigh_*` functions.
-      row_lengths: ascending; a row gets the first T that holds prompt and response.
-      rows: B of each row length, same number of entries.
-      response_lengths: ascending; a row gets the first A that holds the response.
+      layout: "padded", one turn a row; "packed", several; "tree", several with common prefixes
+        computed once.
+      row_lengths: ascending; the values that T has.
+      rows: B of each row length.
+      response_lengths: A of each row length, ascending; neighbours may be equal.
       row_shards: devices that share the rows (mesh axes data * fsdp).
       mini_batches: optimizer steps; questions are split into so many consecutive parts.
       constant_length: for `weigh_constant_length` only.
 
     Returns:
-      List over mini-batches of lists of TurnBatch (NumPy). The order depends on the samples' order
-      and lengths alone. Parts without any sample are left out, with a warning.
+      List over mini-batches of lists of TurnBatch (NumPy), longest rows first. Depends on the
+      arguments alone, so processes that hold the same samples build the same batches. Parts
+      without any sample are left out, with a warning.
 
     Raises:
       ValueError: a sample is malformed or too long, rows do not divide, or nothing is left to
         train on.
     """
     adv_QG, valid_QG = np.asarray(adv_QG), np.asarray(valid_QG, bool)
-    check_buckets(row_lengths, rows, response_lengths, row_shards)
+    check_buckets(row_lengths, rows, response_lengths, row_shards, layout=layout)
+    shapes = [
+        packing.Shape(*shape) for shape in zip(rows, row_lengths, response_lengths, strict=True)
+    ]
     if not 1 <= mini_batches <= len(valid_QG):
         raise ValueError(
             f"mini_batches={mini_batches} must be between 1 and the {len(valid_QG)} questions."
         )
     for index, sample in enumerate(samples):
-        _check_sample(index, sample, valid_QG.shape)
+        _check_sample(index, sample, valid_QG.shape, shapes[-1])
     valid = [s for s in samples if valid_QG.flat[s.trajectory]]
     if not valid:
         raise ValueError(
@@ -174,31 +194,77 @@ def build(
         if not part:
             logging.warning("Questions %s have no valid sample: no optimizer step.", question_P)
             continue
-        layout = _lay_out(part, row_lengths, rows, response_lengths)
-        ordered = [sample for _, members in layout for sample in members]
+        sequences = [np.array(s.prompt_tokens + s.response_tokens, np.int32) for s in part]
+        sampled_S = np.array([len(s.response_tokens) for s in part])
+        trajectory_S = np.array([s.trajectory for s in part])
+        plan = packing.lay_out(
+            sequences,
+            sampled_S,
+            family_S=[s.group for s in part],
+            item_S=trajectory_S,
+            shapes=shapes,
+            layout=layout,
+        )
+        micro_S = np.empty(len(part), int)
+        for micro, (_, row_lists) in enumerate(plan):
+            micro_S[sum(row_lists, [])] = micro
         weight_S = weigh(
-            np.array([len(s.response_tokens) for s in ordered]),
-            np.array([s.trajectory for s in ordered]),
-            np.repeat(np.arange(len(layout)), [len(members) for _, members in layout]),
+            sampled_S,
+            trajectory_S,
+            micro_S,
             trajectories=int(valid_QG[question_P].sum()),
             constant_length=constant_length,
         )
-        adv_S = adv_QG.flat[[s.trajectory for s in ordered]]
-        micro_batches, first = [], 0
-        for shape, members in layout:
-            last = first + len(members)
-            micro_batches.append(
-                _pad(members, adv_S[first:last], weight_S[first:last], shape=shape)
-            )
-            first = last
-        result.append(micro_batches)
+        columns = dict(
+            samples=part,
+            sequences=sequences,
+            adv_S=adv_QG.flat[trajectory_S],
+            weight_S=weight_S / sampled_S,
+        )
+        result.append([_write(shape, rows, layout == "tree", **columns) for shape, rows in plan])
     return result
+
+
+def _write(shape, rows, share, *, samples, sequences, adv_S, weight_S):
+    """TurnBatch of one shape; rows hold sample numbers, weight_S is that of a token."""
+    tokens, sampled = (shape.rows, shape.tokens), (shape.rows, shape.sampled)
+    batch = TurnBatch(
+        token_BT=np.zeros(tokens, np.int32),
+        until_BT=np.zeros(tokens, np.int32),
+        index_BA=np.zeros(sampled, np.int32),
+        target_BA=np.zeros(sampled, np.int32),
+        mask_BA=np.zeros(sampled, bool),
+        turn_BA=np.zeros(sampled, np.int32),
+        old_logp_BA=np.zeros(sampled, np.float32),
+        sampler_logp_BA=np.zeros(sampled, np.float32),
+        adv_BA=np.zeros(sampled, np.float32),
+        weight_BA=np.zeros(sampled, np.float32),
+    )
+    for b, row in enumerate(rows):
+        token_T, until_T, where_S = packing.write_row([sequences[s] for s in row], share=share)
+        batch.token_BT[b, : len(token_T)] = token_T
+        batch.until_BT[b, : len(token_T)] = until_T
+        end = 0
+        for turn, (s, where_T) in enumerate(zip(row, where_S, strict=True)):
+            start, end = end, end + len(samples[s].response_tokens)
+            entries = b, slice(start, end)
+            batch.index_BA[entries] = where_T[start - end - 1 : -1]
+            batch.target_BA[entries] = samples[s].response_tokens
+            batch.mask_BA[entries] = True
+            batch.turn_BA[entries] = turn
+            batch.old_logp_BA[entries] = samples[s].logprobs
+            batch.adv_BA[entries] = adv_S[s]
+            batch.weight_BA[entries] = weight_S[s]
+    batch.sampler_logp_BA[:] = batch.old_logp_BA
+    return batch
+
+
+# ---- counting ----------------------------------------------------------------------------------
 
 
 def padding_share(micro_batches):
     """Padding tokens / all tokens, padding rows included."""
-    real = sum(int((batch.segment_BT > 0).sum()) for batch in micro_batches)
-    return 1.0 - real / sum(batch.segment_BT.size for batch in micro_batches)
+    return 1.0 - _real_tokens(micro_batches) / sum(batch.until_BT.size for batch in micro_batches)
 
 
 def sampled_tokens(micro_batches):
@@ -206,13 +272,62 @@ def sampled_tokens(micro_batches):
     return sum(int(batch.mask_BA.sum()) for batch in micro_batches)
 
 
-def check_buckets(row_lengths, rows, response_lengths, row_shards):
-    """ValueError for buckets that `build` cannot fill; call it before the first rollout."""
-    if len(rows) != len(row_lengths):
-        raise ValueError(f"rows={rows} needs one entry for each of row_lengths={row_lengths}.")
-    for name, sizes in (("row_lengths", row_lengths), ("response_lengths", response_lengths)):
-        if not sizes or list(sizes) != sorted(set(sizes)) or sizes[0] < 1:
-            raise ValueError(f"{name}={sizes} must be ascending positive numbers.")
+def sharing(micro_batches):
+    """Tokens of all turns, each counted alone / tokens computed, padding left out; 1 if no tree."""
+    alone = 0
+    for batch in micro_batches:
+        # A turn is as long as its last target is deep, and that one's state comes one before.
+        last_BA = batch.mask_BA & ~(
+            np.pad(batch.mask_BA[:, 1:], [(0, 0), (0, 1)])
+            & (np.diff(batch.turn_BA, axis=1, append=0) == 0)
+        )
+        depth_BA = np.take_along_axis(_depth(batch.until_BT), batch.index_BA, axis=1)
+        alone += int((depth_BA + 1)[last_BA].sum())
+    return alone / _real_tokens(micro_batches)
+
+
+def _real_tokens(micro_batches):
+    return sum(int((batch.until_BT > 0).sum()) for batch in micro_batches)
+
+
+def _depth(until_BT):
+    """int [B, T]: number of tokens that each token sees, itself included."""
+    closed_BT = np.zeros((until_BT.shape[0], until_BT.shape[1] + 1), int)
+    np.add.at(closed_BT, (np.arange(len(until_BT))[:, None], until_BT), until_BT > 0)
+    return np.cumsum((until_BT > 0) - closed_BT[:, :-1], axis=1)
+
+
+# ---- checks ------------------------------------------------------------------------------------
+
+
+def check_buckets(
+    row_lengths,
+    rows,
+    response_lengths,
+    row_shards=1,
+    *,
+    layout,
+    longest_prompt=1,
+    longest_response=1,
+):
+    """ValueError for shapes that `build` cannot fill; call it before the first rollout.
+
+    Args:
+      row_lengths, rows, response_lengths, row_shards, layout: of `build`.
+      longest_prompt, longest_response: tokens that a turn may have.
+    """
+    if layout not in packing.LAYOUTS:
+        raise ValueError(f"layout={layout!r} is unknown; valid: {', '.join(packing.LAYOUTS)}.")
+    if not row_lengths or list(row_lengths) != sorted(set(row_lengths)) or row_lengths[0] < 1:
+        raise ValueError(f"row_lengths={row_lengths} must be ascending positive numbers.")
+    for name, sizes in (("rows", rows), ("response_lengths", response_lengths)):
+        if len(sizes) != len(row_lengths):
+            raise ValueError(f"{name}={sizes} needs one entry for each of {row_lengths=}.")
+    if list(response_lengths) != sorted(response_lengths) or response_lengths[0] < 1:
+        raise ValueError(
+            f"response_lengths={response_lengths} must be positive and must not descend: a longer "
+            "row holds at least the response tokens of a shorter one."
+        )
     for count in rows:
         if count < 1 or count % row_shards:
             multiple = max(1, -(-count // row_shards)) * row_shards
@@ -220,86 +335,43 @@ def check_buckets(row_lengths, rows, response_lengths, row_shards):
                 f"rows={rows}: {count} is not a positive multiple of the {row_shards} devices that "
                 f"share the rows (mesh axes data * fsdp). Use e.g. {multiple}."
             )
+    longest = longest_prompt + longest_response
+    if longest > row_lengths[-1]:
+        raise ValueError(
+            f"A prompt of {longest_prompt} and a response of {longest_response} tokens exceed the "
+            f"largest of row_lengths={row_lengths}. Make it {longest} or more, or lower the limits."
+        )
+    if longest_response > response_lengths[-1]:
+        raise ValueError(
+            f"A response of {longest_response} tokens exceeds the largest of response_lengths="
+            f"{response_lengths}. Make it {longest_response} or more, or lower the limit."
+        )
 
 
-def _check_sample(index, sample, shape_QG):
+def _check_sample(index, sample, shape_QG, largest):
     name = f"Sample {index} (question {sample.group}, trajectory {sample.trajectory})"
     questions, rollouts = shape_QG
+    prompt, response = len(sample.prompt_tokens), len(sample.response_tokens)
     if not (0 <= sample.group < questions and sample.trajectory // rollouts == sample.group):
         raise ValueError(
             f"{name} does not fit {questions} questions of {rollouts} rollouts: trajectory must be "
             "question * rollouts + rollout."
         )
-    if not sample.prompt_tokens:
+    if not prompt:
         raise ValueError(f"{name} has an empty prompt: nothing predicts its first token.")
-    if not sample.response_tokens:
+    if not response:
         raise ValueError(
             f"{name} has an empty response. A turn samples at least its stop token; leave out "
             "turns that were never sampled."
         )
-    if len(sample.logprobs) != len(sample.response_tokens):
+    if len(sample.logprobs) != response:
         raise ValueError(
-            f"{name} has {len(sample.response_tokens)} response tokens and {len(sample.logprobs)} "
-            "logprobs; they must agree."
+            f"{name} has {response} response tokens and {len(sample.logprobs)} logprobs; they must "
+            "agree."
         )
-
-
-def _bucket(length, sizes, name):
-    for size in sizes:
-        if length <= size:
-            return size
-    raise ValueError(
-        f"{length} tokens exceed the largest of {name}={tuple(sizes)}. Add a larger entry, or "
-        "shorten prompts where they are made."
-    )
-
-
-def _lay_out(samples, row_lengths, rows, response_lengths):
-    """[((B, T, A), samples of one micro-batch)], longest rows first."""
-    rows_of = dict(zip(row_lengths, rows, strict=True))
-    waiting = collections.defaultdict(list)
-    for s in samples:
-        T = _bucket(len(s.prompt_tokens) + len(s.response_tokens), row_lengths, "row_lengths")
-        A = _bucket(len(s.response_tokens), response_lengths, "response_lengths")
-        waiting[T, A].append(s)
-    layout = []
-    shapes = sorted(waiting, reverse=True)
-    for i, (T, A) in enumerate(shapes):
-        members, B = waiting[T, A], rows_of[T]
-        # Rows that would be padding take turns of smaller buckets, which may save these a
-        # micro-batch.
-        for smaller in shapes[i + 1 :]:
-            free = -len(members) % B
-            if free and smaller[1] <= A:
-                members += waiting[smaller][-free:]
-                del waiting[smaller][-free:]
-        layout += [((B, T, A), members[j : j + B]) for j in range(0, len(members), B)]
-    return layout
-
-
-def _pad(samples, adv_S, weight_S, *, shape):
-    B, T, A = shape
-    batch = TurnBatch(
-        token_BT=np.zeros((B, T), np.int32),
-        segment_BT=np.zeros((B, T), np.int32),
-        start_B=np.ones(B, np.int32),
-        target_BA=np.zeros((B, A), np.int32),
-        mask_BA=np.zeros((B, A), bool),
-        old_logp_BA=np.zeros((B, A), np.float32),
-        sampler_logp_BA=np.zeros((B, A), np.float32),
-        adv_B=np.zeros(B, np.float32),
-        weight_B=np.zeros(B, np.float32),
-    )
-    for b, sample in enumerate(samples):
-        start, sampled = len(sample.prompt_tokens), len(sample.response_tokens)
-        batch.token_BT[b, :start] = sample.prompt_tokens
-        batch.token_BT[b, start : start + sampled] = sample.response_tokens
-        batch.segment_BT[b, : start + sampled] = 1
-        batch.start_B[b] = start
-        batch.target_BA[b, :sampled] = sample.response_tokens
-        batch.mask_BA[b, :sampled] = True
-        batch.old_logp_BA[b, :sampled] = sample.logprobs
-    batch.sampler_logp_BA[:] = batch.old_logp_BA
-    batch.adv_B[: len(samples)] = adv_S
-    batch.weight_B[: len(samples)] = weight_S
-    return batch
+    if not largest.holds((prompt + response, response)):
+        raise ValueError(
+            f"{name} has {prompt} prompt and {response} response tokens, more than the largest row "
+            f"holds: row_lengths up to {largest.tokens}, response_lengths up to {largest.sampled}. "
+            "Add a larger entry, or shorten prompts where they are made."
+        )

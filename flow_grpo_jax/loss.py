@@ -6,7 +6,7 @@ token or of a whole turn. Everything else is shared.
 Source: arXiv 2510.05592, Eq. 5-7.
 
 Dimensions:
-  B rows, one planner turn each    A response tokens of a row
+  B rows    A response tokens of a row, of one or several turns
 """
 
 import dataclasses
@@ -44,6 +44,22 @@ VARIANTS = {
 }
 
 
+def turn_mean(x_BA, mask_BA, turn_BA):
+    """[B, A]: at each entry the mean of x over the entries of its turn, masked ones left out.
+
+    Args:
+      x_BA: float, 0 where the mask is False.
+      turn_BA: int32, 0 .. A - 1; entries of one row with the same number are one turn.
+    """
+
+    def of_row(x_A, mask_A, turn_A):
+        pair_A2 = jnp.stack([x_A, mask_A.astype(x_A.dtype)], axis=-1)
+        sum_A, count_A = jax.ops.segment_sum(pair_A2, turn_A, num_segments=len(x_A)).T
+        return (sum_A / jnp.maximum(count_A, 1.0))[turn_A]
+
+    return jax.vmap(of_row)(x_BA, mask_BA, turn_BA)
+
+
 def policy_loss(
     logp_BA,
     ref_logp_BA,
@@ -61,10 +77,11 @@ def policy_loss(
         ρ = exp(log π_θ - log π_old)
         gain = min(ρ A, clip(ρ, 1 - clip_low, 1 + clip_high) A), for A < 0 not below dual_clip * A
         k3 = exp(r) - r - 1,  r = log π_ref - log π_θ
-        loss = Σ_rows weight * mean over sampled tokens of (kl_coef * k3 - gain)
+        loss = Σ_tokens weight * (kl_coef * k3 - gain)
 
-    Additive over micro-batches: the weights know the whole optimizer step. The value and the
-    gradient with respect to logp_BA do not see what stands where the mask is False, NaN included.
+    Additive over micro-batches: the weights know the whole optimizer step, and the turn's 1/|a|.
+    The value and the gradient with respect to logp_BA do not see what stands where the mask is
+    False, NaN included.
 
     Args:
       logp_BA: float32, nats, log π_θ of batch.target_BA.
@@ -85,20 +102,18 @@ def policy_loss(
         tokens: sampled tokens; clipped, ratio, gap: sums over these of whether a clip bound was
         active, ρ, and |log π_θ - log π_sampler|
     """
-    mask_BA, adv_B1 = batch.mask_BA, batch.adv_B[:, None]
-    tokens_B = jnp.maximum(mask_BA.sum(-1), 1).astype(jnp.float32)
+    mask_BA, adv_BA = batch.mask_BA, batch.adv_BA
 
     # Inputs of exp are masked, not outputs: 0 * inf would be a NaN gradient.
     log_ratio_BA = jnp.where(mask_BA, logp_BA - batch.old_logp_BA, 0.0)
     if sequence_ratio:
-        mean_B1 = (log_ratio_BA.sum(-1) / tokens_B)[:, None]
-        log_ratio_BA = jnp.where(mask_BA, mean_B1, 0.0)
+        log_ratio_BA = jnp.where(mask_BA, turn_mean(log_ratio_BA, mask_BA, batch.turn_BA), 0.0)
     ratio_BA = jnp.exp(jnp.minimum(log_ratio_BA, LARGEST_LOG_RATIO))
 
-    free_BA = ratio_BA * adv_B1
-    gain_BA = jnp.minimum(free_BA, jnp.clip(ratio_BA, 1.0 - clip_low, 1.0 + clip_high) * adv_B1)
+    free_BA = ratio_BA * adv_BA
+    gain_BA = jnp.minimum(free_BA, jnp.clip(ratio_BA, 1.0 - clip_low, 1.0 + clip_high) * adv_BA)
     if dual_clip:
-        gain_BA = jnp.where(adv_B1 < 0, jnp.maximum(gain_BA, dual_clip * adv_B1), gain_BA)
+        gain_BA = jnp.where(adv_BA < 0, jnp.maximum(gain_BA, dual_clip * adv_BA), gain_BA)
     clipped_BA = gain_BA != free_BA
     if tis_cap:
         log_tis_BA = jnp.where(mask_BA, batch.old_logp_BA - batch.sampler_logp_BA, 0.0)
@@ -106,7 +121,7 @@ def policy_loss(
         gain_BA *= jax.lax.stop_gradient(jnp.minimum(tis_BA, tis_cap))
 
     def weighted(x_BA):
-        return (batch.weight_B * jnp.where(mask_BA, x_BA, 0.0).sum(-1) / tokens_B).sum()
+        return jnp.where(mask_BA, batch.weight_BA * x_BA, 0.0).sum()
 
     policy, kl = -weighted(gain_BA), jnp.zeros(())
     if kl_coef:

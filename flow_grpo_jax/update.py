@@ -1,12 +1,18 @@
 """The update: gradients over micro-batches, one AdamW step an optimizer step.
 
-`make_update` compiles three small programs and returns the function that drives them. Nothing here
-knows questions, rewards or agents: micro-batches arrive with advantages and weights.
+`Update` compiles a program for each row length, one that starts and one that ends an optimizer
+step. Nothing here knows questions, rewards or agents: micro-batches arrive with advantages and
+weights.
+
+Two pytrees of weights come in. `params` is what is trained: a whole Qwen2, or LoRA adapters.
+`frozen` never changes: the reference policy, and with LoRA the base as well. `assemble` makes the
+policy of both.
 
 Dimensions:
-  B rows of a micro-batch, one planner turn each    T tokens in a row    A response tokens of a row
+  B rows of a micro-batch    T tokens in a row    A response tokens of a row
 """
 
+import functools
 from typing import Any
 
 import flax
@@ -19,18 +25,30 @@ from jax.sharding import NamedSharding, PartitionSpec
 from flow_grpo_jax import batching, logprobs, loss
 
 OLD_LOGPROBS = ("sampler", "recompute")
+SUMS = ("policy", "kl", "tokens", "clipped", "ratio", "gap", "gap_max", "entropy")
 
 
 @flax.struct.dataclass
 class State:
-    """params: float32 model. opt_state: of optax. step: int32, optimizer steps really applied."""
+    """params: float32 masters. opt_state: of optax. step: int32, optimizer steps really applied."""
 
     params: Any
     opt_state: Any
     step: jax.Array
 
 
-def make_optimizer(*, lr, b1, b2, eps, weight_decay, clip_norm, warmup_steps):
+def whole_model(params, frozen):
+    """`assemble` of full fine-tuning: the policy is what is trained."""
+    del frozen
+    return params
+
+
+# ---- optimizer ---------------------------------------------------------------------------------
+
+
+def make_optimizer(
+    *, lr, b1, b2, eps, weight_decay, clip_norm, warmup_steps, moment_dtype="float32"
+):
     """AdamW after clipping by global norm, at a constant rate after a linear warm-up.
 
     Weight decay acts on every parameter, norms and biases included, as torch's AdamW does in the
@@ -41,14 +59,57 @@ def make_optimizer(*, lr, b1, b2, eps, weight_decay, clip_norm, warmup_steps):
       b1, b2, eps, weight_decay: of AdamW.
       clip_norm: largest global gradient norm.
       warmup_steps: 0 = constant from the first step; else step i uses lr * (i + 1) / warmup_steps.
+      moment_dtype: "float32", or "bfloat16", which saves 4 bytes a parameter; see `stored_as`.
     """
     schedule = lr
     if warmup_steps:
         schedule = lambda count: lr * jnp.minimum(1.0, (count + 1) / warmup_steps)
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),
-        optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay),
+        stored_as(optax.scale_by_adam(b1=b1, b2=b2, eps=eps), moment_dtype),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(schedule),
     )
+
+
+def stored_as(adam, dtype):
+    """`optax.scale_by_adam` whose moments rest in `dtype` between steps and are float32 inside.
+
+    bfloat16 has 8 bits and the second moment moves by 1 - b2 = 0.1 % a step: rounded to nearest it
+    would never move. It is rounded up or down at random, so that it is right on average.
+    """
+    dtype = jnp.dtype(dtype)
+    if dtype == jnp.float32:
+        return adam
+    if dtype != jnp.bfloat16:
+        raise ValueError(f"moment_dtype={dtype.name!r} is unknown; valid: float32, bfloat16.")
+
+    def rest(state):
+        key = jax.random.fold_in(jax.random.key(0), state.count)
+        leaves, structure = jax.tree.flatten((state.mu, state.nu))
+        keys = [jax.random.fold_in(key, i) for i in range(len(leaves))]
+        mu, nu = structure.unflatten(map(round_at_random, keys, leaves))
+        return state._replace(mu=mu, nu=nu)
+
+    def init(params):
+        state = adam.init(params)
+        small = lambda tree: jax.tree.map(lambda x: x.astype(dtype), tree)
+        return state._replace(mu=small(state.mu), nu=small(state.nu))
+
+    def update(updates, state, params=None):
+        large = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+        state = state._replace(mu=large(state.mu), nu=large(state.nu))
+        updates, state = adam.update(updates, state, params)
+        return updates, rest(state)
+
+    return optax.GradientTransformation(init, update)
+
+
+def round_at_random(key, x):
+    """float32 to bfloat16, up or down with the probability that makes the mean exact."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    bits = bits + jax.random.bits(key, x.shape, jnp.uint16)
+    return jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)
 
 
 def state_shardings(optimizer, shardings):
@@ -83,36 +144,47 @@ def init(params, optimizer, *, shardings=None):
     return State(params, *jax.jit(start, out_shardings=(places.opt_state, places.step))(params))
 
 
-def gradient(
+# ---- one micro-batch ---------------------------------------------------------------------------
+
+
+def add_gradient(
+    grads,
     params,
-    ref_params,
+    frozen,
     batch,
     *,
+    execution,
     temperature,
     chunk,
-    dtype=jnp.float32,
-    remat="none",
+    mesh,
     kl_coef,
     on_policy=False,
+    assemble=whole_model,
     **loss_numbers,
 ):
-    """Gradient of one micro-batch's loss.
+    """Adds the gradient of one micro-batch's loss to a sum.
+
+    The backward pass adds each layer's part where it makes it, so that the gradient of a single
+    micro-batch never exists as a whole.
 
     Args:
-      params, ref_params: Qwen2; ref_params is not read if kl_coef is 0.
+      grads: like params, the sum so far.
+      params: what is trained.
+      frozen: Qwen2, the reference policy; not read if kl_coef is 0 and `assemble` ignores it.
       batch: TurnBatch.
-      temperature, chunk, dtype, remat: of `logprobs.score`.
+      execution, temperature, chunk, mesh: of `logprobs.score`.
       kl_coef, loss_numbers: of `loss.policy_loss`.
       on_policy: π_old is π_θ itself, so batch.old_logp_BA is not read.
+      assemble: (params, frozen) -> Qwen2, the policy.
 
     Returns:
-      (gradient like params, sums): sums of `policy_loss` and `entropy`, summed over sampled tokens.
+      (grads, sums): sums of `policy_loss` and `entropy`, summed over sampled tokens.
     """
-    how = dict(temperature=temperature, chunk=chunk, dtype=dtype, remat=remat)
-    ref_logp_BA = logprobs.score(ref_params, batch, **how)[0] if kl_coef else None
+    how = dict(execution=execution, temperature=temperature, chunk=chunk, mesh=mesh)
+    ref_logp_BA = logprobs.score(frozen, batch, **how)[0] if kl_coef else None
 
     def objective(params):
-        logp_BA, entropy_BA = logprobs.score(params, batch, **how)
+        logp_BA, entropy_BA = logprobs.score(assemble(params, frozen), batch, **how)
         old_logp_BA = jax.lax.stop_gradient(logp_BA) if on_policy else batch.old_logp_BA
         value, sums = loss.policy_loss(
             logp_BA,
@@ -123,8 +195,10 @@ def gradient(
         )
         return value, sums | {"entropy": jnp.where(batch.mask_BA, entropy_BA, 0.0).sum()}
 
-    grads, sums = jax.grad(objective, has_aux=True)(params)
-    return grads, sums
+    totals = jax.tree.map(jax.new_ref, grads)
+    value, pull, sums = jax.vjp(objective, params, has_aux=True)
+    pull.with_refs(totals)(jnp.ones_like(value))
+    return jax.tree.map(jax.freeze, totals), sums
 
 
 def apply(params, opt_state, step, grads, loss_value, *, optimizer):
@@ -141,147 +215,182 @@ def apply(params, opt_state, step, grads, loss_value, *, optimizer):
     return *kept, norm, applied
 
 
-def make_update(
-    optimizer,
-    *,
-    temperature,
-    chunk,
-    clip_low,
-    clip_high,
-    dual_clip,
-    kl_coef,
-    sequence_ratio=False,
-    tis_cap=0.0,
-    dtype=jnp.float32,
-    remat="none",
-    epochs=1,
-    old_logprobs="sampler",
-    shardings=None,
-    batch_sharding=None,
-):
-    """Returns update(state, ref_params, mini_batches) -> (state, metrics).
+# ---- the whole update --------------------------------------------------------------------------
 
-    Gradients are summed in float32 over the micro-batches of a mini-batch, each of them one run of
-    a program that is compiled once for each shape (B, T, A); then the optimizer steps once. This
-    is done for every mini-batch, `epochs` times over.
 
-    state.opt_state is donated. Parameters are not: the sampler may still hold these arrays.
+class Update:
+    """update(state, frozen, mini_batches) -> (state, metrics).
+
+    Gradients are summed over the micro-batches of a mini-batch, each of them one run of a program
+    that is compiled once for each shape (B, T, A); then the optimizer steps once. This is done for
+    every mini-batch, `epochs` times over.
+
+    The programs, for ahead-of-time compilation: `zeros(params) -> (grads, sums)`,
+    `accumulate(grads, sums, params, frozen, batch, on_policy=) -> (grads, sums)`,
+    `rescore(params, frozen, batch) -> logp_BA` (only for recomputed π_old and several steps),
+    `step(params, opt_state, count, grads, sums) -> (params, opt_state, count, norm, applied)`.
 
     Args:
       optimizer: optax transformation.
-      temperature, chunk, dtype, remat: of `logprobs.score`.
+      execution, temperature, chunk: of `logprobs.score`.
       clip_low, clip_high, dual_clip, kl_coef, sequence_ratio, tis_cap: of `loss.policy_loss`.
       epochs: passes over the mini-batches.
       old_logprobs: π_old of the ratio. "sampler": what the sampler reported. "recompute": scored
         once by the parameters the update starts from.
-      shardings: NamedSharding of each parameter, structured like params; None for one device.
-      batch_sharding: NamedSharding of the rows; None for one device. With several processes each
-        one hands in its own rows.
+      assemble: (params, frozen) -> Qwen2, the policy; `whole_model`, or `lora.combine`.
+      donate_params: the old parameters' memory may be taken for the new ones. False while a
+        sampler holds the same arrays. The optimizer's state is always donated.
+      shardings: NamedSharding of each trained parameter, structured like params; None for one
+        device.
+      batch_sharding: NamedSharding of the rows; None for one device. Every process hands in the
+        same whole batch and places the rows of its own devices.
 
     `metrics` is a dict of floats. Losses, clip fraction, ratio and entropy are means over the
     optimizer steps; the gap between sampler and trainer is that of the first step, before the
     parameters moved, so it covers the first mini-batch.
     """
-    if old_logprobs not in OLD_LOGPROBS:
-        raise ValueError(
-            f"old_logprobs={old_logprobs!r} is unknown; valid: {', '.join(OLD_LOGPROBS)}."
-        )
-    if tis_cap and old_logprobs == "sampler":
-        raise ValueError(
-            f"tis_cap={tis_cap} corrects recomputed old log-probs for the sampler's distribution "
-            "and does nothing with the sampler's own. Set old_logprobs to 'recompute' or tis_cap "
-            "to 0."
-        )
-    how = dict(temperature=temperature, chunk=chunk, dtype=dtype, remat=remat)
-    numbers = dict(
-        clip_low=clip_low,
-        clip_high=clip_high,
-        dual_clip=dual_clip,
-        kl_coef=kl_coef,
-        sequence_ratio=sequence_ratio,
-        tis_cap=tis_cap,
-    )
 
-    def accumulate(grads, sums, params, ref_params, batch, *, on_policy):
-        new_grads, new = gradient(params, ref_params, batch, on_policy=on_policy, **how, **numbers)
-        grads = jax.tree.map(lambda total, g: total + g.astype(jnp.float32), grads, new_grads)
-        gap_max = jnp.maximum(sums["gap_max"], new["gap_max"])
-        return grads, {k: sums[k] + new[k] for k in new} | {"gap_max": gap_max}
-
-    def zeros(params):
-        names = ("policy", "kl", "tokens", "clipped", "ratio", "gap", "gap_max", "entropy")
-        grads = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-        return grads, {name: jnp.zeros(()) for name in names}
-
-    def step(params, opt_state, count, grads, sums):
-        value = sums["policy"] + kl_coef * sums["kl"]
-        return apply(params, opt_state, count, grads, value, optimizer=optimizer)
-
-    def rescore(params, batch):
-        return logprobs.score(params, batch, **how)[0]
-
-    # Outputs that come back as inputs must lie where they lay, or they compile anew.
-    sums_out = stepped_out = rescore_out = None
-    if shardings is not None:
-        places = state_shardings(optimizer, shardings)
-        sums_out = (shardings, places.step)
-        stepped_out = (shardings, places.opt_state, *[places.step] * 3)
-        rescore_out = batch_sharding
-    zeros_program = jax.jit(zeros, out_shardings=sums_out)
-    accumulate_program = jax.jit(
-        accumulate, static_argnames="on_policy", donate_argnums=(0, 1), out_shardings=sums_out
-    )
-    rescore_program = jax.jit(rescore, out_shardings=rescore_out)
-    step_program = jax.jit(step, donate_argnums=(1, 3), out_shardings=stepped_out)
-    programs = (zeros_program, accumulate_program, rescore_program, step_program)
-
-    def place(batch):
-        if batch_sharding is None:
-            return jax.tree.map(jnp.asarray, batch)
-        return jax.tree.map(
-            lambda x: jax.make_array_from_process_local_data(batch_sharding, x), batch
+    def __init__(
+        self,
+        optimizer,
+        *,
+        execution,
+        temperature,
+        chunk,
+        clip_low,
+        clip_high,
+        dual_clip,
+        kl_coef,
+        sequence_ratio=False,
+        tis_cap=0.0,
+        epochs=1,
+        old_logprobs="sampler",
+        assemble=whole_model,
+        donate_params=False,
+        shardings=None,
+        batch_sharding=None,
+    ):
+        if old_logprobs not in OLD_LOGPROBS:
+            raise ValueError(
+                f"old_logprobs={old_logprobs!r} is unknown; valid: {', '.join(OLD_LOGPROBS)}."
+            )
+        if tis_cap and old_logprobs == "sampler":
+            raise ValueError(
+                f"tis_cap={tis_cap} corrects recomputed old log-probs for the sampler's "
+                "distribution and does nothing with the sampler's own. Set old_logprobs to "
+                "'recompute' or tis_cap to 0."
+            )
+        self.epochs, self.kl_coef = epochs, kl_coef
+        self.recompute = old_logprobs == "recompute"
+        self.reads_frozen = bool(kl_coef) or assemble is not whole_model
+        self.batch_sharding = batch_sharding
+        mesh = None if batch_sharding is None else batch_sharding.mesh
+        score = dict(execution=execution, temperature=temperature, chunk=chunk, mesh=mesh)
+        numbers = dict(
+            clip_low=clip_low,
+            clip_high=clip_high,
+            dual_clip=dual_clip,
+            kl_coef=kl_coef,
+            sequence_ratio=sequence_ratio,
+            tis_cap=tis_cap,
         )
 
-    def update(state, ref_params, mini_batches):
+        def zeros(params):
+            grads = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+            return grads, {name: jnp.zeros(()) for name in SUMS}
+
+        def accumulate(grads, sums, params, frozen, batch, *, on_policy):
+            grads, new = add_gradient(
+                grads,
+                params,
+                frozen,
+                batch,
+                on_policy=on_policy,
+                assemble=assemble,
+                **score,
+                **numbers,
+            )
+            gap_max = jnp.maximum(sums["gap_max"], new["gap_max"])
+            return grads, {k: sums[k] + new[k] for k in new} | {"gap_max": gap_max}
+
+        def step(params, opt_state, count, grads, sums):
+            value = sums["policy"] + kl_coef * sums["kl"]
+            return apply(params, opt_state, count, grads, value, optimizer=optimizer)
+
+        def rescore(params, frozen, batch):
+            return logprobs.score(assemble(params, frozen), batch, **score)[0]
+
+        # Outputs that come back as inputs must lie where they lay, or they compile anew.
+        sums_out = stepped_out = None
+        if shardings is not None:
+            places = state_shardings(optimizer, shardings)
+            sums_out = (shardings, places.step)
+            stepped_out = (shardings, places.opt_state, *[places.step] * 3)
+        # The new parameters take the place of the old ones, or of the gradients.
+        donated = (0, 1) if donate_params else (1, 3)
+        self.zeros = jax.jit(zeros, out_shardings=sums_out)
+        self.accumulate = jax.jit(
+            accumulate, static_argnames="on_policy", donate_argnums=(0, 1), out_shardings=sums_out
+        )
+        self.rescore = jax.jit(rescore, out_shardings=batch_sharding)
+        self.step = jax.jit(step, donate_argnums=donated, out_shardings=stepped_out)
+
+    def __call__(self, state, frozen, mini_batches):
         flat = [batch for micro_batches in mini_batches for batch in micro_batches]
         if not batching.sampled_tokens(flat):
             raise ValueError(f"No sampled token in {len(flat)} micro-batches: nothing to train on.")
-        placed = [[place(batch) for batch in micro_batches] for micro_batches in mini_batches]
-        recompute = old_logprobs == "recompute"
-        one_step = epochs * len(placed) == 1  # then π_old is π_θ: no extra pass
-        if recompute and not one_step:
-            placed = [
-                [b.replace(old_logp_BA=rescore_program(state.params, b)) for b in micro_batches]
-                for micro_batches in placed
-            ]
+        frozen = frozen if self.reads_frozen else None
+        placed = [[self.place(batch) for batch in part] for part in mini_batches]
+        one_step = self.epochs * len(placed) == 1  # then π_old is π_θ: no extra pass
+        if self.recompute and not one_step:
+            rescore = functools.partial(self.rescore, state.params, frozen)
+            placed = [[b.replace(old_logp_BA=rescore(b)) for b in part] for part in placed]
         reports = []
-        for _ in range(epochs):
+        for _ in range(self.epochs):
             for micro_batches in placed:
-                grads, sums = zeros_program(state.params)
+                grads, sums = self.zeros(state.params)
                 for batch in micro_batches:
-                    grads, sums = accumulate_program(
+                    grads, sums = self.accumulate(
                         grads,
                         sums,
                         state.params,
-                        ref_params if kl_coef else None,
+                        frozen,
                         batch,
-                        on_policy=recompute and one_step,
+                        on_policy=self.recompute and one_step,
                     )
-                params, opt_state, count, norm, applied = step_program(
+                params, opt_state, count, norm, applied = self.step(
                     state.params, state.opt_state, state.step, grads, sums
                 )
                 state = State(params, opt_state, count)
                 reports.append(sums | {"norm": norm, "applied": applied})
-        reports = jax.device_get(reports)
+        return state, self._metrics(jax.device_get(reports), flat)
 
+    def place(self, batch):
+        """The batch on the devices that hold its rows."""
+        if self.batch_sharding is None:
+            return jax.tree.map(jnp.asarray, batch)
+        return jax.tree.map(
+            lambda x: jax.make_array_from_callback(
+                x.shape, self.batch_sharding, lambda index: x[index]
+            ),
+            batch,
+        )
+
+    @property
+    def compile_count(self):
+        """Programs compiled so far."""
+        programs = (self.zeros, self.accumulate, self.rescore, self.step)
+        return sum(program._cache_size() for program in programs)
+
+    def _metrics(self, reports, flat):
         def mean(value):
             return float(np.mean([value(report) for report in reports]))
 
         def token_mean(name):
             return mean(lambda report: report[name] / report["tokens"])
 
-        metrics = {
-            "loss/total": mean(lambda report: report["policy"] + kl_coef * report["kl"]),
+        return {
+            "loss/total": mean(lambda report: report["policy"] + self.kl_coef * report["kl"]),
             "loss/policy": mean(lambda report: report["policy"]),
             "loss/kl": mean(lambda report: report["kl"]),
             "policy/clip_fraction": token_mean("clipped"),
@@ -294,8 +403,6 @@ def make_update(
             "optim/skipped": float(sum(not report["applied"] for report in reports)),
             "tokens/trained": float(batching.sampled_tokens(flat)),
             "tokens/padding_share": batching.padding_share(flat),
-            "compile/count": float(sum(program._cache_size() for program in programs)),
+            "tokens/sharing": batching.sharing(flat),
+            "compile/count": float(self.compile_count),
         }
-        return state, metrics
-
-    return update

@@ -1,9 +1,15 @@
 """Rows, masks and weights of the training batch; masks are tested as pictures."""
 
+import collections
+
+import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from flow_grpo_jax import batching
+from flow_grpo_jax import batching, packing
+from models import attention
 
 EOS, PAD = 9, 0
 
@@ -20,6 +26,7 @@ def build(samples, **changes):
         adv_QG=np.arange(1.0, 5.0).reshape(2, 2),
         valid_QG=np.ones((2, 2), bool),
         weigh=batching.weigh_turns,
+        layout="padded",
         row_lengths=(8,),
         rows=(4,),
         response_lengths=(5,),
@@ -27,54 +34,206 @@ def build(samples, **changes):
     return batching.build(samples, **(options | changes))
 
 
+def picture(samples, layout):
+    """{name: first row} of a batch with T = 10 and A = 7."""
+    ((batch,),) = build(samples, layout=layout, row_lengths=(10,), response_lengths=(7,))
+    names = ("token_BT", "until_BT", "index_BA", "target_BA", "mask_BA", "turn_BA")
+    return {name[:-3]: getattr(batch, name)[0].astype(int).tolist() for name in names}
+
+
+# One turn in a row looks the same in every layout.
+@pytest.mark.parametrize("layout", packing.LAYOUTS)
 @pytest.mark.parametrize(
-    "case, prompt, response, token_T, segment_T, target_A, mask_A",
+    "case, prompt, response, expected",
     [
-        #                                   <prompt>  sampled   pad
-        ("EOS last", [5, 6, 7], [1, 2, EOS],
-         [5, 6, 7, 1, 2, 9, 0, 0], [1, 1, 1, 1, 1, 1, 0, 0], [1, 2, 9, 0, 0], [1, 1, 1, 0, 0]),
-        ("EOS first", [5, 6, 7], [EOS],
-         [5, 6, 7, 9, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0], [9, 0, 0, 0, 0], [1, 0, 0, 0, 0]),
-        ("no EOS", [5, 6, 7], [1, 2, 3, 4, 5],
-         [5, 6, 7, 1, 2, 3, 4, 5], [1, 1, 1, 1, 1, 1, 1, 1], [1, 2, 3, 4, 5], [1, 1, 1, 1, 1]),
-        ("pad id sampled", [5, 6, 7], [PAD, 2, PAD, EOS],
-         [5, 6, 7, 0, 2, 0, 9, 0], [1, 1, 1, 1, 1, 1, 1, 0], [0, 2, 0, 9, 0], [1, 1, 1, 1, 0]),
-        ("EOS and pad id in the prompt", [EOS, PAD], [3, EOS],
-         [9, 0, 3, 9, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0], [3, 9, 0, 0, 0], [1, 1, 0, 0, 0]),
+        ("EOS last", [5, 6, 7], [1, 2, EOS], dict(
+            token=[5, 6, 7, 1, 2, 9, 0, 0, 0, 0],
+            until=[6, 6, 6, 6, 6, 6, 0, 0, 0, 0],
+            index=[2, 3, 4, 0, 0, 0, 0], target=[1, 2, 9, 0, 0, 0, 0],
+            mask=[1, 1, 1, 0, 0, 0, 0], turn=[0, 0, 0, 0, 0, 0, 0])),
+        ("EOS first", [5, 6, 7], [EOS], dict(
+            token=[5, 6, 7, 9, 0, 0, 0, 0, 0, 0],
+            until=[4, 4, 4, 4, 0, 0, 0, 0, 0, 0],
+            index=[2, 0, 0, 0, 0, 0, 0], target=[9, 0, 0, 0, 0, 0, 0],
+            mask=[1, 0, 0, 0, 0, 0, 0], turn=[0, 0, 0, 0, 0, 0, 0])),
+        ("no EOS, row full", [5, 6, 7], [1, 2, 3, 4, 5, 6, 7], dict(
+            token=[5, 6, 7, 1, 2, 3, 4, 5, 6, 7],
+            until=[10, 10, 10, 10, 10, 10, 10, 10, 10, 10],
+            index=[2, 3, 4, 5, 6, 7, 8], target=[1, 2, 3, 4, 5, 6, 7],
+            mask=[1, 1, 1, 1, 1, 1, 1], turn=[0, 0, 0, 0, 0, 0, 0])),
+        ("prompt of one token", [5], [1, EOS], dict(
+            token=[5, 1, 9, 0, 0, 0, 0, 0, 0, 0],
+            until=[3, 3, 3, 0, 0, 0, 0, 0, 0, 0],
+            index=[0, 1, 0, 0, 0, 0, 0], target=[1, 9, 0, 0, 0, 0, 0],
+            mask=[1, 1, 0, 0, 0, 0, 0], turn=[0, 0, 0, 0, 0, 0, 0])),
+        ("EOS and pad id in the prompt, pad id sampled", [EOS, PAD], [PAD, 2, PAD], dict(
+            token=[9, 0, 0, 2, 0, 0, 0, 0, 0, 0],
+            until=[5, 5, 5, 5, 5, 0, 0, 0, 0, 0],
+            index=[1, 2, 3, 0, 0, 0, 0], target=[0, 2, 0, 0, 0, 0, 0],
+            mask=[1, 1, 1, 0, 0, 0, 0], turn=[0, 0, 0, 0, 0, 0, 0])),
     ],
 )  # fmt: skip
-def test_row_as_a_picture(case, prompt, response, token_T, segment_T, target_A, mask_A):
-    ((batch,),) = build([sample(prompt, response)])
-    assert batch.token_BT[0].tolist() == token_T
-    assert batch.segment_BT[0].tolist() == segment_T
-    assert batch.target_BA[0].tolist() == target_A
-    assert batch.mask_BA[0].tolist() == mask_A
-    assert batch.start_B[0] == len(prompt)
-    # column a is the token after position start - 1 + a
-    sampled = len(response)
-    read = batch.token_BT[0, batch.start_B[0] - 1 + np.arange(sampled) + 1]
-    assert read.tolist() == batch.target_BA[0, :sampled].tolist()
-    np.testing.assert_array_equal(batch.old_logp_BA[0, :sampled], -0.5 - np.arange(sampled))
-    np.testing.assert_array_equal(batch.old_logp_BA, batch.sampler_logp_BA)
+def test_one_turn_as_a_picture(layout, case, prompt, response, expected):
+    assert picture([sample(prompt, response)], layout) == expected
+
+
+@pytest.mark.parametrize(
+    "case, layout, turns, expected",
+    [
+        ("as drawn at TurnBatch", "packed", [([5, 6, 7], [1, 2, EOS]), ([5, 6], [4, EOS])], dict(
+            token=[5, 6, 7, 1, 2, 9, 5, 6, 4, 9],
+            until=[6, 6, 6, 6, 6, 6, 10, 10, 10, 10],
+            index=[2, 3, 4, 7, 8, 0, 0], target=[1, 2, 9, 4, 9, 0, 0],
+            mask=[1, 1, 1, 1, 1, 0, 0], turn=[0, 0, 0, 1, 1, 0, 0])),
+        ("as drawn at TurnBatch", "tree", [([5, 6, 7], [1, 2, EOS]), ([5, 6], [4, EOS])], dict(
+            token=[5, 6, 4, 9, 7, 1, 2, 9, 0, 0],
+            until=[8, 8, 4, 4, 8, 8, 8, 8, 0, 0],
+            index=[1, 2, 4, 5, 6, 0, 0], target=[4, 9, 1, 2, 9, 0, 0],
+            mask=[1, 1, 1, 1, 1, 0, 0], turn=[0, 0, 1, 1, 1, 0, 0])),
+        ("nothing shared", "tree", [([5], [1, EOS]), ([6, 5], [1, EOS])], dict(
+            token=[5, 1, 9, 6, 5, 1, 9, 0, 0, 0],
+            until=[3, 3, 3, 7, 7, 7, 7, 0, 0, 0],
+            index=[0, 1, 4, 5, 0, 0, 0], target=[1, 9, 1, 9, 0, 0, 0],
+            mask=[1, 1, 1, 1, 0, 0, 0], turn=[0, 0, 1, 1, 0, 0, 0])),
+        ("identical turns count twice", "tree", [([5, 6], [1, EOS]), ([5, 6], [1, EOS])], dict(
+            token=[5, 6, 1, 9, 0, 0, 0, 0, 0, 0],
+            until=[4, 4, 4, 4, 0, 0, 0, 0, 0, 0],
+            index=[1, 2, 1, 2, 0, 0, 0], target=[1, 9, 1, 9, 0, 0, 0],
+            mask=[1, 1, 1, 1, 0, 0, 0], turn=[0, 0, 1, 1, 0, 0, 0])),
+        ("a turn that begins another's prompt", "tree", [([5, 6, 1, 2], [3]), ([5, 6], [1])], dict(
+            token=[5, 6, 1, 2, 3, 0, 0, 0, 0, 0],
+            until=[5, 5, 5, 5, 5, 0, 0, 0, 0, 0],
+            index=[1, 3, 0, 0, 0, 0, 0], target=[1, 3, 0, 0, 0, 0, 0],
+            mask=[1, 1, 0, 0, 0, 0, 0], turn=[0, 1, 0, 0, 0, 0, 0])),
+        ("responses part after two tokens", "tree", [([5], [1, 2, 3]), ([5], [1, 2, 4, EOS])], dict(
+            token=[5, 1, 2, 3, 4, 9, 0, 0, 0, 0],
+            until=[6, 6, 6, 4, 6, 6, 0, 0, 0, 0],
+            index=[0, 1, 2, 0, 1, 2, 4], target=[1, 2, 3, 1, 2, 4, 9],
+            mask=[1, 1, 1, 1, 1, 1, 1], turn=[0, 0, 0, 1, 1, 1, 1])),
+        ("a response that is another's prompt", "tree", [([5], [6, 7]), ([5, 6, 7], [8])], dict(
+            token=[5, 6, 7, 8, 0, 0, 0, 0, 0, 0],
+            until=[4, 4, 4, 4, 0, 0, 0, 0, 0, 0],
+            index=[0, 1, 2, 0, 0, 0, 0], target=[6, 7, 8, 0, 0, 0, 0],
+            mask=[1, 1, 1, 0, 0, 0, 0], turn=[0, 0, 1, 0, 0, 0, 0])),
+    ],
+)  # fmt: skip
+def test_a_row_of_two_turns_as_a_picture(case, layout, turns, expected):
+    assert picture([sample(*turn) for turn in turns], layout) == expected
+
+
+def test_each_turn_brings_its_own_numbers():
+    """Two identical turns of a tree row differ in log-probs, advantage and weight."""
+    first = sample([5, 6], [1, EOS], trajectory=0, group=0, logprobs=[-1, -2])
+    second = sample([5, 6], [1, EOS], trajectory=1, group=0, logprobs=[-3, -4])
+    longer = sample([5], [1], trajectory=1, group=0, logprobs=[-5])
+    ((batch,),) = build([first, second, longer], layout="tree", rows=(1,))
+    assert batch.token_BT.tolist() == [[5, 1, 6, 1, 9, 0, 0, 0]]
+    assert batch.old_logp_BA.tolist() == [[-5, -1, -2, -3, -4]]
+    assert batch.sampler_logp_BA.tolist() == [[-5, -1, -2, -3, -4]]
+    assert batch.adv_BA.tolist() == [[2, 1, 1, 2, 2]]
+    # of four trajectories; two turns of the second; tokens of the turn
+    assert batch.weight_BA.tolist() == [[1 / 8, 1 / 8, 1 / 8, 1 / 16, 1 / 16]]
 
 
 def test_padding_rows_count_nothing():
     ((batch,),) = build([sample([5], [1, EOS])])
-    assert batch.weight_B.tolist() == [0.25, 0, 0, 0]
-    assert not batch.mask_BA[1:].any() and not batch.segment_BT[1:].any()
-    assert (batch.start_B >= 1).all()
-    assert batching.padding_share([batch]) == 1 - 3 / 32
-    assert batching.sampled_tokens([batch]) == 2
+    assert batch.weight_BA.tolist() == [[0.125, 0.125, 0, 0, 0]] + [[0] * 5] * 3
+    assert not batch.mask_BA[1:].any() and not batch.until_BT[1:].any()
+    assert not batch.index_BA[1:].any() and not batch.adv_BA[1:].any()
 
 
 def test_dtypes():
     ((batch,),) = build([sample([5], [1])])
     kinds = {name: getattr(batch, name).dtype.name for name in batch.__dataclass_fields__}
     assert kinds == {
-        "token_BT": "int32", "segment_BT": "int32", "start_B": "int32", "target_BA": "int32",
-        "mask_BA": "bool", "old_logp_BA": "float32", "sampler_logp_BA": "float32",
-        "adv_B": "float32", "weight_B": "float32",
+        "token_BT": "int32", "until_BT": "int32", "index_BA": "int32", "target_BA": "int32",
+        "mask_BA": "bool", "turn_BA": "int32", "old_logp_BA": "float32",
+        "sampler_logp_BA": "float32", "adv_BA": "float32", "weight_BA": "float32",
     }  # fmt: skip
+
+
+# ---- reading batches back ----------------------------------------------------------------------
+
+
+positions = jax.jit(attention.positions)
+
+
+def read_turns(micro_batches):
+    """[(prompt, response, log-probs, adv, weight of a token)] of every turn, as attention sees it.
+
+    What a loss entry's state sees is read through until_BT alone.
+    """
+    turns = []
+    for batch in micro_batches:
+        position_BT = np.asarray(positions(batch.until_BT))
+        for b, mask_A in enumerate(batch.mask_BA):
+            entries = collections.defaultdict(list)
+            for a in np.flatnonzero(mask_A):
+                index = batch.index_BA[b, a]
+                seen_T = np.flatnonzero(batch.until_BT[b, : index + 1] > index)
+                assert position_BT[b, index] == len(seen_T) - 1
+                entries[batch.turn_BA[b, a]].append((batch.token_BT[b, seen_T].tolist(), (b, a)))
+            assert sorted(entries) == list(range(len(entries)))
+            for contexts in entries.values():
+                prompt, response = contexts[0][0], []
+                for context, entry in contexts:
+                    assert context == prompt + response
+                    response.append(int(batch.target_BA[entry]))
+                at = tuple(np.array([entry for _, entry in contexts]).T)
+                (adv,), (weight,) = set(batch.adv_BA[at]), set(batch.weight_BA[at])
+                logprobs = tuple(batch.old_logp_BA[at].tolist())
+                turns.append((tuple(prompt), tuple(response), logprobs, float(adv), weight))
+            assert (np.diff(batch.turn_BA[b, mask_A]) >= 0).all()
+        assert not batch.weight_BA[~batch.mask_BA].any()
+    return turns
+
+
+def expected_turns(samples):
+    turns = collections.Counter(s.trajectory for s in samples)
+    return [
+        (
+            s.prompt_tokens,
+            s.response_tokens,
+            s.logprobs,
+            s.trajectory + 1.0,
+            np.float32(1 / (4 * turns[s.trajectory] * len(s.response_tokens))),
+        )
+        for s in samples
+    ]
+
+
+TOKENS = st.integers(0, 2)
+TURN = st.tuples(
+    st.lists(TOKENS, min_size=1, max_size=6), st.lists(TOKENS, min_size=1, max_size=4),
+    st.integers(0, 3),
+)  # fmt: skip
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(TURN, min_size=1, max_size=16), st.sampled_from(packing.LAYOUTS), st.data())
+def test_every_sampled_token_sees_exactly_its_own_turn(turns, layout, data):
+    """Few tokens, so that prefixes are shared by chance within and across questions."""
+    count = iter(range(1000))
+    samples = [
+        sample(
+            prompt, response, trajectory=t, group=t // 2, logprobs=[next(count) for _ in response]
+        )
+        for prompt, response, t in turns
+    ]
+    rows = tuple(data.draw(st.integers(1, 3)) for _ in range(2))
+    (micro_batches,) = build(
+        samples, layout=layout, row_lengths=(10, 16), rows=rows, response_lengths=(4, 9)
+    )
+    read = read_turns(micro_batches)
+    assert sorted(read) == sorted(expected_turns(samples))
+    assert batching.sampled_tokens(micro_batches) == next(count)
+    # ---- and the counts
+    alone = sum(len(s.prompt_tokens) + len(s.response_tokens) for s in samples)
+    real = sum(int((b.until_BT > 0).sum()) for b in micro_batches)
+    assert batching.sharing(micro_batches) == alone / real
+    assert layout == "tree" or alone == real
+    size = sum(b.token_BT.size for b in micro_batches)
+    assert batching.padding_share(micro_batches) == pytest.approx(1 - real / size)
 
 
 def many(count, *, seed=0):
@@ -88,56 +247,51 @@ def many(count, *, seed=0):
     return result
 
 
-def rows_of(micro_batches):
-    """{sample number: (shape, adv, weight)} of all real rows."""
-    found = {}
-    for batch in micro_batches:
-        for b in np.flatnonzero(batch.segment_BT[:, 0]):
-            number = int(batch.token_BT[b, 0]) - 1
-            assert number not in found, f"sample {number} appears twice"
-            shape = (batch.token_BT.shape, batch.mask_BA.shape[1])
-            found[number] = (shape, float(batch.adv_B[b]), float(batch.weight_B[b]))
-    return found
+def weights_of(micro_batches):
+    """{sample number: its weight} of samples made by `many`."""
+    return {prompt[0] - 1: weight * len(r) for prompt, r, *_, weight in read_turns(micro_batches)}
 
 
-BUCKETS = dict(row_lengths=(8, 12, 20), rows=(8, 4, 2), response_lengths=(3, 5))
+BUCKETS = dict(row_lengths=(8, 12, 20), rows=(8, 4, 2), response_lengths=(5, 5, 7))
 
 
-def test_every_sample_appears_once_in_a_bucket_that_holds_it():
+@pytest.mark.parametrize("layout", packing.LAYOUTS)
+def test_batches_have_the_shapes_asked_for(layout):
     samples = many(41)
-    (micro_batches,) = build(samples, **BUCKETS)
-    found = rows_of(micro_batches)
-    assert sorted(found) == list(range(41))
-    for number, (((B, T), A), adv, _) in found.items():
-        s = samples[number]
-        assert len(s.prompt_tokens) + len(s.response_tokens) <= T and len(s.response_tokens) <= A
-        assert (T, B) in zip(BUCKETS["row_lengths"], BUCKETS["rows"], strict=True)
-        assert adv == s.trajectory + 1
-    assert sum(weight for _, _, weight in found.values()) == pytest.approx(1)
+    (micro_batches,) = build(samples, layout=layout, **BUCKETS)
+    assert sorted(weights_of(micro_batches)) == list(range(41))
+    for batch in micro_batches:
+        (B, T), A = batch.token_BT.shape, batch.mask_BA.shape[1]
+        assert (T, B, A) in zip(*BUCKETS.values(), strict=True)
+        for name in batch.__dataclass_fields__:
+            assert getattr(batch, name).shape == ((B, T) if name.endswith("T") else (B, A)), name
+    (again,) = build(many(41), layout=layout, **BUCKETS)
+    for a, b in zip(micro_batches, again, strict=True):
+        for name in a.__dataclass_fields__:
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
 
 
-def test_order_is_deterministic_and_spare_rows_are_filled():
-    (first,), (second,) = build(many(41), **BUCKETS), build(many(41), **BUCKETS)
-    for a, b in zip(first, second, strict=True):
-        np.testing.assert_array_equal(a.token_BT, b.token_BT)
-    # one long and three short turns fit one micro-batch of four rows
+def test_spare_rows_are_filled():
+    """One long and three short turns fit one micro-batch of four rows."""
     ((only,),) = build(
-        [sample([1] * 9, [2])] + [sample([1], [2])] * 3, row_lengths=(4, 12), rows=(4, 4)
-    )
-    assert only.token_BT.shape == (4, 12) and (only.weight_B > 0).all()
+        [sample([1] * 9, [2])] + [sample([1], [2])] * 3,
+        row_lengths=(4, 12), rows=(4, 4), response_lengths=(3, 3),
+    )  # fmt: skip
+    assert only.token_BT.shape == (4, 12) and only.mask_BA.any(1).all()
 
 
-def test_invalid_trajectories_do_not_appear_or_count():
+@pytest.mark.parametrize("layout", packing.LAYOUTS)
+def test_invalid_trajectories_do_not_appear_or_count(layout):
     samples = [sample([i + 1], [2], trajectory=i, group=i // 2) for i in range(4)]
-    ((batch,),) = build(samples, valid_QG=[[True, False], [True, True]])
-    found = rows_of([batch])
+    (batches,) = build(samples, layout=layout, valid_QG=[[True, False], [True, True]])
+    found = weights_of(batches)
     assert sorted(found) == [0, 2, 3]
-    np.testing.assert_allclose([weight for _, _, weight in found.values()], 1 / 3)
+    np.testing.assert_allclose(list(found.values()), 1 / 3)
 
 
 def test_valid_trajectory_without_turns_stays_in_the_average():
     ((batch,),) = build([sample([1], [2], trajectory=0)])
-    assert batch.weight_B[0] == 0.25
+    assert batch.weight_BA[0, 0] == 0.25
 
 
 # trajectory 0: turns of 2 and 4 tokens; trajectory 1: one turn of 3
@@ -161,14 +315,26 @@ def test_weights_by_hand(name, expected_S):
     np.testing.assert_allclose(weight_S, expected_S)
 
 
-def test_mini_batches_are_weighted_each_for_itself():
+@pytest.mark.parametrize("layout", packing.LAYOUTS)
+def test_the_original_weighs_tokens_inside_their_micro_batch(layout):
+    (micro_batches,) = build(
+        many(41), layout=layout, weigh=batching.weigh_micro_batch_tokens, **BUCKETS
+    )
+    assert len(micro_batches) > 2
+    for batch in micro_batches:
+        expected = 1 / (len(micro_batches) * batch.mask_BA.sum())
+        np.testing.assert_allclose(batch.weight_BA[batch.mask_BA], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("layout", packing.LAYOUTS)
+def test_mini_batches_are_weighted_each_for_itself(layout):
     samples = many(12)
-    parts = build(samples, mini_batches=2, **BUCKETS)
+    parts = build(samples, layout=layout, mini_batches=2, **BUCKETS)
     assert len(parts) == 2
     for question, part in enumerate(parts):
-        found = rows_of(part)
+        found = weights_of(part)
         assert sorted(found) == [i for i in range(12) if samples[i].group == question]
-        assert sum(weight for _, _, weight in found.values()) == pytest.approx(1)
+        assert sum(found.values()) == pytest.approx(1)
 
 
 def test_mini_batch_without_samples_is_left_out():
@@ -181,25 +347,47 @@ def test_turn_counts():
     assert batching.turn_counts([], questions=1, rollouts=2).tolist() == [[0, 0]]
 
 
+ONE = [sample([1], [1])]
+
+
 @pytest.mark.parametrize(
     "samples, changes, message",
     [
         ([sample([1], [])], {}, "empty response"),
         ([sample([], [1])], {}, "empty prompt"),
         ([sample([1], [1], logprobs=[])], {}, "1 response tokens and 0 logprobs"),
-        ([sample([1] * 8, [1])], {}, "9 tokens exceed the largest of row_lengths"),
-        ([sample([1], [1] * 6)], {}, "6 tokens exceed the largest of response_lengths"),
+        ([sample([1] * 8, [1])], {}, "8 prompt and 1 response tokens, more than .* up to 8"),
+        ([sample([1], [1] * 6)], {}, "6 response tokens, more than .* response_lengths up to 5"),
         ([sample([1], [1], trajectory=2)], {}, "does not fit 2 questions of 2 rollouts"),
         ([], {}, "No sampled token"),
-        ([sample([1], [1])], dict(valid_QG=np.zeros((2, 2))), "No sampled token"),
-        ([sample([1], [1])], dict(row_shards=8), "Use e.g. 8"),
-        ([sample([1], [1])], dict(rows=(6,), row_shards=4), "Use e.g. 8"),
-        ([sample([1], [1])], dict(rows=(4, 4)), "one entry for each"),
-        ([sample([1], [1])], dict(row_lengths=(8, 4), rows=(4, 4)), "ascending"),
-        ([sample([1], [1])], dict(mini_batches=3), "between 1 and the 2 questions"),
-        ([sample([1], [1])], dict(weigh=batching.weigh_constant_length), "constant_length=0"),
+        (ONE, dict(valid_QG=np.zeros((2, 2))), "No sampled token"),
+        (ONE, dict(layout="dense"), "valid: padded, packed, tree"),
+        (ONE, dict(row_shards=8), "Use e.g. 8"),
+        (ONE, dict(rows=(6,), row_shards=4), "Use e.g. 8"),
+        (ONE, dict(rows=(4, 4)), "one entry for each"),
+        (ONE, dict(response_lengths=(4, 4)), "one entry for each"),
+        (ONE, dict(row_lengths=()), "ascending"),
+        (ONE, dict(row_lengths=(8, 4), rows=(4, 4), response_lengths=(4, 4)), "ascending"),
+        (ONE, dict(row_lengths=(4, 8), rows=(4, 4), response_lengths=(4, 3)), "must not descend"),
+        (ONE, dict(mini_batches=3), "between 1 and the 2 questions"),
+        (ONE, dict(weigh=batching.weigh_constant_length), "constant_length=0"),
     ],
 )
 def test_mistakes_are_named(samples, changes, message):
     with pytest.raises(ValueError, match=message):
         build(samples, **changes)
+
+
+@pytest.mark.parametrize(
+    "prompt, response, message",
+    [(28, 4, None), (29, 4, "Make it 33"), (10, 5, "response_lengths=.*Make it 5")],
+)
+def test_the_largest_row_holds_the_longest_turn(prompt, response, message):
+    check = lambda: batching.check_buckets(
+        (8, 32), (2, 2), (4, 4), 2,
+        layout="tree", longest_prompt=prompt, longest_response=response,
+    )  # fmt: skip
+    if message is None:
+        return check()
+    with pytest.raises(ValueError, match=message):
+        check()

@@ -59,6 +59,26 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, stat
     assert step == 2 and meta["again"] and equal(restored, state)
 
 
+def test_a_part_is_restored_without_the_rest(tmp_path, state):
+    checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
+    checkpoints.save(3, state, {"data": 5})
+    step, params, meta = checkpoints.restore_part(state.params, "params")
+    assert (step, meta["data"]) == (3, 5)
+    assert equal(params, state.params) and type(params) is qwen2.Qwen2
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), state.params
+    )
+    _, params, _ = checkpoints.restore_part(like, "params", step=3)
+    jax.tree.map(np.testing.assert_array_equal, params, state.params)
+    assert {leaf.sharding for leaf in jax.tree.leaves(params)} == {one}
+    with pytest.raises(ValueError, match="step 3: .*It has no params/more"):
+        checkpoints.restore_part({"more": jax.tree.leaves(like)[0]}, "params")
+    with pytest.raises(ValueError, match="no checkpoint of step 4"):
+        checkpoints.restore_part(like, "params", step=4)
+    checkpoints.close()
+
+
 def test_fingerprint_sees_every_value(state):
     first = checkpoint.fingerprint(state.params)
     assert first == checkpoint.fingerprint(jax.device_get(state.params))

@@ -136,8 +136,8 @@ def reference_gradient(rollouts_QG, variant, **options):
 # ---- the same through the library --------------------------------------------------------------
 
 
-def built(rollouts_QG, variant, *, rows=4, A=5, T=8, junk=np.nan):
-    """[(batch, logp_BA, ref_logp_BA, turn numbers of its rows)] with `junk` off the mask."""
+def built(rollouts_QG, variant, *, layout="padded", rows=4, A=5, T=8, junk=np.nan):
+    """[(batch, logp_BA, ref_logp_BA, {turn number: its entries})] with `junk` off the mask."""
     parts = loss.VARIANTS[variant]
     questions, rollouts = len(rollouts_QG), len(rollouts_QG[0])
     samples, turns = [], []
@@ -147,7 +147,7 @@ def built(rollouts_QG, variant, *, rows=4, A=5, T=8, junk=np.nan):
                 prompt = (0,)
                 if rollout.valid:
                     turns.append(turn)
-                    prompt = (len(turns),)  # so that a row can be traced back
+                    prompt = (len(turns),)  # so that a turn can be traced back
                 sampled = len(turn.logp)
                 samples.append(
                     batching.TurnSample(prompt, (1,) * sampled, turn.sampler, q * rollouts + g, q)
@@ -163,6 +163,7 @@ def built(rollouts_QG, variant, *, rows=4, A=5, T=8, junk=np.nan):
         adv_QG=adv_QG,
         valid_QG=valid_QG,
         weigh=parts.weigh,
+        layout=layout,
         row_lengths=(T,),
         rows=(rows,),
         response_lengths=(A,),
@@ -170,18 +171,26 @@ def built(rollouts_QG, variant, *, rows=4, A=5, T=8, junk=np.nan):
     )
     result = []
     for batch in micro_batches:
-        arrays = {name: np.full(batch.mask_BA.shape, junk, np.float32) for name in ("l", "o", "r")}
-        sampler_BA = np.where(batch.mask_BA, batch.sampler_logp_BA, junk).astype(np.float32)
-        numbers = []
-        for b in range(rows):
-            if batch.weight_B[b] == 0:
-                continue
-            numbers.append(int(batch.token_BT[b, 0]) - 1)
-            turn = turns[numbers[-1]]
-            for name, values in (("l", turn.logp), ("o", turn.old), ("r", turn.ref)):
-                arrays[name][b, : len(values)] = values
-        batch = batch.replace(old_logp_BA=arrays["o"], sampler_logp_BA=sampler_BA)
-        result.append((batch, arrays["l"], arrays["r"], numbers))
+        off = lambda x_BA, value=junk, on=batch.mask_BA: np.where(on, x_BA, value).astype(
+            x_BA.dtype
+        )
+        new_BA, ref_BA, old_BA = (off(np.zeros_like(batch.old_logp_BA)) for _ in range(3))
+        entries = {}
+        for b in np.flatnonzero(batch.mask_BA.any(1)):
+            for number in range(batch.turn_BA[b].max() + 1):
+                (at,) = np.nonzero(batch.mask_BA[b] & (batch.turn_BA[b] == number))
+                turn_number = int(batch.token_BT[b, batch.index_BA[b, at[0]]]) - 1
+                turn = turns[turn_number]
+                new_BA[b, at], ref_BA[b, at], old_BA[b, at] = turn.logp, turn.ref, turn.old
+                entries[turn_number] = (b, at)
+        batch = batch.replace(
+            old_logp_BA=old_BA,
+            sampler_logp_BA=off(batch.sampler_logp_BA),
+            adv_BA=off(batch.adv_BA),
+            weight_BA=off(batch.weight_BA),
+            turn_BA=off(batch.turn_BA, A - 1),
+        )
+        result.append((batch, new_BA, ref_BA, entries))
     return result
 
 
@@ -196,26 +205,31 @@ def run(micro_batches, variant, **numbers):
     """(loss, {turn number: gradient}, sums), added up over micro-batches."""
     total, gradient, totals = 0.0, {}, {}
     numbers["sequence_ratio"] = loss.VARIANTS[variant].sequence_ratio
-    for batch, logp_BA, ref_logp_BA, turn_numbers in micro_batches:
+    for batch, logp_BA, ref_logp_BA, entries in micro_batches:
         (value, sums), grad_BA = graded(logp_BA, ref_logp_BA, batch, tuple(numbers.items()))
         assert np.isfinite(grad_BA).all()
         assert not np.asarray(grad_BA)[~batch.mask_BA].any()
         total += float(value)
-        for b, number in enumerate(turn_numbers):
-            gradient[number] = np.asarray(grad_BA)[b][batch.mask_BA[b]]
+        for number, entry in entries.items():
+            gradient[number] = np.asarray(grad_BA)[entry]
         for name, x in sums.items():
             totals.setdefault(name, []).append(float(x))
     return total, gradient, totals
 
 
+PACKED = dict(layout="packed", rows=2, T=16, A=12)
+
+
 @pytest.mark.parametrize("tis_cap", [0.0, 1.2])
+@pytest.mark.parametrize("layout", [dict(layout="padded"), PACKED], ids=["padded", "packed"])
 @pytest.mark.parametrize("variant", loss.VARIANTS)
-def test_value_and_gradient_equal_the_ragged_reference(variant, tis_cap):
+def test_value_and_gradient_equal_the_ragged_reference(variant, layout, tis_cap):
     rollouts = rollouts_QG()
-    micro_batches = built(rollouts, variant)
-    layout = [numbers for *_, numbers in micro_batches]
+    micro_batches = built(rollouts, variant, **layout)
+    assert len(micro_batches) > 2
     value, gradient, _ = run(micro_batches, variant, tis_cap=tis_cap, **NUMBERS)
-    options = dict(micro_batches=layout, tis_cap=tis_cap, **NUMBERS)
+    turn_numbers = [list(entries) for *_, entries in micro_batches]
+    options = dict(micro_batches=turn_numbers, tis_cap=tis_cap, **NUMBERS)
     assert value == pytest.approx(reference_loss(rollouts, variant, **options), rel=1e-5)
     expected = reference_gradient(rollouts, variant, **options)
     assert sorted(gradient) == sorted(expected)
@@ -233,12 +247,12 @@ def test_the_variants_differ():
 
 @pytest.mark.parametrize("variant", ["flow", "gspo"])  # the two paths through policy_loss
 def test_padding_is_inert(variant):
-    """Wider in A, T and B, and anything off the mask: same value, same gradient."""
+    """Wider in A, T and B, packed, and anything off the mask: same value, same gradient."""
     rollouts = rollouts_QG()
-    rows = 32  # one micro-batch, so that `original` is comparable too
-    tight = run(built(rollouts, variant, rows=rows), variant, **NUMBERS)
-    for changes in (dict(A=9), dict(T=33), dict(rows=40), dict(junk=np.inf), dict(junk=7.0)):
-        wide = run(built(rollouts, variant, **(dict(rows=rows) | changes)), variant, **NUMBERS)
+    tight = run(built(rollouts, variant, rows=32), variant, **NUMBERS)
+    wider = (dict(A=9), dict(T=33), dict(rows=40), dict(junk=np.inf), dict(junk=7.0))
+    for changes in wider + (PACKED, PACKED | dict(junk=np.inf)):
+        wide = run(built(rollouts, variant, **(dict(rows=32) | changes)), variant, **NUMBERS)
         assert wide[0] == pytest.approx(tight[0], rel=1e-6)
         for number, grads in tight[1].items():
             np.testing.assert_allclose(wide[1][number], grads, rtol=1e-5, atol=1e-8)
@@ -258,8 +272,17 @@ def test_micro_batch_size_matters_for_the_original_alone(variant):
 
 def test_weights_sum_to_one_where_the_loss_is_a_mean():
     for variant in ("flow", "gspo", "per_rollout_mean", "token_mean", "original"):
-        total = sum(batch.weight_B.sum() for batch, *_ in built(rollouts_QG(), variant))
+        batches = [batch for batch, *_ in built(rollouts_QG(), variant, junk=0.0)]
+        total = sum(batch.weight_BA.sum() for batch in batches)
         assert total == pytest.approx(1, rel=1e-6), variant
+
+
+def test_turn_mean_by_hand():
+    x_BA = np.array([[1, 2, 6, 10, 0, 0], [4, 8, 0, 0, 0, 0]], np.float32)
+    mask_BA = np.array([[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]], bool)
+    turn_BA = np.array([[0, 1, 1, 2, 0, 5], [0, 0, 0, 0, 1, 1]], np.int32)
+    mean_BA = loss.turn_mean(x_BA, mask_BA, turn_BA)
+    assert np.where(mask_BA, mean_BA, 0).tolist() == [[1, 4, 4, 10, 0, 0], [6, 6, 0, 0, 0, 0]]
 
 
 # ---- by hand: one row, one token ---------------------------------------------------------------
@@ -269,14 +292,15 @@ def one_token(advantage, log_ratio, *, log_ref=0.0, sampler=0.0):
     array = lambda x: np.array([[x]], np.float32)
     batch = batching.TurnBatch(
         token_BT=np.ones((1, 2), np.int32),
-        segment_BT=np.ones((1, 2), np.int32),
-        start_B=np.ones(1, np.int32),
+        until_BT=np.full((1, 2), 2, np.int32),
+        index_BA=np.zeros((1, 1), np.int32),
         target_BA=np.ones((1, 1), np.int32),
         mask_BA=np.ones((1, 1), bool),
+        turn_BA=np.zeros((1, 1), np.int32),
         old_logp_BA=array(-1.0 - log_ratio),
         sampler_logp_BA=array(-1.0 - sampler),
-        adv_B=np.array([advantage], np.float32),
-        weight_B=np.ones(1, np.float32),
+        adv_BA=array(advantage),
+        weight_BA=array(1.0),
     )
     return batch, array(-1.0), array(-1.0 + log_ref)
 

@@ -1,0 +1,279 @@
+"""Which turns share a row, and how a row is written: plain NumPy on the host.
+
+A row is written from a list of token sequences. Without sharing they stand one after the other.
+With sharing each continues the one before it where the two first differ, so that a row is a prefix
+tree (trie) in depth-first order and a token is computed once however many sequences it is part of.
+Either way who sees whom is one number a token, the index up to which (exclusive) it is seen: the
+end of its sequence, or of its subtree.
+
+Dimensions:
+  S sequences, one turn each    T tokens of a row    R rows
+"""
+
+import dataclasses
+
+import numpy as np
+
+LAYOUTS = ("padded", "packed", "tree")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Of a micro-batch: rows, tokens of a row, response tokens of a row (B, T, A of TurnBatch)."""
+
+    rows: int
+    tokens: int
+    sampled: int
+
+    def holds(self, size):
+        """Whether a row holds (tokens, response tokens)."""
+        return size[0] <= self.tokens and size[1] <= self.sampled
+
+
+# ---- writing a row -----------------------------------------------------------------------------
+
+
+def common_prefix(a_T, b_T):
+    """Number of leading tokens in which two sequences agree."""
+    shorter = min(len(a_T), len(b_T))
+    differs_T = a_T[:shorter] != b_T[:shorter]
+    return int(differs_T.argmax()) if differs_T.any() else shorter
+
+
+def write_row(sequences, *, share):
+    """Writes sequences into one row.
+
+    Exact in any order; sorted sequences share the most.
+
+        sequences   5 6 4 9 and 5 6 7 1 2 9
+                    share=True         share=False
+        token_T     5 6 4 9 7 1 2 9    5 6 4 9 5 6 7 1 2 9
+        until_T     8 8 4 4 8 8 8 8    4 4 4 4 * * * * * *    * = 10
+        where_S     0 1 2 3            0 1 2 3
+                    0 1 4 5 6 7        4 5 6 7 8 9
+
+    Args:
+      sequences: int32 arrays.
+      share: whether common prefixes of neighbours are written once.
+
+    Returns:
+      (token_T, until_T, where_S): int32 ids; int32, index up to which a token is seen; for each
+      sequence the index of each of its tokens in the row.
+    """
+    token_T = np.empty(sum(map(len, sequences)), np.int32)
+    until_T = np.empty_like(token_T)
+    where_S, end = [], 0
+    open_T = before_T = np.empty(0, np.int32)
+    for sequence_T in sequences:
+        kept = common_prefix(before_T, sequence_T) if share else 0
+        until_T[open_T[kept:]] = end  # nothing further continues this branch
+        new = slice(end, end + len(sequence_T) - kept)
+        token_T[new] = sequence_T[kept:]
+        open_T = np.concatenate([open_T[:kept], np.arange(new.start, new.stop, dtype=np.int32)])
+        where_S.append(open_T)
+        before_T, end = sequence_T, new.stop
+    until_T[open_T] = end
+    return token_T[:end], until_T[:end], where_S
+
+
+# ---- filling rows ------------------------------------------------------------------------------
+
+
+def lay_out(sequences, sampled_S, family_S, item_S, shapes, *, layout):
+    """Which sequences share a row, and which rows a micro-batch.
+
+    "padded" gives each sequence its row. "packed" and "tree" fill rows first-fit decreasing in
+    tokens and response tokens at once; in a tree a token counts only if the row does not hold it
+    yet. The shape that new rows have is the one with which the fewest tokens are computed, padding
+    included; what does not fill a micro-batch is laid out again if smaller rows save tokens.
+
+    Args:
+      sequences: int32 arrays, each held by a row of the largest shape.
+      sampled_S: response tokens of each.
+      family_S, item_S: int labels. With "tree", sequences of an item are placed together and those
+        of a family one after the other: what shares most, such as turns of a trajectory and
+        trajectories of a question. Not read otherwise.
+      shapes: of Shape, each one larger than the one before it.
+      layout: one of LAYOUTS.
+
+    Returns:
+      List of (shape, rows), the longest rows first. Rows are lists of at most shape.rows lists of
+      sequence numbers in the order of writing. Depends on the arguments alone.
+    """
+    share = layout == "tree"
+    turns = _Turns(sequences, sampled_S, family_S, item_S, share=share)
+    if layout == "padded":
+        plan = _micro_batches(turns, [[rank] for rank in range(len(sequences))], shapes)
+    else:
+        plan = _fill(turns, np.arange(len(sequences)), shapes, share=share)
+    plan.sort(key=lambda batch: -batch[0].tokens)
+    return [(shape, [turns.order_S[ranks].tolist() for ranks in rows]) for shape, rows in plan]
+
+
+class _Turns:
+    """Turns by rank: their lexicographic order if they may share, else the order they came in.
+
+    order_S:  sequence of each rank.
+    length_S: its tokens.
+    common_S: how many leading tokens it shares with the rank before it.
+    sampled_S, family_S, item_S: as in `lay_out`.
+    """
+
+    def __init__(self, sequences, sampled_S, family_S, item_S, *, share):
+        self.order_S = np.arange(len(sequences))
+        if share:
+            key = lambda s: sequences[s].astype(">i4").tobytes()
+            self.order_S = np.array(sorted(self.order_S, key=key))
+        self.length_S = np.array([len(sequences[s]) for s in self.order_S])
+        self.common_S = np.zeros_like(self.length_S)
+        for rank in range(1, len(sequences) if share else 0):
+            before, this = self.order_S[rank - 1 : rank + 1]
+            self.common_S[rank] = common_prefix(sequences[before], sequences[this])
+        self.sampled_S = np.asarray(sampled_S)[self.order_S]
+        self.family_S = np.asarray(family_S)[self.order_S]
+        self.item_S = np.asarray(item_S)[self.order_S]
+
+    def repeated(self, ranks):
+        """int, for each of ascending ranks: leading tokens shared with the one before it."""
+        pairs = zip(ranks[:-1], ranks[1:], strict=True)
+        # What two ranks share, all ranks between them share too.
+        return np.array([0] + [self.common_S[a + 1 : b + 1].min() for a, b in pairs])
+
+    def common_with_all(self, rank):
+        """int [S]: leading tokens that this rank shares with each rank."""
+        lower_S = np.minimum.accumulate(self.common_S[rank:0:-1])[::-1]
+        higher_S = np.minimum.accumulate(self.common_S[rank + 1 :])
+        return np.concatenate([lower_S, [self.length_S[rank]], higher_S])
+
+    def size(self, ranks):
+        """int [2]: tokens and response tokens of a row that holds these ascending ranks alone."""
+        new_S = self.length_S[ranks] - self.repeated(ranks)
+        return np.array([new_S.sum(), self.sampled_S[ranks].sum()])
+
+
+def _first_that_holds(shapes, size):
+    return next(k for k, shape in enumerate(shapes) if shape.holds(size))
+
+
+def _micro_batches(turns, rows, shapes):
+    """[(shape, rows)]: each row in the first shape that holds it, or as filler in a larger one."""
+    waiting = [[] for _ in shapes]
+    for row in rows:
+        waiting[_first_that_holds(shapes, turns.size(row))].append(row)
+    plan = []
+    for k in reversed(range(len(shapes))):
+        B, members = shapes[k].rows, waiting[k]
+        # Rows that would be padding take smaller ones, which may save these a micro-batch.
+        for smaller in reversed(waiting[:k]):
+            free = -len(members) % B
+            if free:
+                members += smaller[-free:]
+                del smaller[-free:]
+        plan += [(shapes[k], members[i : i + B]) for i in range(0, len(members), B)]
+    return plan
+
+
+def _computed(plan):
+    return sum(shape.rows * shape.tokens for shape, _ in plan)
+
+
+def _fill(turns, ranks, shapes, *, share):
+    """[(shape, rows)] of packed rows."""
+    plans = []
+    for smallest in range(len(shapes)):
+        rows = _OpenRows(turns, shapes, smallest)
+        for item in _items(turns, ranks, shapes, smallest, share=share):
+            rows.add(item)
+        plans.append(_micro_batches(turns, rows.members(), shapes))
+    plan = min(plans, key=_computed)
+    whole = [(shape, rows) for shape, rows in plan if len(rows) == shape.rows]
+    rest = [(shape, rows) for shape, rows in plan if len(rows) < shape.rows]
+    if whole and rest:
+        left = np.sort(np.concatenate([row for _, rows in rest for row in rows]))
+        again = _fill(turns, left, shapes, share=share)
+        if _computed(again) < _computed(rest):
+            return whole + again
+    return plan
+
+
+def _items(turns, ranks, shapes, smallest, *, share):
+    """Arrays of ascending ranks, each to be placed as one, in the order of placing.
+
+    Trajectories one question after the other, rather than questions as a whole: rows come out
+    fuller, and 4 % fewer tokens are computed at 20,480 tokens a row.
+    """
+    shape = shapes[smallest]
+
+    def largest_first(parts):
+        load = lambda part: (turns.size(part) / (shape.tokens, shape.sampled)).max()
+        return sorted(parts, key=load, reverse=True)
+
+    def split(ranks, label_S):
+        labels = np.unique(label_S[ranks])
+        return largest_first([ranks[label_S[ranks] == label] for label in labels])
+
+    if not share:
+        return largest_first(list(ranks[:, None]))
+    return [
+        piece
+        for family in split(ranks, turns.family_S)
+        for item in split(family, turns.item_S)
+        for piece in _cut(turns, item, shapes, smallest)
+    ]
+
+
+def _cut(turns, ranks, shapes, smallest):
+    """Ranks in consecutive pieces that fit a row each and repeat what they share."""
+    pieces, limit = [], None
+    for rank in ranks:
+        longer = [*pieces[-1], rank] if pieces else [rank]
+        if pieces and limit.holds(turns.size(longer)):
+            pieces[-1] = longer
+            continue
+        pieces.append([rank])
+        limit = shapes[max(smallest, _first_that_holds(shapes, turns.size([rank])))]
+    return [np.array(piece) for piece in pieces]
+
+
+class _OpenRows:
+    """Rows being filled: an item goes where it adds the fewest tokens, first row first.
+
+    row_S:   row of each rank, -1 if it is in none.
+    size_R2, limit_R2: tokens and response tokens that each row has, and may have.
+    """
+
+    def __init__(self, turns, shapes, smallest):
+        self.turns, self.shapes, self.smallest = turns, shapes, smallest
+        self.row_S = np.full(len(turns.order_S), -1)
+        self.size_R2 = self.limit_R2 = np.zeros((0, 2), int)
+
+    def add(self, item):
+        """Places ascending ranks, in a new row if no other holds them."""
+        size = self.turns.size(item)
+        new_R2 = self.size_R2 + size
+        new_R2[:, 0] -= self._held(item)
+        fits_R = (new_R2 <= self.limit_R2).all(1)
+        if fits_R.any():
+            added_R = (new_R2 - self.size_R2)[:, 0]
+            row = np.where(fits_R, added_R, size[0] + 1).argmin()
+            self.size_R2[row] = new_R2[row]
+        else:
+            row = len(self.size_R2)
+            shape = self.shapes[max(self.smallest, _first_that_holds(self.shapes, size))]
+            self.size_R2 = np.vstack([self.size_R2, size])
+            self.limit_R2 = np.vstack([self.limit_R2, [shape.tokens, shape.sampled]])
+        self.row_S[item] = row
+
+    def _held(self, item):
+        """int [R]: tokens of the item that each row holds already."""
+        held_R = np.zeros(len(self.size_R2), int)
+        placed = np.flatnonzero(self.row_S >= 0)
+        for rank, repeated in zip(item, self.turns.repeated(item), strict=True):
+            common_R = np.zeros_like(held_R)
+            np.maximum.at(common_R, self.row_S[placed], self.turns.common_with_all(rank)[placed])
+            held_R += np.maximum(common_R - repeated, 0)
+        return held_R
+
+    def members(self):
+        """The ascending ranks of each row."""
+        return [np.flatnonzero(self.row_S == row) for row in range(len(self.size_R2))]
