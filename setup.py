@@ -9,7 +9,10 @@ from setuptools import setup
 PACKAGES = [
     "agents",
     "experiments",
+    "experiments.benchmarks",
+    "experiments.benchmarks.peers",
     "experiments.configs",
+    "experiments.planning",
     "experiments.quickstart",
     "flow_grpo_jax",
     "models",
@@ -25,6 +28,7 @@ PACKAGE_DATA = {
 REQUIRES = [
     "absl-py>=2.2",
     "flax>=0.12,<0.14",
+    "fsspec>=2025.3",
     "grain>=0.2.15",
     "jax>=0.10,<0.12",
     "jinja2>=3.1",
@@ -44,11 +48,21 @@ EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda12": ["jax[cuda12]"],
     "cuda13": ["jax[cuda13]"],
+    "gcs": ["gcsfs>=2025.3"],  # model folders at gs://
+    # The TPU compiler; it must match jaxlib, so give it an environment of its own. Needs no TPU.
+    "plan": ["libtpu"],
     "math": ["math-verify>=0.8", "sympy>=1.13"],
     "tensorboard": ["tensorboardX>=2.6"],
     # torch is the reference that tests compare with. This version also admits the small CPU build
     # 2.13.0+cpu, which pip prefers where an index offers it.
-    "dev": ["hypothesis>=6.100", "pytest>=8", "pytest-timeout>=2.3", "ruff>=0.9", "torch==2.13.0"],
+    "dev": [
+        "hypothesis>=6.100",
+        "peft>=0.17",
+        "pytest>=8",
+        "pytest-timeout>=2.3",
+        "ruff>=0.9",
+        "torch==2.13.0",
+    ],
 }
 
 setup(

@@ -6,14 +6,17 @@ import json
 import logging as python_logging
 import signal
 import sys
+import time
+import uuid
 
 from absl import app, logging
 
 from experiments import exits
-from flow_grpo_jax import files, rollout
+from flow_grpo_jax import files, processes, rollout
 
 STOPPED = 75
 BAR_WIDTH = 24
+SHARED_SECONDS = 60.0  # a network file system may show a new file this late
 
 
 class ConfigError(app.UsageError):
@@ -34,6 +37,10 @@ def run(main, *, required):
         except rollout.Stopped:
             logging.info("stopped by a signal; run the same command again to go on")
             sys.exit(STOPPED)
+        except Exception as error:
+            bad = isinstance(error, app.UsageError)
+            processes.tell_failure(error, exit_code=exits.BAD_FLAGS if bad else exits.FAILED)
+            raise
 
     exits.run(stoppable, required=required)
 
@@ -70,9 +77,37 @@ def check_config(config, workdir):
 def write_config(config, workdir):
     """Writes workdir/config.json: the resolved config and its hash."""
     values, path = _values(config), workdir / "config.json"
-    text = json.dumps(values, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    files.replace_text(path, json.dumps({"hash": digest, "config": values}, indent=2) + "\n")
+    text = json.dumps({"hash": hash_of(values), "config": values}, indent=2)
+    files.replace_text(path, text + "\n")
+
+
+def config_hash(config):
+    return hash_of(_values(config))
+
+
+def hash_of(values):
+    """16 hex digits of anything that is JSON."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_shared(workdir):
+    """Refuses a run folder that is not the same one for all processes."""
+    if processes.count() == 1:
+        return
+    path, word = workdir / ".shared", processes.of_first(uuid.uuid4().hex)
+    if processes.index() == 0:
+        files.replace_text(path, word)
+    deadline = time.monotonic() + SHARED_SECONDS
+    while not (found := path.exists() and path.read_text() == word) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    blind = processes.gather([] if found else [processes.index()])
+    if processes.index() == 0:
+        path.unlink()
+    if blind:
+        raise ConfigError(
+            f"Process {blind[0]} does not see in {workdir} what process 0 writes there. Give a "
+            "--workdir that all hosts share, such as a network file system."
+        )
 
 
 def _values(config):
@@ -90,7 +125,10 @@ def _flat(values, prefix=""):
 
 
 class StopSignal:
-    """SIGTERM and SIGINT set a flag that the rollouts poll; a second signal ends at once."""
+    """SIGTERM and SIGINT set a flag that the rollouts poll; a second signal ends at once.
+
+    The signal of one process stops all of them.
+    """
 
     def __init__(self):
         self.received = False
@@ -99,11 +137,12 @@ class StopSignal:
 
     def _receive(self, number, frame):
         self.received = True
+        processes.tell_stop()
         signal.signal(number, signal.SIG_DFL)
         logging.info("signal %d: stopping after a save; send it again to stop at once", number)
 
     def __call__(self):
-        return self.received
+        return processes.told_to_stop() or self.received
 
 
 @contextlib.contextmanager

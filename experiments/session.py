@@ -2,8 +2,11 @@
 
 import concurrent.futures
 import dataclasses
+import functools
 import json
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +15,7 @@ import ml_collections
 from agents import prompts
 from experiments import command
 from flow_grpo_jax import checkpoint, rollout, update
-from models import huggingface, qwen2, sharding, tokenizer
+from models import attention, folders, huggingface, lora, qwen2, sharding, tokenizer
 from models.engine.engine import Engine
 from tools import toolbox
 
@@ -24,17 +27,28 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 class Session:
     """What a run works with.
 
-    params: float32 masters on the mesh; the initial policy, and the frozen modules' weights.
-    shardings: NamedSharding of each parameter, structured like params.
+    params: what is trained, float32 on the mesh: a whole Qwen2, or LoRA adapters.
+    frozen: Qwen2 in the compute dtype on the mesh: reference policy, LoRA's base.
+    shardings: NamedSharding of each of `params`, structured like them.
+    assemble: (params, frozen) -> Qwen2, the policy.
+    engine: serves "policy" and "frozen", the frozen modules.
     """
 
     mesh: jax.sharding.Mesh
-    params: qwen2.Qwen2
-    shardings: qwen2.Qwen2
+    params: Any
+    frozen: qwen2.Qwen2
+    shardings: Any
+    assemble: Callable
     tokenizer: tokenizer.Tokenizer
     engine: Engine
     tools: dict
     pool: concurrent.futures.ThreadPoolExecutor
+    local_frozen: qwen2.Qwen2
+
+    def serve(self, params, dtype):
+        """Hands the engine new weights of the policy."""
+        local = sharding.local_copy(params, dtype)
+        self.engine.set_weights("policy", self.assemble(local, self.local_frozen))
 
 
 def resolve(path):
@@ -50,21 +64,74 @@ def compute_dtype(config):
     return DTYPES[config.model.dtype]
 
 
-def build(config):
-    """Loads the model on the mesh and sets up everything around it."""
+def execution(config, mesh):
+    """How the config runs whole rows on a mesh."""
+    residual = None
+    if mesh.size > 1:
+        residual = sharding.residual_sharding(mesh, sequence=config.mesh.sequence)
+    with command.checking_config():
+        attend = attention.make(config.model.attention, mesh=mesh)
+        return qwen2.Execution(compute_dtype(config), config.model.remat, attend, residual)
+
+
+def make_update(config, variant, *, mesh, shardings, donate_params, assemble=update.whole_model):
+    """(optimizer, Update) of a config.
+
+    Args:
+      variant: of `loss.VARIANTS`.
+      shardings: of the trained parameters on `mesh`.
+      donate_params, assemble: of `update.Update`.
+    """
+    with command.checking_config():
+        optimizer = update.make_optimizer(**config.optim)
+        return optimizer, update.Update(
+            optimizer,
+            execution=execution(config, mesh),
+            temperature=config.rollout.temperature,
+            chunk=config.batch.logprob_chunk,
+            clip_low=config.loss.clip_low,
+            clip_high=config.loss.clip_high,
+            dual_clip=config.loss.dual_clip,
+            kl_coef=config.loss.kl_coef,
+            sequence_ratio=variant.sequence_ratio,
+            tis_cap=config.loss.tis_cap,
+            epochs=config.loss.epochs,
+            old_logprobs=config.loss.old_logprobs,
+            assemble=assemble,
+            donate_params=donate_params,
+            shardings=shardings,
+            batch_sharding=sharding.batch_sharding(mesh),
+        )
+
+
+def donates_params(config):
+    """Whether the update may take the old parameters' memory: not while the engine reads it."""
+    return config.model.dtype != "float32"
+
+
+def model_folder(config):
     if not config.model.path:
         raise command.ConfigError(
             "model.path is empty; give the Hugging Face folder of a Qwen2.5 model, e.g. "
             "--config.model.path=/models/Qwen2.5-7B-Instruct."
         )
-    folder = resolve(config.model.path)
+    return resolve(config.model.path)
+
+
+def model_files(config):
+    """(config.json, names of the files) of the model's folder."""
+    folder = model_folder(config)
+    return huggingface.read_config(folder), folders.Folder(folder).names()
+
+
+def build(config):
+    """Loads the model on the mesh and sets up everything around it."""
+    folder = model_folder(config)
     with command.checking_config():
-        mesh = sharding.make_mesh(**config.mesh)
-    model_config = huggingface.config_from_dict(huggingface.read_config(folder))
-    abstract = jax.eval_shape(lambda key: qwen2.Qwen2(key, model_config), jax.random.key(0))
-    with command.checking_config():
-        shardings = sharding.parameter_shardings(mesh, abstract)
-    params = huggingface.load(folder, shardings=shardings)
+        sizes = config.mesh
+        mesh = sharding.make_mesh(data=sizes.data, fsdp=sizes.fsdp, tensor=sizes.tensor)
+    use_compile_cache(config, mesh)
+    params, frozen, shardings, assemble = load_weights(config, folder, mesh)
     text = tokenizer.Tokenizer.load(folder)
     if not text.eos_ids:
         raise command.ConfigError(
@@ -72,8 +139,14 @@ def build(config):
             "the tokenizer names an end token. Add eos_token_id to generation_config.json."
         )
     settings = config.rollout
+    local, local_frozen = sharding.local_copy((params, frozen), compute_dtype(config))
+    # The same arrays of the base; adapters of zeros, so that both sets have one structure.
+    unadapted = assemble(jax.tree.map(jnp.zeros_like, local), local_frozen)
     engine = Engine(
-        {"policy": params, "frozen": params},
+        {
+            "policy": assemble(local, local_frozen),
+            "frozen": unadapted if config.model.lora.rank else local_frozen,
+        },
         slots=config.engine.slots,
         prompt_buckets=tuple(config.engine.prompt_buckets),
         max_length=settings.max_prompt_tokens
@@ -91,7 +164,58 @@ def build(config):
             python_seconds=config.tools.python_seconds,
         )
     pool = concurrent.futures.ThreadPoolExecutor(config.tools.workers, "tool")
-    return Session(mesh, params, shardings, text, engine, tools, pool)
+    return Session(
+        mesh, params, frozen, shardings, assemble, text, engine, tools, pool, local_frozen
+    )
+
+
+def load_weights(config, folder, mesh):
+    """(params, frozen, shardings, assemble) of a run that starts from a folder; see `Session`."""
+    dtype = compute_dtype(config)
+    shape = huggingface.config_from_dict(huggingface.read_config(folder))
+    with command.checking_config():
+        whole = sharding.parameter_shardings(mesh, abstract_model(shape))
+        if config.model.lora.rank:
+            settings = lora.Settings(**config.model.lora)
+    if not config.model.lora.rank:
+        params = huggingface.load(folder, dtype=jnp.float32, shardings=whole)
+        cast = lambda tree: jax.tree.map(lambda x: x.astype(dtype), tree)
+        frozen = params if dtype == jnp.float32 else jax.jit(cast, out_shardings=whole)(params)
+        return params, frozen, whole, update.whole_model
+    frozen = huggingface.load(folder, dtype=dtype, shardings=whole)
+    make = functools.partial(lora.init, settings=settings)
+    key = jax.random.key(config.seed)
+    with command.checking_config():
+        shardings = sharding.parameter_shardings(mesh, jax.eval_shape(make, frozen, key))
+    params = jax.jit(make, out_shardings=shardings)(frozen, key)
+    return params, frozen, shardings, lora.combine
+
+
+def abstract_model(shape, dtype=jnp.float32):
+    """Qwen2 of shapes."""
+    return jax.eval_shape(lambda key: qwen2.Qwen2(key, shape, dtype), jax.random.key(0))
+
+
+def use_compile_cache(config, mesh):
+    """Keeps compiled programs between runs, unless JAX was told where to keep them already."""
+    folder = config.compile_cache
+    if folder == "auto":
+        accelerated = mesh.devices.flat[0].platform != "cpu"
+        folder = str(pathlib.Path.home() / ".cache" / "flow_grpo_jax") if accelerated else ""
+    if folder and not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def batch_shapes(config, mesh):
+    """What `batching.check_buckets` and `batching.build` are told of shapes."""
+    shares = mesh.shape["data"] * mesh.shape["fsdp"]
+    return dict(
+        layout=config.batch.layout,
+        row_lengths=tuple(config.batch.row_lengths),
+        rows=tuple(rows * shares for rows in config.batch.rows),
+        response_lengths=tuple(config.batch.response_lengths),
+    )
 
 
 def rollout_settings(config, *, temperature):
@@ -123,20 +247,24 @@ def run_config(workdir):
 
 
 def restore_policy(workdir, config, *, step=None):
-    """(step, params in host memory, meta) of a run's checkpoint.
+    """(step, Qwen2 in host memory, meta) of a run's checkpoint; adapters are merged.
 
     Raises:
       ConfigError: the run has no checkpoint, or not that one.
     """
-    shape = huggingface.config_from_dict(huggingface.read_config(resolve(config.model.path)))
+    base = resolve(config.model.path)
+    trained = abstract_model(huggingface.config_from_dict(huggingface.read_config(base)))
+    if config.model.lora.rank:
+        make = functools.partial(lora.init, settings=lora.Settings(**config.model.lora))
+        trained = jax.eval_shape(make, trained, jax.random.key(0))
     optimizer = update.make_optimizer(**config.optim)
     # The optimizer's moments come along: host memory holds what one accelerator may not.
-    device = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
+    host = jax.devices("cpu")[0]
     like = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-        jax.eval_shape(
-            lambda key: update.init(qwen2.Qwen2(key, shape), optimizer), jax.random.key(0)
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(host)
         ),
+        jax.eval_shape(lambda params: update.init(params, optimizer), trained),
     )
     folder = pathlib.Path(workdir) / "checkpoints"
     if not folder.is_dir():
@@ -147,4 +275,8 @@ def restore_policy(workdir, config, *, step=None):
     if restored is None:
         raise command.ConfigError(f"{workdir} has no checkpoint yet.")
     step, state, meta = restored
-    return step, state.params, meta
+    if not config.model.lora.rank:
+        return step, state.params, meta
+    with jax.default_device(host):
+        whole = huggingface.load(base, dtype=jnp.float32)
+        return step, lora.merged(lora.combine(state.params, whole)), meta

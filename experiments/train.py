@@ -4,6 +4,14 @@
 
 Exit codes: 0 done, 1 error, 2 bad flags or config, 75 stopped by a signal after saving.
 
+On several hosts the same command runs once on each, with the same files and one shared workdir;
+SLURM, Open MPI, Kubernetes jobs and TPU slices are recognised, elsewhere every process is told:
+
+    ... --coordinator=HOST0:PORT --processes=2 --process_id=0        # and 1 on the other host
+
+Every process solves its share of the questions, all of them train on all of it, and process 0
+writes the run folder. The results are those of one process with as many devices.
+
 Dimensions:
   Q questions    G rollouts of a question
 """
@@ -12,15 +20,26 @@ import json
 import pathlib
 import time
 
+import jax
 import numpy as np
 from absl import flags, logging
 from ml_collections import config_flags
 
 from agents import trajectory
 from experiments import command, report, session
-from flow_grpo_jax import batching, checkpoint, data, loss, metrics, rewards, rollout, update
+from flow_grpo_jax import (
+    batching,
+    checkpoint,
+    data,
+    loss,
+    metrics,
+    processes,
+    rewards,
+    rollout,
+    update,
+)
 from flow_grpo_jax.evaluate import evaluate
-from models import qwen2, sharding
+from models import qwen2
 
 
 def train(config, workdir, *, force=False):
@@ -30,6 +49,7 @@ def train(config, workdir, *, force=False):
     settings = config.rollout
     variant = choose_variant(config)
     check_limits(config)
+    writes = processes.index() == 0
     if not force:
         command.check_config(config, workdir)
 
@@ -40,35 +60,31 @@ def train(config, workdir, *, force=False):
         held_out = data.read_questions(session.resolve(config.data.held_out))
         held_out = held_out[: config.eval.questions or len(held_out)]
     batches = data.question_batches(questions, batch=settings.questions, seed=config.seed)
+    processes.same(
+        {
+            "the config": command.config_hash(config),
+            "the questions": command.hash_of([questions, held_out]),
+            "the model": command.hash_of(session.model_files(config)),
+            "the version of jax": jax.__version__,
+        }
+    )
     run = session.build(config)
-    row_shards = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
+    shapes = session.batch_shapes(config, run.mesh)
     with command.checking_config():
-        batching.check_buckets(
-            config.batch.row_lengths, config.batch.rows, config.batch.response_lengths, row_shards
-        )
-    command.write_config(config, workdir)
-    frozen = run.params
-    optimizer = update.make_optimizer(**config.optim)
-    with command.checking_config():
-        step_program = update.make_update(
-            optimizer,
-            temperature=settings.temperature,
-            chunk=config.batch.logprob_chunk,
-            clip_low=config.loss.clip_low,
-            clip_high=config.loss.clip_high,
-            dual_clip=config.loss.dual_clip,
-            kl_coef=config.loss.kl_coef,
-            sequence_ratio=variant.sequence_ratio,
-            tis_cap=config.loss.tis_cap,
-            dtype=session.compute_dtype(config),
-            remat=config.model.remat,
-            epochs=config.loss.epochs,
-            old_logprobs=config.loss.old_logprobs,
-            shardings=run.shardings,
-            batch_sharding=sharding.batch_sharding(run.mesh),
-        )
+        batching.check_buckets(**shapes)
+    if writes:
+        command.write_config(config, workdir)
+    command.check_shared(workdir)
+    optimizer, step_program = session.make_update(
+        config,
+        variant,
+        mesh=run.mesh,
+        shardings=run.shardings,
+        donate_params=session.donates_params(config),
+        assemble=run.assemble,
+    )
     state = update.init(run.params, optimizer, shardings=run.shardings)
-    reference = checkpoint.fingerprint(frozen)
+    reference = checkpoint.fingerprint(run.frozen)
 
     # ---- resume --------------------------------------------------------------------------------
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
@@ -82,14 +98,18 @@ def train(config, workdir, *, force=False):
                 "the frozen modules would change. Restore the folder or use a new --workdir."
             )
         batches.set_state(meta["data"])
-        run.engine.set_weights("policy", state.params)
+        run.serve(state.params, session.compute_dtype(config))
         first_step, keep_to_step = done + 1, done
         logging.info("resumed after step %d", done)
-    results = metrics.MetricsFile(workdir / "metrics.jsonl", keep_to_step=keep_to_step)
-    board = metrics.tensorboard(workdir / "tensorboard", first_step=first_step)
+    results = board = None
+    if writes:
+        results = metrics.MetricsFile(workdir / "metrics.jsonl", keep_to_step=keep_to_step)
+        board = metrics.tensorboard(workdir / "tensorboard", first_step=first_step)
     stop = command.StopSignal()
 
     def record(step, values):
+        if not writes:
+            return
         results.write(step, values)
         if board:
             for name, value in values.items():
@@ -113,20 +133,22 @@ def train(config, workdir, *, force=False):
         return bool(held_out) and (step in (0, config.steps) or regular)
 
     def evaluated(step):
-        with command.progress(len(held_out), f"held-out {step}") as advance:
+        mine = len(processes.share(len(held_out)))
+        with command.progress(mine, f"held-out {step}") as advance:
             values, trajectories, scores = evaluate(
                 held_out,
                 step=step,
                 tool_names=tuple(run.tools),
                 **setting(config.eval.temperature, advance),
             )
-        write_trajectories(
-            workdir / "trajectories" / f"heldout_{step:06d}.jsonl",
-            held_out,
-            [[t] for t in trajectories],
-            [[s] for s in scores],
-            step=step,
-        )
+        if writes:
+            write_trajectories(
+                workdir / "trajectories" / f"heldout_{step:06d}.jsonl",
+                held_out,
+                [[t] for t in trajectories],
+                [[s] for s in scores],
+                step=step,
+            )
         return values
 
     def save(step, state, cursor):
@@ -135,7 +157,7 @@ def train(config, workdir, *, force=False):
     last = (first_step - 1, state, batches.get_state())
     try:
         # Also makes good what a stop during an evaluation left out.
-        before = results.lines.get(first_step - 1, {})
+        before = processes.of_first(results.lines.get(first_step - 1, {}) if writes else None)
         if due(first_step - 1) and "eval/success" not in before:
             record(first_step - 1, before | evaluated(first_step - 1))
 
@@ -144,17 +166,20 @@ def train(config, workdir, *, force=False):
 
             # ---- rollouts ----------------------------------------------------------------------
             batch = next(batches)
-            with command.progress(len(batch) * settings.group, f"step {step}") as advance:
+            mine = len(processes.share(len(batch))) * settings.group
+            with command.progress(mine, f"step {step}") as advance:
                 trajectories_QG = rollout.collect(
                     batch, group=settings.group, step=step, **setting(settings.temperature, advance)
                 )
             rolled_out = time.monotonic()
 
             # ---- rewards and advantages --------------------------------------------------------
-            scores_QG = [
-                [rewards.score(question, t.answer) for t in group]
-                for question, group in zip(batch, trajectories_QG, strict=True)
-            ]
+            scores_QG = processes.of_first(  # one verdict for all, whatever a checker depends on
+                [
+                    [rewards.score(question, t.answer) for t in group]
+                    for question, group in zip(batch, trajectories_QG, strict=True)
+                ]
+            )
             rewards_QG = np.array([[score.value for score in group] for group in scores_QG])
             valid_QG = usable(trajectories_QG, least=settings.min_valid_share)
             samples = turn_samples(trajectories_QG)
@@ -167,15 +192,12 @@ def train(config, workdir, *, force=False):
                 adv_QG=adv_QG,
                 valid_QG=valid_QG,
                 weigh=variant.weigh,
-                row_lengths=tuple(config.batch.row_lengths),
-                rows=tuple(config.batch.rows),
-                response_lengths=tuple(config.batch.response_lengths),
-                row_shards=row_shards,
+                **shapes,
                 mini_batches=config.loss.mini_batches,
                 constant_length=settings.max_turns * settings.max_response_tokens,
             )
-            state, updated = step_program(state, frozen, mini_batches)
-            run.engine.set_weights("policy", state.params)
+            state, updated = step_program(state, run.frozen, mini_batches)
+            run.serve(state.params, session.compute_dtype(config))
             finished = time.monotonic()
 
             # ---- record ------------------------------------------------------------------------
@@ -199,14 +221,15 @@ def train(config, workdir, *, force=False):
                 except rollout.Stopped as signal:  # the step itself is done: keep it
                     stopped = signal
             values["time/step"] = time.monotonic() - started
-            write_trajectories(
-                workdir / "trajectories" / f"step_{step:06d}.jsonl",
-                batch,
-                trajectories_QG,
-                scores_QG,
-                step=step,
-                adv_QG=adv_QG,
-            )
+            if writes:
+                write_trajectories(
+                    workdir / "trajectories" / f"step_{step:06d}.jsonl",
+                    batch,
+                    trajectories_QG,
+                    scores_QG,
+                    step=step,
+                    adv_QG=adv_QG,
+                )
             record(step, values)
             if values["group/zero_variance"] == 1.0:
                 logging.warning("step %d: all groups scored alike and taught nothing", step)
@@ -222,8 +245,10 @@ def train(config, workdir, *, force=False):
         if board:
             board.close()
         run.pool.shutdown(wait=False, cancel_futures=True)
-    report.write_report(workdir)
-    command.summary(metrics.read(workdir / "metrics.jsonl"))
+    if writes:
+        report.write_report(workdir)
+        command.summary(metrics.read(workdir / "metrics.jsonl"))
+    processes.gather([])  # the others end after process 0, which serves them all
 
 
 def choose_variant(config):
@@ -332,10 +357,19 @@ def define_flags():
     config_flags.DEFINE_config_file("config", lock_config=True)
     flags.DEFINE_string("workdir", None, "Run folder; an existing run in it is resumed.")
     flags.DEFINE_bool("force", False, "Resume although the config differs from the run's.")
+    flags.DEFINE_string("coordinator", None, "host:port of process 0, if there are several.")
+    flags.DEFINE_integer("processes", None, "How many processes train together.")
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
 
 def main():
     values = flags.FLAGS
+    with command.checking_config():
+        processes.initialize(
+            coordinator=values.coordinator,
+            processes=values.processes,
+            process_id=values.process_id,
+        )
     train(values.config, values.workdir, force=values.force)
 
 

@@ -1,14 +1,21 @@
-"""Orbax checkpoints: parameters, optimizer, step, data cursor. Saves are atomic."""
+"""Orbax checkpoints: parameters, optimizer, step, data cursor. Saves are atomic.
+
+Several processes save and restore together, each its part of every array, in one shared folder;
+what they saved can be restored by any number of processes on any mesh.
+"""
 
 import hashlib
 import pathlib
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
 
-FORMAT = 1
+from flow_grpo_jax import processes
+
+FORMAT = 2
+STEP = "step"  # prefix of their folders
 
 
 def _named(tree):
@@ -23,7 +30,7 @@ class Checkpoints:
 
     def __init__(self, folder, *, keep):
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, step_prefix="step", create=True, enable_async_checkpointing=False
+            max_to_keep=keep, step_prefix=STEP, create=True, enable_async_checkpointing=False
         )
         self.good = set()  # steps that this process saved or read
         self.manager = ocp.CheckpointManager(pathlib.Path(folder).absolute(), options=options)
@@ -32,7 +39,7 @@ class Checkpoints:
         """Saves a pytree of arrays and a JSON-able dict under a step, replacing that step."""
         if step in self.good:
             return
-        if step in self.manager.all_steps():  # damaged: `restore` fell back to one before it
+        if step in self.steps():  # damaged: `restore` fell back to one before it
             self.manager.delete(step)
         arrays, _ = _named(state)
         args = ocp.args.Composite(
@@ -46,50 +53,127 @@ class Checkpoints:
     def restore(self, like, *, step=None):
         """(step, state, meta) of the newest readable checkpoint, or of `step`; None if none.
 
+        A checkpoint that one process cannot read is left by all.
+
         Args:
           like: pytree of arrays or ShapeDtypeStructs with shardings; gives structure and placement.
 
         Raises:
           ValueError: `step` does not exist, the format is unknown, or no checkpoint is readable.
         """
-        steps = sorted(self.manager.all_steps(), reverse=True)
+        return self._newest(step, lambda candidate: self._restore(candidate, like))
+
+    def restore_part(self, like, part, *, step=None):
+        """As `restore`, for one subtree of the state; nothing else is read.
+
+        Args:
+          like: as in `restore`, for the subtree alone.
+          part: its path, such as "params".
+        """
+        return self._newest(step, lambda candidate: self._restore(candidate, like, part=part))
+
+    def _newest(self, step, restore):
+        steps = self.steps()[::-1]
         if step is not None and step not in steps:
             raise ValueError(f"There is no checkpoint of step {step}; there are {steps[::-1]}.")
         errors = []
         for candidate in [step] if step is not None else steps:
+            problem = ""
             try:
-                return candidate, *self._restore(candidate, like)
+                found = restore(candidate)
             except (OSError, KeyError, ValueError) as error:
-                logging.error("checkpoint of step %d is unreadable: %s", candidate, error)
-                errors.append(f"step {candidate}: {error}")
+                problem = processes.describe(error)
+            if not (problems := list(filter(None, processes.gather([problem])))):
+                self.good.add(candidate)
+                return candidate, *found
+            logging.error("checkpoint of step %d is unreadable: %s", candidate, problems[0])
+            errors.append(f"step {candidate}: {problems[0]}")
         if errors:
             raise ValueError("No checkpoint could be read: " + "; ".join(errors))
         return None
 
-    def _restore(self, step, like):
+    def _restore(self, step, like, *, part=None):
         named, treedef = _named(like)
+        if part is not None:
+            named = {f"{part}/{name}": leaf for name, leaf in named.items()}
         abstract = {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
             for name, leaf in named.items()
         }
-        args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
+        state = ocp.args.StandardRestore(abstract)
+        if part is not None:
+            how = ocp.checkpoint_utils.construct_restore_args(abstract)
+            state = ocp.args.PyTreeRestore(abstract, restore_args=how, partial_restore=True)
+        args = ocp.args.Composite(state=state, meta=ocp.args.JsonRestore())
+        # Each process by itself: where one fails, Orbax would let the others wait for it.
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=processes.index(), active_processes={processes.index()}
         )
-        restored = self.manager.restore(step, args=args)
+        with ocp.Checkpointer(
+            ocp.CompositeCheckpointHandler(), multiprocessing_options=alone
+        ) as reader:
+            restored = reader.restore(self.manager.directory / f"{STEP}_{step}", args=args)
         if restored.meta["format"] != FORMAT:
             raise ValueError(f"Checkpoint format {restored.meta['format']} is not {FORMAT}.")
-        self.good.add(step)
+        absent = [name for name in named if not isinstance(restored.state[name], jax.Array)]
+        if absent:  # a partial restore leaves out what it does not find
+            raise ValueError(f"It has no {', '.join(absent)}.")
         state = jax.tree.unflatten(treedef, [restored.state[name] for name in named])
         return state, restored.meta
+
+    def steps(self):
+        """Steps of which there is a checkpoint, readable or not, in order."""
+        return processes.of_first(sorted(self.manager.all_steps()))
 
     def close(self):
         self.manager.close()
 
 
 def fingerprint(tree):
-    """Hex digest of a pytree's names, shapes and values; identifies the reference policy."""
+    """Hex digest of a pytree's names, shapes and values; identifies the reference policy.
+
+    It does not depend on how the arrays are spread over devices and processes, and is computed
+    where they lie.
+    """
+    named, _ = _named(tree)
+    sums = jax.device_get(_checksums(list(named.values())))
     digest = hashlib.sha256()
-    for name, leaf in _named(tree)[0].items():
-        digest.update(f"{name}{leaf.shape}{leaf.dtype}".encode())
-        digest.update(np.asarray(leaf).tobytes())
+    for (name, leaf), (first, second) in zip(named.items(), sums, strict=True):
+        digest.update(f"{name}{leaf.shape}{leaf.dtype}{first},{second}".encode())
     return digest.hexdigest()[:16]
+
+
+@jax.jit
+def _checksums(arrays):
+    """A pair of uint32 for each array: sums of two hashes of every element's bits and position.
+
+    Integer sums are the same in any order, so in any sharding. One changed element always changes
+    both sums; several leave them alone with a chance of about 2**-64.
+    """
+    return [_checksum(array) for array in arrays]
+
+
+def _checksum(array):
+    if array.dtype == jnp.bool_:
+        array = array.astype(jnp.uint8)
+    width = min(array.dtype.itemsize, 4)
+    bits = jax.lax.bitcast_convert_type(array, f"uint{8 * width}").astype(jnp.uint32)
+
+    def hashes(lane):
+        position = jnp.uint32(lane)
+        for axis, size in enumerate(bits.shape):
+            along = _mixed(jnp.arange(size, dtype=jnp.uint32) * 16 + 2 * axis + lane)
+            position += along.reshape([-1 if a == axis else 1 for a in range(bits.ndim)])
+        return _mixed(bits + position)
+
+    # Both sums in one reduction: XLA then reads the array once and writes no hash to memory.
+    zero = jnp.uint32(0)
+    add = lambda total, new: (total[0] + new[0], total[1] + new[1])
+    return jax.lax.reduce((hashes(0), hashes(1)), (zero, zero), add, range(bits.ndim))
+
+
+def _mixed(x):
+    """The 32-bit finalizer of MurmurHash3, a bijection."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)

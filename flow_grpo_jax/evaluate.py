@@ -1,6 +1,6 @@
 """Held-out evaluation: every question once, all of them in the denominator."""
 
-from flow_grpo_jax import metrics, rewards, rollout
+from flow_grpo_jax import metrics, processes, rewards, rollout
 
 
 def evaluate(questions, *, step, tool_names, **how):
@@ -17,10 +17,12 @@ def evaluate(questions, *, step, tool_names, **how):
     """
     groups = rollout.collect(questions, group=1, step=step, **how)
     trajectories = [group[0] for group in groups]
-    scores = [
-        rewards.score(question, trajectory.answer)
-        for question, trajectory in zip(questions, trajectories, strict=True)
-    ]
+    scores = processes.of_first(  # one verdict for all, whatever a checker depends on
+        [
+            rewards.score(question, trajectory.answer)
+            for question, trajectory in zip(questions, trajectories, strict=True)
+        ]
+    )
     correct, total = sum(score.value == 1 for score in scores), len(scores)
     values = {
         "eval/success": correct / total,

@@ -15,6 +15,7 @@ from absl import logging
 
 from agents import effects, solve
 from agents.trajectory import Trajectory
+from flow_grpo_jax import processes
 from models.engine.types import Request, Sampling
 from tools import protocol
 
@@ -78,10 +79,10 @@ def collect(
     on_finished=lambda trajectory: None,
     on_event=lambda event: None,
 ):
-    """Solves every question `group` times.
+    """Solves every question `group` times; of several processes, each solves its share of them.
 
     Args:
-      questions: Q dicts with "id" and "question".
+      questions: Q dicts with "id" and "question", the same in every process.
       group: G, trajectories of each question.
       engine: `models.engine.engine.Engine` serving "policy" and "frozen".
       tools: dict name -> Tool.
@@ -92,22 +93,29 @@ def collect(
       on_event: called with every effect and every reply to one, as they happen.
 
     Returns:
-      trajectories_QG: list of Q lists of G `Trajectory`, in order whatever finished first.
+      trajectories_QG: list of Q lists of G `Trajectory`, in order whatever finished first; the
+      same in every process.
     """
     driver = _Driver(
         questions, engine, tokenizer, tools, pool, settings, step, on_finished, on_event
     )
-    try:
-        waiting = collections.deque(itertools.product(range(len(questions)), range(group)))
-        while waiting or driver.running:
-            if should_stop():
-                raise Stopped
-            while waiting and len(driver.running) < settings.in_flight:
-                driver.start(*waiting.popleft())
-            driver.turn_the_crank()
-    finally:
-        driver.abandon()
-    return [[driver.finished[q, g] for g in range(group)] for q in range(len(questions))]
+    mine = processes.share(len(questions))
+
+    def solve_mine():
+        try:
+            waiting = collections.deque(itertools.product(mine, range(group)))
+            while waiting or driver.running:
+                if should_stop():
+                    raise Stopped
+                while waiting and len(driver.running) < settings.in_flight:
+                    driver.start(*waiting.popleft())
+                driver.turn_the_crank()
+        finally:
+            driver.abandon()
+        return [(q, [driver.finished[q, g] for g in range(group)]) for q in mine]
+
+    group_of = dict(processes.together(solve_mine, stop=Stopped))
+    return [group_of[q] for q in range(len(questions))]
 
 
 class _Driver:

@@ -7,13 +7,19 @@ def base():
     c = ConfigDict()
     c.seed = 0
     c.steps = 100
+    c.compile_cache = "auto"  # folder of compiled programs; "auto": in ~/.cache, none on CPU
 
     c.model = ConfigDict()
     c.model.path = ""  # Hugging Face folder of the initial planner and of the frozen modules
     c.model.dtype = "float32"  # compute dtype; masters are float32
-    c.model.remat = "none"  # or "dots", "full": what the backward pass recomputes; models/qwen2.py
+    c.model.remat = "none"  # or "dots", "attention", "full": what is kept; models/qwen2.py
+    c.model.attention = "auto"  # or a backend by name; models/attention.py
+    c.model.lora = ConfigDict({"rank": 0, "alpha": 32.0})  # rank 0: all parameters are trained
+    c.model.lora.targets = ("q_proj", "k_proj", "v_proj", "o_proj")
+    c.model.lora.targets += ("gate_proj", "up_proj", "down_proj")
 
     c.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})  # -1: all remaining devices
+    c.mesh.sequence = False  # between blocks, positions of a row are spread over `tensor`
 
     c.data = ConfigDict()
     c.data.train = ""  # JSONL, JSON, Parquet or a TFDS array_record folder
@@ -46,9 +52,10 @@ def base():
     c.engine.decode_steps = 8
 
     c.batch = ConfigDict()
-    c.batch.row_lengths = (1_024, 2_048, 4_096, 8_192, 20_480)
-    c.batch.rows = (8, 8, 8, 8, 8)  # of one micro-batch, for each row length
-    c.batch.response_lengths = (256, 2_048)
+    c.batch.layout = "tree"  # or "packed", "padded"; flow_grpo_jax/batching.py
+    c.batch.row_lengths = (12_288, 20_480)
+    c.batch.response_lengths = (6_144, 8_192)  # most sampled tokens in a row, for each row length
+    c.batch.rows = (1, 1)  # of a micro-batch on each share of the mesh (data * fsdp shares)
     c.batch.logprob_chunk = 512  # tokens whose logits exist at once
 
     c.loss = ConfigDict()
@@ -70,6 +77,7 @@ def base():
     c.optim.eps = 1e-8
     c.optim.weight_decay = 0.01
     c.optim.clip_norm = 1.0
+    c.optim.moment_dtype = "float32"  # or "bfloat16": saves 4 bytes a parameter
 
     c.eval = ConfigDict()
     c.eval.every = 0  # steps; 0 = only before and after

@@ -22,9 +22,9 @@ def get_config():
     c.rollout.max_module_tokens = 32
 
     c.engine.prompt_buckets = (32, 64, 96, 128, 224)
-    c.batch.row_lengths = (64, 96, 128, 160, 256)
-    c.batch.rows = (32, 32, 32, 32, 16)
-    c.batch.response_lengths = (32,)
+    c.batch.row_lengths = (256,)
+    c.batch.response_lengths = (128,)
+    c.batch.rows = (16,)
 
     c.optim.lr = 3e-4
     c.eval.every = 10

@@ -165,7 +165,7 @@ def test_export_has_the_logits_of_the_trained_policy(finished, tmp_path):
     _, params, _ = session.restore_policy(finished, config)
     token_BT = np.arange(40, dtype=np.int32).reshape(2, 20) * 7 % 2048
     with jax.default_matmul_precision("highest"):
-        ours = params.logits(params.hidden(token_BT, np.ones_like(token_BT)))
+        ours = params.logits(params.hidden(token_BT, np.full_like(token_BT, token_BT.shape[1])))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     with torch.no_grad():
         theirs = model(torch.tensor(token_BT, dtype=torch.long)).logits.numpy()

@@ -1,0 +1,29 @@
+"""Measures speed: each benchmark is a module of experiments/benchmarks.
+
+python -m experiments.benchmark update --help
+"""
+
+import sys
+
+from experiments import command, exits
+from experiments.benchmarks import loading, update
+
+BENCHMARKS = {"loading": loading, "update": update}
+
+
+def main(arguments):
+    """Runs the benchmark named by the first argument; the others are its flags."""
+    name = arguments[1] if len(arguments) > 1 else ""
+    if name not in BENCHMARKS:
+        sys.stderr.write(
+            f"error: benchmark {name!r} is unknown; valid: {', '.join(BENCHMARKS)}. For example: "
+            f"python -m experiments.benchmark {next(iter(BENCHMARKS))} --help\n"
+        )
+        sys.exit(exits.BAD_FLAGS)
+    sys.argv = [f"{arguments[0]} {name}", *arguments[2:]]
+    BENCHMARKS[name].define_flags()
+    command.run(BENCHMARKS[name].main, required=())
+
+
+if __name__ == "__main__":
+    main(sys.argv)

@@ -1,0 +1,189 @@
+"""What the update benchmark trains on: model sizes, and random turns of stated lengths.
+
+Dimensions:
+  Q questions    G rollouts of a question
+"""
+
+import dataclasses
+
+import numpy as np
+
+from flow_grpo_jax import batching, packing
+from models import published, qwen2
+
+# The method's lengths in tokens, for AgentFlow's prompts with Qwen's tokenizer: what a question's
+# first prompt holds, what each further turn adds to it, the instructions at the end of every
+# prompt, and the response. Medians of log-normal draws, but for the end, which never changes.
+FIRST, MEMORY, END, RESPONSE = 2_200, 750, 310, 350
+SPREAD = {"first": 0.1, "memory": 0.6, "response": 0.6}  # standard deviation of the logarithm
+MOST_PROMPT, MOST_RESPONSE = 18_432, 2_048  # of the paper's configuration
+TURNS = (1, 1, 2, 2, 2, 2, 3, 3)  # of the rollouts of a question, in random order; G = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """A model, and how much of it is measured.
+
+    shape: of the model. rank: of LoRA adapters on every matrix; 0 trains all parameters.
+    row, rows: tokens of a row and rows of a micro-batch in the uniform load, of `batches` such.
+    divide: what the method's lengths are divided by in the log-normal load.
+    questions: of the log-normal load.
+    """
+
+    shape: qwen2.Config
+    row: int
+    rows: int
+    batches: int
+    divide: int
+    questions: int
+    rank: int = 0
+
+
+SIZES = {
+    # The quickstart's planner: 1.05 M parameters.
+    "nano": Size(
+        qwen2.Config(2_048, 128, 384, 4, 4, 2, 32, rope_theta=10_000.0, initializer_range=0.05),
+        row=256,
+        rows=8,
+        batches=2,
+        divide=20,
+        questions=4,
+    ),
+    "20m": Size(
+        qwen2.Config(8_192, 384, 1_536, 8, 6, 2, 64, initializer_range=0.05),
+        row=512,
+        rows=4,
+        batches=2,
+        divide=16,
+        questions=1,
+    ),
+    "1.5b": Size(published.SIZES["1.5b"], row=4_096, rows=4, batches=4, divide=5, questions=8),
+    "7b-lora": Size(
+        published.SIZES["7b"], row=4_096, rows=4, batches=4, divide=5, questions=8, rank=64
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """Samples of one optimizer step.
+
+    most_prompt, most_response: tokens that the configuration allows; a trainer of fixed shapes
+    pads to them. adv_QG: an advantage for each trajectory.
+    """
+
+    samples: tuple[batching.TurnSample, ...]
+    adv_QG: np.ndarray
+    most_prompt: int
+    most_response: int
+
+    @property
+    def useful_tokens(self):
+        """Tokens of all samples, each counted alone."""
+        return sum(len(s.prompt_tokens) + len(s.response_tokens) for s in self.samples)
+
+    @property
+    def sampled_tokens(self):
+        return sum(len(s.response_tokens) for s in self.samples)
+
+    @property
+    def longest(self):
+        """Tokens of the longest sample that the configuration allows."""
+        return self.most_prompt + self.most_response
+
+
+def uniform(size, seed):
+    """Load of rows that are all full, ten prompt tokens to a response token; nothing is shared."""
+    rng = np.random.default_rng(seed)
+    response = max(1, size.row // 11)
+    drawn = _Drawn(rng, size.shape.vocab_size)
+    samples = [
+        drawn.sample(drawn.tokens(size.row - response), response, trajectory=i, group=0)
+        for i in range(size.rows * size.batches)
+    ]
+    adv_QG = rng.normal(size=(1, len(samples)))
+    return Load(tuple(samples), adv_QG, size.row - response, response)
+
+
+def lognormal(size, seed):
+    """Load of the method's shape: G = 8 rollouts of 1 to 3 turns, with their common prefixes.
+
+        turn 1   first        end  response
+        turn 2   first memory end  response
+        turn 3   first memory memory end  response
+
+    The rollouts of a question have `first` in common, all prompts `end`.
+    """
+    rng = np.random.default_rng(seed)
+    most_prompt, most_response = MOST_PROMPT // size.divide, MOST_RESPONSE // size.divide
+    drawn = _Drawn(rng, size.shape.vocab_size)
+
+    def length(median, spread, most):
+        tokens = median / size.divide * rng.lognormal(0.0, SPREAD[spread])
+        return int(np.clip(round(tokens), 1, most))
+
+    end, samples = drawn.tokens(END // size.divide), []
+    for q in range(size.questions):
+        first = drawn.tokens(length(FIRST, "first", most_prompt // 2))
+        room = (most_prompt - len(first) - len(end)) // (max(TURNS) - 1)
+        for g, turns in enumerate(rng.permutation(TURNS)):
+            prompt = first
+            for _ in range(turns):
+                response = length(RESPONSE, "response", most_response)
+                trajectory = q * len(TURNS) + g
+                samples.append(drawn.sample(prompt + end, response, trajectory, q))
+                prompt = prompt + drawn.tokens(length(MEMORY, "memory", room))
+    adv_QG = rng.normal(size=(size.questions, len(TURNS)))
+    return Load(tuple(samples), adv_QG, most_prompt, most_response)
+
+
+LOADS = {"uniform": uniform, "lognormal": lognormal}
+
+
+class _Drawn:
+    """Random ids, and log-probs near those of a model that knows nothing."""
+
+    def __init__(self, rng, vocabulary):
+        self.rng, self.vocabulary = rng, vocabulary
+
+    def tokens(self, count):
+        # 0 and 1 stay free: a peer finds padding and ends by them.
+        return tuple(self.rng.integers(2, self.vocabulary, count).tolist())
+
+    def sample(self, prompt, responses, trajectory, group):
+        logprobs = -np.log(self.vocabulary) + 0.2 * self.rng.normal(size=responses)
+        return batching.TurnSample(
+            prompt, self.tokens(responses), tuple(logprobs.tolist()), trajectory, group
+        )
+
+
+def weigh_equally(tokens_S, trajectory_S, micro_S, *, trajectories, constant_length):
+    """1 / samples: the one weighting that all peers have."""
+    return np.full(len(tokens_S), 1.0 / len(tokens_S))
+
+
+def micro_batches(load, layout, *, row_lengths, rows):
+    """The step's TurnBatches; A of a row is sized by what the load puts in such a row."""
+    sequences = [np.array(s.prompt_tokens + s.response_tokens) for s in load.samples]
+    filled = load.useful_tokens
+    if layout == "tree":
+        ordered = sorted(sequences, key=lambda x: x.tolist())
+        pairs = zip(ordered[:-1], ordered[1:], strict=True)
+        filled -= sum(packing.common_prefix(a, b) for a, b in pairs)
+    share = 1.25 * load.sampled_tokens / filled
+    least = max(len(s.response_tokens) for s in load.samples)
+    sampled = [
+        least if layout == "padded" else max(least, -(-int(share * tokens) // 16) * 16)
+        for tokens in row_lengths
+    ]
+    (batches,) = batching.build(
+        load.samples,
+        adv_QG=load.adv_QG,
+        valid_QG=np.ones(load.adv_QG.shape, bool),
+        weigh=weigh_equally,
+        layout=layout,
+        row_lengths=row_lengths,
+        rows=rows,
+        response_lengths=sampled,
+    )
+    return batches

@@ -1,0 +1,536 @@
+"""How fast the update is, against the peers a user would otherwise take, in one interleaved run.
+
+    python -m experiments.benchmark update --models=nano,20m \
+        --torch_python=.venv/bin/python --tunix_python=tunix/bin/python --out=update.json
+    python -m experiments.benchmark update --models=1.5b,7b-lora --out=update.json
+
+The second line is for one accelerator with 139 GiB and takes less than ten minutes. The peers are
+optional (on a GPU, set XLA_PYTHON_CLIENT_PREALLOCATE=false to leave them memory). Each runs in an
+environment of its own, made by
+
+    python3 -m venv tunix && tunix/bin/pip install google-tunix jax==0.10.2 flax==0.12.8
+    make test        (its .venv holds torch and transformers)
+
+A step is everything from laid-out samples to new weights: the reference pass, forward and backward
+of the policy, clipping, AdamW. All train the same samples from the same weights with the same loss,
+gradient accumulation and precision; policy loss and KL must agree before anything is timed. The
+learning rate is so small that the weights stay the same, so all steps do. Rounds alternate between
+the contestants, each in turn, and a comparison is the median over rounds of the ratio within one.
+Laying out samples is not timed for anyone but Tunix's packing, which is part of its step.
+
+    uniform      rows that are all full, of one turn each: speed per padded token
+    lognormal    the method's turns, ten prompt tokens for each response token, 1 to 3 turns, 8
+                 rollouts a question; see loads.py
+
+The peers lay out as they do: torch pads to the longest prompt and the longest response of the step
+(as TRL does), Tunix to the longest that the configuration allows; "tunix-packed" switches on its
+packing of the policy's pass. Logits: torch makes them at response positions, Tunix everywhere.
+
+    useful tok/s     tokens of the samples / s, each sample counted alone
+    useful/computed  of the tokens that were computed; above 1 where prefixes are shared
+    MFU              6 N (LoRA: 4 N) FLOPs a useful token with the unembedding in N, plus causal
+                     attention at half of T * T, over the best matmul rate of this run. No credit
+                     for recomputation, nor for the reference pass. A shared prefix counts once.
+    done             the same share for the FLOPs that had to be done: unembedding at response
+                     positions alone, and the forward pass of the reference.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import functools
+import json
+import os
+import pathlib
+import platform
+import resource
+import sys
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags, logging
+
+from experiments import command
+from experiments.benchmarks import loads
+from experiments.benchmarks.peers import link
+from experiments.planning import formulas
+from flow_grpo_jax import files, logprobs, packing, update
+from models import attention, huggingface, lora, qwen2
+
+LOSS = dict(clip_low=0.2, clip_high=0.3, dual_clip=3.0, kl_coef=1e-3)
+# Too small to change a weight: every step starts from the same ones.
+OPTIMIZER = dict(lr=1e-12, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip_norm=1.0)
+# Relative; policy loss and KL of all contestants, by compute dtype. Measured: 1e-6 in float32.
+AGREEMENT = {"float32": 1e-4, "bfloat16": 5e-2}
+PEERS = {"torch": "torch", "tunix": "tunix", "tunix-packed": "tunix"}
+SAME_LOSS = ("torch", "tunix")  # packed rows change what Tunix's loss averages over
+PROBE_VOCABULARY, PROBE_WIDTH, PROBE_TOKENS = 151_936, 256, (1_024, 4_096)
+
+
+# ---- what is measured --------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Contestant:
+    """Something that can do the step.
+
+    step: () -> dict with seconds, and what the contestant knows of policy, kl, grad_norm,
+      compiled, peak_bytes. computed_tokens: padding included. layout: in words.
+    flops: (by the usual formula, that had to be done).
+    """
+
+    step: object
+    computed_tokens: int
+    layout: str
+    flops: tuple[float, float]
+    reports: list = dataclasses.field(default_factory=list)
+
+
+class Ours:
+    """The update of this repository on one size."""
+
+    def __init__(self, size, *, dtype, remat, attend, chunk, seed):
+        key_model, key_reference, key_adapters = jax.random.split(jax.random.key(seed), 3)
+        make = functools.partial(qwen2.Qwen2, config=size.shape)
+        assemble = update.whole_model
+        if size.rank:
+            self.frozen = jax.jit(functools.partial(make, dtype=dtype))(key_model)
+            settings = lora.Settings(rank=size.rank, alpha=2.0 * size.rank)
+            params = jax.jit(functools.partial(lora.init, settings=settings))(
+                self.frozen, key_adapters
+            )
+            assemble = lora.combine
+        else:
+            params = jax.jit(make)(key_model)
+            self.frozen = jax.jit(functools.partial(make, dtype=dtype))(key_reference)
+        optimizer = update.make_optimizer(warmup_steps=0, **OPTIMIZER)
+        self.state = update.init(params, optimizer)
+        self.make_update = functools.partial(
+            update.Update,
+            optimizer,
+            execution=qwen2.Execution(dtype=dtype, remat=remat, attend=attention.make(attend)),
+            temperature=1.0,
+            chunk=chunk,
+            assemble=assemble,
+            donate_params=True,
+            **LOSS,
+        )
+
+    def save(self, folder):
+        """Writes policy and reference as Hugging Face folders; returns their paths."""
+        paths = {"folder": folder / "policy", "reference": folder / "reference"}
+        huggingface.save(paths["folder"], self.state.params)
+        huggingface.save(paths["reference"], self.frozen, dtype=np.float32)
+        return {name: str(path) for name, path in paths.items()}
+
+    def step(self, run, batches):
+        """One optimizer step by an Update from `make_update`."""
+        jax.block_until_ready(self.state)
+        started = time.perf_counter()
+        self.state, metrics = run(self.state, self.frozen, [batches])
+        jax.block_until_ready(self.state)
+        return {
+            "seconds": time.perf_counter() - started,
+            "policy": metrics["loss/policy"],
+            "kl": metrics["loss/kl"],
+            "grad_norm": metrics["optim/grad_norm"],
+            "compiled": run.compile_count,
+            "peak_bytes": peak_bytes(),
+        }
+
+
+def peak_bytes():
+    """Largest device memory so far; on CPU the resident size of the process."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return statistics.get("peak_bytes_in_use", host)
+
+
+def useful_flops(size, *, tokens, pairs, sampled):
+    """(FLOPs of training by the usual formula, FLOPs that had to be done).
+
+    Args:
+      tokens: that have to be computed. pairs: of a query and a key that it sees, of all of these.
+      sampled: of the tokens, those that carry loss.
+    """
+    shape = size.shape
+    layers = shape.num_hidden_layers * formulas.layer_parameters(shape)
+    head = shape.vocab_size * shape.hidden_size
+    width = shape.num_hidden_layers * shape.num_attention_heads * shape.head_dim
+    passes = 4 if size.rank else 6
+    usual = passes * (layers + head) * tokens + 12 * width * pairs
+    reference = 2 * layers * tokens + 2 * head * sampled + 4 * width * pairs
+    done = passes * (layers * tokens + head * sampled) + 12 * width * pairs + reference
+    return float(usual), float(done)
+
+
+def flops_alone(size, load):
+    """`useful_flops` of the samples, each on its own."""
+    length_S = np.array([len(s.prompt_tokens) + len(s.response_tokens) for s in load.samples])
+    return useful_flops(
+        size,
+        tokens=int(length_S.sum()),
+        pairs=int((length_S * (length_S + 1) // 2).sum()),
+        sampled=load.sampled_tokens,
+    )
+
+
+def flops_of_batches(size, batches):
+    """`useful_flops` of TurnBatches: a prefix that is shared counts once."""
+    tokens = pairs = 0
+    for batch in batches:
+        seen_by_BT = batch.until_BT - np.arange(batch.until_BT.shape[1])  # queries, of each key
+        real_BT = batch.until_BT > 0
+        tokens += int(real_BT.sum())
+        pairs += int(seen_by_BT[real_BT].sum())
+    return useful_flops(
+        size, tokens=tokens, pairs=pairs, sampled=sum(int(b.mask_BA.sum()) for b in batches)
+    )
+
+
+def matmul_rate(dtype):
+    """FLOP/s of one large square product, best of several runs."""
+    on_cpu = jax.default_backend() == "cpu"
+    n, times = (2_048, 1) if on_cpu else (8_192, 8)
+    a_NN, b_NN = (jnp.full((n, n), 1.0 / n, dtype) for _ in range(2))
+    chain = jax.jit(lambda a, b: jax.lax.fori_loop(0, times, lambda _, x: x @ b, a))
+    jax.block_until_ready(chain(a_NN, b_NN))
+    best = float("inf")
+    for _ in range(4):
+        started = time.perf_counter()
+        jax.block_until_ready(chain(a_NN, b_NN))
+        best = min(best, time.perf_counter() - started)
+    return times * 2.0 * n**3 / best
+
+
+def logprob_temporaries(chunk):
+    """Temporary bytes of forward and backward of log-probs, by how it is done and tokens.
+
+    Compiled only. V is Qwen's vocabulary; D is small, so that what is counted is logits.
+    """
+    config = qwen2.Config(PROBE_VOCABULARY, PROBE_WIDTH, PROBE_WIDTH, 1, 4, 1, 64)
+    model = jax.eval_shape(lambda: qwen2.Qwen2(jax.random.key(0), config))
+
+    def ours(model, hidden_BAD, target_BA):
+        how = dict(temperature=1.0, chunk=chunk)
+        mask_BA = jnp.ones(target_BA.shape, bool)
+        return logprobs.token_logprobs(model, hidden_BAD, target_BA, mask_BA, **how)[0].sum()
+
+    def naive(model, hidden_BAD, target_BA):
+        logp_BAV = jax.nn.log_softmax(model.logits(hidden_BAD))
+        return jnp.take_along_axis(logp_BAV, target_BA[:, :, None], axis=-1).sum()
+
+    found = {}
+    for name, function in (("ours", ours), ("naive", naive)):
+        for tokens in PROBE_TOKENS:
+            arguments = (
+                model,
+                jax.ShapeDtypeStruct((1, tokens, PROBE_WIDTH), jnp.float32),
+                jax.ShapeDtypeStruct((1, tokens), jnp.int32),
+            )
+            compiled = jax.jit(jax.grad(function, argnums=(0, 1))).lower(*arguments).compile()
+            found[f"{name} {tokens}"] = compiled.memory_analysis().temp_size_in_bytes
+    return found
+
+
+# ---- one load ----------------------------------------------------------------------------------
+
+
+def our_contestants(ours, size, load, name):
+    """{name: Contestant} of the layouts that differ on this load."""
+    contestants = {}
+    for layout in packing.LAYOUTS if name == "lognormal" else ("padded",):
+        T, tokens = -(-load.longest // 64) * 64, size.row * size.rows
+        lengths = (T,) if name == "uniform" else (T // 4, T)
+        rows = [max(1, tokens // length) for length in lengths]
+        batches = loads.micro_batches(load, layout, row_lengths=lengths, rows=rows)
+        shapes = sorted({batch.token_BT.shape for batch in batches})
+        contestants[f"ours {layout}"] = Contestant(
+            functools.partial(ours.step, ours.make_update(), batches),
+            sum(batch.token_BT.size for batch in batches),
+            f"{len(batches)} micro-batches of {' or '.join('x'.join(map(str, s)) for s in shapes)}",
+            flops_of_batches(size, batches),
+        )
+    return contestants
+
+
+def peer_contestant(peer, name, size, load):
+    """Contestant of a running peer."""
+    samples = [
+        dict(
+            prompt=s.prompt_tokens,
+            response=s.response_tokens,
+            logprobs=s.logprobs,
+            advantage=float(load.adv_QG.flat[s.trajectory]),
+        )
+        for s in load.samples
+    ]
+    reply = peer.ask(
+        "batch",
+        samples=samples,
+        rows=size.rows,
+        max_prompt=load.most_prompt,
+        max_response=load.most_response,
+        packed=load.longest if name == "tunix-packed" else 0,
+    )
+    step = functools.partial(peer.ask, "step")
+    return Contestant(step, reply["computed_tokens"], reply["layout"], flops_alone(size, load))
+
+
+def check_agreement(contestants, dtype):
+    """RuntimeError unless the first steps computed the same policy loss and KL."""
+    limit = AGREEMENT[dtype.name]
+    comparable = {
+        name: c.reports[0]
+        for name, c in contestants.items()
+        if name.startswith("ours") or name in SAME_LOSS
+    }
+    first, *others = comparable
+    for value in ("policy", "kl"):
+        reference = comparable[first][value]
+        for name in others:
+            apart = abs(comparable[name][value] - reference)
+            if apart > limit * max(abs(reference), 1e-2):
+                raise RuntimeError(
+                    f"{name} computes {value} = {comparable[name][value]:.7g}, {first} "
+                    f"{reference:.7g}: they do not do the same step, so speeds do not compare."
+                )
+
+
+def measure(contestants, rounds, dtype):
+    """Runs the rounds; returns the best matmul rate seen in between."""
+    for name, contestant in contestants.items():
+        report = contestant.step()
+        logging.info("%-14s first step %6.1f s, %s", name, report["seconds"], contestant.layout)
+        contestant.reports.append(report)
+    check_agreement(contestants, dtype)
+    rate = 0.0
+    for number in range(rounds):
+        rate = max(rate, matmul_rate(dtype))
+        for contestant in contestants.values():
+            contestant.reports.append(contestant.step())
+        logging.info("round %d of %d", number + 1, rounds)
+    return rate
+
+
+def summarise(contestants, load, rate):
+    """{name: values} of a measured load."""
+    seconds = {
+        name: np.array([report["seconds"] for report in c.reports[1:]])
+        for name, c in contestants.items()
+    }
+    results = {}
+    for name, contestant in contestants.items():
+        median = float(np.median(seconds[name]))
+        usual, done = contestant.flops
+        first = contestant.reports[0]
+        results[name] = {
+            "layout": contestant.layout,
+            "seconds": seconds[name].tolist(),
+            "median_seconds": median,
+            "computed_tokens": contestant.computed_tokens,
+            "computed_tokens_per_second": contestant.computed_tokens / median,
+            "useful_tokens_per_second": load.useful_tokens / median,
+            "useful_share": load.useful_tokens / contestant.computed_tokens,
+            "mfu": usual / median / rate,
+            "mfu_done": done / median / rate,
+            "compiled": first.get("compiled"),
+            "peak_bytes": contestant.reports[-1]["peak_bytes"],
+            "policy": first["policy"],
+            "kl": first["kl"],
+            "grad_norm": first.get("grad_norm"),
+            # How many times as long the other one takes, within a round.
+            "faster_than": {
+                other: spread(seconds[other] / seconds[name])
+                for other in contestants
+                if other in PEERS and other != name
+            },
+        }
+    return results
+
+
+def spread(ratios):
+    """Median and range of ratios, one a round."""
+    return {"median": float(np.median(ratios)), "range": [float(ratios.min()), float(ratios.max())]}
+
+
+# ---- report ------------------------------------------------------------------------------------
+
+
+def table(results):
+    """Lines of text."""
+    peers = [name for name in PEERS if name in results]
+    head = ["", "s/step", "tok/s", "useful tok/s", "useful/comp.", "MFU", "done", "programs", "GiB"]
+    rows = [head + [f"x {peer}" for peer in peers]]
+    for name, r in results.items():
+        ratios = [r["faster_than"].get(peer) for peer in peers]
+        rows.append(
+            [
+                name,
+                f"{r['median_seconds']:.3f}",
+                f"{r['computed_tokens_per_second']:,.0f}",
+                f"{r['useful_tokens_per_second']:,.0f}",
+                f"{r['useful_share']:.3f}",
+                f"{r['mfu']:.3f}",
+                f"{r['mfu_done']:.3f}",
+                "-" if r["compiled"] is None else str(r["compiled"]),
+                f"{r['peak_bytes'] / 2**30:.2f}",
+                *[
+                    "-" if q is None else "{:.2f} [{:.2f}, {:.2f}]".format(q["median"], *q["range"])
+                    for q in ratios
+                ],
+            ]
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(pairs))
+        for pairs in [list(zip(row, widths, strict=True)) for row in rows]
+    ]
+
+
+def write_lines(lines):
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()
+
+
+# ---- the command -------------------------------------------------------------------------------
+
+
+def define_flags():
+    flags.DEFINE_list("models", None, f"Of {', '.join(loads.SIZES)}. By default what fits here.")
+    flags.DEFINE_list("loads", list(loads.LOADS), f"Of {', '.join(loads.LOADS)}.")
+    flags.DEFINE_string("torch_python", "", "Interpreter for the torch peer; empty = without it.")
+    flags.DEFINE_string("tunix_python", "", "Interpreter for the Tunix peers; empty = without.")
+    flags.DEFINE_bool("tunix_packed", True, "Also run Tunix with its sequence packing.")
+    flags.DEFINE_bool("torch_compile", False, "Compile the torch peer's models.")
+    flags.DEFINE_integer("rounds", 5, "Timed steps of each contestant.", lower_bound=1)
+    flags.DEFINE_integer("threads", 0, "CPU threads of torch; 0 = one for each core.")
+    flags.DEFINE_string("attention", "auto", "Of models/attention.py.")
+    flags.DEFINE_string("remat", "dots", "What our backward pass recomputes; models/qwen2.py.")
+    flags.DEFINE_integer("chunk", 512, "Tokens whose logits we hold at once.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "Of weights and samples.")
+    flags.DEFINE_bool("logprobs", True, "Also measure the memory of log-probs.")
+    flags.DEFINE_string("out", "", "JSON file to write.")
+
+
+def known(flag, names, valid):
+    unknown = sorted(set(names) - set(valid))
+    if unknown or not names:
+        raise command.ConfigError(
+            f"--{flag} holds {', '.join(unknown) or 'nothing'}; valid: {', '.join(valid)}."
+        )
+    return list(names)
+
+
+def benchmark_size(name, values):
+    """Measures all loads of one size; returns {load: results}."""
+    size = loads.SIZES[name]
+    on_cpu = jax.default_backend() == "cpu"
+    dtype = jnp.dtype(jnp.float32 if on_cpu else jnp.bfloat16)
+    interpreters = {"torch": values.torch_python, "tunix": values.tunix_python}
+    chosen = {peer: interpreters[kind] for peer, kind in PEERS.items() if interpreters[kind]}
+    if not values.tunix_packed:
+        chosen.pop("tunix-packed", None)
+    if size.rank and chosen:
+        logging.info("%s: the peers train whole models only, so they sit this one out", name)
+        chosen = {}
+    found = {}
+    with contextlib.ExitStack() as stack:
+        threads = values.threads or len(os.sched_getaffinity(0))
+        peers = {
+            peer: stack.enter_context(link.Peer(PEERS[peer], python, threads=threads))
+            for peer, python in chosen.items()
+        }
+        with command.checking_config():
+            ours = Ours(
+                size,
+                dtype=dtype,
+                remat=values.remat,
+                attend=values.attention,
+                chunk=values.chunk,
+                seed=values.seed,
+            )
+        versions = {}
+        if peers:
+            folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            paths = ours.save(folder)
+            settings = dict(
+                dtype=dtype.name,
+                threads=threads,
+                compiled=values.torch_compile,
+                remat=not on_cpu,
+                optimizer=OPTIMIZER,
+                loss=LOSS,
+            )
+            for peer in peers.values():
+                versions |= peer.ask("load", **paths, **settings)["versions"]
+        for load_name in values.loads:
+            load = loads.LOADS[load_name](size, values.seed)
+            contestants = our_contestants(ours, size, load, load_name)
+            for peer_name, peer in peers.items():
+                if not (peer_name == "tunix-packed" and load_name == "uniform"):
+                    contestants[peer_name] = peer_contestant(peer, peer_name, size, load)
+            rate = measure(contestants, values.rounds, dtype)
+            found[load_name] = {
+                "samples": len(load.samples),
+                "useful_tokens": load.useful_tokens,
+                "sampled_tokens": load.sampled_tokens,
+                "matmul_flops_per_second": rate,
+                "peer_versions": versions,
+                "results": summarise(contestants, load, rate),
+            }
+            write_lines(
+                [
+                    "",
+                    f"{name}, {load_name}: {len(load.samples)} samples, {load.useful_tokens:,} "
+                    f"tokens, {load.sampled_tokens:,} sampled; {dtype.name}, matmul "
+                    f"{rate / 1e12:.2f} TFLOP/s",
+                    *table(found[load_name]["results"]),
+                ]
+            )
+    return found
+
+
+def main():
+    values = flags.FLAGS
+    default = ["nano", "20m"] if jax.default_backend() == "cpu" else ["1.5b", "7b-lora"]
+    models = known("models", values.models or default, loads.SIZES)
+    known("loads", values.loads, loads.LOADS)
+    report = {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": jax.devices()[0].device_kind,
+        "backend": jax.default_backend(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "settings": {
+            name: values[name].value for name in ("rounds", "remat", "attention", "chunk", "seed")
+        },
+        "models": {},
+    }
+
+    def save():
+        if values.out:
+            path = pathlib.Path(values.out)
+            files.replace_text(path, json.dumps(report, indent=2) + "\n")
+
+    for name in models:
+        report["models"][name] = benchmark_size(name, values)
+        save()
+    if values.logprobs:
+        report["logprob_temporaries"] = found = logprob_temporaries(values.chunk)
+        few, many = PROBE_TOKENS
+        write_lines(
+            [
+                "",
+                f"log-probs, V = {PROBE_VOCABULARY:,}: temporary MiB, forward and backward",
+                *[f"{name:<12} {size / 2**20:10,.0f}" for name, size in found.items()],
+                f"ours / naive at {many:,} tokens: "
+                f"{found[f'ours {many}'] / found[f'naive {many}']:.3f}; ours at {many:,} / "
+                f"{few:,} tokens: {found[f'ours {many}'] / found[f'ours {few}']:.3f}",
+            ]
+        )
+        save()

@@ -1,0 +1,37 @@
+"""The paper's run: the planner of Qwen2.5-7B-Instruct, fully fine-tuned on search and mathematics.
+
+Every hyperparameter that arXiv 2510.05592 gives is in common.py: 32 questions of 8 rollouts a step,
+3 turns, temperature 0.5, AdamW at 1e-6, KL 0.001, prompts up to 18,432 and responses up to 2,048
+tokens. The batch size in rows, the mesh and the precision are ours.
+
+Cost: the update takes 24 GiB of each of a v5p-8's chips; with argument "v6e8" 20 GiB of a v6e-8's,
+with "v5e16" 11 GiB of a v5e-16's (docs/scaling.md). No run of this size has been timed yet.
+
+    python -m experiments.plan --config=experiments/configs/paper_7b.py --model=7b \\
+        --topology=v5p:2x2x2
+    python -m experiments.train --config=experiments/configs/paper_7b.py --workdir=runs/paper-7b \\
+        --config.model.path=/models/Qwen2.5-7B-Instruct --config.data.train=/data/train.jsonl
+"""
+
+from experiments.configs import common
+
+MESHES = {"v6e8": (4, 2), "v5e16": (4, 4)}  # fsdp, tensor
+
+
+def get_config(arg=""):
+    c = common.base()
+    c.steps = 500
+    c.model.dtype = "bfloat16"
+    c.model.remat = "full"
+    c.mesh.fsdp = -1
+    if arg:
+        if arg not in MESHES:
+            raise ValueError(f"Unknown config argument {arg!r}; valid: {', '.join(MESHES)}.")
+        c.mesh.fsdp, c.mesh.tensor = MESHES[arg]
+        c.mesh.sequence = True
+    return c
+
+
+def sweep(add):
+    for lr in (3e-7, 1e-6, 3e-6):
+        add(**{"optim.lr": lr})

@@ -1,0 +1,184 @@
+"""What an update needs by estimate, and which changes of the config would make it fit."""
+
+import copy
+import dataclasses
+
+from experiments import command
+from experiments.planning import formulas, programs
+from models import sharding
+
+SPARE = 0.1  # of a device's memory: estimates err, and other programs live there too
+WORTH = 0.99  # a change that leaves more than this share of the bytes is not worth its price
+ADAPTER = {"model.lora.rank": 32, "model.lora.alpha": 64.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """Estimated bytes per device. temporaries: of a micro-batch of each row length."""
+
+    parameters: int
+    moments: int
+    gradients: int
+    frozen: int
+    temporaries: dict
+
+    @property
+    def lasting(self):
+        return self.parameters + self.moments + self.gradients + self.frozen
+
+    @property
+    def total(self):
+        """While the largest program runs."""
+        return self.lasting + max(self.temporaries.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """flags: what to add to the command. price: what it costs. total: estimated bytes after it."""
+
+    flags: dict
+    price: str
+    total: float
+
+
+def setting(config, shape, mesh):
+    return formulas.Setting(
+        shape=shape,
+        **{axis: mesh.shape[axis] for axis in sharding.AXES},
+        sequence=config.mesh.sequence and mesh.shape["tensor"] > 1,
+        dtype=config.model.dtype,
+        remat=config.model.remat,
+        chunk=config.batch.logprob_chunk,
+        adapters=programs.adapters(config),
+        reference=bool(config.loss.kl_coef),
+    )
+
+
+def need(config, shape, devices, *, scale=1.0):
+    """Need of a config on so many devices: inputs exactly, temporaries by formula.
+
+    Args:
+      scale: multiplies the formula, such as by what it was off for a program like this one.
+    """
+    mesh = programs.abstract_mesh(config, devices)
+    values = programs.inputs(config, shape, mesh)
+    how = setting(config, shape, mesh)
+    temporaries = {}
+    for batch in values.batches:
+        (rows, tokens), responses = batch.token_BT.shape, batch.index_BA.shape[1]
+        temporaries[tokens] = scale * formulas.temporaries(how, rows, tokens, responses)
+    own = programs.bytes_per_device
+    return Need(
+        parameters=own(values.params),
+        moments=own(values.opt_state),
+        gradients=own(values.grads),
+        frozen=own(values.frozen),
+        temporaries=temporaries,
+    )
+
+
+def changed(config, flags):
+    """A copy of a config with other values, by dotted names."""
+    config = copy.deepcopy(config)
+    with config.unlocked():
+        for name, value in flags.items():
+            *path, last = name.split(".")
+            part = config
+            for field in path:
+                part = part[field]
+            part[last] = value
+    return config
+
+
+def advise(config, shape, devices, memory, *, scale=1.0):
+    """(changes, together): each Change alone, and those that make it fit together.
+
+    Changes that save nothing are left out. `together` holds the first ones in order that suffice,
+    without those that are not needed any more; None if even all of them do not fit.
+    """
+
+    def total(flags):
+        return need(changed(config, flags), shape, devices, scale=scale).total
+
+    limit, alone, chosen = (1 - SPARE) * memory, [], []
+    least = before = total({})
+    for candidate in (_spread, _recompute, _fewer_rows, _small_moments, _adapters, _no_reference):
+        found = candidate(config, shape, devices)
+        if found is not None and total(found[0]) < WORTH * before:
+            alone.append(Change(*found, total(found[0])))
+        found = candidate(changed(config, _merged(chosen)), shape, devices)
+        if least > limit and found is not None:
+            after = total(_merged([*chosen, found]))
+            if after < WORTH * least:
+                chosen, least = [*chosen, found], after
+    if least > limit:
+        return alone, None
+    for one in list(chosen):
+        fewer = [other for other in chosen if other is not one]
+        if total(_merged(fewer)) <= limit:
+            chosen = fewer
+    flags = _merged(chosen)
+    return alone, Change(flags, "; ".join(price for _, price in chosen), total(flags))
+
+
+def _merged(found):
+    return {name: value for flags, _ in found for name, value in flags.items()}
+
+
+# ---- candidates: (flags, price), or None where there is nothing to change ----------------------
+# In the order in which they cost speed or change the method.
+
+
+def _spread(config, shape, devices):
+    """The mesh that needs least, with rows spread over `tensor`."""
+    best, least = None, need(config, shape, devices).total
+    for tensor in _divisors(devices):
+        for fsdp in _divisors(devices // tensor):
+            flags = {
+                "mesh.data": devices // tensor // fsdp,
+                "mesh.fsdp": fsdp,
+                "mesh.tensor": tensor,
+                "mesh.sequence": tensor > 1,
+            }
+            try:
+                total = need(changed(config, flags), shape, devices).total
+            except command.ConfigError:  # heads or rows that such a mesh does not divide
+                continue
+            if total < 0.95 * least:
+                best, least = flags, total
+    return best and (best, "more traffic between devices")
+
+
+def _recompute(config, shape, devices):
+    if config.model.remat == "full":
+        return None
+    return {"model.remat": "full"}, "the forward pass runs twice"
+
+
+def _fewer_rows(config, shape, devices):
+    if set(config.batch.rows) == {1}:
+        return None
+    rows = (1,) * len(config.batch.rows)
+    return {"batch.rows": rows}, "more micro-batches, each at a lower rate"
+
+
+def _small_moments(config, shape, devices):
+    if config.optim.moment_dtype == "bfloat16":
+        return None
+    return {"optim.moment_dtype": "bfloat16"}, "moments rounded at random to 8 bits"
+
+
+def _adapters(config, shape, devices):
+    if config.model.lora.rank:
+        return None
+    return ADAPTER, "adapters are trained, not all parameters"
+
+
+def _no_reference(config, shape, devices):
+    if not config.loss.kl_coef or config.model.lora.rank:
+        return None
+    return {"loss.kl_coef": 0.0}, "nothing holds the policy near where it started"
+
+
+def _divisors(number):
+    return [n for n in range(1, number + 1) if number % n == 0]

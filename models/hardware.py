@@ -1,0 +1,103 @@
+"""What accelerators can do, and the names of groups of them.
+
+A topology is named like "v5e:4x4" (a TPU slice, chips along each dimension of its torus),
+"gpu:h200x1" (GPUs that NVLink joins) or "cpu:8" (virtual devices of this machine).
+"""
+
+import dataclasses
+import math
+import re
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One accelerator.
+
+    memory: bytes a program may use.
+    flops: bf16 products, FLOP/s.
+    bandwidth: of its memory, bytes/s.
+    link: to other chips, bytes/s over all its links, one direction.
+    """
+
+    memory: float
+    flops: float
+    bandwidth: float
+    link: float
+
+
+GiB = 2**30
+
+# TPU: memory is what libtpu admits, rates are Google's data sheets. GPU: memory is what a driver
+# leaves free; the H200's rates were measured (matmul and copy), the others are of NVIDIA's data
+# sheets.
+TPUS = {
+    "v4": Chip(30.75 * GiB, 275e12, 1.23e12, 150e9),
+    "v5e": Chip(15.75 * GiB, 197e12, 0.82e12, 200e9),
+    "v5p": Chip(95.74 * GiB, 459e12, 2.77e12, 600e9),
+    "v6e": Chip(31.25 * GiB, 920e12, 1.64e12, 448e9),
+}
+GPUS = {
+    "a100": Chip(79.0 * GiB, 312e12, 2.04e12, 300e9),
+    "h100": Chip(79.0 * GiB, 989e12, 3.35e12, 450e9),
+    "h200": Chip(139.0 * GiB, 790e12, 4.3e12, 450e9),
+}
+
+KINDS = {"tpu": TPUS, "gpu": GPUS}
+EXAMPLES = "v5e:4x4, v6e:2x4, v5p:2x2x2, v4:2x2x1, gpu:h200x1, gpu:a100x8, cpu:8"
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """A group of like devices.
+
+    kind: "tpu", "gpu" or "cpu". chip: its name in TPUS or GPUS, "" for a CPU.
+    shape: of a TPU slice, chips along three dimensions; else (devices, 1, 1).
+    """
+
+    name: str
+    kind: str
+    chip: str
+    shape: tuple[int, int, int]
+
+    @property
+    def devices(self):
+        return math.prod(self.shape)
+
+    @property
+    def limits(self):
+        """Chip, or None for virtual devices, which share this machine."""
+        return KINDS[self.kind][self.chip] if self.chip else None
+
+
+def topology(name):
+    """The Topology of a name.
+
+    Raises:
+      ValueError: it is none; the message says what is.
+    """
+    kind, _, rest = name.lower().partition(":")
+    if kind == "cpu" and re.fullmatch(r"[1-9]\d*", rest):
+        return Topology(name, "cpu", "", (int(rest), 1, 1))
+    match = re.fullmatch(r"([a-z]+\d+)x([1-9]\d*)", rest)
+    if kind == "gpu" and match and match[1] in GPUS:
+        return Topology(name, "gpu", match[1], (int(match[2]), 1, 1))
+    if kind in TPUS and re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", rest):
+        shape = tuple(int(size) for size in rest.split("x"))
+        flat = kind in ("v5e", "v6e")  # a torus of two dimensions, the others of three
+        if len(shape) == (2 if flat else 3):
+            return Topology(name, "tpu", kind, (*shape, 1)[:3])
+    raise ValueError(
+        f"topology={name!r} is unknown. Valid: a TPU slice ({', '.join(sorted(TPUS))}; two sizes "
+        f"for v5e and v6e, three for v4 and v5p), gpu:NAMExCOUNT ({', '.join(sorted(GPUS))}) or "
+        f"cpu:COUNT, e.g. {EXAMPLES}."
+    )
+
+
+def like_gpus(topology):
+    """The v5p slice that stands in for as many GPUs where something must be compiled.
+
+    The largest memory of a chip that libtpu knows; chips lie along the last dimension.
+    """
+    count = topology.devices
+    shape = (2, 2, count // 4) if count % 4 == 0 else (1, 1, count)
+    return Topology(f"v5p:{'x'.join(map(str, shape))}", "tpu", "v5p", shape)

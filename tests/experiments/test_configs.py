@@ -1,0 +1,111 @@
+"""Every config for real use trains for a step, with a nano model and small sizes."""
+
+import functools
+import importlib.util
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import export, train
+from experiments.configs import quickstart
+from flow_grpo_jax import metrics
+from models import huggingface, qwen2, sharding
+
+FOLDER = pathlib.Path(train.__file__).parent / "configs"
+# Name, argument, how many devices stand for the real ones, and the mesh they form.
+RUNS = [
+    ("paper_7b", (), 2, dict(fsdp=2)),
+    ("paper_7b", ("v5e16",), 4, dict(fsdp=2, tensor=2)),
+    ("search", (), 1, dict()),
+    ("math", (), 1, dict()),
+    ("lora_7b_single_gpu", (), 1, dict()),
+    ("colab_0.5b", (), 1, dict()),
+]
+FOR_REAL = {name for name, *_ in RUNS}
+
+
+def module(name):
+    spec = importlib.util.spec_from_file_location("config", FOLDER / f"{name}.py")
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def reduced(config, mesh):
+    """The config with its choices kept and its sizes those of the quickstart's model."""
+    small = quickstart.get_config()
+    config.steps = 1
+    config.compile_cache = ""
+    config.model.path, config.data.train = small.model.path, small.data.train
+    config.mesh.update(mesh)
+    config.rollout.update(
+        prompts="compact",
+        questions=2,
+        group=2,
+        max_turns=2,
+        max_prompt_tokens=224,
+        max_response_tokens=16,
+        max_module_tokens=16,
+        temperature=1.0,
+    )
+    config.engine.update(slots=4, prompt_buckets=(224,), prefill_rows=4)
+    lengths = (256, 512)[: len(config.batch.row_lengths)]
+    config.batch.row_lengths, config.batch.response_lengths = lengths, lengths
+    if config.model.lora.rank:
+        config.model.lora.rank = 4
+    return config
+
+
+def test_every_config_is_here():
+    assert {path.stem for path in FOLDER.glob("*.py")} - FOR_REAL == {
+        "__init__",
+        "common",
+        "quickstart",
+        "smoke",
+    }
+
+
+@pytest.mark.parametrize("name", sorted(FOR_REAL))
+def test_header_says_what_it_costs_and_how_to_start_it(name):
+    text = module(name).__doc__
+    assert "Cost:" in text
+    assert f"python -m experiments.train --config=experiments/configs/{name}.py" in text
+
+
+@pytest.mark.parametrize("name", sorted(FOR_REAL))
+def test_limits_fit_together(name):
+    config = module(name).get_config()
+    config.data.train = "somewhere"
+    train.check_limits(config)
+    points = []
+    module(name).sweep(lambda **point: points.append(point))
+    flat = config.copy_and_resolve_references()
+    assert len(points) == 3
+    for point in points:
+        flat.update_from_flattened_dict(point)  # every field exists
+
+
+@pytest.fixture
+def quick_compilation():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize(("name", "arguments", "devices", "mesh"), RUNS)
+def test_a_step_of_training(tmp_path, monkeypatch, name, arguments, devices, mesh):
+    few = functools.partial(sharding.make_mesh, devices=jax.devices()[:devices])
+    monkeypatch.setattr(sharding, "make_mesh", few)
+    train.train(reduced(module(name).get_config(*arguments), mesh), tmp_path)
+    (line,) = metrics.read(tmp_path / "metrics.jsonl")
+    assert line["step"] == 1 and line["optim/steps"] == 1 and line["optim/skipped"] == 0
+    assert line["tokens/sharing"] > 1  # the layout is a tree
+    assert line["compile/count"] < 20
+    assert np.isfinite(line["loss/total"]) and np.isfinite(line["optim/grad_norm"])
+    if name.startswith("lora"):  # adapters are merged
+        export.export(tmp_path, tmp_path / "out")
+        assert type(huggingface.load(tmp_path / "out")) is qwen2.Qwen2

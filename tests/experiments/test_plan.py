@@ -1,0 +1,158 @@
+"""Plans: formulas against hand-made numbers, bytes against real arrays, the command end to end."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from experiments import command, plan, train
+from experiments.configs import lora_7b_single_gpu, paper_7b, smoke
+from experiments.planning import formulas, programs
+from flow_grpo_jax import update
+from models import hardware, published, qwen2, sharding
+
+ROOT = pathlib.Path(__file__).parents[2]
+GiB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("size", "matmul", "cache_KiB"),
+    [("0.5b", 0.494e9, 12), ("1.5b", 1.544e9, 28), ("3b", 3.086e9, 36), ("7b", 7.070e9, 56)],
+)
+def test_sizes_by_hand(size, matmul, cache_KiB):
+    """Matmul parameters and bytes of cache a token, of the published shapes."""
+    shape = published.SIZES[size]
+    assert formulas.matmul_parameters(shape) == pytest.approx(matmul, rel=1e-3)
+    assert formulas.cache_bytes(shape, 1) == cache_KiB * 1024
+
+
+@pytest.mark.parametrize(
+    ("size", "chip", "tokens", "thousands"),
+    [("7b", "v5e", 4096, 4.4), ("7b", "h200", 20480, 14.4), ("1.5b", "v5p", 4096, 44.5)],
+)
+def test_training_limit_by_hand(size, chip, tokens, thousands):
+    """Tokens a second at which all products of training take all of a chip."""
+    limits = (hardware.TPUS | hardware.GPUS)[chip]
+    flops = formulas.train_flops(published.SIZES[size], tokens, tokens) / tokens
+    assert limits.flops / flops == pytest.approx(thousands * 1e3, rel=0.02)
+
+
+def test_bytes_are_those_of_placed_arrays():
+    config = paper_7b.get_config()
+    config.mesh.fsdp, config.mesh.tensor = 4, 2
+    shape = published.SIZES["0.5b"]
+    mesh = sharding.make_mesh(fsdp=4, tensor=2)
+    values = programs.inputs(config, shape, mesh)
+    leaves = jax.tree.leaves(values.params)
+    largest = max(leaves, key=lambda leaf: leaf.size)
+    placed = jax.device_put(jnp.zeros(largest.shape, largest.dtype), largest.sharding)
+    assert programs.bytes_per_device([largest]) == placed.addressable_shards[0].data.nbytes
+    assert programs.bytes_per_device(values.opt_state) == pytest.approx(
+        2 * programs.bytes_per_device(values.params), rel=1e-4
+    )
+
+
+def nano(**sizes):
+    """The smoke config on a mesh of eight devices, and a model so wide that weights dominate."""
+    config = smoke.get_config()
+    config.batch.row_lengths, config.batch.response_lengths = (16,), (8,)
+    config.batch.rows = (1,)
+    config.rollout.max_prompt_tokens = config.rollout.max_response_tokens = 8
+    config.mesh.update(sizes)
+    shape = qwen2.Config(
+        vocab_size=64,
+        hidden_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        tie_word_embeddings=False,
+    )
+    return config, shape
+
+
+def test_bytes_of_a_whole_state_are_those_of_its_arrays():
+    config, shape = nano(fsdp=4, tensor=2)
+    mesh = programs.mesh_over(config, jax.devices())
+    values = programs.inputs(config, shape, mesh)
+    optimizer = update.make_optimizer(**config.optim)
+    shardings = jax.tree.map(lambda x: x.sharding, values.params)
+    zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), values.params)
+    state = update.init(jax.jit(zeros, out_shardings=shardings)(), optimizer, shardings=shardings)
+    counted = programs.bytes_per_device((values.params, values.opt_state, values.count))
+    for device in jax.devices():
+        shards = [s for x in jax.tree.leaves(state) for s in x.addressable_shards]
+        assert sum(s.data.nbytes for s in shards if s.device == device) == counted
+
+
+@pytest.mark.slow
+def test_the_gradient_of_a_micro_batch_never_exists_as_a_whole():
+    """With remat "full" the backward pass adds each layer's part to the sum."""
+    config, shape = nano(fsdp=1)
+    config.model.remat, config.loss.kl_coef = "full", 0.0
+    mesh = programs.mesh_over(config, jax.devices()[:1])
+    values = programs.inputs(config, shape, mesh)
+    found = programs.compiled(config, train.choose_variant(config), values, mesh)
+    assert [program.name for program in found] == ["accumulate", "step", "zeros"]
+    assert found[0].temporaries < 0.5 * programs.bytes_per_device(values.grads)
+
+
+def test_what_does_not_fit_is_told_what_would():
+    config = paper_7b.get_config()
+    h200 = hardware.topology("gpu:h200x1")
+    result = plan.plan(config, h200, model="7b", estimate=True)
+    assert result["spare"] < 0.1
+    assert any("moment_dtype=bfloat16" in flag for c in result["changes"] for flag in c["flags"])
+    assert result["together"]["total"] < 0.9 * h200.limits.memory
+    assert "What would help" in plan.as_text(result)
+    adapted = plan.plan(lora_7b_single_gpu.get_config(), h200, model="7b", estimate=True)
+    assert adapted["spare"] > 0.5 and "changes" not in adapted
+
+
+@pytest.mark.parametrize("name", ["v9:2x2", "gpu:b300x1", "v5e", "cpu:0"])
+def test_unknown_topologies_name_valid_ones(name):
+    with pytest.raises(ValueError, match="v5e:4x4"):
+        hardware.topology(name)
+
+
+def test_a_model_must_be_named():
+    with pytest.raises(command.ConfigError, match="--model to a published size: .*7b"):
+        plan.model_shape(paper_7b.get_config(), "")
+    with pytest.raises(command.ConfigError, match="--model='8b' is unknown"):
+        plan.model_shape(paper_7b.get_config(), "8b")
+
+
+@pytest.mark.skipif(programs.has_libtpu(), reason="libtpu is installed")
+def test_missing_compiler_says_how_to_install_it():
+    with pytest.raises(command.ConfigError, match="pip install -e"):
+        programs.devices(hardware.topology("v5e:2x2"))
+
+
+@pytest.mark.slow
+def test_command_compiles_for_virtual_devices():
+    finished = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "experiments.plan",
+            "--config=experiments/configs/smoke.py",
+            "--topology=cpu:2",
+            "--json",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert finished.returncode == 0, finished.stderr
+    result = json.loads(finished.stdout)
+    assert result["devices"] == 2 and result["basis"] == "cpu:2"
+    assert [p["name"] for p in result["programs"]] == ["accumulate", "step", "zeros"]
+    assert all(p["total"] > p["temporaries"] >= 0 for p in result["programs"])
