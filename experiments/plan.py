@@ -18,6 +18,7 @@ import json
 import sys
 
 import jax
+import jax.numpy as jnp
 from absl import flags, logging
 from ml_collections import config_flags
 
@@ -143,12 +144,12 @@ def log_program(program):
 
 
 def parameter_count(shape):
-    return sum(leaf.size for leaf in jax.tree.leaves(session.abstract_model(shape)))
+    return sum(leaf.size for leaf in jax.tree.leaves(programs.abstract_model(shape, jnp.float32)))
 
 
 def engine_bytes(config, shape):
     """Bytes of the sampling engine: weights, and the cache of both weight sets. Not in the plan."""
-    itemsize = jax.numpy.dtype(session.compute_dtype(config)).itemsize
+    itemsize = jnp.dtype(session.compute_dtype(config)).itemsize
     settings = config.rollout
     longest = max(settings.max_response_tokens, settings.max_module_tokens)
     tokens = config.engine.slots * (settings.max_prompt_tokens + longest)

@@ -102,7 +102,7 @@ def advise(config, shape, devices, memory, *, scale=1.0):
 
     limit, alone, chosen = (1 - SPARE) * memory, [], []
     least = before = total({})
-    for candidate in (_spread, _recompute, _fewer_rows, _small_moments, _adapters, _no_reference):
+    for candidate in CANDIDATES:
         found = candidate(config, shape, devices)
         if found is not None and total(found[0]) < WORTH * before:
             alone.append(Change(*found, total(found[0])))
@@ -178,6 +178,37 @@ def _no_reference(config, shape, devices):
     if not config.loss.kl_coef or config.model.lora.rank:
         return None
     return {"loss.kl_coef": 0.0}, "nothing holds the policy near where it started"
+
+
+def _shorter_rows(config, shape, devices):
+    longest, response = max(config.batch.row_lengths), config.rollout.max_response_tokens
+    half = longest // 2
+    if half < 2 * response:
+        return None
+    buckets = zip(
+        config.batch.row_lengths, config.batch.response_lengths, config.batch.rows, strict=True
+    )
+    kept = [bucket for bucket in buckets if bucket[0] < half]
+    kept.append((half, max(response, config.batch.response_lengths[-1] // 2), 1))
+    row_lengths, response_lengths, rows = zip(*kept, strict=True)
+    flags = {
+        "batch.row_lengths": row_lengths,
+        "batch.response_lengths": response_lengths,
+        "batch.rows": rows,
+        "rollout.max_prompt_tokens": min(config.rollout.max_prompt_tokens, half - response),
+    }
+    return flags, "prompts are cut"
+
+
+CANDIDATES = (
+    _spread,
+    _recompute,
+    _fewer_rows,
+    _small_moments,
+    _adapters,
+    _shorter_rows,
+    _no_reference,
+)
 
 
 def _divisors(number):

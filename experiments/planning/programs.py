@@ -156,6 +156,9 @@ def adapters(config):
         return lora.Settings(**config.model.lora)
 
 
+abstract_model = functools.cache(session.abstract_model)  # advice asks for it again and again
+
+
 def inputs(config, shape, mesh):
     """Inputs of the update that a config describes.
 
@@ -167,8 +170,8 @@ def inputs(config, shape, mesh):
       ConfigError: the mesh or the rows do not divide what they should.
     """
     settings = adapters(config)
-    model = session.abstract_model(shape)
-    frozen = session.abstract_model(shape, session.compute_dtype(config))
+    model = abstract_model(shape, jnp.float32)
+    frozen = abstract_model(shape, session.compute_dtype(config))
     params = model
     if settings is not None:
         make = functools.partial(lora.init, settings=settings)

@@ -1,5 +1,6 @@
 """Plans: formulas against hand-made numbers, bytes against real arrays, the command end to end."""
 
+import ast
 import json
 import os
 import pathlib
@@ -12,7 +13,7 @@ import pytest
 
 from experiments import command, plan, train
 from experiments.configs import lora_7b_single_gpu, paper_7b, smoke
-from experiments.planning import formulas, programs
+from experiments.planning import advice, formulas, programs
 from flow_grpo_jax import update
 from models import hardware, published, qwen2, sharding
 
@@ -113,6 +114,48 @@ def test_what_does_not_fit_is_told_what_would():
     assert "What would help" in plan.as_text(result)
     adapted = plan.plan(lora_7b_single_gpu.get_config(), h200, model="7b", estimate=True)
     assert adapted["spare"] > 0.5 and "changes" not in adapted
+
+
+@pytest.mark.parametrize(("size", "topology"), [("14b", "v5e:4x4"), ("7b", "gpu:a100x1")])
+def test_what_is_said_to_fit_does(size, topology):
+    """The flags are the command's, and without those of any one part it would not fit."""
+    config, target = paper_7b.get_config(), hardware.topology(topology)
+    result = plan.plan(config, target, model=size, estimate=True)
+    assert result["spare"] < 0
+    pairs = [flag.removeprefix("--config.").split("=") for flag in result["together"]["flags"]]
+
+    def spare(pairs):
+        values = {
+            name: value if value.isalnum() and not value.isdigit() else ast.literal_eval(value)
+            for name, value in pairs
+        }
+        values = {k: {"True": True, "False": False}.get(v, v) for k, v in values.items()}
+        need = advice.need(advice.changed(config, values), published.SIZES[size], target.devices)
+        return 1 - need.total / target.limits.memory
+
+    assert spare(pairs) >= advice.SPARE
+    for part in {name.split(".")[0] for name, _ in pairs}:
+        assert spare([pair for pair in pairs if pair[0].split(".")[0] != part]) < advice.SPARE
+
+
+def test_nothing_helps_a_model_that_is_far_too_large():
+    config = paper_7b.get_config()
+    result = plan.plan(config, hardware.topology("v5e:2x2"), model="72b", estimate=True)
+    assert result["together"] is None
+    assert "Not even all of it" in plan.as_text(result)
+
+
+@pytest.mark.skipif(not programs.has_libtpu(), reason="libtpu is not installed")
+@pytest.mark.slow
+def test_tpu_programs_compile():
+    config, shape = nano(fsdp=2, tensor=2)
+    config.mesh.sequence = True
+    mesh = programs.mesh_over(config, programs.devices(hardware.topology("v5e:2x2")))
+    found = programs.compiled(
+        config, train.choose_variant(config), programs.inputs(config, shape, mesh), mesh
+    )
+    assert [program.name for program in found] == ["accumulate", "step", "zeros"]
+    assert all(program.total > program.inputs for program in found[:1])
 
 
 @pytest.mark.parametrize("name", ["v9:2x2", "gpu:b300x1", "v5e", "cpu:0"])
