@@ -1,4 +1,4 @@
-"""The host side of one weight set: its queue, its slots and what they have generated so far."""
+"""The host side of one version of a weight set: who runs in which slot and what they have drawn."""
 
 import dataclasses
 
@@ -7,107 +7,174 @@ import numpy as np
 from models.engine import programs, sampling, types
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Running:
-    """A request in a slot. `checked` tokens are known to hold no stop string."""
+    """A request from its submission to its Completion.
+
+    keys: of its full prompt pages.    pages: those it holds, in order.    most_pages: to its end.
+    shared: prompt tokens whose pages others had filled.
+    cursor: prompt tokens that are shared or whose prefill was dispatched.
+    dispatched: most tokens it may have drawn in all calls dispatched so far.
+    checked: drawn tokens known to hold no stop string.
+    ended: its Completion was made; it stays only while others wait for a page that it fills.
+    """
 
     id: int
     request: types.Request
-    weights_version: int
-    tokens: list[int] = dataclasses.field(default_factory=list)
-    logprobs: list[float] = dataclasses.field(default_factory=list)
+    most_pages: int
+    pool: "Pool | None" = None
+    version: int = 0
+    keys: list = dataclasses.field(default_factory=list)
+    pages: list = dataclasses.field(default_factory=list)
+    shared: int = 0
+    cursor: int = 0
+    dispatched: int = 0
     checked: int = 0
+    slot: int | None = None
+    ended: bool = False
+    tokens: list = dataclasses.field(default_factory=list)
+    logprobs: list = dataclasses.field(default_factory=list)
+    raw_logprobs: list = dataclasses.field(default_factory=list)
+    versions: list = dataclasses.field(default_factory=list)
+    top_logprobs: list = dataclasses.field(default_factory=list)
 
-    def completion(self, stop_reason):
+    @property
+    def prompt(self):
+        return self.request.tokens
+
+    @property
+    def prefilled(self):
+        return self.cursor == len(self.prompt)
+
+    @property
+    def wanted_pages(self):
+        """Pages it may still want."""
+        return self.most_pages - len(self.pages)
+
+    @property
+    def private_pages(self):
+        """Pages that it holds and that nobody else can ever hold."""
+        return len(self.pages) - len(self.keys)
+
+    def take(self, tokens, drawn, cells, version):
+        """Appends drawn tokens.
+
+        Args:
+          tokens: list of ids.
+          drawn: a fetched `programs.Drawn`.
+          cells: index of these tokens in its arrays.
+        """
+        self.tokens += tokens
+        self.logprobs += drawn.logprob[cells].tolist()
+        self.raw_logprobs += drawn.raw_logprob[cells].tolist()
+        self.versions += [version] * len(tokens)
+        top = self.request.sampling.top_logprobs
+        if top:
+            ids, values = drawn.top_id[cells][:, :top], drawn.top_logprob[cells][:, :top]
+            for row in zip(ids.tolist(), values.tolist(), strict=True):
+                self.top_logprobs.append(tuple(zip(*row, strict=True)))
+
+    def cut(self, length):
+        """Leaves the first `length` drawn tokens."""
+        for column in (self.tokens, self.logprobs, self.raw_logprobs, self.versions):
+            del column[length:]
+        del self.top_logprobs[length:]
+
+    def completion(self, stop_reason=None, *, first=0):
+        """The Completion of the tokens from `first` on; None as a reason if it goes on."""
         return types.Completion(
-            tokens=np.asarray(self.tokens, np.int32),
-            logprobs=np.asarray(self.logprobs, np.float32),
+            tokens=np.asarray(self.tokens[first:], np.int32),
+            logprobs=np.asarray(self.logprobs[first:], np.float32),
+            raw_logprobs=np.asarray(self.raw_logprobs[first:], np.float32),
+            top_logprobs=tuple(self.top_logprobs[first:]),
             stop_reason=stop_reason,
-            weights_version=self.weights_version,
+            weights_version=self.version,
+            token_versions=np.asarray(self.versions[first:], np.int32),
+            shared_tokens=self.shared,
         )
 
 
 class Pool:
-    """Queue and slots of one weight set. `state` is the device side, see `programs.State`."""
+    """Slots of one version of one weight set.
 
-    def __init__(self, state, *, slots, prompt_buckets, prefill_rows):
-        self.state = state
-        self.table = [None] * slots  # slot -> Running
-        self.rows = prefill_rows
-        self.queues = {bucket: {} for bucket in prompt_buckets}  # bucket -> id -> Request, in order
+    weights: list of arrays, the programs' first argument.    state: `programs.Slots`.
+    running: slot -> Running or None.    filling: id -> Running with prompt tokens to compute.
+    table_BM: int32, page numbers of each slot.
+    """
+
+    def __init__(self, name, version, weights, *, state, slots, table_width):
+        self.name, self.state = name, state
+        self.running = [None] * slots
+        self.filling = {}
+        self.table_BM = np.zeros((slots, table_width), np.int32)
+        self.take_over(version, weights)
+
+    def take_over(self, version, weights):
+        """Goes on with other weights."""
+        self.version, self.weights = version, weights
+        self.namespace = f"{self.name}\0{version}\0".encode()  # begins the keys of their pages
 
     def occupied(self):
         """[(slot, Running)] of the requests that run."""
-        return [(slot, running) for slot, running in enumerate(self.table) if running]
+        return [(slot, running) for slot, running in enumerate(self.running) if running]
 
-    def submit(self, id, request):
-        self._queue_for(len(request.tokens))[id] = request
+    def free_slot(self):
+        """The first free slot, or None."""
+        return next((slot for slot, running in enumerate(self.running) if running is None), None)
 
-    def cancel(self, id, *, weights_version):
-        """Takes a request out of the queue or its slot; its Completion, or None if not here."""
-        for queue in self.queues.values():
-            if id in queue:
-                return Running(id, queue.pop(id), weights_version).completion("cancelled")
-        for slot, running in self.occupied():
-            if running.id == id:
-                self.table[slot] = None
-                return running.completion("cancelled")
-        return None
+    def enter(self, running, slot):
+        self.running[slot] = self.filling[running.id] = running
+        running.pool, running.version, running.slot = self, self.version, slot
+        self.extend(running, [])
 
-    def next_batch(self):
-        """[(slot, id, Request)] for one prefill call: prompts of one bucket, the longest-waiting
-        request always among them; empty when nothing waits or no slot is free.
-        """
-        free = [slot for slot, running in enumerate(self.table) if running is None]
-        waiting = [queue for queue in self.queues.values() if queue]
-        if not free or not waiting:
-            return []
-        queue = min(waiting, key=lambda queue: next(iter(queue)))
-        ids = list(queue)[: self.rows]
-        return [(slot, id, queue.pop(id)) for slot, id in zip(free, ids, strict=False)]
+    def extend(self, running, new):
+        """Gives a request that runs here more pages."""
+        running.pages += new
+        numbers = [page.number for page in running.pages]
+        self.table_BM[running.slot, : len(numbers)] = numbers
 
-    def enter(self, batch, *, weights_version):
-        """Marks the batch's slots as taken and returns its `programs.Admission` in NumPy arrays."""
-        for slot, id, request in batch:
-            self.table[slot] = Running(id, request, weights_version)
-        bucket = bucket_for(len(batch[0][2].tokens), self.queues)
-        return admission(batch, bucket=bucket, rows=self.rows, slots=len(self.table))
-
-    def keep(self):
-        """bool [B]: slots whose request is still wanted."""
-        return np.array([running is not None for running in self.table])
-
-    def _queue_for(self, tokens):
-        return self.queues[bucket_for(tokens, self.queues)]
+    @property
+    def busy(self):
+        return bool(self.filling) or any(self.running)
 
 
-def bucket_for(length, buckets):
-    """The smallest of the ascending buckets that holds `length`, or None."""
-    return next((bucket for bucket in buckets if length <= bucket), None)
+def chunk(rows, *, size, count, slots, table_width, vocabulary_words):
+    """`programs.Chunk` of at most `count` (Running, first token, tokens), the rest padding.
 
-
-def admission(batch, *, bucket, rows, slots):
-    """`programs.Admission` of at most `rows` entries (slot, id, Request), the rest padding."""
-    new = programs.Admission(
-        token_PT=np.zeros((rows, bucket), np.int32),
-        length_P=np.ones(rows, np.int32),
-        slot_P=np.full(rows, slots, np.int32),
-        limit_P=np.ones(rows, np.int32),
-        stop_PE=np.full((rows, programs.STOP_IDS), programs.NO_TOKEN, np.int32),
-        address_PA=np.zeros((rows, programs.ADDRESS_PARTS), np.uint32),
-        parts_P=np.zeros(rows, np.int32),
+    Args:
+      size: T of the call.
+      table_width: M.
+      vocabulary_words: W of the masks of allowed tokens, 0 for an engine without.
+    """
+    new = programs.Chunk(
+        token_PT=np.zeros((count, size), np.int32),
+        start_P=np.zeros(count, np.int32),
+        count_P=np.zeros(count, np.int32),
+        table_PM=np.zeros((count, table_width), np.int32),
+        slot_P=np.full(count, slots, np.int32),
+        limit_P=np.ones(count, np.int32),
+        stop_PE=np.full((count, programs.STOP_IDS), programs.NO_TOKEN, np.int32),
+        address_PA=np.zeros((count, programs.ADDRESS_PARTS), np.uint32),
+        parts_P=np.zeros(count, np.int32),
         parameters=sampling.Parameters(
-            temperature_B=np.zeros(rows, np.float32),
-            top_p_B=np.ones(rows, np.float32),
-            min_p_B=np.zeros(rows, np.float32),
-            top_k_B=np.zeros(rows, np.int32),
+            temperature_B=np.zeros(count, np.float32),
+            top_p_B=np.ones(count, np.float32),
+            min_p_B=np.zeros(count, np.float32),
+            top_k_B=np.zeros(count, np.int32),
         ),
+        allowed_PW=np.full((count, vocabulary_words), 2**32 - 1, np.uint32)
+        if vocabulary_words
+        else None,
     )
-    for row, (slot, _, request) in enumerate(batch):
-        wanted = request.sampling
-        new.token_PT[row, : len(request.tokens)] = request.tokens
-        new.length_P[row] = len(request.tokens)
-        new.slot_P[row] = slot
+    for row, (running, start, tokens) in enumerate(rows):
+        request, wanted = running.request, running.request.sampling
+        new.token_PT[row, :tokens] = request.tokens[start : start + tokens]
+        new.start_P[row], new.count_P[row] = start, tokens
+        numbers = [page.number for page in running.pages[:table_width]]
+        new.table_PM[row, : len(numbers)] = numbers
+        if start + tokens < len(request.tokens) or running.ended:
+            continue
+        new.slot_P[row] = running.slot
         new.limit_P[row] = wanted.max_tokens
         new.stop_PE[row, : len(wanted.stop_ids)] = wanted.stop_ids
         new.address_PA[row, : len(request.address)] = request.address
@@ -116,4 +183,6 @@ def admission(batch, *, bucket, rows, slots):
         new.parameters.top_p_B[row] = wanted.top_p
         new.parameters.min_p_B[row] = wanted.min_p
         new.parameters.top_k_B[row] = min(wanted.top_k, 2**31 - 1)
+        if vocabulary_words and request.constraint is not None:
+            new.allowed_PW[row] = request.constraint.allowed()
     return new

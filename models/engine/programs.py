@@ -1,18 +1,19 @@
-"""The engine's two device programs, prefill and decode, over fixed slots.
+"""The engine's device programs: `prefill` continues prompts, `decode` draws tokens, `copy_page`.
 
-A slot holds one running request. The cache is a list over layers of one array each for keys and
-values: programs take it donated and walk the layers in a Python loop, because a cache that passes
-through a scan over layers is copied. Heads come before positions in it: batched products over
-[B, S, K, H] transpose the whole cache first (64 slots of 224 positions on a CPU: attention took
-25 ms instead of 15). Both programs draw with `sampling.draw`.
+The cache is a list over layers of one array each, pages of interleaved key and value heads; see
+`cache.py`. Programs take it donated and walk the layers in a Python loop, because a cache that
+passes through a scan over layers is copied.
 
-Position p of a slot's cache holds the key and value of the slot's token p. The token drawn last is
-not in the cache yet: the next decode step writes it there and attends over it.
+A row of `prefill` is up to T tokens of one prompt from position `start` on. Their keys and values
+are written first; then every query reads pages from the first one on, whatever part of them this
+call wrote. So a token's hidden state does not depend on how its prompt was cut.
+
+The token drawn last is not in the cache yet: the next decode step writes it there.
 
 Dimensions:
-  B slots    P rows of one prefill call    T tokens in a prompt bucket    S cache positions
-  C steps of one decode call    E stop ids of a slot    A address parts
-  L layers    D width    V vocabulary    N query heads    K key/value heads    H head size
+  B slots    P rows of one prefill call    T tokens of a row    M pages of a page table
+  C steps of one decode call    E stop ids of a slot    A address parts    I top log-probs
+  D width    V vocabulary    N query heads    K key/value heads    H head size
 """
 
 from typing import NamedTuple
@@ -20,8 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from models import attention
-from models.engine import sampling
+from models.engine import cache, sampling
 
 STOP_IDS = 8
 ADDRESS_PARTS = 8
@@ -29,7 +29,7 @@ NO_TOKEN = -1
 
 
 class Slots(NamedTuple):
-    """The small state of every slot.
+    """The small state of every slot of one weight set.
 
     token_B: int32, drawn last, not in the cache yet.     length_B: int32, tokens in the cache.
     drawn_B: int32, tokens drawn so far.                  limit_B: int32, most tokens to draw.
@@ -47,169 +47,179 @@ class Slots(NamedTuple):
     parameters: sampling.Parameters
 
 
-class State(NamedTuple):
-    """Everything one pool keeps on the device; keys and values are lists over layers [B, K, S, H].
+class Chunk(NamedTuple):
+    """Input of one prefill call. Rows with count 0 are padding.
 
-    Both programs take it donated and return the next one.
-    """
-
-    keys: list
-    values: list
-    slots: Slots
-
-
-class Admission(NamedTuple):
-    """Requests that enter the pool in one prefill call; rows with slot_P == B are padding.
-
-    token_PT: int32, prompts padded on the right.    length_P: int32, tokens of each prompt, >= 1.
-    slot_P, limit_P: int32.                          stop_PE: int32, padded with NO_TOKEN.
+    token_PT: int32, padded on the right.       start_P: int32, position of the row's first token.
+    count_P: int32, tokens of the row.          table_PM: int32, page numbers of the sequence.
+    slot_P: int32, slot that the request enters if its prompt ends here, else B.
+    limit_P: int32.                             stop_PE: int32, padded with NO_TOKEN.
     address_PA, parts_P: see `sampling.request_keys`.    parameters: `sampling.Parameters`.
     """
 
     token_PT: jax.Array
-    length_P: jax.Array
+    start_P: jax.Array
+    count_P: jax.Array
+    table_PM: jax.Array
     slot_P: jax.Array
     limit_P: jax.Array
     stop_PE: jax.Array
     address_PA: jax.Array
     parts_P: jax.Array
     parameters: sampling.Parameters
+    allowed_PW: jax.Array
 
 
-def empty_state(config, *, slots, max_length, dtype):
-    """State with no live slot."""
-    shape = (slots, config.num_key_value_heads, max_length, config.head_dim)
+class Drawn(NamedTuple):
+    """Tokens of one call, a leading axis of steps in `decode`.
+
+    token: int32, NO_TOKEN where nothing was drawn.    logprob, raw_logprob: float32 nats, under the
+    distribution drawn from and under temperature 1.   top_id, top_logprob: [..., I] under
+    temperature 1, most probable first.
+    """
+
+    token: jax.Array
+    logprob: jax.Array
+    raw_logprob: jax.Array
+    top_id: jax.Array
+    top_logprob: jax.Array
+
+
+def empty_slots(slots):
+    """Slots of which none is live."""
     integers = lambda: jnp.zeros(slots, jnp.int32)
     floats = lambda: jnp.zeros(slots, jnp.float32)
-    return State(
-        keys=[jnp.zeros(shape, dtype) for _ in range(config.num_hidden_layers)],
-        values=[jnp.zeros(shape, dtype) for _ in range(config.num_hidden_layers)],
-        slots=Slots(
-            token_B=integers(),
-            length_B=integers(),
-            drawn_B=integers(),
-            limit_B=integers(),
-            live_B=jnp.zeros(slots, bool),
-            stop_BE=jnp.full((slots, STOP_IDS), NO_TOKEN, jnp.int32),
-            key_B2=jnp.zeros((slots, 2), jnp.uint32),
-            parameters=sampling.Parameters(floats(), floats(), floats(), integers()),
-        ),
+    return Slots(
+        token_B=integers(),
+        length_B=integers(),
+        drawn_B=integers(),
+        limit_B=integers(),
+        live_B=jnp.zeros(slots, bool),
+        stop_BE=jnp.full((slots, STOP_IDS), NO_TOKEN, jnp.int32),
+        key_B2=jnp.zeros((slots, 2), jnp.uint32),
+        parameters=sampling.Parameters(floats(), floats(), floats(), integers()),
     )
 
 
-def prefill(model, state, admission, seed, *, dtype):
-    """Writes prompts into their slots and draws each one's first token.
-
-    Returns:
-      (state, token_P, logprob_P, live_P): what a padding row gives is meaningless.
-    """
-    token_PT, length_P = admission.token_PT, admission.length_P
-    index_1T = jnp.arange(token_PT.shape[1], dtype=jnp.int32)[None]
-    length_P1 = length_P[:, None]
-    mask_PTT = attention.visible(jnp.where(index_1T < length_P1, length_P1, 0))
-    rope = model.rope(jnp.broadcast_to(index_1T, token_PT.shape))
-
-    def layer(x_PTD, block):
-        def attend(q_PTNH, k_PTKH, v_PTKH):
-            o_PTNH = attention.attend_reference(q_PTNH, k_PTKH, v_PTKH, mask_PTT)
-            return o_PTNH, (k_PTKH, v_PTKH)
-
-        return block(x_PTD, rope, attend)
-
-    x_PTD, (k_LPTKH, v_LPTKH) = jax.lax.scan(layer, model.embedded(token_PT, dtype), model.blocks)
-
-    def write(cache_BKSH, new_PTKH):
-        new_PKTH = jnp.swapaxes(new_PTKH, 1, 2)
-        tokens = new_PKTH.shape[2]
-        return cache_BKSH.at[admission.slot_P, :, :tokens].set(new_PKTH, mode="drop")
-
-    keys = [write(cache, k_LPTKH[l]) for l, cache in enumerate(state.keys)]
-    values = [write(cache, v_LPTKH[l]) for l, cache in enumerate(state.values)]
-
-    last_P11 = (length_P - 1)[:, None, None]
-    x_PD = model.final_norm(jnp.take_along_axis(x_PTD, last_P11, axis=1))[:, 0]
-    key_P2 = sampling.request_keys(seed, admission.address_PA, admission.parts_P)
-    first_P = jnp.zeros_like(length_P)
-    uniform_P2 = sampling.uniforms(key_P2, first_P)
-    token_P, logprob_P = sampling.draw(model.logits(x_PD), uniform_P2, admission.parameters)
-    live_P = _goes_on(token_P, first_P + 1, admission.limit_P, admission.stop_PE)
-
-    entering = Slots(
-        token_B=token_P,
-        length_B=length_P,
-        drawn_B=first_P + 1,
-        limit_B=admission.limit_P,
-        live_B=live_P,
-        stop_BE=admission.stop_PE,
-        key_B2=key_P2,
-        parameters=admission.parameters,
-    )
-    place = lambda old, new: old.at[admission.slot_P].set(new, mode="drop")
-    slots = jax.tree.map(place, state.slots, entering)
-    return State(keys, values, slots), token_P, logprob_P, live_P
-
-
-def decode(model, state, keep_B, *, steps, dtype):
-    """Draws up to `steps` tokens in every live slot.
-
-    Attention always reads the whole cache. Reading only as far as the longest request would change
-    the order in which XLA adds (128 positions against 512 on a CPU: the last bit of some
-    log-probs), and with it make a request's tokens depend on its neighbours.
+def prefill(model, pages, slots, chunk, seed, *, run):
+    """Continues prompts; draws the first token of those that end.
 
     Args:
-      keep_B: bool, False ends a slot's request (cancelled, or stopped by a string).
-      steps: static number of tokens.
+      model: Qwen2.
+      pages: cache, list over layers. Pages must be there for every token of the rows.
+      run: `Run`.
 
     Returns:
-      (state, token_CB, logprob_CB, live_B): NO_TOKEN where a slot drew nothing.
+      (pages, slots, drawn, live_P): what a row whose slot_P is B draws is meaningless.
     """
-    slots = state.slots._replace(live_B=state.slots.live_B & keep_B)
-    row_B = jnp.arange(keep_B.shape[0])
-    positions = state.keys[0].shape[2]
-    position_1S = jnp.arange(positions, dtype=jnp.int32)[None]
-    blocks = [jax.tree.map(lambda a, l=l: a[l], model.blocks) for l in range(len(state.keys))]
+    token_PT, count_P = chunk.token_PT, chunk.count_P
+    index_T = jnp.arange(token_PT.shape[1], dtype=jnp.int32)
+    valid_PT = index_T < count_P[:, None]
+    # Queries of padding look no further than the last real one; those of unused rows, nowhere.
+    position_PT = chunk.start_P[:, None] + jnp.minimum(index_T, count_P[:, None] - 1)
+    position_PT = jnp.where(count_P[:, None] > 0, position_PT, -1)
+    x_PTD, pages = _through_layers(
+        model, pages, token_PT, position_PT, valid_PT, chunk.table_PM, run
+    )
 
-    def step(carry, _):
-        keys, values, slots = carry
-        keys, values = list(keys), list(values)
-        mask_B1S = (position_1S <= slots.length_B[:, None])[:, None]
-        rope = model.rope(slots.length_B[:, None])
-        # Out of range: a slot that is not live writes nothing.
-        write_B = jnp.where(slots.live_B, slots.length_B, positions)
+    last_P11 = jnp.maximum(count_P - 1, 0)[:, None, None]
+    x_PD = model.final_norm(jnp.take_along_axis(x_PTD, last_P11, axis=1))[:, 0]
+    key_P2 = sampling.request_keys(seed, chunk.address_PA, chunk.parts_P)
+    first_P = jnp.zeros_like(count_P)
+    uniform_P2 = sampling.uniforms(key_P2, first_P)
+    drawn = _draw(model.logits(x_PD), uniform_P2, chunk.parameters, chunk.allowed_PW, run)
+    live_P = _goes_on(drawn.token, first_P + 1, chunk.limit_P, chunk.stop_PE)
 
-        def write(cache_BKSH, new_B1KH):
-            return cache_BKSH.at[row_B, :, write_B].set(new_B1KH[:, 0], mode="drop")
+    entering = Slots(
+        token_B=drawn.token,
+        length_B=chunk.start_P + count_P,
+        drawn_B=first_P + 1,
+        limit_B=chunk.limit_P,
+        live_B=live_P,
+        stop_BE=chunk.stop_PE,
+        key_B2=key_P2,
+        parameters=chunk.parameters,
+    )
+    place = lambda old, new: old.at[chunk.slot_P].set(new, mode="drop")
+    return pages, jax.tree.map(place, slots, entering), drawn, live_P
 
-        def attend_in(l):
-            def attend(q_B1NH, k_B1KH, v_B1KH):
-                keys_BKSH, values_BKSH = write(keys[l], k_B1KH), write(values[l], v_B1KH)
-                seen = (jnp.swapaxes(keys_BKSH, 1, 2), jnp.swapaxes(values_BKSH, 1, 2))
-                o_B1NH = attention.attend_reference(q_B1NH, *seen, mask_B1S)
-                return o_B1NH, (keys_BKSH, values_BKSH)
 
-            return attend
+def decode(model, pages, slots, table_BM, keep_B, quota_B, allowed_BW, *, steps, run):
+    """Draws up to `steps` tokens in every live slot.
 
-        x_B1D = model.embedded(slots.token_B[:, None], dtype)
-        for l, block in enumerate(blocks):
-            x_B1D, (keys[l], values[l]) = block(x_B1D, rope, attend_in(l))
-        logits_BV = model.logits(model.final_norm(x_B1D)[:, 0])
+    Args:
+      table_BM: int32, page numbers; they must hold what the slot may draw in this call.
+      keep_B: bool, False ends a slot's request (cancelled, or stopped by a string).
+      quota_B: int32, most tokens a slot draws in this call; 0 makes it wait.
+      allowed_BW: uint32, bit v % 32 of word v // 32 is set if token v may be drawn as the *first*
+        token of this call (a slot with a mask has quota 1); None if the engine knows no grammars.
+      steps: static.
 
-        uniform_B2 = sampling.uniforms(slots.key_B2, slots.drawn_B)
-        token_B, logprob_B = sampling.draw(logits_BV, uniform_B2, slots.parameters)
-        drew_B = slots.live_B
-        drawn_B = slots.drawn_B + drew_B
-        goes_on_B = _goes_on(token_B, drawn_B, slots.limit_B, slots.stop_BE)
-        slots = slots._replace(
-            token_B=jnp.where(drew_B, token_B, slots.token_B),
-            length_B=slots.length_B + drew_B,
-            drawn_B=drawn_B,
-            live_B=drew_B & goes_on_B,
+    Returns:
+      (pages, slots, drawn, live_B): drawn has a leading axis of `steps`.
+    """
+    slots = slots._replace(live_B=slots.live_B & keep_B)
+
+    def step(carry, index):
+        pages, slots = carry
+        active_B = slots.live_B & (index < quota_B)
+        position_B = jnp.where(active_B, slots.length_B, -1)
+        x_B1D, pages = _through_layers(
+            model,
+            pages,
+            slots.token_B[:, None],
+            position_B[:, None],
+            active_B[:, None],
+            table_BM,
+            run,
         )
-        return (keys, values, slots), (jnp.where(drew_B, token_B, NO_TOKEN), logprob_B)
+        logits_BV = model.logits(model.final_norm(x_B1D)[:, 0])
+        uniform_B2 = sampling.uniforms(slots.key_B2, slots.drawn_B)
+        drawn = _draw(logits_BV, uniform_B2, slots.parameters, allowed_BW, run)
+        drawn_B = slots.drawn_B + active_B
+        goes_on_B = _goes_on(drawn.token, drawn_B, slots.limit_B, slots.stop_BE)
+        slots = slots._replace(
+            token_B=jnp.where(active_B, drawn.token, slots.token_B),
+            length_B=slots.length_B + active_B,
+            drawn_B=drawn_B,
+            live_B=slots.live_B & (goes_on_B | ~active_B),
+        )
+        token_B = jnp.where(active_B, drawn.token, NO_TOKEN)
+        return (pages, slots), drawn._replace(token=token_B)
 
-    carry = (state.keys, state.values, slots)
-    carry, (token_CB, logprob_CB) = jax.lax.scan(step, carry, None, length=steps)
-    return State(*carry), token_CB, logprob_CB, carry[2].live_B
+    (pages, slots), drawn = jax.lax.scan(step, (pages, slots), jnp.arange(steps))
+    return pages, slots, drawn, slots.live_B
+
+
+def _through_layers(model, pages, token_PT, position_PT, valid_PT, table_PM, run):
+    """(x_PTD before the last norm, pages with the new keys and values)."""
+    rope = model.rope(jnp.maximum(position_PT, 0))
+    x_PTD, written = model.embedded(token_PT, run.dtype), []
+    for layer, cache_GZJH in enumerate(pages):
+        block = jax.tree.map(lambda a, layer=layer: a[layer], model.blocks)
+
+        def attend(q_PTNH, k_PTKH, v_PTKH, cache_GZJH=cache_GZJH):
+            place_PT = jnp.maximum(position_PT, 0)
+            new = cache.write(cache_GZJH, k_PTKH, v_PTKH, table_PM, place_PT, valid_PT)
+            o_PTNH = cache.attend(run.attend, q_PTNH, new, table_PM, position_PT, mesh=run.mesh)
+            return o_PTNH, new
+
+        x_PTD, new = block(x_PTD, rope, attend)
+        written.append(new)
+    return x_PTD, written
+
+
+def _draw(logits_BV, uniform_B2, parameters, allowed_BW, run):
+    if allowed_BW is not None:
+        words = jnp.repeat(allowed_BW, 32, axis=1)[:, : logits_BV.shape[1]]
+        bits = (words >> (jnp.arange(logits_BV.shape[1], dtype=jnp.uint32) % 32)) & 1
+        logits_BV = jnp.where(bits == 1, logits_BV, -jnp.inf)
+    token_B, logprob_B, raw_B = sampling.draw(logits_BV, uniform_B2, parameters)
+    count = run.top_logprobs
+    top_BI, id_BI = jax.lax.top_k(logits_BV, count) if count else (raw_B[:, None][:, :0],) * 2
+    if count:
+        top_BI = top_BI - jax.nn.logsumexp(logits_BV, axis=-1, keepdims=True)
+    return Drawn(token_B, logprob_B, raw_B, id_BI.astype(jnp.int32), top_BI)
 
 
 def _goes_on(token_B, drawn_B, limit_B, stop_BE):

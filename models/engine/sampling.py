@@ -70,8 +70,9 @@ def draw(logits_BV, uniform_B2, parameters):
       parameters: `Parameters`.
 
     Returns:
-      (token_B, logprob_B): int32, and float32 nats under the distribution drawn from. Greedy rows
-      (temperature 0) take the first of the largest logits and its log-prob under temperature 1.
+      (token_B, logprob_B, raw_logprob_B): int32, and float32 nats under the distribution drawn from
+      and under temperature 1 without truncation. Greedy rows (temperature 0) take the first of the
+      largest logits; both of its log-probs are those of temperature 1.
     """
     greedy_B = parameters.temperature_B == 0
     cuts = jnp.any(truncates(parameters))
@@ -93,7 +94,13 @@ def draw(logits_BV, uniform_B2, parameters):
 
     x_B = jnp.take_along_axis(x_BC, inside_B[:, None], axis=1)[:, 0]
     logprob_B = x_B - peak_B1[:, 0] - jnp.log(mass_BJ.sum(-1))
-    return (block_B * BLOCK + inside_B).astype(jnp.int32), logprob_B
+    token_B = (block_B * BLOCK + inside_B).astype(jnp.int32)
+    as_drawn_B = greedy_B | (parameters.temperature_B == 1)
+    raw_B = jax.lax.cond(
+        cuts | ~as_drawn_B.all(), _logprobs, lambda *_: logprob_B, logits_BV, token_B
+    )
+    plain_B = as_drawn_B & ~truncates(parameters)
+    return token_B, logprob_B, jnp.where(plain_B, logprob_B, raw_B)
 
 
 def truncates(parameters):
@@ -128,6 +135,11 @@ def floors(logits_BV, parameters):
     floor_B = jax.lax.cond(jnp.any(top_p_B < 1), floor_p, lambda floor_B: floor_B, floor_B)
     floor_B = jnp.maximum(floor_B, peak_B + jnp.log(parameters.min_p_B))
     return jnp.where(truncates(parameters), floor_B, none_B)
+
+
+def _logprobs(logits_BV, token_B):
+    chosen_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=1)[:, 0]
+    return chosen_B - jax.nn.logsumexp(logits_BV, axis=-1)
 
 
 def _no_floors(logits_BV, _):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ class Sampling:
     min_p: keeps tokens at least min_p times as probable as the most probable one, in [0, 1].
     stop_ids: token ids that end the response; the id itself is the response's last token.
     stop_strings: texts that end the response; they need the engine's `decode_text`.
+    top_logprobs: alternatives to report for each token.
 
     Tokens exactly as probable as the last one kept are kept too.
     """
@@ -31,6 +33,7 @@ class Sampling:
     min_p: float = 0.0
     stop_ids: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()
+    top_logprobs: int = 0
 
     def __post_init__(self):
         if self.max_tokens < 1:
@@ -61,12 +64,18 @@ class Request:
     address: where this request stands in the run, e.g. (step, question, rollout, turn, role). Token
       j is drawn with fold_in over (seed, *address, j) and nothing else: two requests with the same
       prompt and the same address get the same response, so every rollout needs its own.
+    deadline: None, or the `time.monotonic()` at which the engine gives up on it.
+    constraint: None, or what restricts the tokens, such as a grammar: `allowed()` gives uint32
+      words, bit v % 32 of word v // 32 set if token v may come next; `accept(token)` tells it what
+      was drawn. The engine must be built for constraints, and draws one token a call for these.
     """
 
     tokens: tuple[int, ...]
     sampling: Sampling
     weights: str = "policy"
     address: tuple[int, ...] = ()
+    deadline: float | None = None
+    constraint: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +85,22 @@ class Completion:
     tokens: int32 [n], with the stop id as last token if one ended it.
     logprobs: float32 [n], nats, of each token under the distribution it was drawn from (after
       temperature and truncation; of greedy tokens, under temperature 1).
-    stop_reason: "stop" (a stop id or stop string), "length" or "cancelled".
-    weights_version: version of the weights when the request got its slot. Weights replaced while it
-      ran were used for the tokens drawn after that.
+    raw_logprobs: float32 [n], nats, of each token under temperature 1 without truncation.
+    top_logprobs: for each token, ((id, log-prob under temperature 1), ...), most probable first; as
+      many as the request asked for.
+    stop_reason: "stop" (a stop id or stop string), "length", "cancelled" or "deadline"; None of a
+      response that goes on.
+    weights_version: version of the weights when the request got its slot.
+    token_versions: int32 [n], version that drew each token; all equal unless weights were replaced
+      in flight and the engine switches.
+    shared_tokens: prompt tokens that were found in the cache.
     """
 
     tokens: np.ndarray
     logprobs: np.ndarray
-    stop_reason: str
+    raw_logprobs: np.ndarray
+    top_logprobs: tuple
+    stop_reason: str | None
     weights_version: int
+    token_versions: np.ndarray
+    shared_tokens: int

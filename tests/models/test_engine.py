@@ -5,6 +5,7 @@ Dimensions: T tokens  V vocabulary
 
 import contextlib
 import dataclasses
+import time
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,8 @@ def text(tokens):
 
 
 def build(**options):
-    options = dict(slots=4, prompt_buckets=(8, 16), max_length=160, prefill_rows=2) | options
+    sizes = dict(slots=4, max_length=160, page_size=8, prefill_tokens=8, prefill_rows=3)
+    options = sizes | options
     weights = {"policy": MODEL, "frozen": OTHER}
     return Engine(weights, decode_text=text, **options)
 
@@ -60,7 +62,7 @@ def engine(warm):
 
 @pytest.fixture(scope="module")
 def small():
-    return build(slots=2, prompt_buckets=(8,), max_length=32, seed=1)
+    return build(slots=2, max_length=32, seed=1)
 
 
 @jax.jit
@@ -74,6 +76,11 @@ def logits_TV(model, tokens):
     padded = np.zeros(WHOLE, np.int32)
     padded[: len(tokens)] = tokens
     return np.asarray(whole_logits(model, padded, len(tokens)))[: len(tokens)]
+
+
+def logits_TV_after(request_, got):
+    """What the tokens of a response were drawn from."""
+    return logits_TV(MODEL, [*request_.tokens, *got.tokens])[len(request_.tokens) - 1 : -1]
 
 
 def prompt(length, seed=0):
@@ -143,11 +150,23 @@ def test_greedy_equals_argmax_of_whole_sequences(engine, length):
 def test_logprobs_equal_those_of_whole_sequences(engine, cuts):
     requests = [request(5 + seed, seed, max_tokens=30, **cuts) for seed in range(5)]
     for request_, got in zip(requests, run(engine, requests), strict=True):
-        every_TV = logits_TV(MODEL, [*request_.tokens, *got.tokens])
-        drawn_from_TV = every_TV[len(request_.tokens) - 1 : -1]
+        drawn_from_TV = logits_TV_after(request_, got)
         p_TV = np.array([reference(logits_V, **cuts) for logits_V in drawn_from_TV])
         expected_T = np.log(p_TV[np.arange(30), got.tokens])
         np.testing.assert_allclose(got.logprobs, expected_T, atol=1e-4)
+
+
+def test_raw_and_top_logprobs_are_under_temperature_1(engine):
+    engine = build(top_logprobs=3)
+    (got,) = run(engine, [request(5, max_tokens=20, temperature=0.7, top_k=3, top_logprobs=2)])
+    logits_TV = logits_TV_after(request(5), got)
+    p_TV = np.array([reference(logits_V) for logits_V in logits_TV])
+    np.testing.assert_allclose(got.raw_logprobs, np.log(p_TV[range(20), got.tokens]), atol=1e-4)
+    assert np.abs(got.raw_logprobs - got.logprobs).max() > 0.1
+    for p_V, top in zip(p_TV, got.top_logprobs, strict=True):
+        ids = np.argsort(-p_V)[:2]
+        assert [id for id, _ in top] == ids.tolist()
+        np.testing.assert_allclose([logprob for _, logprob in top], np.log(p_V[ids]), atol=1e-4)
 
 
 # ---- A request's tokens depend on nothing but itself ----
@@ -245,14 +264,37 @@ def test_cancel(engine):
     waiting = engine.submit(request(6, 5, max_tokens=3))
     done = dict(engine.step())
     assert set(done) == {running[1], running[2], queued, waiting}  # slot 1 was refilled at once
-    assert engine._pools["policy"].state.slots.live_B.tolist() == [True, False, False, True]
     assert done[running[1]].stop_reason == done[queued].stop_reason == "cancelled"
     assert len(done[running[1]].tokens) == len(done[running[1]].logprobs) == 9
     assert len(done[queued].tokens) == 0
     (free,) = run(engine, [request(6, 1, max_tokens=100)])
     np.testing.assert_array_equal(done[running[1]].tokens, free.tokens[:9])
-    with pytest.raises(ValueError, match="no request has this id"):
-        engine.cancel(10**6)
+    assert not engine.cancel(10**6)
+
+
+def test_deadline(engine):
+    late = dataclasses.replace(request(max_tokens=100), deadline=time.monotonic() + 0.05)
+    in_time = dataclasses.replace(request(max_tokens=3), deadline=time.monotonic() + 100)
+    late, in_time, never = (
+        engine.submit(asked) for asked in (late, in_time, request(6, 1, max_tokens=2))
+    )
+    done = dict(engine.step())
+    assert set(done) == {in_time, never}
+    time.sleep(0.05)
+    ((id, got),) = engine.step()
+    assert (id, got.stop_reason, len(got.tokens)) == (late, "deadline", 9)
+
+
+def test_partial_results_while_a_response_goes_on(engine):
+    id = engine.submit(request(max_tokens=30))
+    assert len(engine.partial(id).tokens) == 0
+    engine.step()
+    early = engine.partial(id)
+    engine.step()
+    later = engine.partial(id, 9)
+    assert (early.stop_reason, len(early.tokens), len(later.logprobs)) == (None, 9, 8)
+    ((_, whole),) = [item for _ in range(2) for item in engine.step()]
+    assert [*early.tokens, *later.tokens] == whole.tokens[:17].tolist()
 
 
 # ---- Weights ----
@@ -283,15 +325,54 @@ def test_set_weights_replaces_one_set(engine):
     assert engine.compile_count == compiled
 
 
-def test_a_request_in_flight_keeps_the_version_it_started_with(engine):
+def test_a_request_in_flight_ends_with_the_weights_it_began_with(engine):
+    (old,) = run(engine, [request(max_tokens=30)])
+    running = engine.submit(request(max_tokens=30))
+    engine.step()
+    engine.set_weights("policy", OTHER)
+    new = engine.submit(request(max_tokens=30))
+    done = {}
+    while engine.pending:
+        done |= dict(engine.step())
+    same(done[running], old)
+    assert set(done[running].token_versions.tolist()) == {old.weights_version}
+    assert done[new].weights_version == old.weights_version + 1
+    assert done[new].tokens.tolist() != old.tokens.tolist()
+    assert done[new].shared_tokens == 0
+
+
+def test_a_request_in_flight_may_switch_to_the_new_weights():
+    engine = build(in_flight="switch")
     (old,) = run(engine, [request(max_tokens=30)])
     engine.submit(request(max_tokens=30))
     engine.step()
     engine.set_weights("policy", OTHER)
     ((_, got),) = [item for _ in range(3) for item in engine.step()]
-    assert got.weights_version == old.weights_version
+    assert got.token_versions.tolist() == [0] * 9 + [1] * 21
     np.testing.assert_array_equal(got.tokens[:9], old.tokens[:9])
     assert got.tokens[9:].tolist() != old.tokens[9:].tolist()
+    (again,) = run(engine, [request(16, max_tokens=3)])
+    assert again.shared_tokens == 0 and again.weights_version == 1
+
+
+def test_released_memory_comes_back_with_new_weights():
+    engine = build()
+    before = run(engine, [request(), request(weights="frozen")])
+    pending = engine.submit(request())
+    with pytest.raises(ValueError, match="1 requests are pending"):
+        engine.release()
+    engine.cancel(pending)
+    engine.step()
+    held = engine._cache
+    engine.release()
+    assert engine._cache is None and held and engine.cached_tokens("policy", prompt(16)) == 0
+    with pytest.raises(ValueError, match="'policy' were released"):
+        run(engine, [request()])
+    engine.set_weights("policy", MODEL)
+    engine.set_weights("frozen", OTHER)
+    engine.step()
+    for one, two in zip(before, run(engine, [request(), request(weights="frozen")]), strict=True):
+        same(one, two)
 
 
 def test_set_weights_refuses_another_shape(engine):
@@ -313,7 +394,7 @@ def test_weights_that_are_not_finite_are_reported(small):
 
 
 def test_nothing_compiles_after_warmup(engine):
-    assert engine.compile_count == 3  # two prompt buckets, decode
+    assert engine.compile_count == 2  # prefill, decode
     rng = np.random.default_rng(0)
     requests = [
         request(
@@ -333,21 +414,23 @@ def test_nothing_compiles_after_warmup(engine):
         run(engine, requests)
         engine.set_weights("policy", OTHER)
         run(engine, requests[:3])
-    assert engine.compile_count == 3
+    assert engine.compile_count == 2
 
 
 def test_the_cache_is_donated(small):
-    small.submit(request(max_tokens=3))
-    state = small._pools["policy"].state
+    small.submit(request(max_tokens=20))
     small.step()
-    assert all(cache.is_deleted() for cache in [*state.keys, *state.values])
+    state, cache = small._pools["policy", 0].state, small._cache
+    small.step()
+    assert state.token_B.is_deleted() and all(array.is_deleted() for array in cache)
 
 
 def test_a_weight_set_costs_nothing_before_its_first_use():
     engine = build()
     assert not engine._pools
     engine.submit(request(weights="frozen"))
-    assert set(engine._pools) == {"frozen"}
+    engine.step()
+    assert set(engine._pools) == {("frozen", 0)}
 
 
 # ---- Errors ----
@@ -357,8 +440,10 @@ def test_a_weight_set_costs_nothing_before_its_first_use():
     ("make", "message"),
     [
         (lambda: Request((), Sampling(1)), "empty"),
-        (lambda: request(17), "17 tokens exceeds .*(8, 16)"),
+        (lambda: request(160, max_tokens=1), "160 prompt tokens .*shorten the prompt"),
         (lambda: request(16, max_tokens=145), "max_tokens=145 exceed max_length=160.*at most 144"),
+        (lambda: request(top_logprobs=1), "top_logprobs=1, but the engine was built for at most 0"),
+        (lambda: dataclasses.replace(request(), constraint=object()), "constraints=True"),
         (lambda: request(weights="critic"), "'critic'.*'frozen', 'policy'"),
         (lambda: Request((150,), Sampling(1)), "id 150 is outside the vocabulary of 150"),
         (lambda: request(stop_ids=(-1,)), "id -1 is outside the vocabulary"),
@@ -382,7 +467,7 @@ def test_errors_name_the_value(engine, make, message):
 
 
 def test_stop_strings_need_decode_text():
-    engine = Engine({"policy": MODEL}, slots=1, prompt_buckets=(8,), max_length=16)
+    engine = Engine({"policy": MODEL}, slots=1, max_length=64)
     with pytest.raises(ValueError, match="decode_text"):
         engine.submit(request(max_tokens=2, stop_strings=("x",)))
 
@@ -392,8 +477,10 @@ def test_stop_strings_need_decode_text():
     [
         (dict(slots=0), "slots=0"),
         (dict(decode_steps=0), "decode_steps=0"),
-        (dict(prompt_buckets=()), "prompt_buckets"),
-        (dict(prompt_buckets=(8, 160)), "max_length - 1 = 159"),
+        (dict(page_size=0), "page_size=0"),
+        (dict(prefill_tokens=12), "prefill_tokens=12 must be a multiple of page_size=8"),
+        (dict(cache_tokens=159), "cache_tokens=159 holds no request.*at least 160"),
+        (dict(in_flight="drop"), "in_flight='drop' is unknown; valid: finish, switch"),
         (dict(seed=-1), "seed=-1"),
     ],
 )

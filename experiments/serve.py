@@ -1,0 +1,238 @@
+"""Serves a model over HTTP as OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models.
+
+    python -m experiments.serve --model=runs/planner --port=8000
+
+Also /health and, for Prometheus, /metrics. Needs the extra `serve`; `response_format` needs the
+extra `grammar`. Without an API key it can be reached from this machine only. SIGTERM ends it: no
+new requests, running ones may end within --stop_seconds, exit code 0.
+"""
+
+import importlib.util
+import os
+import pathlib
+import signal
+import socket
+import time
+
+import jax
+import jax.numpy as jnp
+from absl import flags, logging
+
+from experiments import command
+from models import huggingface, qwen2, sharding, tokenizer
+from models.engine.engine import Engine
+
+KEY_VARIABLE = "FLOW_GRPO_API_KEY"
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+LENGTH = 4096
+EXTRAS = {"serve": ("starlette", "uvicorn"), "grammar": ("llguidance",)}
+
+
+def make(
+    folder,
+    *,
+    name,
+    slots,
+    max_length,
+    cache_tokens,
+    page_size,
+    dtype,
+    tensor,
+    queue,
+    top_logprobs,
+    grammar,
+    api_key,
+    stop_seconds,
+):
+    """The `serving.server.Server` of a Hugging Face folder; its programs are compiled.
+
+    Args are the flags, but `api_key`: None or the key. None for name, max_length, dtype or grammar
+    is what their flags say.
+
+    Raises:
+      ConfigError: settings that do not fit the model, this machine or what is installed.
+    """
+    need("serve")
+    from experiments.serving import app, engine_thread, monitoring, protocol, server, service
+    from experiments.serving import text as serving_text
+
+    config, text = huggingface.config_from_dict(huggingface.read_config(folder)), _tokenizer(folder)
+    max_length = _max_length(max_length, config)
+    if grammar is None:
+        grammar = installed("grammar")
+    engine = _engine(
+        folder,
+        config,
+        dtype=dtype,
+        tensor=tensor,
+        slots=slots,
+        max_length=max_length,
+        cache_tokens=cache_tokens,
+        page_size=page_size,
+        top_logprobs=top_logprobs,
+        constraints=grammar,
+        decode_text=text.decode,
+    )
+    vocabulary = serving_text.Vocabulary(text)
+    thread = engine_thread.EngineThread(engine)
+    served = service.Service(
+        engine,
+        thread,
+        protocol.Parser(
+            text,
+            special_tokens=vocabulary.special_tokens,
+            max_length=max_length,
+            vocab_size=config.vocab_size,
+            top_logprobs=top_logprobs,
+            most_answers=slots + queue,
+        ),
+        vocabulary,
+        text.decode,
+        _grammars(vocabulary, config, text) if grammar else None,
+        model=name or pathlib.Path(folder).absolute().name,
+        slots=slots,
+        queue=queue,
+        monitor=monitoring.Monitor(),
+    )
+    application = app.make(served, api_key=api_key, created=int(time.time()))
+    return server.Server(application, served, thread, stop_seconds=stop_seconds)
+
+
+def bind(host, port, *, api_key):
+    """A bound socket, not listening; `port` 0 is any free one.
+
+    Raises:
+      ConfigError: other machines could reach it and there is no key, or it cannot be bound.
+    """
+    from experiments.serving import app
+
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise command.ConfigError(f"--host={host} is unknown: {error}.") from error
+    family, kind, protocol, _, address = found[0]
+    if not app.is_local(address[0]) and not api_key:
+        raise command.ConfigError(
+            f"--host={host} can be reached from other machines, so clients need a key: set the "
+            f"environment variable {KEY_VARIABLE} (or --api_key, which other users of this machine "
+            "can read)."
+        )
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise command.ConfigError(
+            f"Cannot listen on {host} port {port}: {error.strerror}. Use another --port."
+        ) from error
+    return listener
+
+
+def installed(extra):
+    """Whether the packages of an extra are there."""
+    return all(importlib.util.find_spec(name) for name in EXTRAS[extra])
+
+
+def need(extra):
+    if not installed(extra):
+        raise command.ConfigError(
+            f"This needs {' and '.join(EXTRAS[extra])}: pip install '.[{extra}]'."
+        )
+
+
+def _tokenizer(folder):
+    text = tokenizer.Tokenizer.load(folder)
+    if not text.eos_ids:
+        raise command.ConfigError(
+            f"Nothing ends an answer of the model in {folder}: neither generation_config.json nor "
+            "the tokenizer names an end token. Add eos_token_id to generation_config.json."
+        )
+    return text
+
+
+def _max_length(asked, config):
+    longest = config.max_position_embeddings
+    if asked is not None and asked > longest:
+        raise command.ConfigError(
+            f"--max_length={asked} is more than the {longest} positions that the model was made "
+            "for (max_position_embeddings in its config.json)."
+        )
+    return asked or min(LENGTH, longest)
+
+
+def _engine(folder, config, *, dtype, tensor, **settings):
+    devices = jax.local_devices()
+    if not 1 <= tensor <= len(devices):
+        raise command.ConfigError(f"--tensor={tensor}, but there are {len(devices)} devices.")
+    on_cpu = devices[0].platform == "cpu"
+    dtype = DTYPES[dtype or ("float32" if on_cpu else "bfloat16")]
+    mesh = sharding.make_mesh(tensor=tensor, devices=devices[:tensor])
+    abstract = jax.eval_shape(lambda key: qwen2.Qwen2(key, config), jax.random.key(0))
+    with command.checking_config():
+        shardings = sharding.parameter_shardings(mesh, abstract)
+    weights = huggingface.load(folder, dtype=dtype, shardings=shardings)
+    with command.checking_config():
+        engine = Engine({"policy": weights}, dtype=dtype, mesh=mesh, overlap=not on_cpu, **settings)
+    engine.warmup()
+    return engine
+
+
+def _grammars(vocabulary, config, text):
+    need("grammar")
+    from models.engine import grammar
+
+    return grammar.Grammars(vocabulary.json, vocab_size=config.vocab_size, eos_ids=text.eos_ids)
+
+
+def define_flags():
+    flags.DEFINE_string("model", None, "Hugging Face folder of a Qwen2.5 model.")
+    flags.DEFINE_string(
+        "name", None, "What clients call the model; the folder's name if not given."
+    )
+    flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
+    flags.DEFINE_integer("port", 8000, "Port to listen on; 0 is any free one.", 0, 65535)
+    flags.DEFINE_string("api_key", None, f"What clients must send; better set {KEY_VARIABLE}.")
+    flags.DEFINE_integer("slots", 16, "Answers drawn at once.", 1)
+    flags.DEFINE_integer(
+        "max_length", None, f"Tokens of prompt and answer; {LENGTH}, or all the model can.", 2
+    )
+    flags.DEFINE_integer("cache_tokens", None, "Tokens in the cache; slots * max_length.", 1)
+    flags.DEFINE_integer("page_size", 32, "Tokens of a page of the cache.", 1)
+    flags.DEFINE_enum("dtype", None, list(DTYPES), "bfloat16, or on a CPU float32.")
+    flags.DEFINE_integer("tensor", 1, "Devices that share the model.", 1)
+    flags.DEFINE_integer("queue", 512, "Answers that may wait for a slot; more get status 429.", 0)
+    flags.DEFINE_integer(
+        "top_logprobs", 5, "Most alternatives a client may ask for; every token pays for them.", 0
+    )
+    flags.DEFINE_bool(
+        "grammar", None, "Whether to offer response_format; if not given, if it is installed."
+    )
+    flags.DEFINE_integer("stop_seconds", 30, "Time for running requests after SIGTERM.", 0)
+
+
+def main():
+    values = flags.FLAGS
+    need("serve")
+    api_key = values.api_key or os.environ.get(KEY_VARIABLE) or None
+    listener = bind(values.host, values.port, api_key=api_key)
+    names = (
+        "name, slots, max_length, cache_tokens, page_size, dtype, tensor, queue, top_logprobs, "
+        "grammar, stop_seconds"
+    )
+    settings = {name: values[name].value for name in names.split(", ")}
+    server = make(values.model, api_key=api_key, **settings)
+    host, port = listener.getsockname()[:2]
+    logging.info("serving on http://%s:%d/v1", f"[{host}]" if ":" in host else host, port)
+
+    def stop(*_):  # until the server handles signals itself, and again after it has ended
+        server.should_exit = True
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    server.run([listener])
+
+
+if __name__ == "__main__":
+    define_flags()
+    command.run(main, required=("model",))

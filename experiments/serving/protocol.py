@@ -1,0 +1,488 @@
+"""OpenAI's shapes: what a request body asks of the engine, and what the answers look like.
+
+Nothing is ignored in silence: a field that would change the answer and is not supported is an
+error. Knows neither HTTP nor threads.
+"""
+
+import dataclasses
+import json
+import math
+import re
+import time
+import uuid
+
+import jinja2
+
+from models.engine import types
+
+NO_LOGPROB = -9999.0  # JSON has no infinity
+COMPLETION_TOKENS = 16  # of a completion that does not say max_tokens
+MOST_STOPS, LONGEST_STOP = 16, 256
+BARRIER = "\u200b"  # zero width; breaks the mark of a special token in a message
+
+# Accepted and without effect here.
+WITHOUT_EFFECT = (
+    "metadata",
+    "parallel_tool_calls",
+    "prompt_cache_key",
+    "safety_identifier",
+    "service_tier",
+    "user",
+)
+# Not supported: only the value that asks for nothing is accepted.
+NEUTRAL = {
+    "best_of": (1,),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "modalities": (["text"],),
+    "presence_penalty": (0,),
+    "store": (False,),
+    "suffix": ("",),
+    "tool_choice": ("auto", "none"),
+    "tools": ([],),
+}
+MESSAGE_FIELDS = ("role", "content", "name", "refusal")  # the last two have no effect
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+
+class ApiError(Exception):
+    """An answer that is an error.
+
+    Args:
+      status: HTTP status.
+      message: what is wrong, and what to do.
+      param: field of the request.
+      code: OpenAI's word for it.
+      headers: more headers of the answer.
+    """
+
+    TYPES = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
+
+    def __init__(self, status, message, *, param=None, code=None, headers=None):
+        super().__init__(message)
+        self.status, self.headers = status, headers or {}
+        self.body = {
+            "error": {
+                "message": message,
+                "type": self.TYPES.get(status, "invalid_request_error"),
+                "param": param,
+                "code": code,
+            }
+        }
+
+
+def invalid(message, *, param=None, code=None):
+    """The ApiError of a request that must be changed."""
+    return ApiError(400, message, param=param, code=code)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+    """What one HTTP request asks for.
+
+    shape: class that makes the answers.
+    prompts: ((token ids, Sampling), ...).
+    choices: answers to each prompt.
+    seed: None, or an integer from which all draws follow.
+    stream, include_usage: whether to stream, and to end with a chunk of token counts.
+    logprobs: whether to report log-probs.
+    schema: None, or the JSON schema that answers must follow.
+    """
+
+    shape: type
+    prompts: tuple
+    choices: int
+    seed: int | None
+    stream: bool
+    include_usage: bool
+    logprobs: bool
+    schema: dict | None = None
+
+
+class Fields:
+    """The fields of a request body, each taken once; null means absent."""
+
+    def __init__(self, body):
+        if not isinstance(body, dict):
+            raise invalid(f"The body is a JSON {type(body).__name__}; it must be an object.")
+        self._values = {name: value for name, value in body.items() if value is not None}
+
+    def take(self, name, default=None, *, kind=None):
+        """The value of a field; an error if it is no `kind`."""
+        value = self._values.pop(name, default)
+        if value is not default and kind is not None and type(value) is not kind:
+            raise invalid(f"{name} must be a {_JSON[kind]}, not {_shown(value)}.", param=name)
+        return value
+
+    def number(self, name, default, low, high):
+        """A float in [low, high]."""
+        value = self._values.pop(name, default)
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise invalid(
+                f"{name} must be a number from {low} to {high}, not {_shown(value)}.", param=name
+            )
+        return float(value)
+
+    def integer(self, name, default, low, high=math.inf):
+        """An int in [low, high], or the default."""
+        value = self._values.pop(name, default)
+        if value is not default and (type(value) is not int or not low <= value <= high):
+            most = "" if high == math.inf else f" to {high}"
+            raise invalid(
+                f"{name} must be an integer from {low}{most}, not {_shown(value)}.", param=name
+            )
+        return value
+
+    def finish(self):
+        """Refuses what nobody took."""
+        for name, value in self._values.items():
+            if name in NEUTRAL:
+                if value not in NEUTRAL[name]:
+                    raise invalid(f"{name} is not supported; leave it out.", param=name)
+            elif name not in WITHOUT_EFFECT:
+                raise invalid(f"Unknown field {_shown(name)}; leave it out.")
+
+
+class Parser:
+    """Reads request bodies for one model.
+
+    Args:
+      tokenizer: `models.tokenizer.Tokenizer`.
+      special_tokens: texts with a meaning in a prompt.
+      max_length: most tokens of prompt and answer.
+      vocab_size: rows of the model's vocabulary.
+      top_logprobs: most alternatives per token.
+      most_answers: most answers of one request.
+    """
+
+    def __init__(
+        self, tokenizer, *, special_tokens, max_length, vocab_size, top_logprobs, most_answers
+    ):
+        self._tokenizer = tokenizer
+        marks = [re.escape(token) for token in special_tokens if len(token) > 1]
+        self._special = re.compile("|".join(marks) or "(?!)")
+        self._max_length, self._vocab_size = max_length, vocab_size
+        self._top_logprobs, self._most_answers = top_logprobs, most_answers
+
+    def chat(self, body):
+        """The Ask of /v1/chat/completions."""
+        fields = Fields(body)
+        messages = self._messages(fields.take("messages", kind=list))
+        wanted = fields.take("logprobs", False, kind=bool)
+        top = fields.integer("top_logprobs", 0, 0, self._top_logprobs)
+        if top and not wanted:
+            raise invalid("top_logprobs needs logprobs: true.", param="top_logprobs")
+        limit = fields.integer("max_tokens", None, 1)
+        limit = fields.integer("max_completion_tokens", limit, 1)
+        schema = _schema(fields.take("response_format", kind=dict))
+        try:
+            prompt = self._tokenizer.chat(messages)
+        except jinja2.TemplateError as error:
+            raise invalid(
+                f"The model's chat template refuses the messages: {error}", param="messages"
+            ) from error
+        return self._ask(Chat, fields, [prompt], (limit, None), top, logprobs=wanted, schema=schema)
+
+    def completion(self, body):
+        """The Ask of /v1/completions."""
+        fields = Fields(body)
+        prompts = self._prompts(fields.take("prompt"))
+        top = fields.integer("logprobs", None, 0, self._top_logprobs)
+        limits = fields.integer("max_tokens", None, 1), COMPLETION_TOKENS
+        return self._ask(Text, fields, prompts, limits, top or 0, logprobs=top is not None)
+
+    def _ask(self, shape, fields, prompts, limits, top, *, logprobs, schema=None):
+        choices = fields.integer("n", 1, 1)
+        if choices * len(prompts) > self._most_answers:
+            raise invalid(
+                f"{len(prompts)} prompts with n={choices} are {choices * len(prompts)} answers; "
+                f"one request may ask for {self._most_answers}.",
+                param="n",
+            )
+        stream = fields.take("stream", False, kind=bool)
+        options = fields.take("stream_options", {}, kind=dict)
+        if options and not stream:
+            raise invalid("stream_options needs stream: true.", param="stream_options")
+        options = Fields(options)
+        include_usage = options.take("include_usage", False, kind=bool)
+        options.take("include_obfuscation", kind=bool)
+        options.finish()
+        ignore_eos = fields.take("ignore_eos", False, kind=bool)
+        sampling = dict(
+            temperature=fields.number("temperature", 1.0, 0, 2),
+            top_p=fields.number("top_p", 1.0, 0, 1),
+            top_k=fields.integer("top_k", 0, 0),
+            min_p=fields.number("min_p", 0.0, 0, 1),
+            stop_strings=_stops(fields.take("stop")),
+            stop_ids=() if ignore_eos else self._tokenizer.eos_ids,
+            top_logprobs=top,
+        )
+        seed = fields.integer("seed", None, -(2**63), 2**63 - 1)
+        fields.take("model")
+        fields.finish()
+        try:
+            most = [self._limit(prompt, *limits) for prompt in prompts]
+            samplings = [types.Sampling(tokens, **sampling) for tokens in most]
+        except ValueError as error:
+            raise invalid(str(error)) from error
+        prompts = tuple(zip(map(tuple, prompts), samplings, strict=True))
+        return Ask(shape, prompts, choices, seed, stream, include_usage, logprobs, schema)
+
+    def _limit(self, prompt, limit, default):
+        """Most tokens to draw after a prompt; without a limit the default, or all that fit."""
+        room = self._max_length - len(prompt)
+        if not prompt:
+            raise invalid("The prompt has no token.", param="prompt")
+        if room < (limit or 1):
+            asked = f" and {limit} tokens of answer" if limit else ""
+            raise invalid(
+                f"The prompt has {len(prompt)} tokens; with it{asked} the request exceeds the "
+                f"{self._max_length} tokens that this server takes. Shorten it.",
+                code="context_length_exceeded",
+            )
+        return limit or min(default or room, room)
+
+    def _messages(self, messages):
+        if not messages:
+            raise invalid("messages must hold at least one message.", param="messages")
+        return [self._message(index, message) for index, message in enumerate(messages)]
+
+    def _message(self, index, message):
+        where = f"messages[{index}]"
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            raise invalid(
+                f"{where} must be an object with a role of {', '.join(ROLES)}.", param="messages"
+            )
+        more = [name for name, value in message.items() if value and name not in MESSAGE_FIELDS]
+        if more:
+            raise invalid(f"{where}: {_shown(more[0])} is not supported.", param="messages")
+        content = message.get("content")
+        if isinstance(content, list):
+            parts = [part if isinstance(part, dict) else {} for part in content]
+            if any(part.get("type") != "text" for part in parts):
+                raise invalid(f"{where}: only parts of type text are supported.", param="messages")
+            texts = [_text(part.get("text"), f"{where}: the text of a part") for part in parts]
+            content = "".join(texts)
+        content = self._harmless(_text(content, f"{where}: content"))
+        return {"role": ROLES[message["role"]], "content": content}
+
+    def _harmless(self, text):
+        """A text in which no special token will be recognised."""
+        while self._special.search(text):
+            text = self._special.sub(lambda found: found[0][0] + BARRIER + found[0][1:], text)
+        return text
+
+    def _prompts(self, prompt):
+        """Token ids of each prompt; in a text, special tokens are recognised."""
+        several = isinstance(prompt, list) and not all(type(item) is int for item in prompt)
+        prompts = prompt if several else [prompt]
+        return [self._tokens(item) for item in prompts]
+
+    def _tokens(self, prompt):
+        if isinstance(prompt, list) and all(type(item) is int for item in prompt):
+            wrong = [item for item in prompt if not 0 <= item < self._vocab_size]
+            if wrong:
+                raise invalid(
+                    f"Token id {wrong[0]} is outside the vocabulary of {self._vocab_size}.",
+                    param="prompt",
+                )
+            return prompt
+        return self._tokenizer.encode(_text(prompt, "prompt"))
+
+
+def _stops(stop):
+    stops = [] if stop is None else stop if isinstance(stop, list) else [stop]
+    stops = [_text(text, "stop") for text in stops]
+    if len(stops) > MOST_STOPS or not all(0 < len(text) <= LONGEST_STOP for text in stops):
+        raise invalid(
+            f"stop takes up to {MOST_STOPS} texts of 1 to {LONGEST_STOP} characters.", param="stop"
+        )
+    return tuple(stops)
+
+
+def _schema(response_format):
+    """The JSON schema of a response_format, or None."""
+    if response_format is None:
+        return None
+    kind, name = response_format.get("type"), "response_format"
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return {"type": "object"}
+    if kind != "json_schema":
+        raise invalid(f"{name}.type must be text, json_object or json_schema.", param=name)
+    schema = response_format.get("json_schema")
+    schema = schema.get("schema") if isinstance(schema, dict) else None
+    if not isinstance(schema, dict):
+        raise invalid(f"{name}.json_schema.schema must be an object.", param=name)
+    return schema
+
+
+_JSON = {bool: "boolean", dict: "JSON object", list: "list", str: "string"}
+
+
+def _text(value, name):
+    if not isinstance(value, str):
+        raise invalid(f"{name} must be a string, not {_shown(value)}.")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise invalid(f"{name} is no valid Unicode: it holds half a surrogate pair.") from None
+    return value
+
+
+def _shown(value):
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+# ---- answers -----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """Log-probs of a token. start: characters of the answer before it; top: ((id, nats), ...)."""
+
+    token: int
+    logprob: float
+    top: tuple
+    start: int
+
+
+class Answer:
+    """What the answers to one Ask have in common. `vocabulary` gives the bytes of tokens."""
+
+    def __init__(self, model, vocabulary):
+        self._vocabulary = vocabulary
+        self._head = {
+            "id": f"{self.PREFIX}-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": model,
+        }
+
+    def whole(self, choices, usage):
+        """The answer that is not streamed; choices: [(text, entries or None, finish reason)]."""
+        listed = [self.choice(index, *choice) for index, choice in enumerate(choices)]
+        return self._head | {"object": self.OBJECT, "choices": listed, "usage": usage}
+
+    def chunk(self, choices, **more):
+        """A piece of a streamed answer."""
+        return self._head | {"object": self.CHUNK, "choices": choices, **more}
+
+    def _readable(self, token):
+        return self._vocabulary.bytes(token).decode("utf-8", errors="replace")
+
+
+class Chat(Answer):
+    """/v1/chat/completions."""
+
+    PREFIX, OBJECT, CHUNK = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
+    def choice(self, index, text, entries, finish):
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": text, "refusal": None},
+            "logprobs": self._logprobs(entries),
+            "finish_reason": finish,
+        }
+
+    def opening(self, index):
+        """The choice of the first chunk, or None if there is none before the first text."""
+        return self._delta(index, {"role": "assistant", "content": ""}, None, None)
+
+    def piece(self, index, text, entries, finish):
+        """The choice of a later chunk."""
+        return self._delta(index, {"content": text} if text else {}, entries, finish)
+
+    def _delta(self, index, delta, entries, finish):
+        return {
+            "index": index,
+            "delta": delta,
+            "logprobs": self._logprobs(entries),
+            "finish_reason": finish,
+        }
+
+    def _logprobs(self, entries):
+        if entries is None:
+            return None
+        content = [
+            self._token(entry.token, entry.logprob)
+            | {"top_logprobs": [self._token(*pair) for pair in entry.top]}
+            for entry in entries
+        ]
+        return {"content": content, "refusal": None}
+
+    def _token(self, token, logprob):
+        return {
+            "token": self._readable(token),
+            "logprob": max(logprob, NO_LOGPROB),
+            "bytes": list(self._vocabulary.bytes(token)),
+        }
+
+
+class Text(Answer):
+    """/v1/completions."""
+
+    PREFIX, OBJECT, CHUNK = "cmpl", "text_completion", "text_completion"
+
+    def choice(self, index, text, entries, finish):
+        return {
+            "index": index,
+            "text": text,
+            "logprobs": self._logprobs(entries),
+            "finish_reason": finish,
+        }
+
+    piece = choice
+
+    def opening(self, index):
+        return None
+
+    def _logprobs(self, entries):
+        if entries is None:
+            return None
+        return {
+            "tokens": [self._name(entry.token) for entry in entries],
+            "token_logprobs": [max(entry.logprob, NO_LOGPROB) for entry in entries],
+            "top_logprobs": [
+                {self._name(token): max(logprob, NO_LOGPROB) for token, logprob in entry.top}
+                for entry in entries
+            ],
+            "text_offset": [entry.start for entry in entries],
+        }
+
+    def _name(self, token):
+        """Half characters are spelled in bytes, so that no two tokens have one name."""
+        try:
+            return self._vocabulary.bytes(token).decode()
+        except UnicodeDecodeError as error:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in error.object)
+
+
+def usage(*, prompt_tokens, cached_tokens, completion_tokens):
+    """Token counts of an answer; the end token counts as one that was drawn."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
+    }
+
+
+def to_json(value):
+    """Bytes of a JSON value. ASCII, so that no text of a client can break it."""
+    return json.dumps(value, allow_nan=False).encode()
+
+
+def from_json(body):
+    """The value of a request body."""
+
+    def refuse(name):
+        raise ValueError(f"{name} is no JSON number")
+
+    try:
+        return json.loads(body, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise invalid(f"The body is no valid JSON: {error}.") from error

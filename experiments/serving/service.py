@@ -1,0 +1,271 @@
+"""What the server does with requests, between HTTP and the engine's thread. Runs in the event loop.
+
+A request takes places in a bounded queue, one for each answer; a place is free again when the
+engine has let the answer go, not when the client has gone.
+"""
+
+import asyncio
+import bisect
+import itertools
+import math
+import secrets
+import time
+
+from experiments.serving import protocol, text
+from models.engine import types
+
+SEEDED, UNSEEDED = 0, 1  # the first part of an address
+WEIGHTS = "policy"
+
+
+class Service:
+    """Serves one model.
+
+    Args:
+      engine: the engine, to read from.
+      thread: its EngineThread.
+      parser: `protocol.Parser`.
+      vocabulary: `text.Vocabulary`.
+      decode: token ids -> text, without special tokens.
+      grammars: `models.engine.grammar.Grammars`, or None.
+      model: name that clients use.
+      slots: answers that the engine draws at once.
+      queue: answers that may wait.
+      monitor: `monitoring.Monitor`.
+
+    Attributes:
+      failure: None, or the exception that ended the engine.
+    """
+
+    def __init__(
+        self, engine, thread, parser, vocabulary, decode, grammars, *, model, slots, queue, monitor
+    ):
+        self.model, self.monitor, self.parser = model, monitor, parser
+        self.failure = None
+        self._engine, self._thread, self._vocabulary = engine, thread, vocabulary
+        self._decode, self._grammars = decode, grammars
+        self._slots, self._places = slots, slots + queue
+        self._taken, self._runs = 0, set()
+        self._closed = False
+        self._process, self._count = secrets.randbits(32), itertools.count()
+
+    @property
+    def ready(self):
+        """Whether new requests are taken."""
+        return not self._closed
+
+    def metrics(self):
+        """Text for Prometheus."""
+        return self.monitor.text(
+            statistics=self._engine.statistics,
+            slots=self._slots,
+            answers_taken=self._taken,
+            answers_in_engine=self._engine.pending,
+        )
+
+    async def open(self, ask):
+        """The Run of an Ask.
+
+        Raises:
+          ApiError: the server is closing, the queue is full, or the schema cannot be followed.
+        """
+        constraint = await self._constraint(ask.schema)
+        if self._closed:
+            raise self._unavailable()
+        wanted = len(ask.prompts) * ask.choices
+        if self._taken + wanted > self._places:
+            waiting = max(self._taken - self._slots, 0) + wanted
+            seconds = math.ceil(self.monitor.whole.mean * waiting / self._slots)
+            raise protocol.ApiError(
+                429,
+                f"{self._taken} answers are under way and {self._places} is the most. Try again "
+                "later, or start the server with more --slots or a longer --queue.",
+                code="rate_limit_exceeded",
+                headers={"retry-after": str(min(max(seconds, 1), 60))},
+            )
+        run = Run(self, ask)
+        self._runs.add(run)
+        for request in self._requests(ask, constraint):
+            self._taken += 1
+            run.add(self._thread, request)
+        return run
+
+    def close(self):
+        """Takes no new requests."""
+        self._closed = True
+
+    def abort(self):
+        """Ends all requests with an error."""
+        self.close()
+        for run in tuple(self._runs):
+            run.fail(self._unavailable())
+
+    def fail(self, failure):
+        """Ends all requests because the engine has failed."""
+        self.failure = failure
+        self.abort()
+
+    def forget(self, run):
+        self._runs.discard(run)
+
+    def release(self):
+        """Frees a place."""
+        self._taken -= 1
+
+    def answer(self, ask):
+        """The `protocol.Answer` that shapes the answer to an Ask."""
+        return ask.shape(self.model, self._vocabulary)
+
+    def choices(self, ask):
+        """A Choice for each answer to an Ask."""
+        return [
+            Choice(self._decode, sampling, logprobs=ask.logprobs)
+            for _, sampling in ask.prompts
+            for _ in range(ask.choices)
+        ]
+
+    def _unavailable(self):
+        if self.failure is not None:
+            return protocol.ApiError(500, f"The engine has failed: {self.failure}")
+        return protocol.ApiError(503, "The server is shutting down.", code="shutting_down")
+
+    async def _constraint(self, schema):
+        if schema is None:
+            return None
+        if self._grammars is None:
+            raise protocol.invalid(
+                "This server cannot follow a response_format: it needs the extra `grammar` (pip "
+                "install '.[grammar]') and must not be started with --nogrammar.",
+                param="response_format",
+            )
+        try:
+            return await asyncio.to_thread(self._grammars.json_schema, schema)
+        except ValueError as error:
+            raise protocol.invalid(str(error), param="response_format") from error
+
+    def _requests(self, ask, constraint):
+        """The engine's requests, choice by choice of each prompt.
+
+        With a seed, an answer follows from the prompt, the seed and the number of the choice;
+        without, it is new each time.
+        """
+        for tokens, sampling in ask.prompts:
+            if ask.seed is None:
+                start = (UNSEEDED, self._process, next(self._count) % 2**32)
+            else:
+                high, low = divmod(ask.seed % 2**64, 2**32)
+                start = (SEEDED, high, low)
+            for choice in range(ask.choices):
+                yield types.Request(
+                    tokens,
+                    sampling,
+                    weights=WEIGHTS,
+                    address=(*start, choice),
+                    constraint=constraint and constraint.copy(),
+                )
+
+
+class Run:
+    """The engine's work for one HTTP request: `async for index, update in run`, then `close`."""
+
+    def __init__(self, service, ask):
+        self._service, self._ask = service, ask
+        self._thread, self._tickets, self._constraints = None, [], []
+        self._unfinished = set()
+        self._updates = asyncio.Queue()
+        self._began = time.monotonic()
+        self._first = False
+
+    def add(self, thread, request):
+        index, self._thread = len(self._tickets), thread
+        self._unfinished.add(index)
+        self._constraints.append(request.constraint)
+
+        def receive(update):
+            if update.last:
+                self._unfinished.discard(index)
+                self._service.release()
+            self._updates.put_nowait((index, update))
+
+        self._tickets.append(thread.submit(request, receive, stream=self._ask.stream))
+
+    def fail(self, error):
+        """Makes the iteration raise."""
+        self._updates.put_nowait((0, error))
+
+    def close(self):
+        """Cancels what is unfinished."""
+        self._service.forget(self)
+        for index in self._unfinished:
+            self._thread.cancel(self._tickets[index])
+
+    async def __aiter__(self):
+        monitor = self._service.monitor
+        left = len(self._tickets)
+        while left:
+            index, update = await self._updates.get()
+            if isinstance(update, protocol.ApiError):
+                raise update
+            if update.error:
+                raise protocol.invalid(update.error)
+            if update.tokens and self._ask.stream and not self._first:
+                self._first = True
+                monitor.first_token.observe(time.monotonic() - self._began)
+            if update.last:
+                left -= 1
+                monitor.whole.observe(time.monotonic() - self._began)
+                constraint = self._constraints[index]
+                if constraint is not None and constraint.error:
+                    raise protocol.invalid(
+                        f"The JSON schema could not be followed: {constraint.error}",
+                        param="response_format",
+                    )
+            yield index, update
+
+
+class Choice:
+    """One answer as it grows.
+
+    Attributes:
+      tokens: drawn so far.
+      shared: prompt tokens that were found in the cache; known at the end.
+    """
+
+    def __init__(self, decode, sampling, *, logprobs):
+        self._text = text.TextStream(decode, sampling.stop_strings)
+        self._stop_ids, self._logprobs = sampling.stop_ids, logprobs
+        self._entries = []
+        self.tokens, self.shared = 0, 0
+
+    def take(self, update):
+        """(text, entries or None, finish reason or None): what is new and certain."""
+        ended, tokens = update.completion, list(update.tokens)
+        self.tokens += len(tokens)
+        finish = None
+        if ended is not None:
+            self.shared, finish = ended.shared_tokens, ended.stop_reason
+            if tokens and finish == "stop" and tokens[-1] in self._stop_ids:
+                tokens.pop()
+        if self._logprobs:
+            for token, logprob, top in self._columns(tokens, update):
+                start = self._text.length
+                self._text.push([token])
+                self._entries.append(protocol.Entry(token, logprob, top, start))
+            tokens = []
+        last = ended is not None
+        self._text.push(tokens, last=last)
+        new = self._text.take(last=last)
+        return new, self._certain_entries(last) if self._logprobs else None, finish
+
+    def _columns(self, tokens, update):
+        tops = update.top_logprobs or ((),) * len(update.tokens)
+        return zip(tokens, update.logprobs, tops, strict=False)
+
+    def _certain_entries(self, last):
+        """Entries of the tokens that begin before the end of the text given out."""
+        certain = len(self._entries)
+        if self._text.stopped or not last:
+            starts = [entry.start for entry in self._entries]
+            certain = bisect.bisect_left(starts, self._text.given)
+        entries, self._entries = self._entries[:certain], self._entries[certain:]
+        return entries

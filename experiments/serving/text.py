@@ -1,0 +1,126 @@
+"""From drawn tokens to the text a client may see, piece by piece."""
+
+import json
+import pathlib
+import tempfile
+
+UNFINISHED = "\ufffd"  # how the beginning of a UTF-8 sequence decodes
+
+
+class TextStream:
+    """Text of a growing response; what it gives out never has to be taken back.
+
+    Neither the beginning of a character nor what may become a stop string is given out. The text
+    ends before the stop string that is complete first, so it does not depend on how the tokens were
+    cut into pushes.
+
+    Args:
+      decode: token ids -> text, without special tokens.
+      stops: stop strings.
+
+    Attributes:
+      length: characters decoded so far, given out or not, stop string included.
+      given: characters given out.
+      stopped: whether a stop string was found.
+    """
+
+    def __init__(self, decode, stops=()):
+        self._decode, self._stops = decode, stops
+        self._ids, self._start, self._read = [], 0, 0
+        self._held = ""
+        self.length, self.given, self.stopped = 0, 0, False
+
+    def push(self, ids, *, last=False):
+        """Adds tokens; `last` says that none will follow.
+
+        A tokenizer may drop the blank at the start of what it decodes, so that new tokens are
+        decoded behind those before them.
+        """
+        if self.stopped:
+            return
+        self._ids += ids
+        before = self._decode(self._ids[self._start : self._read])
+        after = self._decode(self._ids[self._start :])
+        if len(after) > len(before) and (last or not after.endswith(UNFINISHED)):
+            self._start, self._read = self._read, len(self._ids)
+            self._add(after[len(before) :])
+
+    def take(self, *, last=False):
+        """The text that is certain now; `last` says that no tokens will follow."""
+        certain = len(self._held)
+        if not (last or self.stopped):
+            certain -= self._may_become_stop()
+        text, self._held = self._held[:certain], self._held[certain:]
+        self.given += len(text)
+        return text
+
+    def _add(self, text):
+        self.length += len(text)
+        self._held += text
+        found = [(self._held.find(stop), stop) for stop in self._stops]
+        ends = [(start + len(stop), start) for start, stop in found if start >= 0]
+        if ends:
+            self._held, self.stopped = self._held[: min(ends)[1]], True
+
+    def _may_become_stop(self):
+        """Characters at the end that are the beginning of a stop string."""
+        return max(
+            (
+                size
+                for stop in self._stops
+                for size in range(1, min(len(stop) - 1, len(self._held)) + 1)
+                if self._held.endswith(stop[:size])
+            ),
+            default=0,
+        )
+
+
+class Vocabulary:
+    """The bytes behind token ids.
+
+    Attributes:
+      json: text of the tokenizer.json.
+      special_tokens: tuple of str.
+    """
+
+    def __init__(self, tokenizer):
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.save(folder)
+            path = pathlib.Path(folder) / "tokenizer.json"
+            self.json = path.read_text(encoding="utf-8")
+        values = json.loads(self.json)
+        vocabulary, added = values["model"]["vocab"], values["added_tokens"]
+        if isinstance(vocabulary, list):  # of (token, score)
+            vocabulary = {token: index for index, (token, _) in enumerate(vocabulary)}
+        in_bytes = _of_bytes if "ByteLevel" in json.dumps(values["decoder"]) else _of_pieces
+        self._bytes = {index: in_bytes(token) for token, index in vocabulary.items()}
+        self._bytes |= {token["id"]: token["content"].encode() for token in added}
+        self.special_tokens = tuple(token["content"] for token in added if token["special"])
+
+    def bytes(self, index):
+        """Bytes of a token; of an id that has none, b""."""
+        return self._bytes.get(index, b"")
+
+
+def _of_bytes(token):
+    """A token of a byte-level vocabulary, which spells every byte as a printable character."""
+    return bytes(BYTE_OF[letter] for letter in token)
+
+
+def _of_pieces(token):
+    """A token of a SentencePiece vocabulary."""
+    if len(token) == 6 and token.startswith("<0x"):
+        return bytes([int(token[3:5], 16)])
+    return token.replace("\u2581", " ").encode()
+
+
+def _spelling():
+    """{character: byte} of GPT-2: bytes that print are themselves, the others from 256 on."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {
+        chr(256 + index): byte for index, byte in enumerate(others)
+    }
+
+
+BYTE_OF = _spelling()

@@ -1,0 +1,81 @@
+"""Output that follows a JSON schema, by the llguidance library (extra `grammar`).
+
+    grammars = Grammars(tokenizer_json, vocab_size=model.config.vocab_size, eos_ids=eos_ids)
+    engine.submit(Request(tokens, sampling, constraint=grammars.json_schema({"type": "object"})))
+
+Whoever trains on such a response must apply the same masks to its log-probs.
+"""
+
+import json
+
+import llguidance
+import numpy as np
+
+# Between the parts of JSON: a blank, or a new line with its indent. A weak model never comes back
+# from whitespace without an end.
+DEFAULTS = {"whitespace_pattern": r"\x20|\n(\x20{0,16}|\t{0,8})"}
+
+
+class Grammars:
+    """Makes constraints for one vocabulary. Threads may share it.
+
+    Args:
+      tokenizer_json: text of a tokenizer.json.
+      vocab_size: rows of the model's vocabulary; those that the tokenizer lacks are never allowed.
+      eos_ids: ids that end a response, allowed where the grammar may end.
+    """
+
+    def __init__(self, tokenizer_json, *, vocab_size, eos_ids):
+        self._tokenizer = llguidance.LLTokenizer(
+            tokenizer_json, n_vocab=vocab_size, eos_token=list(eos_ids)
+        )
+        self._words = -(-vocab_size // 32)
+
+    def json_schema(self, schema):
+        """The Constraint of a JSON schema (dict).
+
+        Raises:
+          ValueError: the schema is wrong, too large, or uses what llguidance does not support.
+        """
+        grammar = llguidance.LLMatcher.grammar_from_json_schema(
+            json.dumps(schema), defaults=DEFAULTS
+        )
+        matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
+        if matcher.is_error():
+            reason = matcher.get_error().split("\n<state>")[0]
+            raise ValueError(f"The JSON schema cannot be followed: {reason}.")
+        return Constraint(matcher, self._words)
+
+
+class Constraint:
+    """What one response may be; see `types.Request`. It is used up by that response.
+
+    It never raises while the engine runs: a grammar that fails on the way ends the response, and
+    `error` tells.
+    """
+
+    def __init__(self, matcher, words):
+        self._matcher = matcher
+        self._allowed_W = np.zeros(words, np.uint32)
+
+    def allowed(self):
+        """uint32 words: bit v % 32 of word v // 32 is set if token v may come next.
+
+        Where the grammar has ended or failed, only the ids that end a response are. The array is
+        overwritten by the next call.
+        """
+        self._matcher.unsafe_compute_mask_ptr(self._allowed_W.ctypes.data, self._allowed_W.nbytes)
+        return self._allowed_W
+
+    def accept(self, token):
+        """Moves on by a drawn token."""
+        self._matcher.consume_token(token)
+
+    def copy(self):
+        """One for another response, in the same state."""
+        return Constraint(self._matcher.deep_copy(), len(self._allowed_W))
+
+    @property
+    def error(self):
+        """Why the grammar failed on the way, such as a limit of the parser; "" if it did not."""
+        return self._matcher.get_error().split("\n<state>")[0]

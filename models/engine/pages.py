@@ -1,0 +1,129 @@
+"""Which pages of the KV cache are whose: free ones, shared prefixes, and what is safe to hand out.
+
+A page holds the keys and values of `size` consecutive tokens of one sequence, in all layers. The
+device knows nothing of this file; it reads page tables.
+
+A full page of a prompt is listed under a key made of the weights that compute it and of all tokens
+up to its end. Requests whose prompts begin alike hold the same pages. A page that nobody holds
+stays listed until the space is wanted; the least recently used goes first.
+"""
+
+import collections
+import dataclasses
+import hashlib
+
+import numpy as np
+
+
+@dataclasses.dataclass(eq=False)
+class Page:
+    """holders: requests that read it. ready: the call that fills it was dispatched.
+
+    key: what it is listed under, None if it is not listed.
+    """
+
+    number: int
+    holders: int = 1
+    ready: bool = False
+    key: bytes | None = None
+
+
+class Pages:
+    """All pages of an engine: `count` pages of `size` tokens."""
+
+    def __init__(self, count, size):
+        self.count, self.size = count, size
+        self._free = list(range(count - 1, -1, -1))
+        self._listed = {}  # key -> Page
+        self._idle = collections.OrderedDict()  # key -> listed Page without holder, oldest first
+
+    @property
+    def available(self):
+        """Pages that can be handed out now."""
+        return len(self._free) + len(self._idle)
+
+    def take(self):
+        """A page for one holder. At least one must be available."""
+        if not self._free:
+            _, oldest = self._idle.popitem(last=False)
+            self._free_up(oldest)
+        return Page(self._free.pop())
+
+    def release(self, page):
+        """Gives up one hold."""
+        page.holders -= 1
+        if page.holders:
+            return
+        if page.key is not None and page.ready:
+            self._idle[page.key] = page
+        else:
+            self._free_up(page)
+
+    def find(self, keys):
+        """The listed pages of the longest known prefix, each held once more."""
+        found = []
+        for key in keys:
+            page = self._listed.get(key)
+            if page is None:
+                break
+            self._idle.pop(key, None)
+            page.holders += 1
+            found.append(page)
+        return found
+
+    def known(self, keys):
+        """How many of the first keys have a page that is filled or about to be."""
+        return next((n for n, key in enumerate(keys) if key not in self._listed), len(keys))
+
+    def list_under(self, key, page):
+        """Offers a page to later requests, unless another one with this content is listed."""
+        if key not in self._listed:
+            page.key = key
+            self._listed[key] = page
+
+    def unlist(self, weights):
+        """Forgets the pages whose keys begin with `weights`; holders keep theirs until the end."""
+        for key in [key for key in self._listed if key.startswith(weights)]:
+            page = self._listed[key]
+            if self._idle.pop(key, None):
+                self._free_up(page)
+            else:
+                self._unlist(page)
+
+    def _free_up(self, page):
+        self._unlist(page)
+        self._free.append(page.number)
+
+    def _unlist(self, page):
+        if page.key is not None:
+            del self._listed[page.key]
+            page.key = None
+
+
+def prefix_keys(weights, tokens, size):
+    """A key for each full page of a prompt.
+
+    Args:
+      weights: bytes that name the weights; every key begins with them.
+      tokens: ids.
+      size: tokens in a page.
+    """
+    ids = np.asarray(tokens, np.int32)
+    digest, keys = hashlib.blake2b(digest_size=16), []
+    for end in range(size, len(ids) + 1, size):
+        digest.update(ids[end - size : end].tobytes())
+        keys.append(weights + digest.digest())
+    return keys
+
+
+def all_can_finish(wanted_R, freed_R, available):
+    """Whether requests can all be served to their end, one after another (banker's algorithm).
+
+    Args:
+      wanted_R: int [R], pages that each request may still want.
+      freed_R: int [R], pages that come free for sure when it ends, those it holds now.
+      available: pages that can be handed out now.
+    """
+    order_R = np.argsort(wanted_R, kind="stable")
+    before_R = np.cumsum(freed_R[order_R]) - freed_R[order_R]
+    return bool((wanted_R[order_R] <= available + before_R).all())
