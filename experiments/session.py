@@ -17,6 +17,7 @@ from experiments import command
 from flow_grpo_jax import checkpoint, rollout, update
 from models import attention, folders, huggingface, lora, qwen2, sharding, tokenizer
 from models.engine.engine import Engine
+from models.engine.replicas import Replicas
 from tools import toolbox
 
 ROOT = pathlib.Path(__file__).parent.parent  # relative paths of configs start here
@@ -31,7 +32,9 @@ class Session:
     frozen: Qwen2 in the compute dtype on the mesh: reference policy, LoRA's base.
     shardings: NamedSharding of each of `params`, structured like them.
     assemble: (params, frozen) -> Qwen2, the policy.
-    engine: serves "policy" and "frozen", the frozen modules.
+    engine: serves "policy" and "frozen", the frozen modules, on the devices of this process.
+    serving: meshes of its replicas.
+    serving_frozen: `frozen` on each of them; empty while the engine's memory is released.
     """
 
     mesh: jax.sharding.Mesh
@@ -40,15 +43,51 @@ class Session:
     shardings: Any
     assemble: Callable
     tokenizer: tokenizer.Tokenizer
-    engine: Engine
     tools: dict
     pool: concurrent.futures.ThreadPoolExecutor
-    local_frozen: qwen2.Qwen2
+    dtype: jax.typing.DTypeLike
+    serving: list
+    serving_frozen: list = dataclasses.field(default_factory=list)
+    engine: Replicas | None = None
 
-    def serve(self, params, dtype):
-        """Hands the engine new weights of the policy."""
-        local = sharding.local_copy(params, dtype)
-        self.engine.set_weights("policy", self.assemble(local, self.local_frozen))
+    def start(self, make_engine):
+        """Builds the engine from `make_engine(weights, mesh=)`."""
+        self.serving_frozen = sharding.serving_copies(self.frozen, self.dtype, self.serving)
+        policies, bases = self._served(self.params)
+        weights = zip(policies, bases, self.serving, strict=True)
+        self.engine = Replicas(
+            [make_engine({"policy": p, "frozen": b}, mesh=mesh) for p, b, mesh in weights]
+        )
+
+    def serve(self, params):
+        """Hands the engine new weights of the policy; no copy is made where it can share them."""
+        frozen_too = not self.serving_frozen
+        if frozen_too:
+            self.serving_frozen = sharding.serving_copies(self.frozen, self.dtype, self.serving)
+        policies, bases = self._served(params)
+        self.engine.set_weights("policy", policies)
+        if frozen_too:
+            self.engine.set_weights("frozen", bases)
+
+    def release(self):
+        """Frees the engine's memory on the devices until `serve`."""
+        self.engine.release()
+        self.serving_frozen = []
+
+    def _served(self, params):
+        """(policy, frozen model) for each replica, as lists; both have one structure."""
+        trained = sharding.serving_copies(params, self.dtype, self.serving)
+        policies = [
+            self.assemble(mine, frozen)
+            for mine, frozen in zip(trained, self.serving_frozen, strict=True)
+        ]
+        if self.assemble is update.whole_model:
+            return policies, self.serving_frozen
+        bases = [
+            self.assemble(jax.tree.map(jnp.zeros_like, mine), frozen)
+            for mine, frozen in zip(trained, self.serving_frozen, strict=True)
+        ]
+        return policies, bases
 
 
 def resolve(path):
@@ -138,34 +177,50 @@ def build(config):
             f"Nothing ends a reply of the model in {folder}: neither generation_config.json nor "
             "the tokenizer names an end token. Add eos_token_id to generation_config.json."
         )
-    settings = config.rollout
-    local, local_frozen = sharding.local_copy((params, frozen), compute_dtype(config))
-    # The same arrays of the base; adapters of zeros, so that both sets have one structure.
-    unadapted = assemble(jax.tree.map(jnp.zeros_like, local), local_frozen)
-    engine = Engine(
-        {
-            "policy": assemble(local, local_frozen),
-            "frozen": unadapted if config.model.lora.rank else local_frozen,
-        },
-        slots=config.engine.slots,
-        prompt_buckets=tuple(config.engine.prompt_buckets),
-        max_length=settings.max_prompt_tokens
-        + max(settings.max_response_tokens, settings.max_module_tokens),
-        decode_steps=config.engine.decode_steps,
-        prefill_rows=config.engine.prefill_rows,
-        seed=config.seed,
-        decode_text=text.decode,
-        dtype=compute_dtype(config),
-    )
     with command.checking_config():
+        serving = sharding.serving_meshes(
+            tensor=config.engine.tensor, replicas=config.engine.replicas
+        )
         tools = toolbox.build(
             config.tools.names,
             top_k=config.tools.search_results,
             python_seconds=config.tools.python_seconds,
         )
     pool = concurrent.futures.ThreadPoolExecutor(config.tools.workers, "tool")
-    return Session(
-        mesh, params, frozen, shardings, assemble, text, engine, tools, pool, local_frozen
+    run = Session(
+        mesh,
+        params,
+        frozen,
+        shardings,
+        assemble,
+        text,
+        tools,
+        pool,
+        compute_dtype(config),
+        serving,
+    )
+    with command.checking_config():
+        run.start(functools.partial(Engine, **engine_settings(config, text)))
+    return run
+
+
+def engine_settings(config, text):
+    """Arguments of `Engine` but its weights and mesh."""
+    settings, chosen = config.rollout, config.engine
+    longest = max(settings.max_response_tokens, settings.max_module_tokens)
+    return dict(
+        slots=chosen.slots,
+        max_length=settings.max_prompt_tokens + longest,
+        cache_tokens=chosen.cache_tokens,
+        page_size=chosen.page_size,
+        prefill_tokens=chosen.prefill_tokens,
+        prefill_rows=chosen.prefill_rows,
+        prefill_calls=chosen.prefill_calls,
+        decode_steps=chosen.decode_steps,
+        overlap=chosen.overlap,
+        seed=config.seed,
+        decode_text=text.decode,
+        dtype=compute_dtype(config),
     )
 
 
@@ -252,6 +307,20 @@ def restore_policy(workdir, config, *, step=None):
     Raises:
       ConfigError: the run has no checkpoint, or not that one.
     """
+    step, params, meta = restore_params(workdir, config, step=step)
+    if not config.model.lora.rank:
+        return step, params, meta
+    with jax.default_device(jax.devices("cpu")[0]):
+        whole = huggingface.load(resolve(config.model.path), dtype=jnp.float32)
+        return step, lora.merged(lora.combine(params, whole)), meta
+
+
+def restore_params(workdir, config, *, step=None):
+    """(step, what was trained in host memory, meta) of a run's checkpoint; see `Session.params`.
+
+    Raises:
+      ConfigError: the run has no checkpoint, or not that one.
+    """
     base = resolve(config.model.path)
     trained = abstract_model(huggingface.config_from_dict(huggingface.read_config(base)))
     if config.model.lora.rank:
@@ -275,8 +344,4 @@ def restore_policy(workdir, config, *, step=None):
     if restored is None:
         raise command.ConfigError(f"{workdir} has no checkpoint yet.")
     step, state, meta = restored
-    if not config.model.lora.rank:
-        return step, state.params, meta
-    with jax.default_device(host):
-        whole = huggingface.load(base, dtype=jnp.float32)
-        return step, lora.merged(lora.combine(state.params, whole)), meta
+    return step, state.params, meta

@@ -19,7 +19,7 @@ def solve(config, query, *, workdir=None, on_event=lambda event: None):
     """Solves one question greedily; returns the Trajectory."""
     run = session.build(config)
     if workdir:
-        run.engine.set_weights("policy", session.restore_policy(workdir, config)[1])
+        run.serve(session.restore_params(workdir, config)[1])
     try:
         [[found]] = rollout.collect(
             [{"id": "query", "question": query}],

@@ -98,7 +98,7 @@ def train(config, workdir, *, force=False):
                 "the frozen modules would change. Restore the folder or use a new --workdir."
             )
         batches.set_state(meta["data"])
-        run.serve(state.params, session.compute_dtype(config))
+        run.serve(state.params)
         first_step, keep_to_step = done + 1, done
         logging.info("resumed after step %d", done)
     results = board = None
@@ -196,8 +196,10 @@ def train(config, workdir, *, force=False):
                 mini_batches=config.loss.mini_batches,
                 constant_length=settings.max_turns * settings.max_response_tokens,
             )
+            if config.engine.release:
+                run.release()
             state, updated = step_program(state, run.frozen, mini_batches)
-            run.serve(state.params, session.compute_dtype(config))
+            run.serve(state.params)
             finished = time.monotonic()
 
             # ---- record ------------------------------------------------------------------------
@@ -279,7 +281,6 @@ def check_limits(config):
     settings, batch = config.rollout, config.batch
     prompt, response = settings.max_prompt_tokens, settings.max_response_tokens
     needs = (
-        ("engine.prompt_buckets", max(config.engine.prompt_buckets), prompt),
         ("batch.row_lengths", max(batch.row_lengths), prompt + response),
         ("batch.response_lengths", max(batch.response_lengths), response),
     )

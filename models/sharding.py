@@ -167,37 +167,69 @@ def embedded_rows(table_VD, token_BT, residual, dtype):
     return put(x_BTD, ("data", "fsdp"), sequence, None)
 
 
-def local_copy(tree, dtype):
-    """The values of arrays that lie over several processes, on the devices of this one alone.
-
-    Every process must call it. Each gets all values in `dtype`, split over its own devices where a
-    dimension allows it. With one process the arrays come back as they are, whatever their dtype.
+def serving_meshes(*, tensor, replicas):
+    """Meshes over groups of this process's devices that only split heads and widths.
 
     Args:
-      tree: pytree of arrays on a mesh of all devices.
-      dtype: to cast to before anything is sent.
-    """
-    if jax.process_count() == 1:
-        return tree
-    rows = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    grid = np.array(rows).reshape(jax.process_count(), -1)
-    everyone = Mesh(grid, ("process", "local"))
-    mine = Mesh(grid[jax.process_index()], ("local",))
+      tensor: devices of each.
+      replicas: how many; 0 is as many as there are devices for, one where these are CPUs.
 
-    def collect(array):
-        split = [n for n, size in enumerate(array.shape) if size % mine.size == 0]
-        largest = max(split, key=lambda n: array.shape[n], default=None)
-        spec = P(*("local" if n == largest else None for n in range(array.ndim)))
-        array = jax.device_put(_cast(array, dtype=dtype), NamedSharding(everyone, spec))
-        parts = [shard.data for shard in array.addressable_shards]
-        return jax.make_array_from_single_device_arrays(
-            array.shape, NamedSharding(mine, spec), parts
+    Raises:
+      ValueError: there are too few devices.
+    """
+    local = sorted(jax.local_devices(), key=lambda device: device.id)
+    if tensor < 1 or len(local) % tensor:
+        valid = [n for n in range(1, len(local) + 1) if len(local) % n == 0]
+        raise ValueError(f"tensor={tensor} does not divide {len(local)} devices; valid: {valid}.")
+    most = len(local) // tensor
+    replicas = replicas or (1 if local[0].platform == "cpu" else most)
+    if not 1 <= replicas <= most:
+        raise ValueError(
+            f"replicas={replicas} with tensor={tensor}, but {len(local)} devices are enough for "
+            f"at most {most}."
         )
+    groups = [local[n * tensor : (n + 1) * tensor] for n in range(replicas)]
+    return [make_mesh(tensor=tensor, devices=group) for group in groups]
+
+
+def serving_copies(tree, dtype, meshes):
+    """A tree's values on each of `serving_meshes`, split as `parameter_shardings` says there.
+
+    Every process must call it, with the same sizes of meshes. The values travel between devices,
+    one array after the other; none where an array lies as it is wanted already.
+
+    Args:
+      tree: pytree of arrays, on a mesh of all devices or anywhere.
+      dtype: to cast to before anything is sent.
+
+    Returns:
+      List of trees. What occurs twice in `tree` occurs twice in these.
+    """
+    tensor = meshes[0].shape["tensor"]
+    rows = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    everyone = Mesh(np.array(rows).reshape(-1, 1, 1, tensor), ("replica", *AXES))
+    shardings = parameter_shardings(meshes[0], tree)
+    done = {}
+
+    def copies(array, spec):
+        array = array if array.dtype == dtype else _cast(array, dtype=dtype)
+        if jax.process_count() == 1 and len(meshes) * tensor < jax.device_count():
+            return [jax.device_put(array, NamedSharding(mesh, spec)) for mesh in meshes]
+        array = jax.device_put(array, NamedSharding(everyone, spec))
+        part = {shard.device: shard.data for shard in array.addressable_shards}
+        return [
+            jax.make_array_from_single_device_arrays(
+                array.shape, NamedSharding(mesh, spec), [part[d] for d in mesh.devices.flat]
+            )
+            for mesh in meshes
+        ]
 
     leaves, structure = jax.tree.flatten(tree)
-    different = {id(leaf): leaf for leaf in leaves}  # what two models share is copied once
-    copies = {identity: collect(leaf) for identity, leaf in different.items()}
-    return structure.unflatten([copies[id(leaf)] for leaf in leaves])
+    for leaf, sharding_ in zip(leaves, jax.tree.leaves(shardings), strict=True):
+        if id(leaf) not in done:
+            done[id(leaf)] = copies(leaf, sharding_.spec)
+    trees = zip(*(done[id(leaf)] for leaf in leaves), strict=True)
+    return [structure.unflatten(tree) for tree in trees]
 
 
 @functools.partial(jax.jit, static_argnames="dtype")

@@ -23,7 +23,7 @@ def get_config():
     c.rollout.max_module_tokens = 512
     c.rollout.in_flight = 64
     c.engine.slots = 16
-    c.engine.prompt_buckets = (512, 1_024, 3_072)
+    c.engine.cache_tokens = 65_536
     c.engine.prefill_rows = 4
     c.batch.row_lengths = (4_096,)
     c.batch.response_lengths = (2_048,)

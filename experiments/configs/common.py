@@ -46,10 +46,19 @@ def base():
     c.rollout.min_valid_share = 0.5  # abort the run below this share of usable trajectories
 
     c.engine = ConfigDict()
-    c.engine.slots = 64  # for each named weight set
-    c.engine.prompt_buckets = (512, 2_048, 8_192, 18_432)
+    c.engine.tensor = 1  # devices that split the heads of one replica
+    c.engine.replicas = 0  # engines of each process; 0 = as many as its devices allow
+    c.engine.slots = 64  # of a replica, for each named weight set
+    c.engine.cache_tokens = (
+        262_144  # of a replica; 0 = slots * longest request, for each weight set
+    )
+    c.engine.page_size = 64
+    c.engine.prefill_tokens = 256  # of a row: prompts are cut into rows
     c.engine.prefill_rows = 8
+    c.engine.prefill_calls = 4  # between two decode calls
     c.engine.decode_steps = 8
+    c.engine.overlap = True  # dispatch ahead of the results
+    c.engine.release = True  # give weights and cache up while the update runs
 
     c.batch = ConfigDict()
     c.batch.layout = "tree"  # or "packed", "padded"; flow_grpo_jax/batching.py

@@ -30,7 +30,6 @@ def get_config():
     c.rollout.max_module_tokens = 1_024
     c.rollout.questions = 16
     c.engine.slots = 32
-    c.engine.prompt_buckets = (512, 2_048, 8_192)
     c.batch.row_lengths = (4_096, 9_216)
     c.batch.response_lengths = (2_048, 4_608)
     c.batch.rows = (2, 1)

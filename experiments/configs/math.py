@@ -22,7 +22,7 @@ def get_config():
     c.rollout.max_prompt_tokens = 4_096
     c.rollout.max_response_tokens = 2_048
     c.rollout.max_module_tokens = 2_048
-    c.engine.prompt_buckets = (512, 2_048, 4_096)
+    c.engine.cache_tokens = 98_304
     c.batch.row_lengths = (8_192,)
     c.batch.response_lengths = (6_144,)
     c.batch.rows = (1,)

@@ -16,6 +16,7 @@ with "v5e16" 11 GiB of a v5e-16's (docs/scaling.md). No run of this size has bee
 from experiments.configs import common
 
 MESHES = {"v6e8": (4, 2), "v5e16": (4, 4)}  # fsdp, tensor
+CACHES = {"v6e8": 393_216, "v5e16": 131_072}  # tokens on four chips
 
 
 def get_config(arg=""):
@@ -29,6 +30,9 @@ def get_config(arg=""):
             raise ValueError(f"Unknown config argument {arg!r}; valid: {', '.join(MESHES)}.")
         c.mesh.fsdp, c.mesh.tensor = MESHES[arg]
         c.mesh.sequence = True
+        c.engine.tensor, c.engine.cache_tokens = 4, CACHES[arg]
+        if arg == "v5e16":  # else the engine's two weight sets do not fit beside the moments
+            c.optim.moment_dtype = "bfloat16"
     return c
 
 

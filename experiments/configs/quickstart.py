@@ -21,7 +21,11 @@ def get_config():
     c.rollout.max_response_tokens = 32
     c.rollout.max_module_tokens = 32
 
-    c.engine.prompt_buckets = (32, 64, 96, 128, 224)
+    c.engine.cache_tokens = 0
+    c.engine.page_size = 16
+    c.engine.prefill_tokens = 32
+    c.engine.overlap = False
+    c.engine.release = False
     c.batch.row_lengths = (256,)
     c.batch.response_lengths = (128,)
     c.batch.rows = (16,)

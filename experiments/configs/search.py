@@ -21,7 +21,7 @@ def get_config():
     c.rollout.max_prompt_tokens = 6_144
     c.rollout.max_response_tokens = 512
     c.rollout.max_module_tokens = 512
-    c.engine.prompt_buckets = (512, 2_048, 6_144)
+    c.engine.cache_tokens = 98_304
     c.batch.row_lengths = (8_192,)
     c.batch.response_lengths = (4_096,)
     c.batch.rows = (1,)

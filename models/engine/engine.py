@@ -145,7 +145,7 @@ class Engine:
                 f"The engine's mesh has {dict(mesh.shape)}; only `tensor` may exceed 1. Build one "
                 "engine for each group of devices (models/engine/replicas.py)."
             )
-        self._slots, self._max_length, self._page = slots, max_length, page_size
+        self.slots, self._max_length, self._page = slots, max_length, page_size
         self._row, self._rows = prefill_tokens, prefill_rows
         self._calls, self._steps = prefill_calls, decode_steps
         self._depth, self._in_flight = int(overlap), in_flight
@@ -226,7 +226,7 @@ class Engine:
 
     def cached_tokens(self, weights, tokens):
         """How many of a prompt's tokens are in the cache of the newest version of a weight set."""
-        found = self._pools.get((weights, self._versions[weights]))
+        found = self._pools.get((weights, self._versions.get(weights)))
         if found is None:
             return 0
         keys = pages.prefix_keys(found.namespace, tokens, self._page)
@@ -277,7 +277,7 @@ class Engine:
         """
         if self._requests:
             raise ValueError(f"{self.pending} requests are pending; end them before release().")
-        self._collect(until=0)
+        self._read(until=0)
         self._pools.clear()
         self._weights = dict.fromkeys(self._weights)
         self._book = pages.Pages(self._book.count, self._page)
@@ -295,13 +295,13 @@ class Engine:
         if (name, version) not in self._pools:
             if self._weights[name] is None:
                 raise ValueError(f"Weights {name!r} were released; set_weights brings them back.")
-            state = jax.device_put(programs.empty_slots(self._slots), self._everywhere())
+            state = jax.device_put(programs.empty_slots(self.slots), self._everywhere())
             self._pools[name, version] = pool.Pool(
                 name,
                 version,
                 self._weights[name],
                 state=state,
-                slots=self._slots,
+                slots=self.slots,
                 table_width=self._widths[-1],
             )
         return self._pools[name, version]
@@ -310,12 +310,18 @@ class Engine:
 
     def step(self):
         """Admits, prefills and decodes once; [(id, Completion)] of the requests that ended."""
+        self.dispatch()
+        return self.collect()
+
+    def dispatch(self):
+        """The first half of a step: gives the devices work."""
         self._end_late()
         self._admit()
-        calls = self._prefill_all() + self._decode_all()
-        if calls:
-            self._calls_in_flight.append(calls)
-        self._collect(until=self._depth if calls else 0)
+        self._calls_in_flight.append(self._prefill_all() + self._decode_all())
+
+    def collect(self):
+        """The second half: reads what the devices drew; [(id, Completion)]."""
+        self._read(until=self._depth if self._calls_in_flight[-1] else 0)
         newest = set(self._versions.items())
         for key in [k for k, p in self._pools.items() if k not in newest and not p.busy]:
             del self._pools[key]
@@ -331,10 +337,10 @@ class Engine:
         pool_ = self._pool(next(iter(self._weights)))
         for width in self._widths:
             self._call_prefill(pool_, [], width)
-            self._call_decode(pool_, np.zeros(self._slots, np.int32), [], width)
+            self._call_decode(pool_, np.zeros(self.slots, np.int32), [], width)
         jax.block_until_ready(self._cache)
 
-    def _collect(self, *, until):
+    def _read(self, *, until):
         """Reads the results of the oldest calls until so many steps are in flight."""
         while len(self._calls_in_flight) > until:
             for collect in self._calls_in_flight.popleft():
@@ -453,7 +459,7 @@ class Engine:
 
     def _quotas(self, active):
         """int32 [B]: tokens each slot may draw in the next call, with the pages for them."""
-        quota_B = np.zeros(self._slots, np.int32)
+        quota_B = np.zeros(self.slots, np.int32)
         asked = []  # (Running, tokens, pages), oldest first
         for _, running in sorted(active, key=lambda item: item[1].id):
             quota = min(self._steps, running.request.sampling.max_tokens - running.dispatched)
@@ -475,7 +481,7 @@ class Engine:
         width = self._width(max(len(running.pages) for _, running in active))
         drawn, live_B = self._call_decode(pool_, quota_B, [slot for slot, _ in active], width)
         self.statistics.decode_calls += 1
-        self.statistics.slot_steps += self._slots * self._steps
+        self.statistics.slot_steps += self.slots * self._steps
         version = pool_.version
 
         def collect():
@@ -504,7 +510,7 @@ class Engine:
             rows,
             size=self._row,
             count=self._rows,
-            slots=self._slots,
+            slots=self.slots,
             table_width=width,
             vocabulary_words=self._words,
         )
@@ -515,11 +521,11 @@ class Engine:
         return drawn, live_P
 
     def _call_decode(self, pool_, quota_B, occupied, width):
-        keep_B = np.zeros(self._slots, bool)
+        keep_B = np.zeros(self.slots, bool)
         keep_B[occupied] = True
         allowed_BW = None
         if self._words:
-            allowed_BW = np.full((self._slots, self._words), 2**32 - 1, np.uint32)
+            allowed_BW = np.full((self.slots, self._words), 2**32 - 1, np.uint32)
             for slot in np.flatnonzero(quota_B):
                 constraint = pool_.running[slot].request.constraint
                 if constraint is not None:

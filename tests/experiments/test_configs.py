@@ -50,7 +50,8 @@ def reduced(config, mesh):
         max_module_tokens=16,
         temperature=1.0,
     )
-    config.engine.update(slots=4, prompt_buckets=(224,), prefill_rows=4)
+    config.engine.update(slots=4, prefill_rows=4, page_size=16, prefill_tokens=32)
+    config.engine.tensor = min(config.engine.tensor, 2)  # of the small model's key/value heads
     lengths = (256, 512)[: len(config.batch.row_lengths)]
     config.batch.row_lengths, config.batch.response_lengths = lengths, lengths
     if config.model.lora.rank:

@@ -637,8 +637,9 @@ def engine_of(base, dtype):
     return Engine(
         {"policy": lora.combine(adapters, base), "frozen": lora.combine(silent, base)},
         slots=2,
-        prompt_buckets=(8,),
         max_length=24,
+        page_size=8,
+        prefill_tokens=8,
         prefill_rows=1,
         dtype=dtype,
     )
