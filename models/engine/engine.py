@@ -635,7 +635,7 @@ class Engine:
         return NamedSharding(self._mesh, PartitionSpec())
 
     def _cache_sharding(self):
-        return NamedSharding(self._mesh, PartitionSpec(None, None, "tensor"))
+        return NamedSharding(self._mesh, cache.spec(self._run.attend))
 
     def _empty_cache(self):
         return cache.empty(

@@ -195,12 +195,21 @@ def _through_layers(model, pages, token_PT, position_PT, valid_PT, table_PM, run
     """(x_PTD before the last norm, pages with the new keys and values)."""
     rope = model.rope(jnp.maximum(position_PT, 0))
     x_PTD, written = model.embedded(token_PT, run.dtype), []
-    for layer, cache_GZJH in enumerate(pages):
+    for layer, layer_cache in enumerate(pages):
         block = jax.tree.map(lambda a, layer=layer: a[layer], model.blocks)
 
-        def attend(q_PTNH, k_PTKH, v_PTKH, cache_GZJH=cache_GZJH):
+        def attend(q_PTNH, k_PTKH, v_PTKH, layer_cache=layer_cache):
             place_PT = jnp.maximum(position_PT, 0)
-            new = cache.write(cache_GZJH, k_PTKH, v_PTKH, table_PM, place_PT, valid_PT)
+            new = cache.write(
+                run.attend,
+                layer_cache,
+                k_PTKH,
+                v_PTKH,
+                table_PM,
+                place_PT,
+                valid_PT,
+                mesh=run.mesh,
+            )
             o_PTNH = cache.attend(run.attend, q_PTNH, new, table_PM, position_PT, mesh=run.mesh)
             return o_PTNH, new
 
