@@ -46,7 +46,7 @@ REQUIRES = [
 ]
 
 SERVE = ["starlette>=0.46,<2", "uvicorn>=0.34,<1"]
-GRAMMAR = ["llguidance>=1.7,<2"]
+GRAMMAR = ["llguidance>=1.8,<2"]
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda12": ["jax[cuda12]"],

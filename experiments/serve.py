@@ -54,7 +54,8 @@ def make(
     need("serve")
     from experiments.serving import app, engine_thread, protocol, server, service, text
 
-    config, words = _config(folder), _tokenizer(folder)
+    config = huggingface.config_from_dict(huggingface.read_config(folder))
+    words = _tokenizer(folder)
     max_length = _max_length(max_length, config)
     if grammar is None:
         grammar = installed("grammar")
@@ -134,10 +135,6 @@ def need(extra):
         raise command.ConfigError(
             f"This needs {' and '.join(EXTRAS[extra])}: pip install '.[{extra}]'."
         )
-
-
-def _config(folder):
-    return huggingface.config_from_dict(huggingface.read_config(folder))
 
 
 def _tokenizer(folder):

@@ -6,6 +6,7 @@ engine has let the answer go, not when the client has gone.
 
 import asyncio
 import bisect
+import functools
 import itertools
 import secrets
 import time
@@ -75,11 +76,9 @@ class Service:
                 code="rate_limit_exceeded",
                 headers={"retry-after": "1"},
             )
-        run = Run(self, ask)
+        self._taken += wanted
+        run = Run(self, self._thread, list(self._requests(ask, constraint)), stream=ask.stream)
         self._runs.add(run)
-        for request in self._requests(ask, constraint):
-            self._taken += 1
-            run.add(self._thread, request)
         return run
 
     def close(self):
@@ -160,26 +159,21 @@ class Service:
 class Run:
     """The engine's work for one HTTP request: `async for index, update in run`, then `close`."""
 
-    def __init__(self, service, ask):
-        self._service, self._ask = service, ask
-        self._thread, self._tickets, self._constraints = None, [], []
-        self._unfinished = set()
+    def __init__(self, service, thread, requests, *, stream):
+        self._service, self._thread, self._stream = service, thread, stream
+        self._constraints = [request.constraint for request in requests]
         self._updates = asyncio.Queue()
-        self._began = time.monotonic()
-        self._first = False
+        self._began, self._first = time.monotonic(), False
+        self._tickets = {  # of the unfinished
+            index: thread.submit(request, functools.partial(self._receive, index), stream=stream)
+            for index, request in enumerate(requests)
+        }
 
-    def add(self, thread, request):
-        index, self._thread = len(self._tickets), thread
-        self._unfinished.add(index)
-        self._constraints.append(request.constraint)
-
-        def receive(update):
-            if update.last:
-                self._unfinished.discard(index)
-                self._service.release()
-            self._updates.put_nowait((index, update))
-
-        self._tickets.append(thread.submit(request, receive, stream=self._ask.stream))
+    def _receive(self, index, update):
+        if update.last:
+            del self._tickets[index]
+            self._service.release()
+        self._updates.put_nowait((index, update))
 
     def fail(self, error):
         """Makes the iteration raise."""
@@ -188,19 +182,19 @@ class Run:
     def close(self):
         """Cancels what is unfinished."""
         self._service.forget(self)
-        for index in self._unfinished:
-            self._thread.cancel(self._tickets[index])
+        for ticket in self._tickets.values():
+            self._thread.cancel(ticket)
 
     async def __aiter__(self):
         monitor = self._service.monitor
-        left = len(self._tickets)
+        left = len(self._constraints)
         while left:
             index, update = await self._updates.get()
             if isinstance(update, protocol.ApiError):
                 raise update
             if update.error:
                 raise protocol.invalid(update.error)
-            if update.tokens and self._ask.stream and not self._first:
+            if update.tokens and self._stream and not self._first:
                 self._first = True
                 monitor.first_token.observe(time.monotonic() - self._began)
             if update.last:
