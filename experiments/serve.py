@@ -191,15 +191,13 @@ def define_flags():
     flags.DEFINE_string("api_key", None, f"What clients must send; better set {KEY_VARIABLE}.")
     flags.DEFINE_integer("slots", 16, "Answers drawn at once.", 1)
     flags.DEFINE_integer(
-        "max_length", None, f"Tokens of prompt and answer; {LENGTH}, or all the model can.", 2
+        "max_length", None, f"Tokens of prompt and answer; {LENGTH}, or fewer if it must be.", 2
     )
     flags.DEFINE_integer("cache_tokens", 0, "Tokens in the cache; 0 is slots * max_length.", 0)
     flags.DEFINE_enum("dtype", None, list(DTYPES), "bfloat16, or on a CPU float32.")
     flags.DEFINE_integer("tensor", 1, "Devices that share the model.", 1)
     flags.DEFINE_integer("queue", 512, "Answers that may wait for a slot; more get status 429.", 0)
-    flags.DEFINE_integer(
-        "top_logprobs", 5, "Most alternatives a client may ask for; every token pays for them.", 0
-    )
+    flags.DEFINE_integer("top_logprobs", 5, "Most alternatives that clients may ask for.", 0)
     flags.DEFINE_bool(
         "grammar", None, "Whether to offer response_format; if not given, if it is installed."
     )

@@ -34,8 +34,8 @@ class Histogram:
 class Monitor:
     """Attributes:
     answered: Counter of (path, status) over HTTP requests.
-    first_token, whole: Histogram over answers: until the first token of streamed ones, until the
-      end of all that ended.
+    first_token: Histogram over streamed requests, until their first token.
+    whole: Histogram over answers, until their end.
     """
 
     def __init__(self):
