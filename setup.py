@@ -14,6 +14,7 @@ PACKAGES = [
     "experiments.configs",
     "experiments.planning",
     "experiments.quickstart",
+    "experiments.serving",
     "flow_grpo_jax",
     "models",
     "models.engine",
@@ -44,6 +45,8 @@ REQUIRES = [
     "transformers>=5,<6",
 ]
 
+SERVE = ["starlette>=0.46,<2", "uvicorn>=0.34,<1"]
+GRAMMAR = ["llguidance>=1.8,<2"]
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda12": ["jax[cuda12]"],
@@ -51,13 +54,20 @@ EXTRAS = {
     "gcs": ["gcsfs>=2025.3"],  # model folders at gs://
     # The TPU compiler; it must match jaxlib, so give it an environment of its own. Needs no TPU.
     "plan": ["libtpu"],
+    "serve": SERVE,
+    "grammar": GRAMMAR,  # response_format
     "math": ["math-verify>=0.8", "sympy>=1.13"],
     "tensorboard": ["tensorboardX>=2.6"],
     # torch is the reference that tests compare with. This version also admits the small CPU build
     # 2.13.0+cpu, which pip prefers where an index offers it.
     "dev": [
+        *SERVE,
+        *GRAMMAR,
+        "httpx>=0.27,<1",
         "hypothesis>=6.100",
+        "openai>=1.70",
         "peft>=0.17",
+        "prometheus-client>=0.21",
         "pytest>=8",
         "pytest-timeout>=2.3",
         "ruff>=0.9",

@@ -35,7 +35,6 @@ def make(
     slots,
     max_length,
     cache_tokens,
-    page_size,
     dtype,
     tensor,
     queue,
@@ -53,10 +52,10 @@ def make(
       ConfigError: settings that do not fit the model, this machine or what is installed.
     """
     need("serve")
-    from experiments.serving import app, engine_thread, monitoring, protocol, server, service
-    from experiments.serving import text as serving_text
+    from experiments.serving import app, engine_thread, protocol, server, service, text
 
-    config, text = huggingface.config_from_dict(huggingface.read_config(folder)), _tokenizer(folder)
+    config = huggingface.config_from_dict(huggingface.read_config(folder))
+    words = _tokenizer(folder)
     max_length = _max_length(max_length, config)
     if grammar is None:
         grammar = installed("grammar")
@@ -68,31 +67,28 @@ def make(
         slots=slots,
         max_length=max_length,
         cache_tokens=cache_tokens,
-        page_size=page_size,
         top_logprobs=top_logprobs,
         constraints=grammar,
-        decode_text=text.decode,
+        decode_text=words.decode,
     )
-    vocabulary = serving_text.Vocabulary(text)
+    vocabulary = text.Vocabulary(words)
+    parser = protocol.Parser(
+        words,
+        special_tokens=vocabulary.special_tokens,
+        max_length=max_length,
+        vocab_size=config.vocab_size,
+        top_logprobs=top_logprobs,
+        most_answers=slots + queue,
+    )
     thread = engine_thread.EngineThread(engine)
     served = service.Service(
-        engine,
         thread,
-        protocol.Parser(
-            text,
-            special_tokens=vocabulary.special_tokens,
-            max_length=max_length,
-            vocab_size=config.vocab_size,
-            top_logprobs=top_logprobs,
-            most_answers=slots + queue,
-        ),
+        parser,
         vocabulary,
-        text.decode,
-        _grammars(vocabulary, config, text) if grammar else None,
+        _grammars(words, config) if grammar else None,
         model=name or pathlib.Path(folder).absolute().name,
         slots=slots,
         queue=queue,
-        monitor=monitoring.Monitor(),
     )
     application = app.make(served, api_key=api_key, created=int(time.time()))
     return server.Server(application, served, thread, stop_seconds=stop_seconds)
@@ -107,7 +103,7 @@ def bind(host, port, *, api_key):
     from experiments.serving import app
 
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
         raise command.ConfigError(f"--host={host} is unknown: {error}.") from error
     family, kind, protocol, _, address = found[0]
@@ -142,13 +138,13 @@ def need(extra):
 
 
 def _tokenizer(folder):
-    text = tokenizer.Tokenizer.load(folder)
-    if not text.eos_ids:
+    words = tokenizer.Tokenizer.load(folder)
+    if not words.eos_ids:
         raise command.ConfigError(
             f"Nothing ends an answer of the model in {folder}: neither generation_config.json nor "
             "the tokenizer names an end token. Add eos_token_id to generation_config.json."
         )
-    return text
+    return words
 
 
 def _max_length(asked, config):
@@ -178,11 +174,11 @@ def _engine(folder, config, *, dtype, tensor, **settings):
     return engine
 
 
-def _grammars(vocabulary, config, text):
+def _grammars(words, config):
     need("grammar")
     from models.engine import grammar
 
-    return grammar.Grammars(vocabulary.json, vocab_size=config.vocab_size, eos_ids=text.eos_ids)
+    return grammar.Grammars(words.json, vocab_size=config.vocab_size, eos_ids=words.eos_ids)
 
 
 def define_flags():
@@ -195,16 +191,13 @@ def define_flags():
     flags.DEFINE_string("api_key", None, f"What clients must send; better set {KEY_VARIABLE}.")
     flags.DEFINE_integer("slots", 16, "Answers drawn at once.", 1)
     flags.DEFINE_integer(
-        "max_length", None, f"Tokens of prompt and answer; {LENGTH}, or all the model can.", 2
+        "max_length", None, f"Tokens of prompt and answer; {LENGTH}, or fewer if it must be.", 2
     )
-    flags.DEFINE_integer("cache_tokens", None, "Tokens in the cache; slots * max_length.", 1)
-    flags.DEFINE_integer("page_size", 32, "Tokens of a page of the cache.", 1)
+    flags.DEFINE_integer("cache_tokens", 0, "Tokens in the cache; 0 is slots * max_length.", 0)
     flags.DEFINE_enum("dtype", None, list(DTYPES), "bfloat16, or on a CPU float32.")
     flags.DEFINE_integer("tensor", 1, "Devices that share the model.", 1)
     flags.DEFINE_integer("queue", 512, "Answers that may wait for a slot; more get status 429.", 0)
-    flags.DEFINE_integer(
-        "top_logprobs", 5, "Most alternatives a client may ask for; every token pays for them.", 0
-    )
+    flags.DEFINE_integer("top_logprobs", 5, "Most alternatives that clients may ask for.", 0)
     flags.DEFINE_bool(
         "grammar", None, "Whether to offer response_format; if not given, if it is installed."
     )
@@ -216,12 +209,20 @@ def main():
     need("serve")
     api_key = values.api_key or os.environ.get(KEY_VARIABLE) or None
     listener = bind(values.host, values.port, api_key=api_key)
-    names = (
-        "name, slots, max_length, cache_tokens, page_size, dtype, tensor, queue, top_logprobs, "
-        "grammar, stop_seconds"
+    server = make(
+        values.model,
+        name=values.name,
+        slots=values.slots,
+        max_length=values.max_length,
+        cache_tokens=values.cache_tokens,
+        dtype=values.dtype,
+        tensor=values.tensor,
+        queue=values.queue,
+        top_logprobs=values.top_logprobs,
+        grammar=values.grammar,
+        api_key=api_key,
+        stop_seconds=values.stop_seconds,
     )
-    settings = {name: values[name].value for name in names.split(", ")}
-    server = make(values.model, api_key=api_key, **settings)
     host, port = listener.getsockname()[:2]
     logging.info("serving on http://%s:%d/v1", f"[{host}]" if ":" in host else host, port)
 

@@ -131,6 +131,11 @@ class Tokenizer:
         )
         return self.encode(text)
 
+    @property
+    def json(self):
+        """The text of its tokenizer.json."""
+        return self._fast.to_str()
+
     def save(self, folder):
         """Writes tokenizer.json, its configuration and the end ids; `load` gives the same ids."""
         folder = pathlib.Path(folder)

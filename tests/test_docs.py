@@ -12,7 +12,7 @@ from agents import parsing, prompts
 from tools import protocol, toolbox
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/algorithm.md", "docs/design.md", "docs/tools.md")
+PAGES = ("README.md", "docs/algorithm.md", "docs/design.md", "docs/serving.md", "docs/tools.md")
 
 NAMED = re.compile(r"`([\w./]+\.py):([\w.]+)`")
 PATH = re.compile(r"`((?:agents|docs|experiments|flow_grpo_jax|models|tests|tools)/[\w./]+)[:`]")

@@ -7,11 +7,9 @@ import ipaddress
 
 from starlette import applications, exceptions, requests, responses, routing
 
-from experiments.serving import monitoring, protocol
+from experiments.serving import answers, monitoring, protocol
 
 MAX_BODY_BYTES = 8 * 2**20
-READ_ANYWAY_BYTES = 64 * 2**20  # many clients read the refusal only when they have sent it all
-BODY_SECONDS = 60.0
 GONE = 499  # nobody reads it: the client has left
 OPEN_PATHS = ("/health",)  # need no key
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -113,7 +111,7 @@ class Routes:
         found = [None] * len(choices)
         async for index, update in run:
             found[index] = choices[index].take(update)
-        return Json(self._service.answer(ask).whole(found, _usage(ask, choices)))
+        return Json(self._service.answer(ask).whole(found, answers.usage(ask, choices)))
 
     async def _events(self, ask, run):
         """The data of each event of a stream."""
@@ -129,7 +127,7 @@ class Routes:
                 if new or entries or finish:
                     yield answer.chunk([answer.piece(index, new, entries, finish)], **more)
             if ask.include_usage:
-                yield answer.chunk([], usage=_usage(ask, choices))
+                yield answer.chunk([], usage=answers.usage(ask, choices))
         except protocol.ApiError as error:
             yield error.body
 
@@ -230,18 +228,10 @@ async def _body(request):
     if kind != "application/json":
         raise protocol.ApiError(415, "Send the body as content-type: application/json.")
     body, size = bytearray(), 0
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for part in request.stream():
-                size += len(part)
-                if size <= MAX_BODY_BYTES:
-                    body += part
-                elif size > READ_ANYWAY_BYTES:
-                    break
-    except TimeoutError:
-        raise protocol.ApiError(
-            408, f"The body did not arrive in {BODY_SECONDS:g} seconds."
-        ) from None
+    async for part in request.stream():  # to its end: many clients read no answer before that
+        size += len(part)
+        if size <= MAX_BODY_BYTES:
+            body += part
     if size > MAX_BODY_BYTES:
         raise protocol.ApiError(413, f"The body exceeds {MAX_BODY_BYTES} bytes.")
     return bytes(body)
@@ -262,20 +252,6 @@ async def _unless_gone(receive, work):
         job.cancel()
         leaving.cancel()
         await asyncio.gather(job, leaving, return_exceptions=True)
-
-
-def _usage(ask, choices):
-    """Token counts; what the answers to one prompt share beyond the first one counts for no one."""
-    prompts = [len(tokens) for tokens, _ in ask.prompts]
-    cached = [
-        min(choice.shared for choice in choices[first : first + ask.choices])
-        for first in range(0, len(choices), ask.choices)
-    ]
-    return protocol.usage(
-        prompt_tokens=sum(prompts),
-        cached_tokens=sum(cached),
-        completion_tokens=sum(choice.tokens for choice in choices),
-    )
 
 
 def _api_error(request, error):

@@ -49,12 +49,12 @@ class Ticket:
 class EngineThread:
     """Drives an engine until it is stopped or the engine fails.
 
-    Args:
-      engine: nothing else may use it, but for reading `pending` and `statistics`.
+    Attributes:
+      engine: others may only read its `pending` and `statistics`.
     """
 
     def __init__(self, engine):
-        self._engine = engine
+        self.engine = engine
         self._condition = threading.Condition()
         self._commands, self._stopping = [], False
         self._tickets, self._news = {}, []
@@ -110,14 +110,14 @@ class EngineThread:
         while True:
             with self._condition:
                 self._condition.wait_for(
-                    lambda: self._commands or self._engine.pending or self._stopping
+                    lambda: self._commands or self.engine.pending or self._stopping
                 )
                 commands, self._commands = self._commands, []
                 if self._stopping:
                     return
             for command in commands:
                 command()
-            if self._engine.pending:
+            if self.engine.pending:
                 self._step()
             news, self._news = self._news, []
             if news:
@@ -125,7 +125,7 @@ class EngineThread:
 
     def _submit(self, ticket):
         try:
-            ticket.id = self._engine.submit(ticket.request)
+            ticket.id = self.engine.submit(ticket.request)
         except ValueError as error:
             self._news.append((ticket, Update(error=str(error))))
         else:
@@ -133,14 +133,14 @@ class EngineThread:
 
     def _cancel(self, ticket):
         if ticket.id in self._tickets:
-            self._engine.cancel(ticket.id)
+            self.engine.cancel(ticket.id)
 
     def _step(self):
-        for id, completion in self._engine.step():
+        for id, completion in self.engine.step():
             self._tell(self._tickets.pop(id), completion, ended=True)
         for id, ticket in self._tickets.items():
             if ticket.stream:
-                self._tell(ticket, self._engine.partial(id, ticket.sent), ended=False)
+                self._tell(ticket, self.engine.partial(id, ticket.sent), ended=False)
 
     def _tell(self, ticket, found, *, ended):
         """Puts what `found` has of a request, all or from `ticket.sent` on, into the news."""

@@ -16,34 +16,26 @@ class Histogram:
     """Durations in seconds, in buckets."""
 
     def __init__(self):
-        self._counts, self.total = [0] * (len(SECONDS) + 1), 0.0
+        self._counts, self._total = [0] * (len(SECONDS) + 1), 0.0
 
     def observe(self, seconds):
         self._counts[bisect.bisect_left(SECONDS, seconds)] += 1
-        self.total += seconds
-
-    @property
-    def count(self):
-        return sum(self._counts)
-
-    @property
-    def mean(self):
-        return self.total / self.count if self.count else 0.0
+        self._total += seconds
 
     def lines(self, name):
         reached = 0
         for limit, count in zip((*SECONDS, "+Inf"), self._counts, strict=True):
             reached += count
             yield f'{name}_bucket{{le="{limit}"}} {reached}'
-        yield f"{name}_sum {self.total}"
+        yield f"{name}_sum {self._total}"
         yield f"{name}_count {reached}"
 
 
 class Monitor:
     """Attributes:
     answered: Counter of (path, status) over HTTP requests.
-    first_token, whole: Histogram over answers: until the first token of streamed ones, until the
-      end of all that ended.
+    first_token: Histogram over streamed requests, until their first token.
+    whole: Histogram over answers, until their end.
     """
 
     def __init__(self):
@@ -52,10 +44,10 @@ class Monitor:
 
     def text(self, *, statistics, **gauges):
         """The page. statistics: the engine's, a dataclass of totals; gauges: numbers of now."""
-        lines = [f"# TYPE {PREFIX}_http_requests_total counter"]
+        name = f"{PREFIX}_http_requests_total"
+        lines = [f"# TYPE {name} counter"]
         for (path, status), count in sorted(self.answered.items()):
-            labels = f'{{path="{path}",status="{status}"}}'
-            lines.append(f"{PREFIX}_http_requests_total{labels} {count}")
+            lines.append(f'{name}{{path="{path}",status="{status}"}} {count}')
         for name, value in gauges.items():
             lines += [f"# TYPE {PREFIX}_{name} gauge", f"{PREFIX}_{name} {value}"]
         for name, value in dataclasses.asdict(statistics).items():

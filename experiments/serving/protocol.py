@@ -1,4 +1,4 @@
-"""OpenAI's shapes: what a request body asks of the engine, and what the answers look like.
+"""What a request body of OpenAI's API asks of the engine, or the error that it deserves.
 
 Nothing is ignored in silence: a field that would change the answer and is not supported is an
 error. Knows neither HTTP nor threads.
@@ -8,14 +8,12 @@ import dataclasses
 import json
 import math
 import re
-import time
-import uuid
 
 import jinja2
 
+from experiments.serving import answers
 from models.engine import types
 
-NO_LOGPROB = -9999.0  # JSON has no infinity
 COMPLETION_TOKENS = 16  # of a completion that does not say max_tokens
 MOST_STOPS, LONGEST_STOP = 16, 256
 BARRIER = "\u200b"  # zero width; breaks the mark of a special token in a message
@@ -183,7 +181,9 @@ class Parser:
             raise invalid(
                 f"The model's chat template refuses the messages: {error}", param="messages"
             ) from error
-        return self._ask(Chat, fields, [prompt], (limit, None), top, logprobs=wanted, schema=schema)
+        return self._ask(
+            answers.Chat, fields, [prompt], (limit, None), top, logprobs=wanted, schema=schema
+        )
 
     def completion(self, body):
         """The Ask of /v1/completions."""
@@ -191,7 +191,7 @@ class Parser:
         prompts = self._prompts(fields.take("prompt"))
         top = fields.integer("logprobs", None, 0, self._top_logprobs)
         limits = fields.integer("max_tokens", None, 1), COMPLETION_TOKENS
-        return self._ask(Text, fields, prompts, limits, top or 0, logprobs=top is not None)
+        return self._ask(answers.Text, fields, prompts, limits, top or 0, logprobs=top is not None)
 
     def _ask(self, shape, fields, prompts, limits, top, *, logprobs, schema=None):
         choices = fields.integer("n", 1, 1)
@@ -338,139 +338,6 @@ def _shown(value):
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-# ---- answers -----------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """Log-probs of a token. start: characters of the answer before it; top: ((id, nats), ...)."""
-
-    token: int
-    logprob: float
-    top: tuple
-    start: int
-
-
-class Answer:
-    """What the answers to one Ask have in common. `vocabulary` gives the bytes of tokens."""
-
-    def __init__(self, model, vocabulary):
-        self._vocabulary = vocabulary
-        self._head = {
-            "id": f"{self.PREFIX}-{uuid.uuid4().hex}",
-            "created": int(time.time()),
-            "model": model,
-        }
-
-    def whole(self, choices, usage):
-        """The answer that is not streamed; choices: [(text, entries or None, finish reason)]."""
-        listed = [self.choice(index, *choice) for index, choice in enumerate(choices)]
-        return self._head | {"object": self.OBJECT, "choices": listed, "usage": usage}
-
-    def chunk(self, choices, **more):
-        """A piece of a streamed answer."""
-        return self._head | {"object": self.CHUNK, "choices": choices, **more}
-
-    def _readable(self, token):
-        return self._vocabulary.bytes(token).decode("utf-8", errors="replace")
-
-
-class Chat(Answer):
-    """/v1/chat/completions."""
-
-    PREFIX, OBJECT, CHUNK = "chatcmpl", "chat.completion", "chat.completion.chunk"
-
-    def choice(self, index, text, entries, finish):
-        return {
-            "index": index,
-            "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": self._logprobs(entries),
-            "finish_reason": finish,
-        }
-
-    def opening(self, index):
-        """The choice of the first chunk, or None if there is none before the first text."""
-        return self._delta(index, {"role": "assistant", "content": ""}, None, None)
-
-    def piece(self, index, text, entries, finish):
-        """The choice of a later chunk."""
-        return self._delta(index, {"content": text} if text else {}, entries, finish)
-
-    def _delta(self, index, delta, entries, finish):
-        return {
-            "index": index,
-            "delta": delta,
-            "logprobs": self._logprobs(entries),
-            "finish_reason": finish,
-        }
-
-    def _logprobs(self, entries):
-        if entries is None:
-            return None
-        content = [
-            self._token(entry.token, entry.logprob)
-            | {"top_logprobs": [self._token(*pair) for pair in entry.top]}
-            for entry in entries
-        ]
-        return {"content": content, "refusal": None}
-
-    def _token(self, token, logprob):
-        return {
-            "token": self._readable(token),
-            "logprob": max(logprob, NO_LOGPROB),
-            "bytes": list(self._vocabulary.bytes(token)),
-        }
-
-
-class Text(Answer):
-    """/v1/completions."""
-
-    PREFIX, OBJECT, CHUNK = "cmpl", "text_completion", "text_completion"
-
-    def choice(self, index, text, entries, finish):
-        return {
-            "index": index,
-            "text": text,
-            "logprobs": self._logprobs(entries),
-            "finish_reason": finish,
-        }
-
-    piece = choice
-
-    def opening(self, index):
-        return None
-
-    def _logprobs(self, entries):
-        if entries is None:
-            return None
-        return {
-            "tokens": [self._name(entry.token) for entry in entries],
-            "token_logprobs": [max(entry.logprob, NO_LOGPROB) for entry in entries],
-            "top_logprobs": [
-                {self._name(token): max(logprob, NO_LOGPROB) for token, logprob in entry.top}
-                for entry in entries
-            ],
-            "text_offset": [entry.start for entry in entries],
-        }
-
-    def _name(self, token):
-        """Half characters are spelled in bytes, so that no two tokens have one name."""
-        try:
-            return self._vocabulary.bytes(token).decode()
-        except UnicodeDecodeError as error:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in error.object)
-
-
-def usage(*, prompt_tokens, cached_tokens, completion_tokens):
-    """Token counts of an answer; the end token counts as one that was drawn."""
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": cached_tokens},
-    }
-
-
 def to_json(value):
     """Bytes of a JSON value. ASCII, so that no text of a client can break it."""
     return json.dumps(value, allow_nan=False).encode()
@@ -478,11 +345,7 @@ def to_json(value):
 
 def from_json(body):
     """The value of a request body."""
-
-    def refuse(name):
-        raise ValueError(f"{name} is no JSON number")
-
     try:
-        return json.loads(body, parse_constant=refuse)
+        return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise invalid(f"The body is no valid JSON: {error}.") from error

@@ -6,12 +6,12 @@ engine has let the answer go, not when the client has gone.
 
 import asyncio
 import bisect
+import functools
 import itertools
-import math
 import secrets
 import time
 
-from experiments.serving import protocol, text
+from experiments.serving import answers, monitoring, protocol, text
 from models.engine import types
 
 SEEDED, UNSEEDED = 0, 1  # the first part of an address
@@ -22,28 +22,23 @@ class Service:
     """Serves one model.
 
     Args:
-      engine: the engine, to read from.
-      thread: its EngineThread.
+      thread: the engine's EngineThread.
       parser: `protocol.Parser`.
       vocabulary: `text.Vocabulary`.
-      decode: token ids -> text, without special tokens.
       grammars: `models.engine.grammar.Grammars`, or None.
       model: name that clients use.
       slots: answers that the engine draws at once.
       queue: answers that may wait.
-      monitor: `monitoring.Monitor`.
 
     Attributes:
+      monitor: `monitoring.Monitor`.
       failure: None, or the exception that ended the engine.
     """
 
-    def __init__(
-        self, engine, thread, parser, vocabulary, decode, grammars, *, model, slots, queue, monitor
-    ):
-        self.model, self.monitor, self.parser = model, monitor, parser
+    def __init__(self, thread, parser, vocabulary, grammars, *, model, slots, queue):
+        self.model, self.parser, self.monitor = model, parser, monitoring.Monitor()
         self.failure = None
-        self._engine, self._thread, self._vocabulary = engine, thread, vocabulary
-        self._decode, self._grammars = decode, grammars
+        self._thread, self._vocabulary, self._grammars = thread, vocabulary, grammars
         self._slots, self._places = slots, slots + queue
         self._taken, self._runs = 0, set()
         self._closed = False
@@ -57,10 +52,10 @@ class Service:
     def metrics(self):
         """Text for Prometheus."""
         return self.monitor.text(
-            statistics=self._engine.statistics,
+            statistics=self._thread.engine.statistics,
             slots=self._slots,
             answers_taken=self._taken,
-            answers_in_engine=self._engine.pending,
+            answers_in_engine=self._thread.engine.pending,
         )
 
     async def open(self, ask):
@@ -74,20 +69,16 @@ class Service:
             raise self._unavailable()
         wanted = len(ask.prompts) * ask.choices
         if self._taken + wanted > self._places:
-            waiting = max(self._taken - self._slots, 0) + wanted
-            seconds = math.ceil(self.monitor.whole.mean * waiting / self._slots)
             raise protocol.ApiError(
                 429,
                 f"{self._taken} answers are under way and {self._places} is the most. Try again "
                 "later, or start the server with more --slots or a longer --queue.",
                 code="rate_limit_exceeded",
-                headers={"retry-after": str(min(max(seconds, 1), 60))},
+                headers={"retry-after": "1"},
             )
-        run = Run(self, ask)
+        self._taken += wanted
+        run = Run(self, self._thread, list(self._requests(ask, constraint)), stream=ask.stream)
         self._runs.add(run)
-        for request in self._requests(ask, constraint):
-            self._taken += 1
-            run.add(self._thread, request)
         return run
 
     def close(self):
@@ -113,13 +104,13 @@ class Service:
         self._taken -= 1
 
     def answer(self, ask):
-        """The `protocol.Answer` that shapes the answer to an Ask."""
+        """The `answers.Answer` that shapes the answer to an Ask."""
         return ask.shape(self.model, self._vocabulary)
 
     def choices(self, ask):
         """A Choice for each answer to an Ask."""
         return [
-            Choice(self._decode, sampling, logprobs=ask.logprobs)
+            Choice(self._vocabulary.decode, sampling, logprobs=ask.logprobs)
             for _, sampling in ask.prompts
             for _ in range(ask.choices)
         ]
@@ -168,26 +159,21 @@ class Service:
 class Run:
     """The engine's work for one HTTP request: `async for index, update in run`, then `close`."""
 
-    def __init__(self, service, ask):
-        self._service, self._ask = service, ask
-        self._thread, self._tickets, self._constraints = None, [], []
-        self._unfinished = set()
+    def __init__(self, service, thread, requests, *, stream):
+        self._service, self._thread, self._stream = service, thread, stream
+        self._constraints = [request.constraint for request in requests]
         self._updates = asyncio.Queue()
-        self._began = time.monotonic()
-        self._first = False
+        self._began, self._first = time.monotonic(), False
+        self._tickets = {  # of the unfinished
+            index: thread.submit(request, functools.partial(self._receive, index), stream=stream)
+            for index, request in enumerate(requests)
+        }
 
-    def add(self, thread, request):
-        index, self._thread = len(self._tickets), thread
-        self._unfinished.add(index)
-        self._constraints.append(request.constraint)
-
-        def receive(update):
-            if update.last:
-                self._unfinished.discard(index)
-                self._service.release()
-            self._updates.put_nowait((index, update))
-
-        self._tickets.append(thread.submit(request, receive, stream=self._ask.stream))
+    def _receive(self, index, update):
+        if update.last:
+            del self._tickets[index]
+            self._service.release()
+        self._updates.put_nowait((index, update))
 
     def fail(self, error):
         """Makes the iteration raise."""
@@ -196,19 +182,19 @@ class Run:
     def close(self):
         """Cancels what is unfinished."""
         self._service.forget(self)
-        for index in self._unfinished:
-            self._thread.cancel(self._tickets[index])
+        for ticket in self._tickets.values():
+            self._thread.cancel(ticket)
 
     async def __aiter__(self):
         monitor = self._service.monitor
-        left = len(self._tickets)
+        left = len(self._constraints)
         while left:
             index, update = await self._updates.get()
             if isinstance(update, protocol.ApiError):
                 raise update
             if update.error:
                 raise protocol.invalid(update.error)
-            if update.tokens and self._ask.stream and not self._first:
+            if update.tokens and self._stream and not self._first:
                 self._first = True
                 monitor.first_token.observe(time.monotonic() - self._began)
             if update.last:
@@ -250,7 +236,7 @@ class Choice:
             for token, logprob, top in self._columns(tokens, update):
                 start = self._text.length
                 self._text.push([token])
-                self._entries.append(protocol.Entry(token, logprob, top, start))
+                self._entries.append(answers.Entry(token, logprob, top, start))
             tokens = []
         last = ended is not None
         self._text.push(tokens, last=last)

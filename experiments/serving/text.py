@@ -1,8 +1,6 @@
 """From drawn tokens to the text a client may see, piece by piece."""
 
 import json
-import pathlib
-import tempfile
 
 UNFINISHED = "\ufffd"  # how the beginning of a UTF-8 sequence decodes
 
@@ -76,19 +74,16 @@ class TextStream:
 
 
 class Vocabulary:
-    """The bytes behind token ids.
+    """What is behind token ids.
 
     Attributes:
-      json: text of the tokenizer.json.
+      decode: token ids -> text, without special tokens.
       special_tokens: tuple of str.
     """
 
     def __init__(self, tokenizer):
-        with tempfile.TemporaryDirectory() as folder:
-            tokenizer.save(folder)
-            path = pathlib.Path(folder) / "tokenizer.json"
-            self.json = path.read_text(encoding="utf-8")
-        values = json.loads(self.json)
+        self.decode = tokenizer.decode
+        values = json.loads(tokenizer.json)
         vocabulary, added = values["model"]["vocab"], values["added_tokens"]
         if isinstance(vocabulary, list):  # of (token, score)
             vocabulary = {token: index for index, (token, _) in enumerate(vocabulary)}

@@ -26,8 +26,8 @@ from models.engine import types
 from models.engine.engine import Statistics
 
 openai = pytest.importorskip("openai")
-app = pytest.importorskip("experiments.serving.app")
-server = pytest.importorskip("experiments.serving.server")
+app = pytest.importorskip("experiments.serving.app", reason="needs the extra serve")
+server = pytest.importorskip("experiments.serving.server", reason="needs the extra serve")
 
 ROOT = pathlib.Path(__file__).parents[2]
 MODEL = ROOT / "experiments/data/quickstart/model"
@@ -36,7 +36,6 @@ SETTINGS = dict(
     slots=8,
     max_length=1024,
     cache_tokens=4096,
-    page_size=8,
     dtype=None,
     tensor=1,
     queue=512,
@@ -45,6 +44,7 @@ SETTINGS = dict(
     api_key=None,
     stop_seconds=5,
 )
+PAGE = 32  # the engine's default page_size
 QUESTION = "What is the capital of the country of Lake Baikal?"
 MESSAGES = [{"role": "user", "content": QUESTION}]
 LONG = dict(max_tokens=900, extra_body={"ignore_eos": True})
@@ -242,12 +242,12 @@ def test_prompts_may_be_texts_or_token_ids_and_several(nano, words):
 
 
 def test_a_repeated_prompt_is_found_in_the_cache(nano):
-    messages = [{"role": "user", "content": "How long is the Danube? " * 8}]
+    messages = [{"role": "user", "content": "How long is the Danube? " * 12}]
     asked = dict(model="nano", messages=messages, max_tokens=4)
     first = nano.client.chat.completions.create(**asked).usage
     second = nano.client.chat.completions.create(**asked).usage
     assert first.prompt_tokens_details.cached_tokens == 0
-    most = (second.prompt_tokens - 1) // SETTINGS["page_size"] * SETTINGS["page_size"]
+    most = (second.prompt_tokens - 1) // PAGE * PAGE
     assert second.prompt_tokens_details.cached_tokens == most > 0
 
 
@@ -296,7 +296,7 @@ FORMAT = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type":
     [
         (b"{", "no valid JSON"),
         (b"[" * 100_000, "no valid JSON"),
-        (b'{"temperature": NaN}', "no valid JSON"),
+        (json.dumps(ASK | {"temperature": float("nan")}).encode(), "must be a number from 0 to 2"),
         (b"\xff", "no valid JSON"),
         ([], "must be an object"),
         ({"model": "nano"}, "messages"),
@@ -431,7 +431,8 @@ def test_256_connections_at_once(nano):
 def test_sigterm_lets_requests_end_and_exits_with_0(tmp_path):
     log = (tmp_path / "log").open("w+")
     process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.serve", f"--model={MODEL}", "--port=0", "--slots=2"],
+        [sys.executable, "-m", "experiments.serve", f"--model={MODEL}", "--port=0"]
+        + ["--slots=2", "--max_length=1024", "--nogrammar"],
         cwd=ROOT,
         env=os.environ | {"FLOW_GRPO_API_KEY": "secret", "JAX_PLATFORMS": "cpu"},
         stderr=log,
@@ -516,18 +517,7 @@ def known(words, vocabulary):
         top_logprobs=0,
         most_answers=5,
     )
-    served = service.Service(
-        engine,
-        thread,
-        parser,
-        vocabulary,
-        words.decode,
-        None,
-        model="known",
-        slots=2,
-        queue=3,
-        monitor=monitoring.Monitor(),
-    )
+    served = service.Service(thread, parser, vocabulary, None, model="known", slots=2, queue=3)
     made = server.Server(app.make(served, api_key=None, created=0), served, thread, stop_seconds=1)
     with running(made) as found:
         yield engine, found
@@ -543,7 +533,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(known):
         wait_for(lambda: engine.pending == 4)
         with pytest.raises(openai.RateLimitError) as caught:
             found.client.chat.completions.create(model="known", **KNOWN, n=2)
-        assert int(caught.value.response.headers["retry-after"]) >= 1
+        assert caught.value.response.headers["retry-after"] == "1"
         assert caught.value.code == "rate_limit_exceeded"
         engine.paused = False
         assert b"200 OK" in waiting.recv(1000)
@@ -588,7 +578,7 @@ def test_requests_that_outlast_the_end_get_an_error(known):
         wait_for(lambda: engine.pending == 2)
         streaming = pool.submit(list, stream)
         found.server.should_exit = True
-        reply = waiting.recv(10_000)
+        reply = waiting.makefile("rb").read()  # to the end of the connection
         assert reply.startswith(b"HTTP/1.1 503") and b"shutting down" in reply
         with pytest.raises(openai.APIError, match="shutting down"):
             streaming.result(30)
@@ -664,9 +654,10 @@ def test_who_may_ask(api_key, headers, status):
 
 
 def test_other_machines_need_a_key():
-    for host in ("0.0.0.0", ""):
-        with pytest.raises(command.ConfigError, match="FLOW_GRPO_API_KEY"):
-            serve.bind(host, 0, api_key=None)
+    with pytest.raises(command.ConfigError, match="FLOW_GRPO_API_KEY"):
+        serve.bind("0.0.0.0", 0, api_key=None)
+    with pytest.raises(command.ConfigError, match="unknown"):
+        serve.bind("", 0, api_key=None)
     serve.bind("0.0.0.0", 0, api_key="key").close()
     with contextlib.closing(serve.bind("localhost", 0, api_key=None)) as listener:
         listener.listen()

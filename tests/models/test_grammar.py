@@ -13,7 +13,7 @@ from models import qwen2
 from models.engine.engine import Engine
 from models.engine.types import Request, Sampling
 
-grammar = pytest.importorskip("models.engine.grammar")
+grammar = pytest.importorskip("models.engine.grammar", reason="needs the extra grammar")
 
 MODEL = pathlib.Path(__file__).parents[2] / "experiments/data/quickstart/model"
 ROWS, EOS = 2048, 2047
@@ -135,7 +135,7 @@ def test_the_engine_obeys_and_leaves_neighbours_alone(text):
         slots=4,
         max_length=128,
         page_size=16,
-        prefill_chunks=(16,),
+        prefill_tokens=16,
         prefill_rows=2,
         decode_steps=2,
         constraints=True,
