@@ -21,6 +21,7 @@ def get_config():
     c.rollout.max_response_tokens = 32
     c.rollout.max_module_tokens = 32
 
+    c.engine.slots = 32
     c.engine.cache_tokens = 0
     c.engine.page_size = 16
     c.engine.prefill_tokens = 32

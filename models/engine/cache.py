@@ -26,7 +26,8 @@ from jax.sharding import PartitionSpec
 
 from models.attention import MASKED
 
-SPANS = {"loop": 64, "gathered": 1024}  # keys that are read at a time
+SPANS = {"loop": 64, "gathered": 1024, "ragged": 1024}  # keys that are read at a time
+QUERIES = 32  # that `ragged` takes together
 TOGETHER = 8  # sequences that `loop` takes together, of like length
 LANES = 128  # TPU: head sizes below are padded to it
 
@@ -192,7 +193,7 @@ def _ragged(q_PTNH, cache_GZJH, table_PM, position_PT):
     from jax.experimental.pallas.ops.tpu import ragged_paged_attention
 
     P, T, N, h = q_PTNH.shape
-    H = cache_GZJH.shape[-1]
+    _, Z, _, H = cache_GZJH.shape
     q_XNH = jnp.pad(q_PTNH, ((0, 0), (0, 0), (0, 0), (0, H - h))).reshape(P * T, N, H)
     # A row's last queries may be padding: they read past their sequence, and nobody reads them.
     o_XNH = ragged_paged_attention.ragged_paged_attention(
@@ -203,5 +204,8 @@ def _ragged(q_PTNH, cache_GZJH, table_PM, position_PT):
         jnp.arange(P + 1, dtype=jnp.int32) * T,
         jnp.full(1, P, jnp.int32),
         sm_scale=h**-0.5,
+        # Given, because the kernel's own table asks for the device it runs on, which may be absent.
+        num_kv_pages_per_block=min(max(1, SPANS["ragged"] // Z), table_PM.shape[1]),
+        num_queries_per_block=min(QUERIES, P * T),
     )
     return o_XNH.reshape(P, T, N, H)[..., :h]

@@ -155,7 +155,6 @@ class Engine:
         first = next(iter(weights.values()))
         self._config = first.config
         self._names = _names(first)
-        self._treedef = jax.tree.structure(first)
         self._mesh = mesh
         self._shardings = jax.tree.leaves(sharding.parameter_shardings(mesh, first))
         platform = mesh.devices.flat[0].platform
@@ -188,10 +187,8 @@ class Engine:
         self._ids = itertools.count()
         self._compile_count = 0
         self.statistics = Statistics()
-        self._prefill = jax.jit(self._counted(programs.prefill), donate_argnums=(1, 2))
-        self._decode = jax.jit(
-            self._counted(functools.partial(programs.decode, steps=decode_steps)),
-            donate_argnums=(1, 2),
+        self._prefill, self._decode = jitted(
+            self._run, jax.tree.structure(first), steps=decode_steps, on_trace=self._count_trace
         )
 
     # ---- requests ------------------------------------------------------------------------------
@@ -651,14 +648,8 @@ class Engine:
         if self._cache is None:
             self._cache = jax.jit(self._empty_cache, out_shardings=self._cache_sharding())()
 
-    def _counted(self, program):
-        @functools.wraps(program)
-        def traced(leaves, pages_, slots, *rest):
-            self._compile_count += 1
-            model = jax.tree.unflatten(self._treedef, leaves)
-            return program(model, pages_, slots, *rest, run=self._run)
-
-        return traced
+    def _count_trace(self):
+        self._compile_count += 1
 
     def _check_model(self, name, model):
         found = _names(model)
@@ -723,6 +714,25 @@ class Engine:
                 f"address={address} must hold at most {programs.ADDRESS_PARTS} integers in "
                 "[0, 2**32)."
             )
+
+
+def jitted(run, treedef, *, steps, on_trace=lambda: None):
+    """The jitted (prefill, decode) of `programs`, with the model as a list of its leaves.
+
+    Args:
+      steps: of one decode call.
+      on_trace: is called whenever one is traced.
+    """
+
+    def make(program):
+        @functools.wraps(program)
+        def traced(leaves, pages_, slots, *rest):
+            on_trace()
+            return program(jax.tree.unflatten(treedef, leaves), pages_, slots, *rest, run=run)
+
+        return jax.jit(traced, donate_argnums=(1, 2))
+
+    return make(programs.prefill), make(functools.partial(programs.decode, steps=steps))
 
 
 def _names(model):
