@@ -252,6 +252,20 @@ def restore_policy(workdir, config, *, step=None):
     Raises:
       ConfigError: the run has no checkpoint, or not that one.
     """
+    step, params, meta = restore_params(workdir, config, step=step)
+    if not config.model.lora.rank:
+        return step, params, meta
+    with jax.default_device(jax.devices("cpu")[0]):
+        whole = huggingface.load(resolve(config.model.path), dtype=jnp.float32)
+        return step, lora.merged(lora.combine(params, whole)), meta
+
+
+def restore_params(workdir, config, *, step=None):
+    """(step, what was trained in host memory, meta) of a run's checkpoint; see `Session.params`.
+
+    Raises:
+      ConfigError: the run has no checkpoint, or not that one.
+    """
     base = resolve(config.model.path)
     trained = abstract_model(huggingface.config_from_dict(huggingface.read_config(base)))
     if config.model.lora.rank:
@@ -275,8 +289,4 @@ def restore_policy(workdir, config, *, step=None):
     if restored is None:
         raise command.ConfigError(f"{workdir} has no checkpoint yet.")
     step, state, meta = restored
-    if not config.model.lora.rank:
-        return step, state.params, meta
-    with jax.default_device(host):
-        whole = huggingface.load(base, dtype=jnp.float32)
-        return step, lora.merged(lora.combine(state.params, whole)), meta
+    return step, state.params, meta
