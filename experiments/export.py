@@ -1,16 +1,20 @@
 """Writes a trained planner as a Hugging Face folder that transformers and vLLM load.
 
-python -m experiments.export --workdir=runs/quickstart --out=planner
+    python -m experiments.export --workdir=runs/quickstart --out=planner
+
+A planner that was trained as a LoRA adapter is merged into its base; with --adapter it becomes a
+folder of PEFT instead, far smaller, that is loaded on top of the base.
 """
 
 import pathlib
 
+import jax
 import numpy as np
 from absl import flags, logging
 
 from experiments import command, session
 from flow_grpo_jax import metrics
-from models import huggingface, model_card
+from models import huggingface, lora, model_card
 
 TAGS = ["flow-grpo", "agentflow", "planner", "tool-use", "reinforcement-learning"]
 CARD = """
@@ -36,7 +40,10 @@ trajectory.
 | dtype | {dtype}; trained in float32 |
 
 ## Use
-
+{use}
+The prompts are those of flow_grpo_jax (`{prompts}`); with others the planner was not trained.
+"""
+USE_WEIGHTS = """
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -50,12 +57,30 @@ vllm serve . --served-model-name planner
 ```
 
 `generation_config.json` samples from the distribution that was trained: temperature {temperature},
-without top-p, top-k or penalties. The prompts are those of flow_grpo_jax (`{prompts}`); with others
-the planner was not trained.
+without top-p, top-k or penalties.
+"""
+USE_ADAPTER = """
+This is a LoRA adapter of rank {rank}; it needs its base.
+
+```python
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+folder = "."  # this one
+model = AutoPeftModelForCausalLM.from_pretrained(folder, dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained(folder)
+```
+
+```
+vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules planner=.
+```
+
+Sample from the distribution that was trained: temperature {temperature}, without top-p, top-k or
+penalties, whatever the base's `generation_config.json` says.
 """
 
 
-def export(workdir, out, *, step=None, dtype=None, base_model=None):
+def export(workdir, out, *, step=None, dtype=None, base_model=None, adapter=False):
     """Writes weights, config, tokenizer, generation config and model card of one checkpoint.
 
     Args:
@@ -63,17 +88,30 @@ def export(workdir, out, *, step=None, dtype=None, base_model=None):
       out: path or URL of the folder to write.
       step: the checkpoint; None takes the newest.
       dtype: of the weights, "float32" or "bfloat16"; None takes the one the policy was computed in.
-      base_model: name of the initial weights on the Hugging Face hub, for the card.
+      base_model: name of the initial weights on the Hugging Face hub, for the card and for PEFT,
+        which looks for them in the run's model.path if no name is known.
+      adapter: write a folder of PEFT, without the base: adapter, its config, tokenizer and card.
 
     Returns:
       The step.
+
+    Raises:
+      ConfigError: there is no such checkpoint, or an adapter is asked for that was not trained.
     """
     config, config_hash = session.run_config(workdir)
+    rank = config.model.lora.rank
+    if adapter and not rank:
+        raise command.ConfigError(
+            f"The run in {workdir} has no adapter: with model.lora.rank=0 all parameters were "
+            "trained. Leave out --adapter to write them."
+        )
     dtype = np.dtype(session.DTYPES[dtype] if dtype else session.compute_dtype(config))
-    step, params, meta = session.restore_policy(workdir, config, step=step)
+    restore = session.restore_params if adapter else session.restore_policy
+    step, params, meta = restore(workdir, config, step=step)
     base = session.resolve(config.model.path)
     known = model_card.of_base(base, name=base_model)
     temperature = config.rollout.temperature
+    use = USE_ADAPTER if adapter else USE_WEIGHTS
     text = CARD.format(
         base=known.get("base_model", config.model.path),
         reference=meta["reference"],
@@ -86,18 +124,29 @@ def export(workdir, out, *, step=None, dtype=None, base_model=None):
         config_hash=config_hash,
         held_out=_held_out(workdir, step),
         dtype=dtype.name,
-        temperature=temperature,
+        use=use.format(temperature=temperature, rank=rank, base=known.get("base_model", base)),
         prompts=config.rollout.prompts,
     )
-    front = {"library_name": "transformers", "pipeline_tag": "text-generation", **known}
-    huggingface.save(
-        out,
-        params,
-        base_folder=base,
-        dtype=dtype,
-        generation=_sampled_as_trained(temperature),
-        card=model_card.render({**front, "tags": TAGS}, text),
-    )
+    library = "peft" if adapter else "transformers"
+    front = {"library_name": library, "pipeline_tag": "text-generation", **known, "tags": TAGS}
+    card = model_card.render(front, text)
+    if adapter:
+        lora.save(
+            out,
+            jax.tree.map(lambda x: x.astype(dtype), params),
+            base_folder=known.get("base_model", base),
+            tokenizer_folder=base,
+            card=card,
+        )
+    else:
+        huggingface.save(
+            out,
+            params,
+            base_folder=base,
+            dtype=dtype,
+            generation=_sampled_as_trained(temperature),
+            card=card,
+        )
     return step
 
 
@@ -128,6 +177,7 @@ def define_flags():
         "dtype", None, list(session.DTYPES), "Of the weights; model.dtype if not given."
     )
     flags.DEFINE_string("base_model", None, "Hub name of the initial weights, for the model card.")
+    flags.DEFINE_bool("adapter", False, "Write the LoRA adapter for PEFT instead of merging it.")
 
 
 def main():
@@ -138,6 +188,7 @@ def main():
         step=values.step,
         dtype=values.dtype,
         base_model=values.base_model,
+        adapter=values.adapter,
     )
     logging.info("exported step %d to %s", step, values.out)
 

@@ -138,7 +138,6 @@ def build(
     row_lengths,
     rows,
     response_lengths,
-    row_shards=1,
     mini_batches=1,
     constant_length=0,
 ):
@@ -158,7 +157,6 @@ def build(
       row_lengths: ascending; the values that T has.
       rows: B of each row length.
       response_lengths: A of each row length, ascending; neighbours may be equal.
-      row_shards: devices that share the rows (mesh axes data * fsdp).
       mini_batches: optimizer steps; questions are split into so many consecutive parts.
       constant_length: for `weigh_constant_length` only.
 
@@ -168,11 +166,10 @@ def build(
       without any sample are left out, with a warning.
 
     Raises:
-      ValueError: a sample is malformed or too long, rows do not divide, or nothing is left to
-        train on.
+      ValueError: a sample is malformed or too long, or nothing is left to train on.
     """
     adv_QG, valid_QG = np.asarray(adv_QG), np.asarray(valid_QG, bool)
-    check_buckets(row_lengths, rows, response_lengths, row_shards, layout=layout)
+    check_buckets(row_lengths, rows, response_lengths, layout=layout)
     shapes = [
         packing.Shape(*shape) for shape in zip(rows, row_lengths, response_lengths, strict=True)
     ]
@@ -304,7 +301,6 @@ def check_buckets(
     row_lengths,
     rows,
     response_lengths,
-    row_shards=1,
     *,
     layout,
     longest_prompt=1,
@@ -313,7 +309,7 @@ def check_buckets(
     """ValueError for shapes that `build` cannot fill; call it before the first rollout.
 
     Args:
-      row_lengths, rows, response_lengths, row_shards, layout: of `build`.
+      row_lengths, rows, response_lengths, layout: of `build`.
       longest_prompt, longest_response: tokens that a turn may have.
     """
     if layout not in packing.LAYOUTS:
@@ -328,13 +324,8 @@ def check_buckets(
             f"response_lengths={response_lengths} must be positive and must not descend: a longer "
             "row holds at least the response tokens of a shorter one."
         )
-    for count in rows:
-        if count < 1 or count % row_shards:
-            multiple = max(1, -(-count // row_shards)) * row_shards
-            raise ValueError(
-                f"rows={rows}: {count} is not a positive multiple of the {row_shards} devices that "
-                f"share the rows (mesh axes data * fsdp). Use e.g. {multiple}."
-            )
+    if min(rows) < 1:
+        raise ValueError(f"{rows=} must be positive numbers.")
     longest = longest_prompt + longest_response
     if longest > row_lengths[-1]:
         raise ValueError(

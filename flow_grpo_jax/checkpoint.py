@@ -81,8 +81,8 @@ class Checkpoints:
             problem = ""
             try:
                 found = restore(candidate)
-            except (OSError, KeyError, ValueError) as error:
-                problem = processes.describe(error)
+            except Exception as error:  # noqa: BLE001  that is what Orbax makes of damaged data
+                problem = processes.describe(error.__cause__ or error)
             if not (problems := list(filter(None, processes.gather([problem])))):
                 self.good.add(candidate)
                 return candidate, *found

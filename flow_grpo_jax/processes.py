@@ -301,7 +301,7 @@ class _Peers:
                     self.stop = published = True
                 failures = self.notices("failure")
             except jax.errors.JaxRuntimeError:
-                return  # process 0 is gone; JAX ends this one
+                continue  # a late answer; or process 0 is gone, and JAX ends this one
             if failures and failed_at is None:
                 self.failure, failed_at = self.failure or failures[0], time.monotonic()
             if failures and time.monotonic() - failed_at > GRACE_SECONDS:

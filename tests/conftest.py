@@ -1,9 +1,17 @@
 """Tests run on eight virtual CPU devices, so that every mesh shape can be tried on a laptop."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# What was compiled once is loaded when it is needed again, also by the commands that tests start.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder = tempfile.mkdtemp(prefix="compiled-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 import jax  # noqa: E402
 

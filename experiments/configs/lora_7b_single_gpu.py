@@ -10,7 +10,9 @@ engine comes on top. Not timed yet.
     python -m experiments.train --config=experiments/configs/lora_7b_single_gpu.py \\
         --workdir=runs/lora-7b --config.model.path=/models/Qwen2.5-7B-Instruct \\
         --config.data.train=/data/train.jsonl
-    python -m experiments.export --workdir=runs/lora-7b --out=runs/planner-7b
+    python -m experiments.export --workdir=runs/lora-7b --out=runs/planner-7b  # merged
+    python -m experiments.export --workdir=runs/lora-7b --out=runs/planner-7b-lora --adapter \\
+        --base_model=Qwen/Qwen2.5-7B-Instruct  # for PEFT, and for vLLM with --enable-lora
 """
 
 from experiments.configs import common

@@ -204,9 +204,8 @@ def _placed(tree, shardings):
 
 def _batches(config, mesh):
     sizes = session.batch_shapes(config, mesh)
-    shares = mesh.shape["data"] * mesh.shape["fsdp"]
     with command.checking_config():
-        batching.check_buckets(**sizes, row_shards=shares)
+        batching.check_buckets(**sizes)
     if config.mesh.sequence:
         for tokens in sizes["row_lengths"]:
             if tokens % mesh.shape["tensor"]:

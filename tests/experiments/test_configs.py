@@ -1,5 +1,6 @@
 """Every config for real use trains for a step, with a nano model and small sizes."""
 
+import dataclasses
 import functools
 import importlib.util
 import pathlib
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import export, train
+from experiments import export, session, train
 from experiments.configs import quickstart
 from flow_grpo_jax import metrics
 from models import huggingface, qwen2, sharding
@@ -33,12 +34,23 @@ def module(name):
     return loaded
 
 
-def reduced(config, mesh):
-    """The config with its choices kept and its sizes those of the quickstart's model."""
-    small = quickstart.get_config()
+@pytest.fixture(scope="module")
+def one_layer(tmp_path_factory):
+    """Folder of a model with the quickstart's tokenizer; the engine compiles layer by layer."""
+    base, folder = session.resolve(quickstart.get_config().model.path), tmp_path_factory.mktemp("m")
+    shape = huggingface.config_from_dict(huggingface.read_config(base))
+    shape = dataclasses.replace(shape, num_hidden_layers=1)
+    model = jax.jit(lambda: qwen2.Qwen2(jax.random.key(0), shape))()
+    huggingface.save(folder, model, tokenizer_folder=base)
+    return folder
+
+
+def reduced(config, mesh, *, model):
+    """The config with its choices kept and small sizes."""
     config.steps = 1
     config.compile_cache = ""
-    config.model.path, config.data.train = small.model.path, small.data.train
+    config.model.path = str(model)
+    config.data.train = quickstart.get_config().data.train
     config.mesh.update(mesh)
     config.rollout.update(
         prompts="compact",
@@ -98,10 +110,11 @@ def quick_compilation():
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize(("name", "arguments", "devices", "mesh"), RUNS)
-def test_a_step_of_training(tmp_path, monkeypatch, name, arguments, devices, mesh):
+def test_a_step_of_training(tmp_path, monkeypatch, one_layer, name, arguments, devices, mesh):
     few = functools.partial(sharding.make_mesh, devices=jax.devices()[:devices])
     monkeypatch.setattr(sharding, "make_mesh", few)
-    train.train(reduced(module(name).get_config(*arguments), mesh), tmp_path)
+    config = reduced(module(name).get_config(*arguments), mesh, model=one_layer)
+    train.train(config, tmp_path)
     (line,) = metrics.read(tmp_path / "metrics.jsonl")
     assert line["step"] == 1 and line["optim/steps"] == 1 and line["optim/skipped"] == 0
     assert line["tokens/sharing"] > 1  # the layout is a tree

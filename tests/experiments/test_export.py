@@ -12,7 +12,7 @@ import pytest
 from experiments import command, export, session
 from experiments.configs import smoke
 from flow_grpo_jax import checkpoint, update
-from models import folders, huggingface
+from models import folders, huggingface, lora
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +30,30 @@ def run(tmp_path_factory):
     lines = [{"step": 0}, {"step": 7, "eval/success": 0.5, "eval/correct": 6, "eval/total": 12}]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return workdir, trained
+
+
+@pytest.fixture(scope="module")
+def lora_run(tmp_path_factory):
+    """workdir of a run that trained adapters, with a checkpoint of step 5."""
+    workdir, config = tmp_path_factory.mktemp("lora"), smoke.get_config()
+    config.model.lora.update(rank=4, alpha=8.0)
+    command.write_config(config, workdir)
+    base = huggingface.load(session.resolve(config.model.path), dtype=jnp.float32)
+    adapters = lora.init(base, jax.random.key(0), lora.Settings(**config.model.lora))
+    noisy = lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)
+    state = update.init(jax.tree.map(noisy, adapters), update.make_optimizer(**config.optim))
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=1)
+    checkpoints.save(5, state, {"reference": "f00d"})
+    checkpoints.close()
+    (workdir / "metrics.jsonl").write_text("")
+    return workdir
+
+
+def logits(model):
+    import torch
+
+    with torch.no_grad():
+        return model(torch.arange(24).reshape(2, 12) * 7).logits.numpy()
 
 
 def assert_equal(found, expected):
@@ -68,3 +92,42 @@ def test_step_dtype_and_place_can_be_chosen(run):
     fsspec.filesystem("memory").store.clear()
     with pytest.raises(ValueError, match="no checkpoint of step 4"):
         export.export(workdir, out, step=4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # from PEFT
+def test_an_adapter_in_peft_is_the_merged_model_in_transformers(lora_run, tmp_path):
+    import peft
+    import torch
+    import transformers
+
+    assert export.export(lora_run, tmp_path / "merged") == 5
+    assert export.export(lora_run, tmp_path / "adapter", adapter=True) == 5
+    assert not list((tmp_path / "adapter").glob("model*"))
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    base = load(session.resolve(smoke.get_config().model.path), dtype=torch.float32)
+    merged = logits(load(tmp_path / "merged", dtype=torch.float32))
+    # As the card says: it finds the base by itself.
+    adapted = peft.AutoPeftModelForCausalLM.from_pretrained(
+        tmp_path / "adapter", dtype=torch.float32
+    )
+    assert np.abs(logits(adapted) - merged).max() <= 1e-5 * np.abs(merged).max()
+    assert np.abs(logits(base) - merged).max() > 0.1 * np.abs(merged).max()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "adapter")
+    assert tokenizer.decode(tokenizer.encode("Answer: Paris")) == "Answer: Paris"
+
+
+def test_an_adapter_names_its_base_and_how_to_use_it(lora_run, tmp_path):
+    export.export(lora_run, tmp_path, adapter=True, base_model="someone/nano", dtype="bfloat16")
+    found = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert found["base_model_name_or_path"] == "someone/nano"
+    assert (found["r"], found["lora_alpha"]) == (4, 8)
+    card = huggingface_hub.ModelCard.load(tmp_path / "README.md")
+    assert card.data.library_name == "peft" and card.data.base_model == "someone/nano"
+    for said in ("vllm serve someone/nano --enable-lora", "| training step | 5 |", "bfloat16"):
+        assert said in card.text
+
+
+def test_a_run_without_adapter_says_so(run, tmp_path):
+    with pytest.raises(command.ConfigError, match="lora.rank=0 .* Leave out --adapter"):
+        export.export(run[0], tmp_path, adapter=True)

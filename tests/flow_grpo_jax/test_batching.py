@@ -362,8 +362,7 @@ ONE = [sample([1], [1])]
         ([], {}, "No sampled token"),
         (ONE, dict(valid_QG=np.zeros((2, 2))), "No sampled token"),
         (ONE, dict(layout="dense"), "valid: padded, packed, tree"),
-        (ONE, dict(row_shards=8), "Use e.g. 8"),
-        (ONE, dict(rows=(6,), row_shards=4), "Use e.g. 8"),
+        (ONE, dict(rows=(0,)), r"rows=\(0,\) must be positive"),
         (ONE, dict(rows=(4, 4)), "one entry for each"),
         (ONE, dict(response_lengths=(4, 4)), "one entry for each"),
         (ONE, dict(row_lengths=()), "ascending"),
@@ -384,7 +383,7 @@ def test_mistakes_are_named(samples, changes, message):
 )
 def test_the_largest_row_holds_the_longest_turn(prompt, response, message):
     check = lambda: batching.check_buckets(
-        (8, 32), (2, 2), (4, 4), 2,
+        (8, 32), (2, 2), (4, 4),
         layout="tree", longest_prompt=prompt, longest_response=response,
     )  # fmt: skip
     if message is None:

@@ -149,6 +149,7 @@ def test_gap_is_between_the_sampler_and_the_first_parameters(model):
         )
 
 
+@pytest.mark.slow
 def test_accumulated_step_is_that_of_the_whole_batch(model, ref_model):
     """Two micro-batches through the update; one batch through jax.grad and optax directly."""
     noisy = dict(noise=0.2, weigh=batching.weigh_rollout_tokens)

@@ -268,6 +268,7 @@ def our_logits(model, token_BT):
         )
 
 
+@pytest.mark.slow
 def test_yarn_logits_equal_transformers_and_each_part_counts(tmp_path):
     import torch
 

@@ -172,6 +172,7 @@ def test_packed_segments_equal_separate_rows(reference):
     assert gap(packed[:, 9:], expected.logits(second_BT)) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_gradients_equal_torch_with_and_without_remat(reference):
     torch = pytest.importorskip("torch")
     expected, token_BT = reference("untied"), tokens(2, 16)
