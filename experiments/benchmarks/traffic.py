@@ -40,7 +40,7 @@ class Size:
     engine: dict
 
 
-ON_CPU = dict(page_size=16, prefill_tokens=64, prefill_rows=8, decode_steps=4)
+ON_CPU = dict(page_size=16, prefill_tokens=32, prefill_rows=8, decode_steps=4)
 ON_GPU = dict(page_size=64, prefill_tokens=512, prefill_rows=8, decode_steps=8)
 SIZES = {
     "nano": Size(
