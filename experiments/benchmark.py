@@ -6,9 +6,9 @@ python -m experiments.benchmark update --help
 import sys
 
 from experiments import command, exits
-from experiments.benchmarks import loading, update
+from experiments.benchmarks import engine, loading, update
 
-BENCHMARKS = {"loading": loading, "update": update}
+BENCHMARKS = {"engine": engine, "loading": loading, "update": update}
 
 
 def main(arguments):

@@ -378,12 +378,19 @@ def table(results):
                 f"{r['mfu_done']:.3f}",
                 "-" if r["compiled"] is None else str(r["compiled"]),
                 f"{r['peak_bytes'] / 2**30:.2f}",
-                *[
-                    "-" if q is None else "{:.2f} [{:.2f}, {:.2f}]".format(q["median"], *q["range"])
-                    for q in ratios
-                ],
+                *["-" if q is None else as_text(q) for q in ratios],
             ]
         )
+    return aligned(rows)
+
+
+def as_text(ratio):
+    """A `spread` in words."""
+    return "{:.2f} [{:.2f}, {:.2f}]".format(ratio["median"], *ratio["range"])
+
+
+def aligned(rows):
+    """Lines of text: cells in columns."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(pairs))

@@ -1,12 +1,15 @@
+import dataclasses
+import functools
 import sys
 import types
 
+import jax
 import numpy as np
 import pytest
 
 from experiments import benchmark
-from experiments.benchmarks import loads, update
-from experiments.benchmarks.peers import link
+from experiments.benchmarks import engine, loads, traffic, update
+from experiments.benchmarks.peers import drive, link
 from models import qwen2
 
 TOY = loads.Size(
@@ -31,7 +34,7 @@ def test_an_unknown_benchmark_is_refused_with_the_valid_names(arguments, capsys)
     with pytest.raises(SystemExit) as stop:
         benchmark.main(arguments)
     assert stop.value.code == 2
-    assert "valid: loading, update" in capsys.readouterr().err
+    assert "valid: engine, loading, update" in capsys.readouterr().err
 
 
 def test_unknown_names_in_a_flag_are_refused():
@@ -212,3 +215,103 @@ def test_memory_of_logprobs_does_not_grow_with_tokens():
     found = update.logprob_temporaries(chunk=512)
     assert found["ours 4096"] <= found["naive 4096"] / 8
     assert found["ours 4096"] <= 1.05 * found["ours 1024"]
+
+
+# ---- the engine's loads ------------------------------------------------------------------------
+
+TINY = traffic.Size(
+    dataclasses.replace(TOY.shape, num_hidden_layers=1),
+    slots=4,
+    prompt=12,
+    response=6,
+    queue=9,
+    singles=2,
+    divide=80,
+    questions=1,
+    tool_seconds=5.0,
+    engine=dict(page_size=4, prefill_tokens=8, prefill_rows=4, decode_steps=2),
+)
+
+
+def test_loads_of_the_engine_have_exact_counts():
+    load = {name: make(TINY, 0, 1) for name, make in traffic.LOADS.items()}
+    assert [len(load[name].chains) for name in load] == [4, 9, 8, 1]
+    assert [len(load[name].turns) for name in load] == [4, 9, 24, 2]
+    assert load["uniform"].prompt_tokens == 4 * 12 and load["uniform"].new_tokens == 4 * 6
+    assert load["single"].longest == (12, 6, 18)
+    assert len({len(turn.prompt) for turn in load["queue"].turns}) > 3
+    assert all(2 <= turn.new <= 24 for turn in load["queue"].turns)
+
+
+def test_agents_remember_more_each_turn_and_wait_for_tools():
+    load, end = traffic.trace(TINY, 0, 1), loads.END // 80
+    assert len({chain[0].prompt for chain in load.chains}) == 1  # the rollouts of one question
+    for chain in load.chains:
+        assert [turn.wait > 0 for turn in chain] == [False, True, True]
+        assert max(turn.wait for turn in chain) <= traffic.CLIP * TINY.tool_seconds
+        for before, after in zip(chain[:-1], chain[1:], strict=True):
+            known = len(before.prompt) - end
+            assert after.prompt[:known] == before.prompt[:known]
+            assert after.prompt[-end:] == before.prompt[-end:]
+            assert len(after.prompt) > len(before.prompt)
+
+
+def test_rounds_differ_in_tokens_alone():
+    first, second = traffic.trace(TINY, 0, 1).turns, traffic.trace(TINY, 0, 2).turns
+    assert [turn.prompt for turn in first] != [turn.prompt for turn in second]
+    shapes = [[(len(t.prompt), t.new, t.wait) for t in turns] for turns in (first, second)]
+    assert shapes[0] == shapes[1]
+
+
+def test_common_prefixes_counted_by_hand():
+    #          earlier nothing   2 of it    5 of the first, of 6   all but the last token
+    prompts = [(1, 2, 3, 4, 5), (1, 2, 9), (1, 2, 3, 4, 5, 6), (1, 2, 9)]
+    assert traffic.common_prefixes(prompts, 2) == (0 + 2 + 5 + 2, 0 + 2 + 4 + 2)
+
+
+def test_a_wait_passes_on_the_clock_without_being_waited_for():
+    chains = [[((5,), 3, 0.0), ((6,), 2, 1_000.0)], [((7,), 1, 0.0)]]
+    batches = []
+
+    def generate(prompts, new):
+        batches.append(prompts)
+        return new, drive.time.perf_counter(), 0.0
+
+    report = drive.in_batches(chains, generate, 8).report()
+    assert batches == [[(5,), (7,)], [(6,)]]
+    assert 1_000 <= report["seconds"] < 1_001
+    assert report["tokens"] == [[0, 0, 3], [0, 1, 2], [1, 0, 1]]
+    assert all(first < 1 for first in report["first"])
+
+
+def test_the_limit_of_a_model_small_enough_to_count_by_hand():
+    # As above: 2 layers of 120 weights, a head of 40; a pair costs 32 FLOPs; 2 * 2 * 2 numbers
+    # of keys and values for a position.
+    limit = engine.Limit(qwen2.Config(10, 4, 6, 2, 2, 1, 2), rate=10.0, bandwidth=1e9, itemsize=4)
+    assert limit.decode_seconds(3, 5, 7) == (2 * 280 * 5 + 32 * 7) / 10
+    assert limit.prefill_seconds(4, 2) == (2 * 240 * 2 + 2 * 40 + 32 * (3 + 4)) / 10
+    slow = engine.Limit(limit.shape, rate=1e9, bandwidth=10.0, itemsize=4)
+    assert slow.decode_seconds(3, 5, 7) == 4 * (3 * 280 + 8 * 7) / 10
+
+
+def test_our_engine_does_all_of_a_tiny_trace():
+    load = traffic.trace(TINY, 0, 1)
+    make = functools.partial(qwen2.Qwen2, config=TINY.shape)
+    model = jax.jit(make)(jax.random.key(0))
+    ours = engine.Ours(
+        model, TINY, load, dtype=np.float32, overlap=False, settings=dict(TINY.engine)
+    )
+    report = ours.run(1, load)
+    engine.check_same_work({"ours": report}, load)
+    assert report["hits_in_pages"] == 1.0 and 0.8 < report["hits"] <= 1.0
+    assert report["fill"] + report["wasted"] + report["waited"] <= 1.0
+    assert report["compiled"] == 2 and len(report["first"]) == 24
+    longest_tools = max(sum(turn.wait for turn in chain) for chain in load.chains)
+    assert report["seconds"] > longest_tools
+    limit = engine.Limit(TINY.shape, 1e12, 1e12, 4)
+    results = engine.summarise({"ours": [report]}, load, limit, TINY.slots)
+    assert 0 < results["ours"]["limit"] <= 1
+    assert len(set(map(len, engine.table(results)))) == 1
+    report["tokens"][0][2] -= 1
+    with pytest.raises(RuntimeError, match="ours generated .* in 24 requests"):
+        engine.check_same_work({"ours": report}, load)

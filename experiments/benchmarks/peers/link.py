@@ -13,13 +13,14 @@ SHOWN_LINES = 12
 class Peer:
     """A running peer; use as a context manager, or `close` it."""
 
-    def __init__(self, name, python, *, threads):
-        """Starts `python -m experiments.benchmarks.peers.{name}_update`.
+    def __init__(self, name, python, *, threads, benchmark="update"):
+        """Starts `python -m experiments.benchmarks.peers.{name}_{benchmark}`.
 
         Args:
           name: "torch" or "tunix".
           python: interpreter of an environment that has what the peer needs.
           threads: OpenMP threads that it starts with.
+          benchmark: whose peer it is.
         """
         self.name, self.python = name, python
         self.log = tempfile.TemporaryFile()  # noqa: SIM115, closed by `close`
@@ -27,7 +28,7 @@ class Peer:
         values |= {"OMP_NUM_THREADS": str(threads)}
         try:
             self.process = subprocess.Popen(
-                [python, "-m", f"experiments.benchmarks.peers.{name}_update"],
+                [python, "-m", f"experiments.benchmarks.peers.{name}_{benchmark}"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self.log,
@@ -39,8 +40,8 @@ class Peer:
             self.log.close()
             raise ValueError(
                 f"--{name}_python={python} cannot be started: {error}. Name the interpreter of an "
-                "environment made as the docstring of experiments/benchmarks/update.py says, or "
-                "leave the flag empty to go without this peer."
+                f"environment made as the docstring of experiments/benchmarks/{benchmark}.py says, "
+                "or leave the flag empty to go without this peer."
             ) from error
 
     def ask(self, do, **values):

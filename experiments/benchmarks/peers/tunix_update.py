@@ -14,8 +14,6 @@ Dimensions:
   S samples of the step    B rows of a micro-batch    P longest prompt    A longest response
 """
 
-import json
-import pathlib
 import time
 
 import jax
@@ -24,14 +22,12 @@ import numpy as np
 import optax
 import tunix
 from flax import nnx
-from tunix.models.qwen2 import model as qwen2
-from tunix.models.qwen2 import params as qwen2_params
 from tunix.rl import function_registry, trainer
 from tunix.rl import utils as rl_utils
 from tunix.rl.grpo import grpo_learner
 from tunix.rl.inference import inference_worker
 
-from experiments.benchmarks.peers import serve
+from experiments.benchmarks.peers import serve, tunix_model
 
 PAD, EOS = 0, 1  # ids that no sample holds: Tunix finds padding by the id
 
@@ -48,12 +44,12 @@ class Step:
           loss: dict(clip_low, clip_high, dual_clip, kl_coef).
         """
         self.mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tp"))
-        self.policy = self.read(folder, dtype, remat)
+        self.policy = tunix_model.read(folder, self.mesh, dtype=dtype, remat=remat)
         self.kl_coef = loss["kl_coef"]
         self.worker = None
         if self.kl_coef:
             self.worker = inference_worker.InferenceWorker(
-                {"reference": self.read(reference, dtype, remat)}
+                {"reference": tunix_model.read(reference, self.mesh, dtype=dtype, remat=remat)}
             )
         self.optimizer = optax.chain(
             optax.clip_by_global_norm(optimizer["clip_norm"]),
@@ -75,27 +71,6 @@ class Step:
             "versions": {"tunix": tunix.__version__, "jax": jax.__version__},
             "device": jax.devices()[0].platform,
         }
-
-    def read(self, folder, dtype, remat):
-        values = json.loads((pathlib.Path(folder) / "config.json").read_text())
-        heads = values["num_attention_heads"]
-        config = qwen2.ModelConfig(
-            num_layers=values["num_hidden_layers"],
-            vocab_size=values["vocab_size"],
-            embed_dim=values["hidden_size"],
-            hidden_dim=values["intermediate_size"],
-            num_heads=heads,
-            head_dim=values.get("head_dim", values["hidden_size"] // heads),
-            num_kv_heads=values["num_key_value_heads"],
-            rope_theta=values["rope_theta"],
-            norm_eps=values["rms_norm_eps"],
-            use_tied_embedding=values["tie_word_embeddings"],
-            remat_config=qwen2.RematConfig.DECODER if remat else qwen2.RematConfig.NONE,
-            dtype=jnp.dtype(dtype),
-        )
-        return qwen2_params.create_model_from_safe_tensors(
-            str(folder), config, self.mesh, jnp.float32
-        )
 
     def batch(self, samples, rows, max_prompt, max_response, packed, **_):
         """Lays the step's samples out.
