@@ -16,11 +16,13 @@ import math
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "tensor")
+MOVED_BYTES = 256 * 2**20  # between meshes at a time
 
 RULES = [  # first match wins
     (r"embed/table_VD$", P(None, ("fsdp", "tensor"))),  # why: see `embedded_rows`
@@ -215,7 +217,7 @@ def serving_copies(tree, dtype, meshes):
         array = array if array.dtype == dtype else _cast(array, dtype=dtype)
         if jax.process_count() == 1 and len(meshes) * tensor < jax.device_count():
             return [jax.device_put(array, NamedSharding(mesh, spec)) for mesh in meshes]
-        array = jax.device_put(array, NamedSharding(everyone, spec))
+        array = _moved(array, NamedSharding(everyone, spec))
         part = {shard.device: shard.data for shard in array.addressable_shards}
         return [
             jax.make_array_from_single_device_arrays(
@@ -230,6 +232,25 @@ def serving_copies(tree, dtype, meshes):
             done[id(leaf)] = copies(leaf, sharding_.spec)
     trees = zip(*(done[id(leaf)] for leaf in leaves), strict=True)
     return [structure.unflatten(tree) for tree in trees]
+
+
+def _moved(array, place):
+    """The array on another mesh, a few layers at a time: XLA may gather the whole of what moves."""
+    there = place.is_equivalent_to(array.sharding, array.ndim)
+    elsewhere = array.sharding.device_set != place.device_set
+    if there or elsewhere or array.nbytes <= MOVED_BYTES:
+        return jax.device_put(array, place)
+    rows = max(1, MOVED_BYTES * len(array) // array.nbytes)
+    whole = jax.jit(lambda: jnp.zeros(array.shape, array.dtype), out_shardings=place)()
+    for first in range(0, len(array), rows):
+        part = jax.device_put(array[first : first + rows], place)
+        whole = _placed(whole, part, first)
+    return whole
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _placed(whole, part, first):
+    return jax.lax.dynamic_update_slice_in_dim(whole, part, first, axis=0)
 
 
 @functools.partial(jax.jit, static_argnames="dtype")

@@ -209,26 +209,27 @@ processes.initialize()
 me, folder = processes.index(), pathlib.Path(folder)
 mesh = sharding.make_mesh(data=1, fsdp=4)
 values = {
-    "table": np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32),
-    "scale": np.arange(3, dtype=np.float32),
+    "embed/table_VD": np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32),
+    "norm/scale_D": np.arange(3, dtype=np.float32),
 }
-specs = {"table": P(None, "fsdp"), "scale": P()}
+specs = {"embed/table_VD": P(None, "fsdp"), "norm/scale_D": P()}
 state = {
     name: jax.make_array_from_callback(
         value.shape, NamedSharding(mesh, specs[name]), lambda index, value=value: value[index]
     )
     for name, value in values.items()
 }
-assert not state["table"].is_fully_addressable
+assert not state["embed/table_VD"].is_fully_addressable
 
 # ---- engine weights
-for dtype in (jnp.float32, jnp.bfloat16):
-    local = sharding.local_copy(state, dtype)
+meshes = sharding.serving_meshes(tensor=2, replicas=0)
+for dtype, sharding.MOVED_BYTES in ((jnp.float32, 2**20), (jnp.bfloat16, 1000)):
+    [local] = sharding.serving_copies(state, dtype, meshes)
     for name, array in local.items():
         assert array.is_fully_addressable and array.dtype == dtype
         assert array.devices() == set(jax.local_devices())
         assert np.array_equal(np.asarray(array), values[name].astype(dtype)), name
-    assert local["table"].addressable_shards[0].data.size == 2048  # half of it
+    assert local["embed/table_VD"].addressable_shards[0].data.shape == (64, 32)
 
 # ---- fingerprint
 assert checkpoint.fingerprint(state) == checkpoint.fingerprint(values)

@@ -14,6 +14,7 @@ import pytest
 from models import qwen2, sharding
 from models.engine import cache, pages
 from models.engine.engine import Engine
+from models.engine.replicas import Replicas
 from models.engine.types import Request, Sampling
 from tests.models.test_engine import CONFIG, MODEL, OTHER, nothing_compiles, run, same, text
 
@@ -320,3 +321,35 @@ def test_a_thousand_mixed_requests_compile_nothing():
             done += len(engine.step())
     assert done == 1000 and engine.compile_count == 2
     check_all_pages_are_back(engine)
+
+
+# ---- Replicas ------------------------------------------------------------------------------------
+
+
+def test_replicas_share_the_load_and_change_no_result(alone):
+    engines = [build(), build()]
+    together = Replicas(engines)
+    requests = [request for request, _ in alone]
+    for (_, expected), got in zip(alone, run(together, requests), strict=True):
+        same(got, expected)
+    taken = [engine.statistics.requests for engine in engines]
+    assert sum(taken) == len(requests) == together.statistics.requests
+    assert min(taken) > len(requests) // 4
+    assert together.pending == 0 and together.compile_count == 4
+
+
+def test_a_request_goes_where_its_prefix_is():
+    engines = [build(), build()]
+    together = Replicas(engines)
+    first, second = FAMILIES[0], tokens(1, 20)
+    run(together, [Request(first, Sampling(1)), Request(second, Sampling(1))])
+    for _ in range(3):
+        run(together, [Request(second + tokens(5, 3), Sampling(1))])
+    assert [engine.statistics.requests for engine in engines] == [1, 4]
+    id = together.submit(Request(second, Sampling(20)))
+    together.step()
+    assert len(together.partial(id).tokens) == 9
+    assert together.cancel(id) and not together.cancel(id + 1)
+    ((same_id, completion),) = together.step()
+    assert (same_id, completion.stop_reason) == (id, "cancelled")
+    assert not together.cancel(id)

@@ -1,5 +1,7 @@
 """Meshes and the table of parameter shardings."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -191,3 +193,43 @@ def test_sharded_model_computes_the_same():
     assert rows[0].addressable_shards[0].data.shape == (1, 8)
     expected = logits(model, token_BT, until_BT)
     np.testing.assert_allclose(logits(placed, *rows), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("moved_bytes", [2**28, 1000])
+@pytest.mark.parametrize(("tensor", "replicas"), [(2, 4), (4, 2), (2, 1), (1, 0)])
+def test_replicas_get_the_values_in_their_shardings(monkeypatch, tensor, replicas, moved_bytes):
+    monkeypatch.setattr(sharding, "MOVED_BYTES", moved_bytes)
+    config = dataclasses.replace(CONFIG, num_attention_heads=8, num_key_value_heads=4)
+    model = qwen2.Qwen2(jax.random.key(0), config)
+    mesh = sharding.make_mesh(fsdp=4, tensor=2)
+    spread = jax.device_put(model, sharding.parameter_shardings(mesh, model))
+    meshes = sharding.serving_meshes(tensor=tensor, replicas=replicas)
+    copies = sharding.serving_copies(spread, jnp.bfloat16, meshes)
+    assert len(copies) == len(meshes) == (replicas or 1)  # one where devices are CPUs
+    assert len({device for mesh in meshes for device in mesh.devices.flat}) == tensor * len(meshes)
+    for mesh, copy in zip(meshes, copies, strict=True):
+        wanted = sharding.parameter_shardings(mesh, model)
+        for leaf, original, place in zip(*map(jax.tree.leaves, (copy, model, wanted)), strict=True):
+            assert leaf.sharding == place
+            np.testing.assert_array_equal(leaf, original.astype(jnp.bfloat16))
+
+
+def test_what_lies_as_wanted_is_not_copied():
+    model = qwen2.Qwen2(jax.random.key(0), CONFIG)
+    [copy] = sharding.serving_copies(
+        model, jnp.float32, sharding.serving_meshes(tensor=1, replicas=1)
+    )
+    for leaf, original in zip(*map(jax.tree.leaves, (copy, model)), strict=True):
+        assert leaf.unsafe_buffer_pointer() == original.unsafe_buffer_pointer()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (dict(tensor=3, replicas=0), "tensor=3 does not divide 8 devices; valid: .1, 2, 4, 8."),
+        (dict(tensor=4, replicas=3), "replicas=3 with tensor=4, .* at most 2"),
+    ],
+)
+def test_replicas_that_do_not_fit_are_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.serving_meshes(**sizes)
