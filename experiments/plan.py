@@ -23,7 +23,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from experiments import command, exits, session, train
-from experiments.planning import advice, formulas, programs
+from experiments.planning import advice, formulas, programs, rollouts
 from models import hardware, huggingface, published
 
 GiB = hardware.GiB
@@ -46,9 +46,11 @@ def plan(config, topology, *, model="", estimate=False, workload=None):
     mesh = programs.abstract_mesh(config, count)
     sizes = session.batch_shapes(config, mesh)
     batch_rows = dict(zip(sizes["row_lengths"], sizes["rows"], strict=True))
-    found, basis, scale = [], "formula", 1.0
+    found, basis, scale, engine_devices = [], "formula", 1.0, ()
     if not estimate:
         found, basis = compile_programs(config, variant, shape, topology)
+        if topology.kind != "gpu":  # a TPU's programs would be others
+            engine_devices = programs.devices(topology)
     if found:
         largest = max(found, key=lambda program: program.total)
         if largest.tokens:
@@ -56,6 +58,9 @@ def plan(config, topology, *, model="", estimate=False, workload=None):
         total = largest.total
     else:
         total = estimated.total
+    sampling = rollouts.need(config, shape, topology, estimated, engine_devices)
+    if not config.engine.release:
+        total += sampling.weights + sampling.cache
     result = {
         "model": model or config.model.path,
         "parameters": parameter_count(shape),
@@ -91,12 +96,20 @@ def plan(config, topology, *, model="", estimate=False, workload=None):
             for tokens, size in estimated.temporaries.items()
         ],
         "total": round(total),
-        "engine": dict(zip(("weights", "cache"), engine_bytes(config, shape), strict=True)),
+        "rollouts": {
+            "replicas": count // config.engine.tensor,
+            "weights": sampling.weights,
+            "cache": sampling.cache,
+            "state": sampling.state,
+            "temporaries": sampling.temporaries,
+            "total": sampling.total,
+        },
     }
     if limits is None:
         return result
     result["memory"] = round(limits.memory)
     result["spare"] = 1 - total / limits.memory
+    result["rollouts"]["spare"] = 1 - sampling.total / limits.memory
     result["step"] = step_time(
         config, shape, mesh, limits, estimated, **(workload or default_workload(config))
     )
@@ -145,17 +158,6 @@ def log_program(program):
 
 def parameter_count(shape):
     return sum(leaf.size for leaf in jax.tree.leaves(programs.abstract_model(shape, jnp.float32)))
-
-
-def engine_bytes(config, shape):
-    """Bytes of the sampling engine: weights, and the cache of both weight sets. Not in the plan."""
-    itemsize = jnp.dtype(session.compute_dtype(config)).itemsize
-    settings = config.rollout
-    longest = max(settings.max_response_tokens, settings.max_module_tokens)
-    tokens = config.engine.slots * (settings.max_prompt_tokens + longest)
-    sets = 1 if config.model.lora.rank else 2  # adapters share the base
-    weights = sets * parameter_count(shape) * itemsize
-    return weights, 2 * formulas.cache_bytes(shape, tokens, itemsize)
 
 
 # ---- time --------------------------------------------------------------------------------------
@@ -243,15 +245,28 @@ def as_text(result):
     lines += ["", verdict(result)]
     if "step" in result:
         lines += ["", *step_lines(result)]
-    engine = result["engine"]
-    lines += [
-        "",
-        f"Not included: the sampling engine, {engine['weights'] / GiB:.1f} GiB of weights and "
-        f"{engine['cache'] / GiB:.1f} GiB of cache in all.",
-    ]
+    lines += ["", *rollout_lines(result, shown)]
     if "changes" in result:
         lines += ["", *change_lines(result)]
     return "\n".join(lines)
+
+
+def rollout_lines(result, shown):
+    found = result["rollouts"]
+    lines = [f"while rollouts run: {found['replicas']} replicas of the engine"]
+    names = {"state": "trainer's state", "weights": "engine's weights", "cache": "engine's cache"}
+    for name, label in names.items():
+        lines.append(f"  {label:<28}{shown(found[name])}")
+    for name, size in found["temporaries"].items():
+        lines.append(f"  {'temporaries of ' + name:<28}{shown(size)}")
+    lines.append(f"  {'in all':<28}{shown(found['total'])}")
+    if found.get("spare", 1) < advice.SPARE:
+        close = "do not fit" if found["spare"] < 0 else "are close to what the device holds"
+        lines.append(
+            f"Rollouts {close}: lower engine.cache_tokens, or raise engine.tensor, on which both "
+            "weight sets are spread."
+        )
+    return lines
 
 
 def basis_line(result):

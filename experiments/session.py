@@ -21,6 +21,7 @@ from models.engine.replicas import Replicas
 from tools import toolbox
 
 ROOT = pathlib.Path(__file__).parent.parent  # relative paths of configs start here
+WEIGHT_SETS = 2  # of the engine: policy and frozen
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -200,26 +201,31 @@ def build(config):
         serving,
     )
     with command.checking_config():
-        run.start(functools.partial(Engine, **engine_settings(config, text)))
+        make_engine = functools.partial(
+            Engine,
+            prefill_calls=config.engine.prefill_calls,
+            overlap=config.engine.overlap,
+            seed=config.seed,
+            decode_text=text.decode,
+            **engine_shapes(config),
+        )
+        run.start(make_engine)
     return run
 
 
-def engine_settings(config, text):
-    """Arguments of `Engine` but its weights and mesh."""
+def engine_shapes(config):
+    """Arguments of `Engine` that decide the shapes of its programs, but its weights and mesh."""
     settings, chosen = config.rollout, config.engine
     longest = max(settings.max_response_tokens, settings.max_module_tokens)
+    max_length = settings.max_prompt_tokens + longest
     return dict(
         slots=chosen.slots,
-        max_length=settings.max_prompt_tokens + longest,
-        cache_tokens=chosen.cache_tokens,
+        max_length=max_length,
+        cache_tokens=chosen.cache_tokens or WEIGHT_SETS * chosen.slots * max_length,
         page_size=chosen.page_size,
         prefill_tokens=chosen.prefill_tokens,
         prefill_rows=chosen.prefill_rows,
-        prefill_calls=chosen.prefill_calls,
         decode_steps=chosen.decode_steps,
-        overlap=chosen.overlap,
-        seed=config.seed,
-        decode_text=text.decode,
         dtype=compute_dtype(config),
     )
 

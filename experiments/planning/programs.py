@@ -272,7 +272,7 @@ def compiled(config, variant, values, mesh, *, on_program=lambda program: None):
     found = []
 
     def add(name, program, *arguments, batch=None, beside, **static):
-        total = _memory(program.lower(*arguments, **static), name)
+        total = memory(program.lower(*arguments, **static), name)
         held = own(arguments)
         rows, tokens = (0, 0) if batch is None else batch.token_BT.shape
         found.append(Program(name, rows, tokens, held, max(0, total - held), beside))
@@ -301,7 +301,7 @@ def compiled(config, variant, values, mesh, *, on_program=lambda program: None):
     return found
 
 
-def _memory(lowered, name):
+def memory(lowered, name):
     """Bytes per device that a program needs, arguments included."""
     with tempfile.TemporaryDirectory() as folder:
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}

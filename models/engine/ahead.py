@@ -35,8 +35,8 @@ def lowered(
       attend: of `cache.attend`; None is the one for the mesh's platform.
 
     Returns:
-      ({"prefill", "decode"}: `jax.stages.Lowered`, list of the cache's shapes). With several widths
-      of page tables, the programs of the widest.
+      {"prefill", "decode"}: `jax.stages.Lowered`; their second argument is the cache, a list over
+      layers. With several widths of page tables, the programs of the widest.
     """
     attend = attend or cache.implementation(mesh.devices.flat[0].platform)
     run = engine.Run(dtype, attend, mesh, 0)
@@ -83,7 +83,7 @@ def lowered(
         return {
             name: program.lower(leaves, pages, state, *placed(rest))
             for name, (program, rest) in calls.items()
-        }, pages
+        }
 
 
 @contextlib.contextmanager

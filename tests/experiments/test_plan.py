@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import command, plan, train
+from experiments import command, plan, session, train
 from experiments.configs import lora_7b_single_gpu, paper_7b, smoke
-from experiments.planning import advice, formulas, programs
+from experiments.planning import advice, formulas, programs, rollouts
 from flow_grpo_jax import update
 from models import hardware, published, qwen2, sharding
+from models.engine.engine import Engine
 
 ROOT = pathlib.Path(__file__).parents[2]
 GiB = 2**30
@@ -116,6 +117,40 @@ def test_what_does_not_fit_is_told_what_would():
     assert adapted["spare"] > 0.5 and "changes" not in adapted
 
 
+def test_rollouts_count_the_bytes_of_a_real_engine():
+    config, shape = nano(fsdp=2)
+    config.engine.update(tensor=2, slots=4, cache_tokens=640)
+    target = hardware.topology("cpu:2")
+    found = rollouts.need(config, shape, target, advice.need(config, shape, 2))
+    model = qwen2.Qwen2(jax.random.key(0), shape)
+    [mesh] = sharding.serving_meshes(tensor=2, replicas=1)
+    [copy] = sharding.serving_copies(model, jnp.float32, [mesh])
+    engine = Engine({"policy": copy, "frozen": copy}, mesh=mesh, **session.engine_shapes(config))
+    parts = [leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(copy)]
+    assert found.weights == 2 * sum(parts)
+    assert found.cache == engine.cache_bytes
+    assert found.total == found.weights + found.cache + found.state
+
+
+def test_adapters_leave_one_base_for_the_engine_and_the_trainer():
+    config, one = lora_7b_single_gpu.get_config(), hardware.topology("gpu:h200x1")
+    shape = published.SIZES["7b"]
+    found = rollouts.need(config, shape, one, advice.need(config, shape, 1))
+    assert found.weights < 0.5 * GiB  # adapters only
+    assert found.state > 14 * GiB
+
+
+def test_rollouts_that_do_not_fit_are_told_so():
+    config = paper_7b.get_config()
+    config.engine.cache_tokens = 2_000_000
+    result = plan.plan(config, hardware.topology("v5p:2x2x2"), model="7b", estimate=True)
+    assert result["rollouts"]["spare"] < 0 < result["spare"]
+    assert "Rollouts do not fit: lower engine.cache_tokens" in plan.as_text(result)
+    config.engine.tensor = 3
+    with pytest.raises(command.ConfigError, match="engine.tensor=3 does not divide 8 devices"):
+        plan.plan(config, hardware.topology("v5p:2x2x2"), model="7b", estimate=True)
+
+
 @pytest.mark.parametrize(("size", "topology"), [("14b", "v5e:4x4"), ("7b", "gpu:a100x1")])
 def test_what_is_said_to_fit_does(size, topology):
     """The flags are the command's, and without those of any one part it would not fit."""
@@ -199,3 +234,4 @@ def test_command_compiles_for_virtual_devices():
     assert result["devices"] == 2 and result["basis"] == "cpu:2"
     assert [p["name"] for p in result["programs"]] == ["accumulate", "step", "zeros"]
     assert all(p["total"] > p["temporaries"] >= 0 for p in result["programs"])
+    assert set(result["rollouts"]["temporaries"]) == {"prefill", "decode"}

@@ -1,0 +1,104 @@
+"""What the sampling engine needs beside the trainer's state, on devices that need not be there."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from experiments import command, session
+from experiments.planning import programs
+from models import lora, sharding
+from models.engine import ahead, cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """Bytes per device while rollouts run.
+
+    weights: of the policy and the frozen model. cache: keys and values.
+    state: the trainer's parameters, moments and frozen weights, as far as they are other arrays.
+    temporaries: of each compiled program by name; empty if none was compiled.
+    """
+
+    weights: int
+    cache: int
+    state: int
+    temporaries: dict
+
+    @property
+    def total(self):
+        return self.weights + self.cache + self.state + max(self.temporaries.values(), default=0)
+
+
+def need(config, shape, topology, estimated, found=()):
+    """Need of a config.
+
+    Args:
+      shape: qwen2.Config.
+      topology: hardware.Topology.
+      estimated: `advice.Need` of the update.
+      found: devices to compile the engine's programs for; none compiles nothing.
+
+    Raises:
+      ConfigError: the engine's devices do not divide what they should.
+    """
+    tensor, shapes = config.engine.tensor, session.engine_shapes(config)
+    dtype = jnp.dtype(shapes["dtype"])
+    if tensor < 1 or topology.devices % tensor:
+        raise command.ConfigError(
+            f"engine.tensor={tensor} does not divide {topology.devices} devices."
+        )
+    mesh = jax.sharding.AbstractMesh((1, 1, tensor), sharding.AXES)
+    adapters = programs.adapters(config)
+    base = model = programs.abstract_model(shape, dtype)
+    if adapters is not None:
+        model = jax.eval_shape(
+            functools.partial(lora.add, settings=adapters, dtype=dtype), base, jax.random.key(0)
+        )
+    with command.checking_config():
+        base_bytes = _bytes(mesh, base, dtype)
+        policy_bytes = _bytes(mesh, model, dtype)
+    weights = 2 * policy_bytes
+    if adapters is not None:  # both sets have the arrays of one base
+        weights -= base_bytes
+        if topology.devices == 1:  # which is the trainer's
+            weights -= base_bytes
+    cache_bytes = _cache_bytes(mesh, shape, cache.implementation(topology.kind), shapes)
+    temporaries = {}
+    if found:
+        lowered = ahead.lowered(
+            model, mesh=sharding.make_mesh(tensor=tensor, devices=found[:tensor]), **shapes
+        )
+        for name, program in lowered.items():
+            total = programs.memory(program, name)
+            temporaries[name] = max(0, total - policy_bytes - cache_bytes)
+    return Need(
+        weights=weights,
+        cache=cache_bytes,
+        state=estimated.parameters + estimated.moments + estimated.frozen,
+        temporaries=temporaries,
+    )
+
+
+def _bytes(mesh, model, dtype):
+    shardings = jax.tree.leaves(sharding.parameter_shardings(mesh, model))
+    leaves = zip(jax.tree.leaves(model), shardings, strict=True)
+    return sum(math.prod(place.shard_shape(leaf.shape)) for leaf, place in leaves) * dtype.itemsize
+
+
+def _cache_bytes(mesh, shape, attend, shapes):
+    make = functools.partial(
+        cache.empty,
+        shape,
+        pages=shapes["cache_tokens"] // shapes["page_size"],
+        size=shapes["page_size"],
+        dtype=shapes["dtype"],
+        name=attend,
+    )
+    place = jax.sharding.NamedSharding(mesh, cache.spec(attend))
+    return sum(
+        math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.eval_shape(make)
+    )
