@@ -33,7 +33,6 @@ SETTINGS = {
     "rollout.max_turns": 2,
     "batch.rows": (1,),
     "engine.slots": 8,
-    "engine.prompt_buckets": (224,),
     "eval.questions": 3,
     "mesh.fsdp": 4,  # so that every large array lies in both
     "optim.lr": 3e-3,

@@ -25,7 +25,7 @@ def small_config():
     c = smoke.get_config()
     c.rollout.questions, c.rollout.group = 2, 4
     c.batch.rows = (1,)  # of each device
-    c.engine.slots, c.engine.prompt_buckets = 8, (96, 224)
+    c.engine.slots = 8
     c.eval.questions = 4
     c.checkpoint.every = 1
     return c
@@ -52,7 +52,6 @@ def flags(workdir, *, steps=3):
         "--config.rollout.questions=2",
         "--config.batch.rows=(4,)",
         "--config.engine.slots=8",
-        "--config.engine.prompt_buckets=(224,)",
         "--config.data.held_out=",
     ]
 
