@@ -36,8 +36,12 @@ SETTINGS = dict(
     ("chip", "size", "tensor"), [("v5e", "7b", 4), ("v6e", "7b", 2), ("v5e", "0.5b", 1)]
 )
 def test_the_cache_is_updated_in_place(devices, chip, size, tensor, name):  # noqa: F811
-    """Aliased whole; temporaries below a quarter of it; nothing of its shape is copied."""
-    config = dataclasses.replace(published.SIZES[size], num_hidden_layers=8)
+    """Aliased whole; temporaries below a quarter of it; nothing of its shape is copied.
+
+    Eight layers are compiled; temporaries do not grow with their number, and the cache does.
+    """
+    whole = published.SIZES[size]
+    config = dataclasses.replace(whole, num_hidden_layers=8)
     model = jax.eval_shape(lambda key: qwen2.Qwen2(key, config), jax.random.key(0))
     mesh = sharding.make_mesh(tensor=tensor, devices=devices(chip)[:tensor])
     lowered = ahead.lowered(model, mesh=mesh, **SETTINGS)[name]
@@ -47,7 +51,7 @@ def test_the_cache_is_updated_in_place(devices, chip, size, tensor, name):  # no
     cache_bytes = 2 * len(pages) * G * Z * J * H // tensor
     memory = program.memory_analysis()
     assert memory.alias_size_in_bytes >= cache_bytes
-    assert memory.temp_size_in_bytes < cache_bytes / 4
+    assert memory.temp_size_in_bytes < cache_bytes * whole.num_hidden_layers / 8 / 4
     shape = f"{G},{Z},{J // tensor},{H}"
     text = program.as_text()
     assert not re.findall(rf"bf16\[{shape}\]\S* copy\(", text)
