@@ -50,7 +50,7 @@ def plan(config, topology, *, model="", estimate=False, workload=None):
     if not estimate:
         found, basis = compile_programs(config, variant, shape, topology)
         if topology.kind != "gpu":  # a TPU's programs would be others
-            engine_devices = programs.devices(topology)
+            engine_devices = programs.devices(hardware.part(topology, config.engine.tensor))
     if found:
         largest = max(found, key=lambda program: program.total)
         if largest.tokens:

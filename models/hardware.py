@@ -93,6 +93,19 @@ def topology(name):
     )
 
 
+def part(topology, count):
+    """The topology of `count` such devices alone, close together."""
+    if topology.kind != "tpu":
+        return dataclasses.replace(
+            topology, name=f"{count} of {topology.name}", shape=(count, 1, 1)
+        )
+    width = 2 if count % 4 == 0 else 1
+    shape = (width, count // width, 1)
+    sizes = shape[: len(topology.name.split("x"))]  # as many as its name has
+    name = f"{topology.chip}:{'x'.join(map(str, sizes))}"
+    return dataclasses.replace(topology, name=name, shape=shape)
+
+
 def like_gpus(topology):
     """The v5p slice that stands in for as many GPUs where something must be compiled.
 

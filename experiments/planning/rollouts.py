@@ -39,7 +39,7 @@ def need(config, shape, topology, estimated, found=()):
       shape: qwen2.Config.
       topology: hardware.Topology.
       estimated: `advice.Need` of the update.
-      found: devices to compile the engine's programs for; none compiles nothing.
+      found: the devices of one replica, to compile its programs for; none compiles nothing.
 
     Raises:
       ConfigError: the engine's devices do not divide what they should.
@@ -69,7 +69,7 @@ def need(config, shape, topology, estimated, found=()):
     temporaries = {}
     if found:
         lowered = ahead.lowered(
-            model, mesh=sharding.make_mesh(tensor=tensor, devices=found[:tensor]), **shapes
+            model, mesh=sharding.make_mesh(tensor=tensor, devices=found), **shapes
         )
         for name, program in lowered.items():
             total = programs.memory(program, name)

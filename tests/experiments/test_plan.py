@@ -193,6 +193,15 @@ def test_tpu_programs_compile():
     assert all(program.total > program.inputs for program in found[:1])
 
 
+@pytest.mark.parametrize(
+    ("whole", "count", "name"),
+    [("v5e:4x4", 4, "v5e:2x2"), ("v5p:2x2x2", 1, "v5p:1x1x1"), ("v6e:2x4", 2, "v6e:1x2")],
+)
+def test_a_part_of_a_slice_is_a_slice(whole, count, name):
+    assert hardware.part(hardware.topology(whole), count) == hardware.topology(name)
+    assert hardware.part(hardware.topology("cpu:8"), count).devices == count
+
+
 @pytest.mark.parametrize("name", ["v9:2x2", "gpu:b300x1", "v5e", "cpu:0"])
 def test_unknown_topologies_name_valid_ones(name):
     with pytest.raises(ValueError, match="v5e:4x4"):
