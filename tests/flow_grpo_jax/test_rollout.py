@@ -59,17 +59,30 @@ class ScriptedEngine:
     def step(self):
         for identity in [i for i in self.cancelled if i in self.waiting]:
             del self.waiting[identity]
-            return [(identity, Completion(np.zeros(0, np.int32), np.zeros(0), "cancelled", 0))]
+            return [(identity, completion([], "cancelled"))]
         for identity, request in sorted(self.waiting.items(), reverse=True):
             role = "".join(map(chr, request.tokens)).split()[0].split("Question")[0]
             role = next(name for name in REPLIES if role.startswith(name))
             if role in self.silent:
                 continue
             del self.waiting[identity]
-            tokens = np.array([*map(ord, self.replies[role]), EOS], np.int32)
-            return [(identity, Completion(tokens, np.full(len(tokens), -0.5), "stop", 0))]
+            return [(identity, completion([*map(ord, self.replies[role]), EOS], "stop"))]
         time.sleep(0.005)
         return []
+
+
+def completion(tokens, stop_reason):
+    logprobs = np.full(len(tokens), -0.5)
+    return Completion(
+        tokens=np.array(tokens, np.int32),
+        logprobs=logprobs,
+        raw_logprobs=logprobs,
+        top_logprobs=(),
+        stop_reason=stop_reason,
+        weights_version=0,
+        token_versions=np.zeros(len(tokens), np.int32),
+        shared_tokens=0,
+    )
 
 
 def tool(run, seconds=1.0):

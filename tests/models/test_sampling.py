@@ -71,8 +71,10 @@ def test_support_and_logprobs_equal_the_reference(logits_BV, cuts):
     p_BV = np.array([reference(logits_V, **cuts) for logits_V in logits_BV])
     np.testing.assert_array_equal(kept_BV, p_BV > 0)
     uniform_B2 = np.random.default_rng(1).uniform(size=(rows, 2)).astype(np.float32)
-    token_B, logprob_B = draw(logits_BV, uniform_B2, parameters(rows, **cuts))
+    token_B, logprob_B, raw_B = draw(logits_BV, uniform_B2, parameters(rows, **cuts))
     np.testing.assert_allclose(logprob_B, np.log(p_BV[np.arange(rows), token_B]), atol=1e-5)
+    p_BV = np.array([reference(logits_V) for logits_V in logits_BV])
+    np.testing.assert_allclose(raw_B, np.log(p_BV[np.arange(rows), token_B]), atol=1e-5)
 
 
 @pytest.mark.parametrize("cuts", [dict(), dict(temperature=1.5, top_k=30, top_p=0.9)], ids=str)
@@ -81,7 +83,7 @@ def test_frequencies_equal_the_probabilities(logits_BV, cuts):
     key_B2 = jnp.broadcast_to(jnp.array([3, 4], jnp.uint32), (draws, 2))
     uniform_B2 = sampling.uniforms(key_B2, jnp.arange(draws))
     many_BV = np.broadcast_to(logits_V, (draws, V))
-    token_B, _ = draw(many_BV, uniform_B2, parameters(draws, **cuts))
+    token_B, *_ = draw(many_BV, uniform_B2, parameters(draws, **cuts))
     expected_V = draws * reference(logits_V, **cuts)
     seen_V = np.bincount(np.asarray(token_B), minlength=V)
     assert seen_V[expected_V == 0].sum() == 0
@@ -98,7 +100,10 @@ def test_greedy_takes_the_first_maximum_and_ignores_truncation(logits_BV):
     logits_BV[0, [5, 140, 290]] = 50
     rows = len(logits_BV)
     uniform_B2 = np.full((rows, 2), 0.99, np.float32)
-    token_B, logprob_B = draw(logits_BV, uniform_B2, parameters(rows, temperature=0, top_k=1))
+    token_B, logprob_B, raw_B = draw(
+        logits_BV, uniform_B2, parameters(rows, temperature=0, top_k=1)
+    )
+    np.testing.assert_array_equal(raw_B, logprob_B)
     np.testing.assert_array_equal(token_B, logits_BV.argmax(-1))
     assert token_B[0] == 5
     p_BV = np.array([reference(logits_V) for logits_V in logits_BV])
@@ -113,7 +118,7 @@ def test_masked_tokens_are_never_drawn(uniform):
         allowed = rng.choice(V, size=rng.integers(1, 6), replace=False)
         logits_V[allowed] = rng.normal(size=allowed.size) * 30
     uniform_B2 = np.full((64, 2), uniform, np.float32)
-    token_B, logprob_B = draw(logits_BV, uniform_B2, parameters(64))
+    token_B, logprob_B, _ = draw(logits_BV, uniform_B2, parameters(64))
     assert np.isfinite(logits_BV[np.arange(64), token_B]).all()
     assert np.isfinite(logprob_B).all()
 
