@@ -294,6 +294,7 @@ def test_the_limit_of_a_model_small_enough_to_count_by_hand():
     assert slow.decode_seconds(3, 5, 7) == 4 * (3 * 280 + 8 * 7) / 10
 
 
+@pytest.mark.slow
 def test_our_engine_does_all_of_a_tiny_trace():
     load = traffic.trace(TINY, 0, 1)
     make = functools.partial(qwen2.Qwen2, config=TINY.shape)

@@ -117,6 +117,7 @@ def test_what_does_not_fit_is_told_what_would():
     assert adapted["spare"] > 0.5 and "changes" not in adapted
 
 
+@pytest.mark.slow
 def test_rollouts_count_the_bytes_of_a_real_engine():
     config, shape = nano(fsdp=2)
     config.engine.update(tensor=2, slots=4, cache_tokens=640)

@@ -27,6 +27,7 @@ def equal(first, second):
     return all(np.array_equal(a, b) and a.sharding == b.sharding for a, b in pairs)
 
 
+@pytest.mark.slow
 def test_round_trip_is_exact_and_keeps_placement(tmp_path, state):
     checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
     assert checkpoints.restore(state) is None
@@ -82,6 +83,7 @@ def test_a_part_is_restored_without_the_rest(tmp_path, state):
     checkpoints.close()
 
 
+@pytest.mark.slow
 def test_fingerprint_sees_every_value(state):
     first = checkpoint.fingerprint(state.params)
     assert first == checkpoint.fingerprint(jax.device_get(state.params))

@@ -120,6 +120,7 @@ METRICS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_metrics_of_an_on_policy_step(model):
     batches = micro_batches(model)
     state, metrics = run(model, None, batches)  # without KL, no reference model is needed
@@ -136,6 +137,7 @@ def test_metrics_of_an_on_policy_step(model):
     assert int(state.step) == 1
 
 
+@pytest.mark.slow
 def test_gap_is_between_the_sampler_and_the_first_parameters(model):
     batches = micro_batches(model, noise=0.3)
     gaps = [np.abs(score(model, b) - b.sampler_logp_BA)[b.mask_BA] for b in batches[0]]
@@ -180,6 +182,7 @@ def test_accumulated_step_is_that_of_the_whole_batch(model, ref_model):
     assert metrics["loss/total"] == pytest.approx(total, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_recomputed_old_logprobs_replace_the_samplers(model, ref_model):
     right, wrong = micro_batches(model), micro_batches(model, noise=0.5)
     for epochs in (1, 2):

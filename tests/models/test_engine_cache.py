@@ -226,6 +226,7 @@ def test_attention_over_pages_equals_plain_softmax(name, T):
             np.testing.assert_allclose(got[p, t, n], expected_H, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tensor", [2, 4])
 def test_heads_over_several_devices(alone, tensor):
     config = qwen2.Config(**{**vars(CONFIG), "num_key_value_heads": 4, "num_attention_heads": 8})

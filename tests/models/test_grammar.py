@@ -118,6 +118,7 @@ def test_an_unusable_schema_is_refused(schema, message):
         grammars().json_schema(schema)
 
 
+@pytest.mark.slow
 def test_the_engine_obeys_and_leaves_neighbours_alone(text):
     """Random draws at a high temperature: nothing but the masks can make them valid JSON."""
     config = qwen2.Config(

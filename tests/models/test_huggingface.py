@@ -446,6 +446,7 @@ def test_a_device_can_be_asked_for(reference):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_rows_that_the_devices_do_not_divide(tmp_path):
     model = random_model(vocab_size=61)
     huggingface.save(tmp_path, model)
@@ -626,6 +627,7 @@ def bucket():
     fsspec.filesystem("memory").store.clear()
 
 
+@pytest.mark.slow
 def test_remote_folders_are_read_and_written(reference, tmp_path, bucket):
     source = tmp_path / "source"
     tokenizer.train_byte_bpe(["some text"] * 3, vocab_size=400, folder=source)
