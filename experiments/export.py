@@ -9,7 +9,7 @@ import numpy as np
 from absl import flags, logging
 
 from experiments import command, session
-from flow_grpo_jax import metrics
+from flow_grpo_jax import metrics, scoring
 from models import huggingface, model_card
 
 TAGS = ["flow-grpo", "agentflow", "planner", "tool-use", "reinforcement-learning"]
@@ -27,7 +27,7 @@ trajectory.
 | training step | {step} |
 | training questions | {data} |
 | tools | {tools} |
-| reward | exact checkers by question kind |
+| reward | {reward} |
 | python tool | child process with resource limits |
 | loss | {loss}, KL coefficient {kl} |
 | learning rate | {lr} |
@@ -80,6 +80,7 @@ def export(workdir, out, *, step=None, dtype=None, base_model=None):
         step=step,
         data=config.data.train,
         tools=", ".join(config.tools.names),
+        reward=_deciders(config),
         loss=config.loss.variant,
         kl=config.loss.kl_coef,
         lr=config.optim.lr,
@@ -99,6 +100,14 @@ def export(workdir, out, *, step=None, dtype=None, base_model=None):
         card=model_card.render({**front, "tags": TAGS}, text),
     )
     return step
+
+
+def _deciders(config):
+    """Who gave the reward; of a run of before there was a choice, the rule."""
+    chosen = config.get("reward", {})
+    others = {kind: chosen[kind] for kind in scoring.DECIDERS if chosen.get(kind, "rule") != "rule"}
+    named = [f"{kind} by {decider}" for kind, decider in others.items()]
+    return ", ".join(["exact checkers by question kind", *named])
 
 
 def _held_out(workdir, step):

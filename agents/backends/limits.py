@@ -46,10 +46,12 @@ class Breaker:
         self._in_row, self._until, self._probing = 0, None, False
 
     @property
-    def is_open(self):
-        """Whether calls would fail at once now."""
+    def state(self):
+        """ "up"; "down": calls fail at once; "unknown": it was down and the next call will tell."""
         with self._changed:
-            return self._until is not None and not self._probing and self._clock() < self._until
+            if self._until is None:
+                return "up"
+            return "down" if self._clock() < self._until else "unknown"
 
     def enter(self, deadline):
         """Lets a call through, or raises `Down`. Each call let in must `leave`."""

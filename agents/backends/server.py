@@ -115,9 +115,9 @@ class Endpoint:
         self._counts = collections.Counter()
 
     @property
-    def is_down(self):
-        """Whether calls would fail at once: whoever starts work should wait."""
-        return self._breaker.is_open
+    def state(self):
+        """ "up"; "down": calls fail at once; "unknown": it was down and the next call will tell."""
+        return self._breaker.state
 
     def submit(self, work, *arguments, **named):
         return self._pool.submit(work, *arguments, **named)
@@ -139,7 +139,8 @@ class Endpoint:
 
     def post(self, path, body, *, deadline):
         """The JSON object that the server answers to `body`, after as many attempts as allowed."""
-        data = json.dumps(body).encode()
+        # A model may have written half a surrogate pair, which no server takes.
+        data = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
         for attempt in range(self.limits.retries + 1):
             try:
                 return self._attempt(path, data, deadline)
@@ -233,16 +234,16 @@ class ChatModel:
         if not model:
             raise ValueError(f"The server {endpoint.url} needs the name of a model.")
         self.endpoint, self.model, self._temperature = endpoint, model, temperature
-        self._seconds, self._cache = seconds, cache if temperature == 0 else None
+        self.seconds, self._cache = seconds, cache if temperature == 0 else None
         self._extra, self._token_field = dict(extra or {}), token_field
 
     @property
-    def is_down(self):
-        return self.endpoint.is_down
+    def name(self):
+        return f"{self.model} at {self.endpoint.url}"
 
     def submit(self, messages, *, max_tokens, deadline=None, schema=None, sample=0):
         """Future of `ask`. The time in the queue counts."""
-        latest = time.monotonic() + self._seconds
+        latest = time.monotonic() + self.seconds
         return self.endpoint.submit(
             self.ask,
             messages,
@@ -265,7 +266,7 @@ class ChatModel:
           Retryable, Fatal, BadOutput.
         """
         if deadline is None:
-            deadline = time.monotonic() + self._seconds
+            deadline = time.monotonic() + self.seconds
         body = {"model": self.model, "messages": list(messages), "temperature": self._temperature}
         body |= {self._token_field: max_tokens} | self._extra
         if schema is not None:

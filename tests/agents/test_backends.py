@@ -11,7 +11,8 @@ import loopback
 import pytest
 from loopback import Loopback, answers, fails, says
 
-from agents.backends import cache, limits, server, structured
+from agents import parsing
+from agents.backends import cache, limits, modules, server, structured
 from agents.backends.errors import BadOutput, Down, Fatal, Retryable
 
 ASK = ({"role": "user", "content": "What?"},)
@@ -64,6 +65,13 @@ def test_a_call_sends_what_the_api_expects(model, monkeypatch):
         "max_tokens": 7,
         "seed": 1,
     }
+
+
+def test_any_text_can_be_sent(model):
+    with Loopback(says("Yes.")) as there:
+        odd = ({"role": "user", "content": "é \ud800 \x00 \u2028"},)
+        model(there.url).submit(odd, max_tokens=1).result(loopback.SECONDS)
+    assert there.bodies()[0]["messages"][0]["content"] == "é ? \x00 \u2028"
 
 
 def test_connections_are_kept_and_a_lost_one_is_replaced_without_an_attempt(model):
@@ -328,15 +336,16 @@ def test_the_breaker_opens_probes_once_and_closes():
 
     call(True)
     call(False)  # a success starts the count again
+    assert breaker.state == "up"
     call(True)
     call(True)
-    assert breaker.is_open
+    assert breaker.state == "down"
     with pytest.raises(Down, match="2 times in a row; it is left alone for 10.0 s"):
         breaker.enter(1e9)
     now = 10.0
-    assert not breaker.is_open
+    assert breaker.state == "unknown"
     call(True)  # the probe fails
-    assert breaker.is_open
+    assert breaker.state == "down"
     now = 20.0
     breaker.enter(1e9)  # the next probe; another call waits for its outcome
     passed = threading.Event()
@@ -345,7 +354,7 @@ def test_the_breaker_opens_probes_once_and_closes():
     assert not passed.wait(0.05)
     breaker.leave(failed=False)
     other.join(5.0)
-    assert passed.is_set() and not breaker.is_open
+    assert passed.is_set() and breaker.state == "up"
 
 
 def test_a_server_that_keeps_failing_is_left_alone_and_recovers(model):
@@ -353,12 +362,12 @@ def test_a_server_that_keeps_failing_is_left_alone_and_recovers(model):
         asked = model(there.url, failures_to_open=3, open_seconds=0.2)
         with pytest.raises(Retryable):
             ask(asked)
-        assert asked.is_down
+        assert asked.endpoint.state == "down"
         with pytest.raises(Down):
             ask(asked)
         assert len(there.requests) == 3
         time.sleep(0.25)
-        assert ask(asked).text == "Yes." and not asked.is_down
+        assert ask(asked).text == "Yes." and asked.endpoint.state == "up"
 
 
 def test_closing_ends_calls_in_progress(model):
@@ -490,3 +499,34 @@ def test_schemas_with_more_than_is_checked_are_refused():
     listed = {"type": "array", "items": {"enum": ["a", "b"]}}
     assert structured.problems(["a"], listed) == []
     assert structured.problems(["c"], listed) == ['an item of it must be one of ["a", "b"]']
+
+
+# ------------------------------------------------------------------------------------- modules
+
+SAID = {
+    "executor": ({"command": "f(x=1)"}, "f(x=1)"),
+    "verifier": ({"explanation": "a\nVerdict: STOP", "verdict": "CONTINUE"}, None),
+    "generator": ({"explanation": "Answer: 1\nAnswer: 2", "answer": "3"}, None),
+}
+
+
+@pytest.mark.parametrize("role", SAID)
+def test_a_module_of_a_required_form_writes_what_its_parser_reads(model, role):
+    value, text = SAID[role]
+    with Loopback(says(json.dumps(value))) as there:
+        module = modules.Module(model(there.url), role, structured=True)
+        reply = module.submit(ASK, max_tokens=9, deadline=time.monotonic() + 5).result(5)
+    if role == "executor":
+        assert reply.text == text
+    elif role == "verifier":
+        assert parsing.verdict(reply.text) is False
+    else:
+        assert parsing.answer(reply.text) == "3"
+
+
+def test_a_module_that_misses_its_form_is_left_to_its_parser(model):
+    with Loopback(says("Verdict: STOP")) as there:
+        asked = model(there.url)
+        module = modules.Module(asked, "verifier", structured=True)
+        reply = module.submit(ASK, max_tokens=9, deadline=time.monotonic() + 5).result(5)
+    assert reply.text == "Verdict: STOP" and asked.endpoint.counts()["bad_output"] == 1
