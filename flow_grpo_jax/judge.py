@@ -8,11 +8,12 @@ is neither right nor wrong. A verdict is kept under judge, prompt, question, gol
 import dataclasses
 import json
 import re
+import time
 
 from absl import logging
 
 from agents.backends import structured
-from agents.backends.errors import BackendError, BadOutput
+from agents.backends.errors import BackendError, BadOutput, Down
 from models.engine.types import Request, Sampling
 
 VERSION = 1  # of the prompt; part of what a verdict is kept under
@@ -106,11 +107,28 @@ def _clean(text):
 
 
 def ask_server(model, *, max_tokens):
-    """`ask` of a Judge by a `server.ChatModel`."""
+    """`ask` of a Judge by a `server.ChatModel`.
+
+    However many prompts there are, each has the model's `seconds` from when its turn comes. While
+    the server is down it is waited for, up to the same time in all.
+    """
 
     def ask(prompts):
-        calls = [model.submit(p, max_tokens=max_tokens, schema=SCHEMA) for p in prompts]
-        return [_outcome(call) for call in calls]
+        found, left = [None] * len(prompts), range(len(prompts))
+        give_up = None
+        while left:
+            calls = {
+                i: model.submit(prompts[i], max_tokens=max_tokens, schema=SCHEMA) for i in left
+            }
+            found = [_outcome(calls[i]) if i in calls else found[i] for i in range(len(prompts))]
+            left = [i for i in left if isinstance(found[i], Down)]
+            if left:
+                wait = max(found[i].retry_after for i in left)
+                give_up = give_up or time.monotonic() + model.seconds
+                if time.monotonic() + wait > give_up:
+                    break
+                time.sleep(wait)
+        return found
 
     return ask
 

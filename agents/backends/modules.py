@@ -1,7 +1,6 @@
 """A remote model in the place of a module of the agent."""
 
 import dataclasses
-import time
 
 from absl import logging
 
@@ -45,7 +44,6 @@ class Module:
 
     def submit(self, messages, *, max_tokens, deadline):
         """Future of an `effects.Reply`; raises `errors.BackendError`."""
-        deadline = min(deadline, time.monotonic() + self.model.seconds)
         return self.model.endpoint.submit(self._reply, messages, max_tokens, deadline)
 
     def _reply(self, messages, max_tokens, deadline):

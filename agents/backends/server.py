@@ -18,6 +18,7 @@ import concurrent.futures
 import dataclasses
 import email.utils
 import json
+import math
 import os
 import random
 import threading
@@ -214,7 +215,7 @@ class ChatModel:
       endpoint: `Endpoint`.
       model: its name there.
       temperature: 0 is greedy; only such replies are cached.
-      seconds: most that a call may take in all.
+      seconds: most that a call may take from when its turn comes, all attempts included.
       cache: `cache.Cache` or None.
       extra: further fields of the request's body, such as {"seed": 0}.
       token_field: name of the field with the token limit.
@@ -241,32 +242,23 @@ class ChatModel:
     def name(self):
         return f"{self.model} at {self.endpoint.url}"
 
-    def submit(self, messages, *, max_tokens, deadline=None, schema=None, sample=0):
-        """Future of `ask`. The time in the queue counts."""
-        latest = time.monotonic() + self.seconds
-        return self.endpoint.submit(
-            self.ask,
-            messages,
-            max_tokens=max_tokens,
-            deadline=latest if deadline is None else min(deadline, latest),
-            schema=schema,
-            sample=sample,
-        )
+    def submit(self, messages, **how):
+        """Future of `ask`; time in the queue counts for its deadline, not for `seconds`."""
+        return self.endpoint.submit(self.ask, messages, **how)
 
-    def ask(self, messages, *, max_tokens, deadline=None, schema=None, sample=0):
+    def ask(self, messages, *, max_tokens, deadline=math.inf, schema=None, sample=0):
         """Asks for a reply to chat messages; returns `Answer`.
 
         Args:
           max_tokens: of the reply.
-          deadline: on the clock of `time.monotonic`.
+          deadline: on the clock of `time.monotonic`; it may be earlier than `seconds` from now.
           schema: required form of the reply, see `structured`.
           sample: tells draws of the same request apart, for the cache.
 
         Raises:
           Retryable, Fatal, BadOutput.
         """
-        if deadline is None:
-            deadline = time.monotonic() + self.seconds
+        deadline = min(deadline, time.monotonic() + self.seconds)
         body = {"model": self.model, "messages": list(messages), "temperature": self._temperature}
         body |= {self._token_field: max_tokens} | self._extra
         if schema is not None:

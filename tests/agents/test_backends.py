@@ -304,12 +304,14 @@ def test_no_more_calls_than_allowed_are_in_flight(model):
         assert there.most_at_once == 3
 
 
-def test_time_in_the_queue_counts(model):
+def test_time_in_the_queue_counts_for_the_deadline(model):
     with Loopback(loopback.hangs) as there:
-        asked = model(there.url, concurrency=1, seconds=0.2, retries=0)
-        calls = [asked.submit(ASK, max_tokens=1) for _ in range(5)]
+        asked = model(there.url, concurrency=1, retries=0)
+        latest = time.monotonic() + 0.2
+        calls = [asked.submit(ASK, max_tokens=1, deadline=latest) for _ in range(5)]
         concurrent.futures.wait(calls, 2.0)
         assert all(isinstance(call.exception(0), Retryable) for call in calls)
+        assert len(there.requests) == 1
 
 
 def test_rate():

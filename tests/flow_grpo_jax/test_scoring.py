@@ -156,6 +156,31 @@ def test_a_judge_on_a_server():
         endpoint.close()
 
 
+def test_a_judge_that_is_down_is_waited_for():
+    right = loopback.says(json.dumps(RIGHT))
+    with loopback.Loopback(loopback.fails(500), loopback.fails(500), right) as there:
+        limits = server.Limits(retries=0, failures_to_open=2, open_seconds=0.1, concurrency=1)
+        endpoint = server.Endpoint(there.url, limits=limits)
+        by = judge.Judge(judge.ask_server(server.ChatModel(endpoint, "m"), max_tokens=9), name="m")
+        cases = [judge.Case("?", ("Madrid",), answer) for answer in "abcdef"]
+        assert by.verdicts(cases) == [None] * 2 + [True] * 4
+        endpoint.close()
+
+
+def test_many_cases_need_not_fit_into_the_time_of_one_call():
+    def slow(connection, request, there):
+        time.sleep(0.05)
+        return loopback.says(json.dumps(RIGHT))(connection, request, there)
+
+    with loopback.Loopback(slow) as there:
+        endpoint = server.Endpoint(there.url, limits=server.Limits(retries=0, concurrency=2))
+        model = server.ChatModel(endpoint, "m", seconds=0.3)
+        by = judge.Judge(judge.ask_server(model, max_tokens=9), name="m")
+        cases = [judge.Case("?", ("Madrid",), str(number)) for number in range(20)]
+        assert by.verdicts(cases) == [True] * 20
+        endpoint.close()
+
+
 def test_a_judge_that_only_writes_texts_gets_one_repair():
     rounds = [
         ["true", '{"analysis": "a", "true_false": true}', "no", None],
