@@ -16,7 +16,7 @@ import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
-from experiments import backends, command, session
+from experiments import backends, command, report_trajectories, session
 from experiments.configs import common
 from flow_grpo_jax import data, files
 
@@ -57,7 +57,9 @@ def rescore(workdir, out, *, config=None, question_files=()):
             scorer = session.make_scorer(deciding, answering)
         try:
             for path in paths:
-                lines = [json.loads(text) for text in path.read_text().splitlines()]
+                read = list(report_trajectories.read_lines(path))
+                lines = [line for line in read if line is not None]
+                tally.damaged += len(read) - len(lines)
                 _rescore_lines(lines, path, question_of, scorer, tally)
                 text = "".join(json.dumps(line) + "\n" for line in lines)
                 files.replace_text(out / path.name, text)
@@ -119,6 +121,7 @@ class _Tally:
     def __init__(self):
         self._kinds = collections.defaultdict(collections.Counter)
         self._unscored = self._asked = self._agreed = 0.0
+        self.damaged = 0  # lines that a crash cut short
 
     def add(self, kind, line):
         counts, before, after = self._kinds[kind], line["reward_before"], line["reward"]
@@ -146,7 +149,8 @@ class _Tally:
                 **{name: counts[name] for name in ("raised", "lowered", "no_verdict")},
             }
         agreement = self._agreed / self._asked if self._asked else None
-        return {"kinds": kinds, "unscored": int(self._unscored), "judge_agreement": agreement}
+        counted = {"unscored": int(self._unscored), "damaged": self.damaged}
+        return {"kinds": kinds, **counted, "judge_agreement": agreement}
 
 
 def define_flags():

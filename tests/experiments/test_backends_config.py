@@ -102,7 +102,10 @@ def run(tmp_path):
     answers = [("a", "Madrid", "ok"), ("a", "The city of Madrid", "ok"), ("b", "", "timeout")]
     lines = [_line(*answer) for answer in answers]
     (folder / "trajectories" / "step_000001.jsonl").write_text("\n".join(lines) + "\n")
-    (folder / "trajectories" / "heldout_000000.jsonl").write_text(_line("b", "4", "ok") + "\n")
+    cut = _line("b", "4", "ok")[:40]
+    (folder / "trajectories" / "heldout_000000.jsonl").write_text(
+        _line("b", "4", "ok") + "\n" + cut
+    )
     return folder
 
 
@@ -126,7 +129,7 @@ def test_stored_trajectories_are_scored_again(run, tmp_path):
     assert second["reward"] == 0.0 and first["advantage"] == 0.5
     assert "reward_before" not in third and third["reward"] == 0.0  # it ended without an answer
     assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["unscored"] == 1 and summary["judge_agreement"] is None
+    assert summary["unscored"] == summary["damaged"] == 1 and summary["judge_agreement"] is None
     assert summary["kinds"]["qa"] == {
         "trajectories": 2,
         "mean_before": 0.0,
