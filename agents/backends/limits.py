@@ -47,7 +47,7 @@ class Breaker:
 
     @property
     def state(self):
-        """ "up"; "down": calls fail at once; "unknown": it was down and the next call will tell."""
+        """One of "up", "down" (calls fail at once), "unknown" (the next call will tell)."""
         with self._changed:
             if self._until is None:
                 return "up"

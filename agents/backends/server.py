@@ -117,7 +117,7 @@ class Endpoint:
 
     @property
     def state(self):
-        """ "up"; "down": calls fail at once; "unknown": it was down and the next call will tell."""
+        """One of "up", "down" (calls fail at once), "unknown" (the next call will tell)."""
         return self._breaker.state
 
     def submit(self, work, *arguments, **named):

@@ -76,7 +76,7 @@ def problems(value, schema, place="it"):
     found = []
     if "enum" in schema and value not in schema["enum"]:
         found.append(f"{place} must be one of {json.dumps(schema['enum'])}")
-    if len(value) > schema["maxLength"] if "maxLength" in schema else False:
+    if "maxLength" in schema and len(value) > schema["maxLength"]:
         found.append(f"{place} must have at most {schema['maxLength']} characters")
     if kind == "object":
         fields = schema.get("properties", {})
