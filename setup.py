@@ -8,6 +8,7 @@ from setuptools import setup
 
 PACKAGES = [
     "agents",
+    "agents.backends",
     "experiments",
     "experiments.benchmarks",
     "experiments.benchmarks.peers",

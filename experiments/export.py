@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags, logging
 
 from experiments import command, session
-from flow_grpo_jax import metrics
+from flow_grpo_jax import metrics, scoring
 from models import huggingface, lora, model_card
 
 TAGS = ["flow-grpo", "agentflow", "planner", "tool-use", "reinforcement-learning"]
@@ -31,7 +31,7 @@ trajectory.
 | training step | {step} |
 | training questions | {data} |
 | tools | {tools} |
-| reward | exact checkers by question kind |
+| reward | {reward} |
 | python tool | child process with resource limits |
 | loss | {loss}, KL coefficient {kl} |
 | learning rate | {lr} |
@@ -118,6 +118,7 @@ def export(workdir, out, *, step=None, dtype=None, base_model=None, adapter=Fals
         step=step,
         data=config.data.train,
         tools=", ".join(config.tools.names),
+        reward=_deciders(config),
         loss=config.loss.variant,
         kl=config.loss.kl_coef,
         lr=config.optim.lr,
@@ -148,6 +149,14 @@ def export(workdir, out, *, step=None, dtype=None, base_model=None, adapter=Fals
             card=card,
         )
     return step
+
+
+def _deciders(config):
+    """Who gave the reward; of a run of before there was a choice, the rule."""
+    chosen = config.get("reward", {})
+    others = {kind: chosen[kind] for kind in scoring.DECIDERS if chosen.get(kind, "rule") != "rule"}
+    named = [f"{kind} by {decider}" for kind, decider in others.items()]
+    return ", ".join(["exact checkers by question kind", *named])
 
 
 def _held_out(workdir, step):

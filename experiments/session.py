@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import ml_collections
 
 from agents import prompts
-from experiments import command
-from flow_grpo_jax import checkpoint, rollout, update
+from experiments import backends, command
+from flow_grpo_jax import checkpoint, judge, rollout, scoring, symbolic, update
 from models import attention, folders, huggingface, lora, qwen2, sharding, tokenizer
 from models.engine.engine import Engine
 from models.engine.replicas import Replicas
@@ -35,6 +35,8 @@ class Session:
     assemble: (params, frozen) -> Qwen2, the policy.
     engine: serves "policy" and "frozen", the frozen modules, on the devices of this process.
     serving: meshes of its replicas.
+    backends: what answers for each module and for the judge.
+    scorer: decides on answers; there once the engine is started.
     serving_frozen: `frozen` on each of them; empty while the engine's memory is released.
     """
 
@@ -48,8 +50,10 @@ class Session:
     pool: concurrent.futures.ThreadPoolExecutor
     dtype: jax.typing.DTypeLike
     serving: list
+    backends: backends.Backends
     serving_frozen: list = dataclasses.field(default_factory=list)
     engine: Replicas | None = None
+    scorer: scoring.Scorer | None = None
 
     def start(self, make_engine):
         """Builds the engine from `make_engine(weights, mesh=)`."""
@@ -74,6 +78,13 @@ class Session:
         """Frees the engine's memory on the devices until `serve`."""
         self.engine.release()
         self.serving_frozen = []
+
+    def close(self):
+        """Ends what runs beside the engine: tools, calls of servers, checkers."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        self.backends.close()
+        if self.scorer is not None:
+            self.scorer.close()
 
     def _served(self, params):
         """(policy, frozen model) for each replica, as lists; both have one structure."""
@@ -167,6 +178,7 @@ def model_files(config):
 def build(config):
     """Loads the model on the mesh and sets up everything around it."""
     folder = model_folder(config)
+    answering = backends.build(config.backends)
     with command.checking_config():
         sizes = config.mesh
         mesh = sharding.make_mesh(data=sizes.data, fsdp=sizes.fsdp, tensor=sizes.tensor)
@@ -199,6 +211,7 @@ def build(config):
         pool,
         compute_dtype(config),
         serving,
+        answering,
     )
     with command.checking_config():
         make_engine = functools.partial(
@@ -210,7 +223,43 @@ def build(config):
             **engine_shapes(config),
         )
         run.start(make_engine)
+    run.scorer = make_scorer(config, answering, engine=run.engine, text=text)
     return run
+
+
+def make_scorer(config, answering, *, engine=None, text=None):
+    """The `Scorer` that a config's `reward` and `backends.judge` ask for.
+
+    engine, text: the engine and the tokenizer, for a judge that is one of the engine's models.
+    """
+    chosen = config.reward
+    deciders = {kind: chosen[kind] for kind in scoring.DECIDERS}
+    judged_by, checker = None, None
+    with command.checking_config():
+        if isinstance(answering.judge, str):
+            longest = max(config.rollout.max_response_tokens, config.rollout.max_module_tokens)
+            ask = judge.ask_engine(
+                engine,
+                text,
+                weights=answering.judge,
+                max_tokens=min(chosen.judge_tokens, longest),
+                max_prompt_tokens=config.rollout.max_prompt_tokens,
+            )
+            judged_by = judge.Judge(
+                ask, name=answering.judge, remembers=answering.judge == "frozen"
+            )
+        elif answering.judge is not None:
+            ask = judge.ask_server(answering.judge, max_tokens=chosen.judge_tokens)
+            verdicts = answering.caches.get(config.backends.judge.cache)
+            judged_by = judge.Judge(ask, name=answering.judge.name, cache=verdicts)
+        if "math_verify" in deciders.values():
+            checker = symbolic.Symbolic()
+        return scoring.Scorer(
+            deciders,
+            judged_by=judged_by,
+            symbolic=checker,
+            judge_characters=chosen.judge_characters,
+        )
 
 
 def engine_shapes(config):

@@ -28,12 +28,13 @@ def solve(config, query, *, workdir=None, on_event=lambda event: None):
             tokenizer=run.tokenizer,
             tools=run.tools,
             pool=run.pool,
+            models=run.backends.models,
             settings=session.rollout_settings(config, temperature=0.0),
             step=0,
             on_event=on_event,
         )
     finally:
-        run.pool.shutdown(wait=False, cancel_futures=True)
+        run.close()
     return found
 
 

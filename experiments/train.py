@@ -34,7 +34,6 @@ from flow_grpo_jax import (
     loss,
     metrics,
     processes,
-    rewards,
     rollout,
     update,
 )
@@ -123,6 +122,7 @@ def train(config, workdir, *, force=False):
             tokenizer=run.tokenizer,
             tools=run.tools,
             pool=run.pool,
+            models=run.backends.models,
             settings=session.rollout_settings(config, temperature=temperature),
             should_stop=stop,
             on_finished=on_finished,
@@ -139,6 +139,7 @@ def train(config, workdir, *, force=False):
                 held_out,
                 step=step,
                 tool_names=tuple(run.tools),
+                scorer=run.scorer,
                 **setting(config.eval.temperature, advance),
             )
         if writes:
@@ -174,14 +175,11 @@ def train(config, workdir, *, force=False):
             rolled_out = time.monotonic()
 
             # ---- rewards and advantages --------------------------------------------------------
-            scores_QG = processes.of_first(  # one verdict for all, whatever a checker depends on
-                [
-                    [rewards.score(question, t.answer) for t in group]
-                    for question, group in zip(batch, trajectories_QG, strict=True)
-                ]
+            scores_QG, judged = processes.of_first(  # one verdict for all
+                run.scorer.score_groups(batch, trajectories_QG) if writes else None
             )
             rewards_QG = np.array([[score.value for score in group] for group in scores_QG])
-            valid_QG = usable(trajectories_QG, least=settings.min_valid_share)
+            valid_QG = usable(trajectories_QG, scores_QG, least=settings.min_valid_share)
             samples = turn_samples(trajectories_QG)
             turns_QG = batching.turn_counts(samples, questions=len(batch), rollouts=settings.group)
             adv_QG = variant.advantages(rewards_QG, valid_QG, turns_QG)
@@ -208,6 +206,8 @@ def train(config, workdir, *, force=False):
             values = {
                 **metrics.of_rewards(rewards_QG, valid_QG),
                 **metrics.of_trajectories(trajectories, tuple(run.tools), prefix="rollout"),
+                **judged,
+                **run.backends.counts(),
                 **updated,
                 "tokens/generated": float(sampled),
                 "compile/count": updated["compile/count"] + run.engine.compile_count,
@@ -246,7 +246,7 @@ def train(config, workdir, *, force=False):
         checkpoints.close()
         if board:
             board.close()
-        run.pool.shutdown(wait=False, cancel_futures=True)
+        run.close()
     if writes:
         report.write_report(workdir)
         command.summary(metrics.read(workdir / "metrics.jsonl"))
@@ -304,17 +304,20 @@ def check_limits(config):
     session.rollout_settings(config, temperature=settings.temperature)
 
 
-def usable(trajectories_QG, *, least):
-    """bool [Q, G]: neither infrastructure nor a deadline ended it.
+def usable(trajectories_QG, scores_QG, *, least):
+    """bool [Q, G]: neither infrastructure nor a deadline ended it, and its reward is known.
 
     Raises:
       RuntimeError: the share of usable trajectories is below `least`: training must stop, not go
         on from noise.
     """
     broken = ("infra_error", "timeout")
-    valid_QG = np.array([[t.status not in broken for t in group] for group in trajectories_QG])
+    finished_QG = [[t.status not in broken for t in group] for group in trajectories_QG]
+    known_QG = [[score.known for score in group] for group in scores_QG]
+    valid_QG = np.array(finished_QG) & np.array(known_QG)
     if valid_QG.mean() < least:
         errors = {t.error for group in trajectories_QG for t in group if t.status in broken}
+        errors |= {s.source for group in scores_QG for s in group if not s.known}
         raise RuntimeError(
             f"Only {valid_QG.mean():.0%} of the trajectories are usable, fewer than "
             f"rollout.min_valid_share={least:.0%}. Causes: {'; '.join(sorted(errors)[:3])}."
@@ -347,7 +350,7 @@ def write_trajectories(path, questions, trajectories_QG, scores_QG, *, step, adv
                     found,
                     question=question,
                     step=step,
-                    reward=scores_QG[q][g].value,
+                    reward=scores_QG[q][g].value if scores_QG[q][g].known else None,
                     reward_source=scores_QG[q][g].source,
                     advantage=0.0 if adv_QG is None else float(adv_QG[q, g]),
                 )

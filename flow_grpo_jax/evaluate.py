@@ -1,14 +1,15 @@
 """Held-out evaluation: every question once, all of them in the denominator."""
 
-from flow_grpo_jax import metrics, processes, rewards, rollout
+from flow_grpo_jax import metrics, processes, rollout, scoring
 
 
-def evaluate(questions, *, step, tool_names, **how):
+def evaluate(questions, *, step, tool_names, scorer=scoring.RULES, **how):
     """Solves each question once and scores it.
 
     Args:
       questions: list of question dicts.
       step: training step after which this is; part of the random address.
+      scorer: `scoring.Scorer`.
       how: further arguments of `rollout.collect`.
 
     Returns:
@@ -17,18 +18,17 @@ def evaluate(questions, *, step, tool_names, **how):
     """
     groups = rollout.collect(questions, group=1, step=step, **how)
     trajectories = [group[0] for group in groups]
-    scores = processes.of_first(  # one verdict for all, whatever a checker depends on
-        [
-            rewards.score(question, trajectory.answer)
-            for question, trajectory in zip(questions, trajectories, strict=True)
-        ]
+    scores_QG, judged = processes.of_first(  # one verdict for all, whatever a checker depends on
+        scorer.score_groups(questions, groups) if processes.index() == 0 else None
     )
+    scores = [group[0] for group in scores_QG]
     correct, total = sum(score.value == 1 for score in scores), len(scores)
     values = {
         "eval/success": correct / total,
         "eval/correct": float(correct),
         "eval/total": float(total),
     }
+    values |= {f"eval/{name}": value for name, value in judged.items()}
     by_source = {}
     for question, score in zip(questions, scores, strict=True):
         by_source.setdefault(question["source"], []).append(score.value == 1)

@@ -32,10 +32,13 @@ MAX_EXPRESSION = 300  # characters of a number, formula or arithmetic expression
 
 @dataclass(frozen=True)
 class Reward:
-    """value: in [0, 1] (0 or 1 unless metric is "f1"). source: the checker that gave it."""
+    """value: in [0, 1] (0 or 1 unless metric is "f1"). source: the checker that gave it.
+    known: False if no checker came to a verdict; the value is then 0 and means nothing.
+    """
 
     value: float
     source: str
+    known: bool = True
 
 
 def score(
@@ -63,8 +66,7 @@ def score(
         raise ValueError(f"threshold={threshold} needs metric='f1', not {metric!r}.")
     if len(answer) > MAX_ANSWER:
         return Reward(0.0, f"{kind}/too_long")
-    tagged = re.findall(r"<answer>((?:(?!<answer>).)*?)</answer>", answer, re.DOTALL)
-    answer = (tagged[-1] if tagged else answer).strip()
+    answer = tagged_answer(answer)
     if kind == "qa" and metric == "f1":
         value = max(f1(answer, gold) for gold in golds_of(question))
         if threshold is None:
@@ -84,6 +86,12 @@ def golds_of(question: Mapping) -> tuple[str, ...]:
             "expected a non-empty string or a list of them."
         )
     return golds
+
+
+def tagged_answer(text: str) -> str:
+    """Content of the last `<answer>...</answer>`, else `text`."""
+    tagged = re.findall(r"<answer>((?:(?!<answer>).)*?)</answer>", text, re.DOTALL)
+    return (tagged[-1] if tagged else text).strip()
 
 
 def final_answer(text: str, *, whole_line: bool = False) -> str:

@@ -1,7 +1,10 @@
 """The rollout driver: all solvers in flight at once, against one engine and a pool of tools.
 
-Requests go to the engine as they come and tools run in threads meanwhile; nobody waits for the
-slowest member of a round. The driver is one thread: the engine's.
+Requests go to the engine as they come, tools and remote models run in threads meanwhile; nobody
+waits for the slowest member of a round. The driver is one thread: the engine's.
+
+While a remote model is down no trajectory is started, and those that need it go back to the queue;
+after its rest one is started, to try it.
 """
 
 import collections
@@ -14,11 +17,13 @@ import zlib
 from absl import logging
 
 from agents import effects, solve
+from agents.backends import errors
 from agents.trajectory import Trajectory
 from flow_grpo_jax import processes
 from models.engine.types import Request, Sampling
 from tools import protocol
 
+# What answers a role unless `collect` is told otherwise: a weight set of the engine.
 WEIGHTS = {role: "policy" if role == "planner" else "frozen" for role in effects.ROLES}
 IDLE_SECONDS = 0.02  # how long to wait for tools when the engine has nothing to do
 
@@ -75,6 +80,7 @@ def collect(
     pool,
     settings,
     step,
+    models=None,
     should_stop=lambda: False,
     on_finished=lambda trajectory: None,
     on_event=lambda event: None,
@@ -88,6 +94,9 @@ def collect(
       tools: dict name -> Tool.
       pool: ThreadPoolExecutor for the tools.
       step: training step, part of every request's random address.
+      models: role -> what answers it, "frozen" or "policy" of the engine, or a remote model
+        (`agents.backends.modules.Module`). Roles left out are answered by "frozen"; the planner is
+        always "policy".
       should_stop: polled while running; True raises `Stopped`.
       on_finished: called with each trajectory as it ends.
       on_event: called with every effect and every reply to one, as they happen.
@@ -97,18 +106,18 @@ def collect(
       same in every process.
     """
     driver = _Driver(
-        questions, engine, tokenizer, tools, pool, settings, step, on_finished, on_event
+        questions, engine, tokenizer, tools, pool, settings, step, models, on_finished, on_event
     )
     mine = processes.share(len(questions))
 
     def solve_mine():
         try:
-            waiting = collections.deque(itertools.product(mine, range(group)))
-            while waiting or driver.running:
+            driver.waiting.extend((q, g, 0) for q, g in itertools.product(mine, range(group)))
+            while driver.waiting or driver.running:
                 if should_stop():
                     raise Stopped
-                while waiting and len(driver.running) < settings.in_flight:
-                    driver.start(*waiting.popleft())
+                while driver.waiting and driver.may_start():
+                    driver.start(*driver.waiting.popleft())
                 driver.turn_the_crank()
         finally:
             driver.abandon()
@@ -120,18 +129,39 @@ def collect(
 
 class _Driver:
     def __init__(
-        self, questions, engine, tokenizer, tools, pool, settings, step, on_finished, on_event
+        self,
+        questions,
+        engine,
+        tokenizer,
+        tools,
+        pool,
+        settings,
+        step,
+        models,
+        on_finished,
+        on_event,
     ):
+        if models and "planner" in models:
+            raise ValueError("The planner is answered by the policy, which is trained.")
         self.questions, self.engine, self.tokenizer = questions, engine, tokenizer
         self.tools, self.pool, self.settings = tools, pool, settings
         self.step, self.on_finished, self.on_event = step, on_finished, on_event
+        self.models = WEIGHTS | (models or {})
+        self.remote = [model for model in self.models.values() if not isinstance(model, str)]
+        self.waiting = collections.deque()  # (question, rollout, attempt)
         self.running = {}  # (question, rollout) -> _Running
         self.finished = {}  # (question, rollout) -> Trajectory
         self.by_request = {}  # engine request -> keys of the runs it answers, its prompt tokens
-        self.analyses = {}  # question -> engine request of its analysis, or the Reply
+        self.analyses = {}  # question -> engine request or call of its analysis, or the Reply
         ids = [zlib.crc32(question["id"].encode()) for question in questions]
         # A batch may hold a question twice; its copies must not be solved alike.
         self.addresses = [(id, ids[:index].count(id)) for index, id in enumerate(ids)]
+
+    def may_start(self):
+        states = {model.state for model in self.remote}
+        if "down" in states or ("unknown" in states and self.running):
+            return False
+        return len(self.running) < self.settings.in_flight
 
     def start(self, question, rollout, attempt=0):
         solver = solve.solve(
@@ -152,6 +182,7 @@ class _Driver:
     def advance(self, run, sent):
         """Sends a reply into the solver and starts what it asks for next."""
         run.request = run.call = None
+        run.call_started = float("inf")
         if sent is not None:
             self.on_event(sent)
         step = run.solver.throw if isinstance(sent, effects.Interrupted) else run.solver.send
@@ -165,7 +196,6 @@ class _Driver:
             return
         self.on_event(effect)
         if isinstance(effect, effects.ToolCall):
-            run.call_started = float("inf")
             run.call = self.pool.submit(_call_tool, run, self.tools[effect.tool], effect.arguments)
         elif effect.role == "analyst":
             self.ask_analysis(run, effect)
@@ -186,6 +216,14 @@ class _Driver:
         )
 
     def ask(self, run, request):
+        model = self.models[request.role]
+        if not isinstance(model, str):
+            run.call = model.submit(
+                request.messages,
+                max_tokens=self.settings.max_module_tokens,
+                deadline=run.started + self.settings.trajectory_seconds,
+            )
+            return
         tokens = tuple(self.tokenizer.chat(request.messages))
         planner = request.role == "planner"
         analyst = request.role == "analyst"
@@ -202,17 +240,21 @@ class _Driver:
             request.turn,
             effects.ROLES.index(request.role),
         )
-        run.request = self.engine.submit(Request(tokens, sampling, WEIGHTS[request.role], address))
+        run.request = self.engine.submit(Request(tokens, sampling, model, address))
         self.by_request[run.request] = ([run], tokens)
 
     def ask_analysis(self, run, request):
         """The analysis is greedy and depends on the question only: one request for the group."""
         known = self.analyses.get(run.question)
+        if isinstance(known, concurrent.futures.Future) and known.done():
+            known = None if known.cancelled() or known.exception() else known.result()
         if known is None:
             self.ask(run, request)
-            self.analyses[run.question] = run.request
+            self.analyses[run.question] = run.request if run.call is None else run.call
         elif isinstance(known, effects.Reply):
             self.advance(run, known)
+        elif isinstance(known, concurrent.futures.Future):
+            run.call = known
         else:
             run.request = known
             self.by_request[known][0].append(run)
@@ -227,11 +269,17 @@ class _Driver:
             concurrent.futures.wait(
                 calls, IDLE_SECONDS, return_when=concurrent.futures.FIRST_COMPLETED
             )
-        now = time.monotonic()
+        elif not self.running:
+            time.sleep(IDLE_SECONDS)
         for run in list(self.running.values()):
-            if run.call and run.call.done():
+            done = run.call is not None and run.call.done()
+            now = time.monotonic()
+            over = now - run.started >= self.settings.trajectory_seconds
+            if done and isinstance(run.call.exception(), errors.Down):
+                self.postpone(run)
+            elif done and not (over and run.call.exception()):
                 self.advance(run, _result_of(run.call))
-            elif now - run.started > self.settings.trajectory_seconds:
+            elif over:
                 self.interrupt(run, "timeout", f"{self.settings.trajectory_seconds} s are over")
             elif run.call and now - run.call_started > self.settings.call_seconds:
                 self.interrupt(
@@ -262,9 +310,16 @@ class _Driver:
     def interrupt(self, run, status, reason):
         if run.request is not None and len(self.by_request[run.request][0]) == 1:
             self.engine.cancel(run.request)
-        if run.call:
+        if run.call and sum(other.call is run.call for other in self.running.values()) == 1:
             run.call.cancel()
         self.advance(run, effects.Interrupted(status, reason))
+
+    def postpone(self, run):
+        """Starts the trajectory anew when the server that was not even asked is up again."""
+        run.solver.close()
+        key = run.question, run.rollout
+        del self.running[key]
+        self.waiting.appendleft((*key, run.attempt))
 
     def finish(self, run, trajectory):
         key = run.question, run.rollout
@@ -278,7 +333,7 @@ class _Driver:
                 trajectory.error,
             )
             if run.attempt < self.settings.infra_retries:
-                self.start(*key, run.attempt + 1)
+                self.waiting.appendleft((*key, run.attempt + 1))
                 return
         trajectory = dataclasses.replace(trajectory, attempts=run.attempt + 1)
         self.finished[key] = trajectory

@@ -12,7 +12,9 @@ from agents import parsing, prompts
 from tools import protocol, toolbox
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/algorithm.md", "docs/design.md", "docs/serving.md", "docs/tools.md")
+PAGES = ("README.md",) + tuple(
+    f"docs/{name}.md" for name in ("algorithm", "backends", "design", "serving", "tools")
+)
 
 NAMED = re.compile(r"`([\w./]+\.py):([\w.]+)`")
 PATH = re.compile(r"`((?:agents|docs|experiments|flow_grpo_jax|models|tests|tools)/[\w./]+)[:`]")

@@ -3,6 +3,33 @@
 from ml_collections import ConfigDict
 
 
+def backend(kind="frozen"):
+    """What answers for a module: see experiments/backends.py."""
+    c = ConfigDict({"kind": kind})  # or "policy", "server": any with OpenAI's API; what follows
+    c.url = ""  # e.g. "http://127.0.0.1:8000/v1"
+    c.model = ""  # its name there
+    c.api_key_variable = ""  # environment variable that holds the key; the key is in no file
+    c.temperature = 0.0
+    c.seconds = 120.0  # of a call, waits between its attempts included
+    c.structured = False  # ask for the module's form by response_format
+    c.cache = ""  # SQLite file of replies at temperature 0
+    c.token_field = "max_tokens"  # some vendors want "max_completion_tokens"
+    c.extra = ConfigDict()  # further fields of the request's body
+    c.limits = ConfigDict()  # of the server; the meanings are in agents/backends/server.py
+    c.limits.concurrency = 16
+    c.limits.requests_per_second = 0.0  # 0 = no limit
+    c.limits.burst = 1
+    c.limits.connect_seconds = 10.0
+    c.limits.read_seconds = 120.0
+    c.limits.retries = 4
+    c.limits.backoff_seconds = 0.5
+    c.limits.backoff_limit = 30.0
+    c.limits.failures_to_open = 10
+    c.limits.open_seconds = 15.0
+    c.limits.max_bytes = 4_194_304
+    return c
+
+
 def base():
     c = ConfigDict()
     c.seed = 0
@@ -59,6 +86,19 @@ def base():
     c.engine.decode_steps = 8
     c.engine.overlap = True  # dispatch ahead of the results
     c.engine.release = True  # give weights and cache up while the update runs
+
+    c.backends = ConfigDict()
+    for name in ("analyst", "executor", "verifier", "generator", "base_generator"):
+        c.backends[name] = backend()
+    c.backends.judge = backend("none")
+
+    c.reward = ConfigDict()  # what decides, by kind of question; flow_grpo_jax/scoring.py
+    c.reward.qa = "rule"  # or "f1", "judge"
+    c.reward.math = "rule"  # or "math_verify", "judge"
+    c.reward.gameof24 = "rule"  # or "judge"
+    c.reward.choice = "rule"  # or "judge"
+    c.reward.judge_tokens = 512  # of a verdict
+    c.reward.judge_characters = 2_000  # an answer that is longer is wrong
 
     c.batch = ConfigDict()
     c.batch.layout = "tree"  # or "packed", "padded"; flow_grpo_jax/batching.py

@@ -1,14 +1,17 @@
 """The rollout driver against a scripted engine: concurrency, deadlines, failures, order."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import threading
 import time
 
+import loopback
 import numpy as np
 import pytest
 
 from agents import prompts
+from agents.backends import modules, server
 from flow_grpo_jax import rollout
 from flow_grpo_jax.evaluate import evaluate
 from models.engine.types import Completion
@@ -36,6 +39,11 @@ class Characters:
         return "".join(chr(token) for token in tokens)
 
 
+def completion(tokens, reason):
+    logprobs = np.full(len(tokens), -0.5)
+    return Completion(tokens, logprobs, logprobs, (), reason, 0, np.zeros_like(tokens), 0)
+
+
 class ScriptedEngine:
     """The engine's interface; answers by the first word of the prompt, newest request first."""
 
@@ -59,30 +67,17 @@ class ScriptedEngine:
     def step(self):
         for identity in [i for i in self.cancelled if i in self.waiting]:
             del self.waiting[identity]
-            return [(identity, completion([], "cancelled"))]
+            return [(identity, completion(np.zeros(0, np.int32), "cancelled"))]
         for identity, request in sorted(self.waiting.items(), reverse=True):
             role = "".join(map(chr, request.tokens)).split()[0].split("Question")[0]
             role = next(name for name in REPLIES if role.startswith(name))
             if role in self.silent:
                 continue
             del self.waiting[identity]
-            return [(identity, completion([*map(ord, self.replies[role]), EOS], "stop"))]
+            tokens = np.array([*map(ord, self.replies[role]), EOS], np.int32)
+            return [(identity, completion(tokens, "stop"))]
         time.sleep(0.005)
         return []
-
-
-def completion(tokens, stop_reason):
-    logprobs = np.full(len(tokens), -0.5)
-    return Completion(
-        tokens=np.array(tokens, np.int32),
-        logprobs=logprobs,
-        raw_logprobs=logprobs,
-        top_logprobs=(),
-        stop_reason=stop_reason,
-        weights_version=0,
-        token_versions=np.zeros(len(tokens), np.int32),
-        shared_tokens=0,
-    )
 
 
 def tool(run, seconds=1.0):
@@ -311,3 +306,93 @@ def test_evaluation_counts_all_questions():
     assert len(broken) == 1 and len(scores) == 4
     assert (values["eval/correct"], values["eval/total"], values["eval/success"]) == (3, 4, 0.75)
     assert values["eval/infra_errors"] == 1
+
+
+# ------------------------------------------------------------------------------- remote models
+
+
+@contextlib.contextmanager
+def remote(*script, roles=("verifier",), seconds=5.0, **limits):
+    """(models, loopback server) with a server that answers these roles."""
+    limits = dict(retries=0, open_seconds=0.1, failures_to_open=3) | limits
+    with loopback.Loopback(*script) as there:
+        endpoint = server.Endpoint(there.url, limits=server.Limits(**limits))
+        model = server.ChatModel(endpoint, "m", seconds=seconds)
+        yield {role: modules.Module(model, role) for role in roles}, there
+        endpoint.close()
+
+
+def scripted(body):
+    """The reply of REPLIES to the prompt of a request."""
+    start = body["messages"][0]["content"]
+    return next(text for role, text in REPLIES.items() if start.startswith(role))
+
+
+def test_a_remote_module_answers_in_the_place_of_the_engine():
+    engine = ScriptedEngine()
+    roles = ("executor", "verifier", "generator")
+    with remote(loopback.replies(scripted), roles=roles) as (models, there):
+        [group] = collect(engine, questions=1, models=models)
+        assert {t.answer for t in group} == {"Madrid"} and len(there.requests) == 9
+        assert {body["max_tokens"] for body in there.bodies()} == {32}
+    assert {request.weights for request in engine.log} == {"policy", "frozen"}
+    assert len(engine.log) == 4  # the analysis and three plans
+
+
+def test_modules_can_be_answered_by_the_policy_but_the_planner_by_nothing_else():
+    engine = ScriptedEngine()
+    collect(engine, questions=1, group=1, models={"verifier": "policy"})
+    assert sum(request.weights == "policy" for request in engine.log) == 2
+    with pytest.raises(ValueError, match="The planner is answered by the policy"):
+        collect(engine, models={"planner": "frozen"})
+
+
+def test_a_remote_analysis_is_asked_once_a_question():
+    with remote(loopback.says("capital"), roles=("analyst",)) as (models, there):
+        groups = collect(ScriptedEngine(), models=models)
+        assert len(there.requests) == 2
+    assert all(t.analysis == "capital" for group in groups for t in group)
+
+
+def test_a_remote_analysis_that_fails_is_asked_again():
+    with remote(loopback.fails(400), loopback.says("capital"), roles=("analyst",)) as (models, _):
+        [group] = collect(ScriptedEngine(), questions=1, models=models)
+    assert [(t.status, t.analysis) for t in group] == [("ok", "capital")] * 3
+
+
+def test_a_server_that_is_gone_makes_the_trajectory_invalid_not_wrong():
+    with remote(loopback.fails(401, "who are you?")) as (models, _):
+        [[trajectory]] = collect(ScriptedEngine(), questions=1, group=1, models=models)
+    assert (trajectory.status, trajectory.attempts) == ("infra_error", 2)
+    assert "Fatal" in trajectory.error and "who are you?" in trajectory.error
+
+
+def test_a_server_that_lies_makes_the_trajectory_invalid_not_wrong():
+    with remote(loopback.answers(200, b"<html>")) as (models, _):
+        [[trajectory]] = collect(ScriptedEngine(), questions=1, group=1, models=models)
+    assert trajectory.status == "infra_error" and "BadOutput" in trajectory.error
+
+
+def test_a_server_that_hangs_costs_a_trajectory_its_time():
+    with remote(loopback.hangs) as (models, _):
+        [[trajectory]] = collect(
+            ScriptedEngine(), questions=1, group=1, models=models, trajectory_seconds=0.3
+        )
+    assert (trajectory.status, trajectory.stop) == ("timeout", "deadline")
+
+
+def test_rollouts_wait_while_a_server_is_down():
+    down = [loopback.fails(500)] * 5
+    with remote(*down, loopback.replies(scripted), concurrency=1) as (models, there):
+        groups = collect(ScriptedEngine(), questions=4, in_flight=3, models=models)
+        trajectories = [t for group in groups for t in group]
+        assert len(there.requests) == 5 + sum(t.status == "ok" for t in trajectories)
+    # Five requests failed; what was not even asked while the server was down lost no attempt.
+    assert sum(t.attempts - (t.status == "ok") for t in trajectories) == 5
+    assert sum(t.status == "ok" for t in trajectories) >= 9
+
+
+def test_a_server_that_stays_down_ends_the_rollouts_with_its_error():
+    with remote(loopback.fails(500), open_seconds=0.02) as (models, there):
+        [group] = collect(ScriptedEngine(), questions=1, models=models)
+        assert {t.status for t in group} == {"infra_error"} and len(there.requests) == 6

@@ -1,0 +1,346 @@
+"""Chat models behind OpenAI's API: vLLM, SGLang, Ollama, this project's own server, or a vendor.
+
+An `Endpoint` is a server with its limits, shared by the models it serves; a `ChatModel` is one of
+them with the parameters of a module. Calls run in the endpoint's threads, as many as may be in
+flight, each until its deadline at the latest: waiting in the queue, for the rate and between
+attempts included.
+
+What fails raises one of three errors (`errors`); none is turned into an answer:
+
+  Retryable   tried again with growing, jittered waits, never past the deadline, and not before the
+              time that the server named in Retry-After
+  Fatal       raised at once
+  BadOutput   asked again once: for a reply of a required form with the fault named, else as it was
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import email.utils
+import json
+import math
+import os
+import random
+import threading
+import time
+
+from absl import logging
+
+from agents.backends import structured
+from agents.backends.errors import BadOutput, Down, Fatal, Retryable
+from agents.backends.limits import Breaker, Rate
+from agents.backends.transport import Transport
+
+RETRYABLE_STATUS = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}
+QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached"}  # a 429 that stays
+MESSAGE_CHARACTERS = 300
+LONGEST_PAUSE = 300.0  # seconds for which one Retry-After may hold up all calls
+COUNTS = ("calls", "requests", "retries", "cached", "repairs", "bad_output", "failures")
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """How a server may be used; times in seconds.
+
+    concurrency: calls in flight.
+    requests_per_second: attempts, evenly spread, with at most `burst` at once; 0: no limit.
+    connect_seconds, read_seconds: longest wait for a connection, and for the next bytes.
+    retries: further attempts of a call after a retryable failure.
+    backoff_seconds, backoff_limit: the first wait between attempts, doubled each time, and the
+      longest; each is shortened at random by up to a half.
+    failures_to_open: attempts that fail in a row before the server counts as down; a 429 is none.
+    open_seconds: how long it is then left alone.
+    max_bytes: of one reply.
+    """
+
+    concurrency: int = 16
+    requests_per_second: float = 0.0
+    burst: int = 1
+    connect_seconds: float = 10.0
+    read_seconds: float = 120.0
+    retries: int = 4
+    backoff_seconds: float = 0.5
+    backoff_limit: float = 30.0
+    failures_to_open: int = 10
+    open_seconds: float = 15.0
+    max_bytes: int = 4 * 2**20
+
+    def __post_init__(self):
+        for name, least in (("concurrency", 1), ("burst", 1), ("failures_to_open", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}.")
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 0:
+                raise ValueError(f"{field.name}={getattr(self, field.name)} is negative.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """text: what the model wrote. finished: False when a limit cut it off.
+    value: what the text says, for a reply of a required form."""
+
+    text: str
+    finished: bool = True
+    value: object = None
+
+
+class Endpoint:
+    """One server.
+
+    Args:
+      url: up to and including `/v1`.
+      api_key_variable: name of the environment variable that holds the key; "" sends none.
+      limits: `Limits`.
+      draw: returns the share of jitter, in [0, 1).
+
+    Raises:
+      ValueError: the url is no address, or the variable is not set.
+    """
+
+    def __init__(self, url, *, api_key_variable="", limits=None, draw=random.random):
+        self.url, self.limits = url.rstrip("/"), limits or Limits()
+        self._key = _key(api_key_variable)
+        self._draw = draw
+        settings = self.limits
+        self._transport = Transport(
+            self.url,
+            connect_seconds=settings.connect_seconds,
+            read_seconds=settings.read_seconds,
+            max_bytes=settings.max_bytes,
+        )
+        self._rate = Rate(settings.requests_per_second, burst=settings.burst)
+        self._breaker = Breaker(failures=settings.failures_to_open, seconds=settings.open_seconds)
+        self._closing = threading.Event()
+        self._pool = concurrent.futures.ThreadPoolExecutor(settings.concurrency, "model")
+        self._lock = threading.Lock()
+        self._counts = collections.Counter()
+
+    @property
+    def state(self):
+        """One of "up", "down" (calls fail at once), "unknown" (the next call will tell)."""
+        return self._breaker.state
+
+    def submit(self, work, *arguments, **named):
+        return self._pool.submit(work, *arguments, **named)
+
+    def count(self, name):
+        with self._lock:
+            self._counts[name] += 1
+
+    def counts(self):
+        """What happened so far: name of COUNTS -> int."""
+        with self._lock:
+            return {name: self._counts[name] for name in COUNTS}
+
+    def close(self):
+        """Ends calls in progress; they raise `Retryable`."""
+        self._closing.set()
+        self._transport.close()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def post(self, path, body, *, deadline):
+        """The JSON object that the server answers to `body`, after as many attempts as allowed."""
+        # A model may have written half a surrogate pair, which no server takes.
+        data = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
+        for attempt in range(self.limits.retries + 1):
+            try:
+                return self._attempt(path, data, deadline)
+            except Down:
+                raise
+            except Retryable as error:
+                if attempt == self.limits.retries or self._closing.is_set():
+                    raise
+                wait = min(
+                    self.limits.backoff_limit, self.limits.backoff_seconds * 2.0**attempt
+                ) * (1 - self._draw() / 2)
+                wait = max(wait, error.retry_after or 0.0)
+                if time.monotonic() + wait >= deadline:
+                    raise Retryable(
+                        f"{error} No time is left for another attempt in {wait:.1f} s.",
+                        error.retry_after,
+                    ) from error
+                logging.info("%s; attempt %d in %.1f s", error, attempt + 2, wait)
+                self.count("retries")
+                self._sleep(wait)
+        raise AssertionError("a loop that returns or raises")
+
+    def _attempt(self, path, data, deadline):
+        self._sleep(self._rate.reserve(deadline))
+        self._breaker.enter(deadline)
+        failed = None
+        try:
+            self.count("requests")
+            headers = {"Content-Type": "application/json", "Accept": "application/json"}
+            if self._key:
+                headers["Authorization"] = f"Bearer {self._key}"
+            status, headers, reply = self._transport.post(path, data, headers, deadline=deadline)
+            failed = status in RETRYABLE_STATUS and status != 429
+            if status != 200:
+                raise self._refusal(status, headers, reply)
+            return _json_object(reply)
+        except Retryable:
+            failed = True if failed is None else failed
+            raise
+        finally:
+            self._breaker.leave(failed=None if self._closing.is_set() else failed)
+
+    def _refusal(self, status, headers, reply):
+        """The exception for a status other than 200."""
+        code, message = None, reply[:MESSAGE_CHARACTERS].decode("utf-8", "replace").strip()
+        try:
+            error = _json_object(reply).get("error")
+        except BadOutput:
+            error = None
+        if isinstance(error, dict):
+            code, message = error.get("code"), str(error.get("message"))[:MESSAGE_CHARACTERS]
+        if self._key:
+            message = message.replace(self._key, "***")
+        message = f"{self.url} answered {status}: {message}"
+        if status in RETRYABLE_STATUS and code not in QUOTA_CODES:
+            wait = _retry_after(headers)
+            if wait is not None:
+                self._rate.pause(min(wait, LONGEST_PAUSE))
+            return Retryable(message, wait)
+        return Fatal(message)
+
+    def _sleep(self, seconds):
+        if seconds > 0 and self._closing.wait(seconds):
+            raise Retryable(f"{self.url}: the run is ending.")
+
+
+class ChatModel:
+    """A model of an endpoint, asked in one way.
+
+    Args:
+      endpoint: `Endpoint`.
+      model: its name there.
+      temperature: 0 is greedy; only such replies are cached.
+      seconds: most that a call may take from when its turn comes, all attempts included.
+      cache: `cache.Cache` or None.
+      extra: further fields of the request's body, such as {"seed": 0}.
+      token_field: name of the field with the token limit.
+    """
+
+    def __init__(
+        self,
+        endpoint,
+        model,
+        *,
+        temperature=0.0,
+        seconds=120.0,
+        cache=None,
+        extra=None,
+        token_field="max_tokens",
+    ):
+        if not model:
+            raise ValueError(f"The server {endpoint.url} needs the name of a model.")
+        self.endpoint, self.model, self._temperature = endpoint, model, temperature
+        self.seconds, self._cache = seconds, cache if temperature == 0 else None
+        self._extra, self._token_field = dict(extra or {}), token_field
+
+    @property
+    def name(self):
+        return f"{self.model} at {self.endpoint.url}"
+
+    def submit(self, messages, **how):
+        """Future of `ask`; time in the queue counts for its deadline, not for `seconds`."""
+        return self.endpoint.submit(self.ask, messages, **how)
+
+    def ask(self, messages, *, max_tokens, deadline=math.inf, schema=None, sample=0):
+        """Asks for a reply to chat messages; returns `Answer`.
+
+        Args:
+          max_tokens: of the reply.
+          deadline: on the clock of `time.monotonic`; it may be earlier than `seconds` from now.
+          schema: required form of the reply, see `structured`.
+          sample: tells draws of the same request apart, for the cache.
+
+        Raises:
+          Retryable, Fatal, BadOutput.
+        """
+        deadline = min(deadline, time.monotonic() + self.seconds)
+        body = {"model": self.model, "messages": list(messages), "temperature": self._temperature}
+        body |= {self._token_field: max_tokens} | self._extra
+        if schema is not None:
+            body["messages"] = list(structured.instructed(messages, schema))
+            body["response_format"] = structured.response_format(schema)
+        key = {"url": self.endpoint.url, "body": body, "sample": sample}
+        count = self.endpoint.count
+        count("calls")
+        if self._cache and (known := self._cache.get(key)) is not None:
+            count("cached")
+            return Answer(**known)
+        try:
+            answer = self._ask_twice(body, schema, deadline)
+        except BadOutput:
+            count("bad_output")
+            raise
+        except (Retryable, Fatal):
+            count("failures")
+            raise
+        if self._cache:
+            self._cache.put(key, dataclasses.asdict(answer))
+        return answer
+
+    def _ask_twice(self, body, schema, deadline):
+        try:
+            return self._ask_once(body, schema, deadline)
+        except BadOutput as error:
+            self.endpoint.count("repairs")
+            if schema is not None and error.text is not None:
+                body = body | {"messages": list(structured.repair(body["messages"], error))}
+            return self._ask_once(body, schema, deadline)
+
+    def _ask_once(self, body, schema, deadline):
+        answer = _answer(self.endpoint.post("/chat/completions", body, deadline=deadline))
+        if schema is None:
+            return answer
+        return dataclasses.replace(answer, value=structured.read(answer.text, schema))
+
+
+def _answer(reply):
+    """The `Answer` in a chat completion."""
+    try:
+        choice = reply["choices"][0]
+        text, reason = choice["message"]["content"], choice.get("finish_reason")
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise BadOutput(f"The reply is no chat completion: {str(reply)[:100]}.") from error
+    if not isinstance(text, str):
+        raise BadOutput(f"The reply has no text; it ended by {reason!r}.")
+    return Answer(text, finished=reason != "length")
+
+
+def _json_object(reply):
+    try:
+        value = json.loads(reply)
+    except (ValueError, RecursionError) as error:
+        raise BadOutput(f"The reply is no JSON: {reply[:60]!r}.") from error
+    if not isinstance(value, dict):
+        raise BadOutput(f"The reply is no JSON object: {reply[:60]!r}.")
+    return value
+
+
+def _retry_after(headers):
+    """Seconds of the header Retry-After, a number or a date; None without a readable one."""
+    text = (headers.get("retry-after") or "").strip()
+    if not text:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+        except (ValueError, TypeError):
+            return None
+    return max(seconds, 0.0) if seconds < float("inf") else None
+
+
+def _key(variable):
+    if not variable:
+        return ""
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise ValueError(f"The environment variable {variable} is not set; it must hold a key.")
+    if not key.isascii() or not key.isprintable():
+        raise ValueError(f"The key in {variable} holds characters that a header cannot carry.")
+    return key

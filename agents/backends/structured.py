@@ -1,0 +1,102 @@
+"""Replies of a required form: the JSON schema that is sent, and the check of what comes back."""
+
+import json
+import re
+
+from agents.backends.errors import BadOutput
+
+KEYWORDS = {"type", "properties", "required", "additionalProperties", "enum", "items"}
+KEYWORDS |= {"description", "maxLength"}
+TYPES = {
+    "object": dict,
+    "array": list,
+    "string": str,
+    "boolean": bool,
+    "integer": int,
+    "number": (int, float),
+}
+_FENCE = re.compile(r"```(?:json)?\s*\n(.*)\n\s*```", re.DOTALL)
+
+
+def record(**properties):
+    """Schema of an object with exactly these fields: name -> schema, in the order of writing."""
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def response_format(schema, name="reply"):
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": name, "strict": True, "schema": schema},
+    }
+
+
+def instructed(messages, schema):
+    """The messages with the form spelled out, for servers that ignore `response_format`."""
+    first, *rest = messages
+    told = f"Answer with one JSON object of this schema and nothing else:\n{json.dumps(schema)}"
+    if first["role"] == "system":
+        return ({"role": "system", "content": f"{first['content']}\n\n{told}"}, *rest)
+    return ({"role": "system", "content": told}, first, *rest)
+
+
+def repair(messages, error):
+    """The messages that ask for the repair of a reply that `read` refused."""
+    told = f"This is not of the required form: {error} Write the JSON object again, corrected."
+    wrote = {"role": "assistant", "content": error.text}
+    return (*messages, wrote, {"role": "user", "content": told})
+
+
+def read(text, schema):
+    """The value of a reply; BadOutput says what the schema does not allow."""
+    fenced = _FENCE.fullmatch(text.strip())
+    try:
+        value = json.loads(fenced[1] if fenced else text, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise BadOutput(f"It is no JSON ({_short(error)}).", text) from error
+    found = problems(value, schema)
+    if found:
+        raise BadOutput(f"{'; '.join(found[:3])}.", text)
+    return value
+
+
+def problems(value, schema, place="it"):
+    """What about a value the schema does not allow, as texts; of JSON Schema it knows KEYWORDS."""
+    if unknown := set(schema) - KEYWORDS:
+        raise ValueError(f"The schema uses {', '.join(sorted(unknown))}, which is not checked.")
+    kind = schema.get("type")
+    if kind:
+        fits = isinstance(value, TYPES[kind])
+        if not fits or (isinstance(value, bool) and kind != "boolean"):
+            return [f"{place} must be of type {kind}"]
+    found = []
+    if "enum" in schema and value not in schema["enum"]:
+        found.append(f"{place} must be one of {json.dumps(schema['enum'])}")
+    if "maxLength" in schema and len(value) > schema["maxLength"]:
+        found.append(f"{place} must have at most {schema['maxLength']} characters")
+    if kind == "object":
+        fields = schema.get("properties", {})
+        found += [
+            f"{name!r} is missing" for name in schema.get("required", ()) if name not in value
+        ]
+        for name, inner in value.items():
+            if name in fields:
+                found += problems(inner, fields[name], repr(name))
+            elif schema.get("additionalProperties") is False:
+                found.append(f"{name[:40]!r} is not allowed")
+    if kind == "array" and "items" in schema:
+        for inner in value:
+            found += problems(inner, schema["items"], f"an item of {place}")
+    return found
+
+
+def _no_number(name):
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _short(error):
+    return str(error)[:100] or type(error).__name__

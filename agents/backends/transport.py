@@ -1,0 +1,196 @@
+"""HTTP/1.1 POST over kept-alive connections, with an end in sight: of time and of bytes.
+
+Every wait on the socket ends at the call's deadline, however slowly the bytes drip in, and a reply
+is read up to a limit. Redirects are not followed: the key goes to the host of the config only.
+Proxy variables of the environment are not read.
+"""
+
+import http.client
+import io
+import math
+import socket
+import ssl
+import threading
+import time
+import urllib.parse
+
+from agents.backends.errors import BadOutput, Fatal, Retryable
+
+CHUNK = 65_536
+LOST = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
+
+
+class Transport:
+    """Connections to one server, for use in many threads.
+
+    Args:
+      url: http or https, up to and including the path that calls share, such as `/v1`.
+      connect_seconds, read_seconds: longest wait for a connection, and for the next bytes.
+      max_bytes: of a reply, its headers included.
+    """
+
+    def __init__(self, url, *, connect_seconds, read_seconds, max_bytes):
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"url={url!r} is no http(s) address; e.g. http://127.0.0.1:8000/v1.")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError(
+                f"The url of {parts.hostname} holds a user name, a query or a fragment. Name the "
+                "environment variable of the key in api_key_variable instead."
+            )
+        self._secure, self._host, self._port = parts.scheme == "https", parts.hostname, parts.port
+        self._path = parts.path.rstrip("/")
+        self._context = ssl.create_default_context() if self._secure else None
+        self._connect_seconds, self._read_seconds = connect_seconds, read_seconds
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._idle, self._busy = [], set()
+        self._closed = False
+
+    def post(self, path, body, headers, *, deadline):
+        """Sends bytes; returns (status, headers, bytes of the reply).
+
+        deadline: on the clock of `time.monotonic`.
+
+        Raises:
+          Retryable: no whole reply came. Fatal: the server's certificate is not valid.
+          BadOutput: the reply is longer than `max_bytes`.
+        """
+        connection, kept = self._take(deadline)
+        try:
+            try:
+                return self._exchange(connection, path, body, headers, deadline)
+            except LOST:
+                if not kept or connection.link.received:
+                    raise
+            # The server had closed the kept connection before it saw the request.
+            connection, _ = self._take(deadline, fresh=True)
+            return self._exchange(connection, path, body, headers, deadline)
+        except TimeoutError as error:
+            late = time.monotonic() >= deadline
+            waited = "before the deadline" if late else f"for {self._read_seconds:g} s"
+            raise Retryable(f"{self._host} did not answer {waited}.") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise Retryable(f"{self._host}: {_described(error)}.") from error
+
+    def close(self):
+        """Ends what is in progress; later calls fail."""
+        with self._lock:
+            self._closed = True
+            for connection in self._busy:
+                connection.link.abort()
+            for connection in self._idle:
+                connection.link.end()
+            self._idle.clear()
+
+    def _take(self, deadline, fresh=False):
+        """(connection, whether it was used before)"""
+        with self._lock:
+            if self._idle and not fresh:
+                connection = self._idle.pop()
+                self._busy.add(connection)
+                return connection, True
+        left = min(self._connect_seconds, deadline - time.monotonic())
+        if left <= 0:
+            raise Retryable(f"No time was left to connect to {self._host}.")
+        if self._secure:
+            connection = http.client.HTTPSConnection(
+                self._host, self._port, timeout=left, context=self._context
+            )
+        else:
+            connection = http.client.HTTPConnection(self._host, self._port, timeout=left)
+        try:
+            connection.connect()
+        except ssl.SSLCertVerificationError as error:
+            raise Fatal(f"{self._host}: {error.verify_message}.") from error
+        except OSError as error:
+            raise Retryable(f"{self._host} cannot be reached: {_described(error)}.") from error
+        # http.client drops its reference when it thinks it is done; `link` stays.
+        connection.sock = connection.link = _Socket(connection.sock, self._read_seconds)
+        with self._lock:
+            self._busy.add(connection)
+            if self._closed:
+                connection.link.abort()
+        return connection, False
+
+    def _exchange(self, connection, path, body, headers, deadline):
+        link, whole = connection.link, False
+        link.start(deadline, self._max_bytes)
+        try:
+            connection.request("POST", self._path + path, body, headers)
+            response = connection.getresponse()
+            parts = []
+            while part := response.read1(CHUNK):
+                parts.append(part)
+            if response.length:
+                raise http.client.IncompleteRead(b"".join(parts), response.length)
+            whole = not response.will_close
+            response.close()
+            return response.status, response.headers, b"".join(parts)
+        finally:
+            with self._lock:
+                self._busy.discard(connection)
+                if whole and not self._closed:
+                    self._idle.append(connection)
+                else:
+                    link.end()
+
+
+class _Socket:
+    """What http.client needs of a socket, with a deadline and a limit for each request."""
+
+    def __init__(self, inner, read_seconds):
+        self._inner, self._read_seconds = inner, read_seconds
+        self.start(math.inf, 0)
+
+    def start(self, deadline, max_bytes):
+        self._deadline, self._max_bytes, self.received = deadline, max_bytes, 0
+
+    def _arm(self):
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the deadline is over")
+        self._inner.settimeout(min(left, self._read_seconds))
+
+    def sendall(self, data):
+        self._arm()
+        self._inner.sendall(data)
+
+    def receive_into(self, buffer):
+        self._arm()
+        count = self._inner.recv_into(buffer)
+        self.received += count
+        if self.received > self._max_bytes:
+            raise BadOutput(f"The reply is longer than {self._max_bytes} bytes.")
+        return count
+
+    def makefile(self, mode):
+        return io.BufferedReader(_Reader(self))
+
+    def close(self):
+        """Called by http.client while the reply is still to be read; `end` closes."""
+
+    def abort(self):
+        """Wakes whoever waits on the socket."""
+        try:
+            self._inner.shutdown(socket.SHUT_RDWR)
+        except OSError:  # not connected any more
+            return
+
+    def end(self):
+        self._inner.close()
+
+
+class _Reader(io.RawIOBase):
+    def __init__(self, link):
+        self._link = link
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        return self._link.receive_into(buffer)
+
+
+def _described(error):
+    return str(error) or type(error).__name__

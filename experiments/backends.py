@@ -1,0 +1,101 @@
+"""What answers for each module and for the judge, as `config.backends` chooses it.
+
+Every module but the planner is answered by a weight set of the engine ("frozen" or "policy") or by
+a server of OpenAI's API ("server"). Modules that name the same url share its limits.
+"""
+
+import dataclasses
+
+from agents.backends import cache, modules, server
+from experiments import command
+
+ROLES = {
+    "analyst": "analyst",
+    "executor": "executor",
+    "verifier": "verifier",
+    "generator": "generator",
+    "base_generator": "base",
+}
+ENGINE = ("frozen", "policy")
+
+
+@dataclasses.dataclass
+class Backends:
+    """models: role -> "frozen", "policy" or `modules.Module`.
+    judge: None, "frozen", "policy" or `server.ChatModel`.
+    """
+
+    models: dict
+    judge: object
+    endpoints: dict
+    caches: dict
+
+    def counts(self):
+        """What the servers were asked so far: `backend/<name>` -> float; {} without a server."""
+        parts = [endpoint.counts() for endpoint in self.endpoints.values()]
+        names = server.COUNTS if parts else ()
+        return {f"backend/{name}": float(sum(part[name] for part in parts)) for name in names}
+
+    def close(self):
+        for endpoint in self.endpoints.values():
+            endpoint.close()
+        for file in self.caches.values():
+            file.close()
+
+
+def build(config):
+    """The `Backends` of a config's `backends`. ConfigError says what cannot be used."""
+    made = Backends({}, None, {}, {})
+    try:
+        for name, role in ROLES.items():
+            chosen = config[name]
+            model = _model(made, name, chosen, ENGINE)
+            if not isinstance(model, str):
+                model = modules.Module(model, role, chosen.structured)
+            made.models[role] = model
+        chosen = _model(made, "judge", config.judge, ("none", *ENGINE))
+        made.judge = None if chosen == "none" else chosen
+    except ValueError:
+        made.close()
+        raise
+    return made
+
+
+def _model(made, name, chosen, kinds):
+    place = f"backends.{name}"
+    if chosen.kind in kinds:
+        return chosen.kind
+    if chosen.kind != "server":
+        valid = ", ".join((*kinds, "server"))
+        raise command.ConfigError(f"{place}.kind={chosen.kind!r} is unknown; valid: {valid}.")
+    try:
+        return server.ChatModel(
+            _endpoint(made, place, chosen),
+            chosen.model,
+            temperature=chosen.temperature,
+            seconds=chosen.seconds,
+            cache=_cache(made, chosen.cache),
+            extra=chosen.extra.to_dict(),
+            token_field=chosen.token_field,
+        )
+    except ValueError as error:
+        raise command.ConfigError(f"{place}: {error}") from error
+
+
+def _endpoint(made, place, chosen):
+    address = chosen.url.rstrip("/"), chosen.api_key_variable
+    limits = server.Limits(**chosen.limits)
+    known = made.endpoints.get(address)
+    if known is None:
+        known = made.endpoints[address] = server.Endpoint(
+            chosen.url, api_key_variable=chosen.api_key_variable, limits=limits
+        )
+    elif known.limits != limits:
+        raise ValueError(f"another module gives {chosen.url} other limits; they are one server's.")
+    return known
+
+
+def _cache(made, path):
+    if path and path not in made.caches:
+        made.caches[path] = cache.Cache(path)
+    return made.caches.get(path)

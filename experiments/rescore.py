@@ -1,0 +1,184 @@
+"""Scores the stored trajectories of a run again: with other checkers, or the same after a change.
+
+    python -m experiments.rescore --workdir=runs/quickstart --out=runs/rescored
+
+The run's own config says which questions were asked and who decides; another --config replaces its
+`reward` and `backends`. Files of the same names are written to --out, each line with the new
+`reward` and `reward_source` and the old ones as `reward_before` and `reward_source_before`, and
+summary.json. The run folder is left as it is, and so is `advantage`: it is what was trained with.
+"""
+
+import collections
+import json
+import pathlib
+
+import ml_collections
+from absl import flags, logging
+from ml_collections import config_flags
+
+from experiments import backends, command, report_trajectories, session
+from experiments.configs import common
+from flow_grpo_jax import data, files
+
+DRAWN = ("step_*.jsonl", "heldout_*.jsonl")
+UNSCORED = ("infra_error", "timeout")
+
+
+def rescore(workdir, out, *, config=None, question_files=()):
+    """Writes the rescored trajectories and summary.json to `out`; returns the summary.
+
+    Args:
+      workdir: run folder of `experiments.train`.
+      config: its `reward` and `backends` decide; None takes the run's.
+      question_files: where the questions are now; the run's data files if empty.
+
+    Raises:
+      ConfigError: no trajectories, `out` is the run itself, or a question is not in the files.
+    """
+    workdir, out = pathlib.Path(workdir), pathlib.Path(out)
+    stored, _ = session.run_config(workdir)
+    deciding = _deciding(stored, config)
+    paths = [path for name in DRAWN for path in sorted((workdir / "trajectories").glob(name))]
+    if not paths:
+        raise command.ConfigError(f"{workdir}/trajectories holds no trajectories.")
+    if out.resolve() in (workdir.resolve(), (workdir / "trajectories").resolve()):
+        raise command.ConfigError(f"--out={out} is the run itself; name another folder.")
+    question_of = _questions(stored, question_files)
+    out.mkdir(parents=True, exist_ok=True)
+    tally, run = _Tally(), None
+    answering = backends.build(deciding.backends)
+    try:
+        if isinstance(answering.judge, str):
+            run = session.build(deciding)
+            if answering.judge == "policy":
+                run.serve(session.restore_params(workdir, deciding)[1])
+            scorer = run.scorer
+        else:
+            scorer = session.make_scorer(deciding, answering)
+        try:
+            for path in paths:
+                read = list(report_trajectories.read_lines(path))
+                lines = [line for line in read if line is not None]
+                tally.damaged += len(read) - len(lines)
+                _rescore_lines(lines, path, question_of, scorer, tally)
+                text = "".join(json.dumps(line) + "\n" for line in lines)
+                files.replace_text(out / path.name, text)
+        finally:
+            scorer.close()
+    finally:
+        answering.close()
+        if run is not None:
+            run.close()
+    summary = tally.summary()
+    files.replace_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def _deciding(stored, config):
+    """The run's config with the `reward` and `backends` that decide; defaults if it has none."""
+    defaults = common.base()
+    source = stored if config is None else config
+    values = stored.to_dict()
+    for name in ("reward", "backends"):
+        values[name] = (source[name] if name in source else defaults[name]).to_dict()
+    return ml_collections.ConfigDict(values)
+
+
+def _questions(stored, question_files):
+    named = question_files or [p for p in (stored.data.train, stored.data.held_out) if p]
+    return {
+        question["id"]: question
+        for path in named
+        for question in data.read_questions(session.resolve(path))
+    }
+
+
+def _rescore_lines(lines, path, question_of, scorer, tally):
+    """Scores the lines of one file, in place."""
+    scored = [line for line in lines if line["status"] not in UNSCORED]
+    questions = []
+    for line in scored:
+        question = question_of.get(line["question_id"])
+        if question is None or question["question"] != line["question"]:
+            raise command.ConfigError(
+                f"{path} has question {line['question_id']!r}, which the question files do not "
+                "hold with that text. Say where they are with --data=FILE,FILE."
+            )
+        questions.append(question)
+    found, values = scorer.score(questions, [line["answer"] for line in scored])
+    for line, question, reward in zip(scored, questions, found, strict=True):
+        line["reward_before"] = line["reward"]
+        line["reward_source_before"] = line["reward_source"]
+        line["reward"] = reward.value if reward.known else None
+        line["reward_source"] = reward.source
+        tally.add(question["kind"], line)
+    tally.add_file(len(lines) - len(scored), values)
+
+
+class _Tally:
+    """Counts over all files."""
+
+    def __init__(self):
+        self._kinds = collections.defaultdict(collections.Counter)
+        self._unscored = self._asked = self._agreed = 0.0
+        self.damaged = 0  # lines that a crash cut short
+
+    def add(self, kind, line):
+        counts, before, after = self._kinds[kind], line["reward_before"], line["reward"]
+        counts["trajectories"] += 1
+        counts["sum_before"] += before or 0.0
+        counts["sum_after"] += after or 0.0
+        counts["raised"] += after is not None and before is not None and after > before
+        counts["lowered"] += after is not None and before is not None and after < before
+        counts["no_verdict"] += after is None
+
+    def add_file(self, unscored, values):
+        self._unscored += unscored
+        decided = values.get("judge/asked", 0.0) - values.get("judge/no_verdict", 0.0)
+        self._asked += decided
+        self._agreed += decided * values.get("judge/agreement", 0.0)
+
+    def summary(self):
+        kinds = {}
+        for kind, counts in sorted(self._kinds.items()):
+            total = counts["trajectories"]
+            kinds[kind] = {
+                "trajectories": total,
+                "mean_before": counts["sum_before"] / total,
+                "mean_after": counts["sum_after"] / total,
+                **{name: counts[name] for name in ("raised", "lowered", "no_verdict")},
+            }
+        agreement = self._agreed / self._asked if self._asked else None
+        counted = {"unscored": int(self._unscored), "damaged": self.damaged}
+        return {"kinds": kinds, **counted, "judge_agreement": agreement}
+
+
+def define_flags():
+    config_flags.DEFINE_config_file("config", None, "Decides instead of the run.", lock_config=True)
+    flags.DEFINE_string("workdir", None, "Run folder of experiments.train.")
+    flags.DEFINE_string("out", None, "Folder to write.")
+    flags.DEFINE_list("data", [], "Files of the questions, if they have moved.")
+
+
+def main():
+    values = flags.FLAGS
+    summary = rescore(values.workdir, values.out, config=values.config, question_files=values.data)
+    for kind, found in summary["kinds"].items():
+        logging.info(
+            "%-9s %d trajectories: mean reward %.4f, was %.4f; %d raised, %d lowered, "
+            "%d without verdict",
+            kind,
+            found["trajectories"],
+            found["mean_after"],
+            found["mean_before"],
+            found["raised"],
+            found["lowered"],
+            found["no_verdict"],
+        )
+    if summary["judge_agreement"] is not None:
+        logging.info("judge and rule agree on %.1f %%", 100 * summary["judge_agreement"])
+
+
+if __name__ == "__main__":
+    define_flags()
+    command.run(main, required=("workdir", "out"))

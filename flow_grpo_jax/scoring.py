@@ -1,0 +1,130 @@
+"""Who decides on an answer, by the kind of its question.
+
+  rule         the exact checker of the kind (`rewards`)
+  f1           kind qa: token F1 instead of exact match
+  math_verify  kind math: the rule; formulas it finds unequal are compared by math-verify
+  judge        an LLM (`judge`); the rule is asked too, and how often they agree is counted
+
+Where nobody comes to a verdict the reward is not `known`: the trajectory is left out of training.
+"""
+
+import collections
+
+from flow_grpo_jax import judge, rewards
+
+DECIDERS = {
+    "qa": ("rule", "f1", "judge"),
+    "math": ("rule", "math_verify", "judge"),
+    "gameof24": ("rule", "judge"),
+    "choice": ("rule", "judge"),
+}
+_DELIMITERS = ("$", "\\boxed", "\\(", "\\[", "\n", "<", ";", " or ", " and ")
+
+
+class Scorer:
+    """Scores answers.
+
+    Args:
+      deciders: kind -> one of DECIDERS; kinds left out are decided by the rule.
+      judged_by: `judge.Judge`, if any kind needs it.
+      symbolic: `symbolic.Symbolic`, if kind math needs it.
+      judge_characters: an answer that is longer is wrong without asking the judge.
+
+    Raises:
+      ValueError: a decider is unknown or what it needs is missing.
+    """
+
+    def __init__(self, deciders=None, *, judged_by=None, symbolic=None, judge_characters=2_000):
+        self._deciders = {kind: "rule" for kind in DECIDERS} | dict(deciders or {})
+        for kind, decider in self._deciders.items():
+            if decider not in DECIDERS.get(kind, ()):
+                valid = ", ".join(DECIDERS.get(kind, ()))
+                raise ValueError(f"reward.{kind}={decider!r} is unknown; valid: {valid}.")
+            if decider == "judge" and judged_by is None:
+                raise ValueError(
+                    f"reward.{kind}='judge' needs a judge; set backends.judge.kind, e.g. to "
+                    "'frozen' or 'server'."
+                )
+            if decider == "math_verify" and symbolic is None:
+                raise ValueError(f"reward.{kind}='math_verify' needs math-verify.")
+        self._judge, self._symbolic = judged_by, symbolic
+        self._judge_characters = judge_characters
+
+    def close(self):
+        if self._symbolic is not None:
+            self._symbolic.close()
+
+    def score(self, questions, answers):
+        """Scores each answer to the question at the same place.
+
+        Returns:
+          (list of `rewards.Reward`, metrics): `judge/*` floats if a judge decides anything.
+        """
+        pairs = list(zip(questions, answers, strict=True))
+        rules = [rewards.score(question, answer) for question, answer in pairs]
+        found, cases = list(rules), {}
+        for i, (question, answer) in enumerate(pairs):
+            decider = self._deciders[question["kind"]]
+            if decider == "f1":
+                found[i] = rewards.score(question, answer, metric="f1")
+            elif decider == "math_verify" and rules[i].value == 0:
+                found[i] = self._compared(question, answer, rules[i])
+            elif decider == "judge":
+                text = rewards.tagged_answer(answer)
+                if not text:
+                    found[i] = rewards.Reward(0.0, "judge/empty")
+                elif len(text) > self._judge_characters:
+                    found[i] = rewards.Reward(0.0, "judge/too_long")
+                else:
+                    golds = rewards.golds_of(question)
+                    cases[i] = judge.Case(question["question"], golds, text)
+        counts = collections.Counter()
+        verdicts = self._judge.verdicts(list(cases.values())) if cases else []
+        for i, verdict in zip(cases, verdicts, strict=True):
+            if verdict is None:
+                found[i] = rewards.Reward(0.0, "judge/no_verdict", known=False)
+                counts["none"] += 1
+            else:
+                found[i] = rewards.Reward(float(verdict), "judge/verdict")
+                counts["agree"] += verdict == (rules[i].value == 1)
+        return found, self._metrics(found, len(cases), counts)
+
+    def score_groups(self, questions, trajectories_QG):
+        """As `score`, for Q groups of trajectories; the rewards in the same lists."""
+        flat = [
+            (question, trajectory.answer)
+            for question, group in zip(questions, trajectories_QG, strict=True)
+            for trajectory in group
+        ]
+        found, values = self.score(*zip(*flat, strict=True)) if flat else ([], {})
+        left = iter(found)
+        return [[next(left) for _ in group] for group in trajectories_QG], values
+
+    def _compared(self, question, answer, rule):
+        """The verdict of math-verify where the rule found no equality."""
+        text = rewards.final_answer(rewards.tagged_answer(answer)).strip("$ ")
+        if not text or any(part in text for part in _DELIMITERS):
+            return rule  # nothing is picked out of running text
+        golds = [rewards.final_answer(gold).strip("$ ") for gold in rewards.golds_of(question)]
+        if rewards.parse_number(text) is not None:
+            golds = [gold for gold in golds if rewards.parse_number(gold) is None]
+        verdicts = [self._symbolic.equal(gold, text) for gold in golds]
+        if True in verdicts:
+            return rewards.Reward(1.0, "math/math_verify")
+        if None in verdicts:
+            return rewards.Reward(0.0, "math/no_verdict", known=False)
+        return rule if not verdicts else rewards.Reward(0.0, "math/math_verify")
+
+    def _metrics(self, found, asked, counts):
+        values = {}
+        if set(self._deciders.values()) & {"judge", "math_verify"}:
+            values["reward/no_verdict"] = float(sum(not reward.known for reward in found))
+        if "judge" in self._deciders.values():
+            values["judge/asked"] = float(asked)
+            values["judge/no_verdict"] = float(counts["none"])
+            if asked > counts["none"]:
+                values["judge/agreement"] = counts["agree"] / (asked - counts["none"])
+        return values
+
+
+RULES = Scorer()
