@@ -19,6 +19,7 @@ PACKAGES = [
     "models",
     "models.engine",
     "tools",
+    "tools.sandbox",
 ]
 
 PACKAGE_DATA = {

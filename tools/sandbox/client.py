@@ -109,7 +109,8 @@ class Sandbox:
                             self._helper = _Helper(self._without)
                     if is_last:
                         raise RuntimeError(
-                            f"The process that runs programs died twice: {error}"
+                            f"The process that runs programs died twice: {error}. "
+                            f"{used.last_words()}"
                         ) from error
 
     def close(self):
@@ -125,7 +126,8 @@ class _Helper:
         ]
         settings = {"without": without, "packages": packages}
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, tempfile.TemporaryFile() as errors:
+        self._errors = errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the helper
+        with theirs:
             arguments = [str(ROOT), str(theirs.fileno()), json.dumps(settings)]
             self.process = subprocess.Popen(
                 [sys.executable, *FLAGS, "-c", START, *arguments],
@@ -138,7 +140,10 @@ class _Helper:
                 env=_environment(),
             )
             theirs.close()
-            self.close = weakref.finalize(self, _stop, self.process, self._control)
+            folders = []  # of programs, on disk
+            self.close = weakref.finalize(
+                self, _stop, self.process, self._control, folders
+            )
             self._control.settimeout(START_SECONDS)
             try:
                 ready = self._control.recv(65536)
@@ -146,13 +151,18 @@ class _Helper:
                 ready = b""
             if not ready:
                 self.close()
-                errors.seek(0)
-                said = errors.read().decode("utf-8", "replace").strip()
                 raise RuntimeError(
-                    f"The process that runs programs did not start; programs need Linux. {said}"
+                    f"The process that runs programs did not start; programs need Linux. "
+                    f"{self.last_words()}"
                 )
         self._control.settimeout(None)
         self.facts = json.loads(ready)
+        folders += filter(None, [self.facts["folder"]])
+
+    def last_words(self):
+        """The end of what the helper wrote to its standard error, "" if nothing."""
+        text = os.pread(self._errors.fileno(), 1 << 16, 0).decode("utf-8", "replace")
+        return text.strip()[-1000:]
 
     def run(self, source, *, seconds, max_output_bytes, memory_bytes):
         """See `Sandbox.run`; raises HelperDied."""
@@ -216,18 +226,18 @@ def _follow(call, output, *, deadline):
 
 def _order_kill(call):
     with contextlib.suppress(OSError):  # it ended: the status is on its way
-        call.send(b"kill")
+        call.shutdown(socket.SHUT_WR)  # a message, if not read, would undo what the helper sent
 
 
-def _stop(process, control):
-    folder = None
+def _stop(process, control, folders):
     control.close()
     try:
         process.wait(timeout=END_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    return folder
+    for folder in folders:  # a helper that ended by itself has removed it
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _environment():
@@ -273,8 +283,3 @@ class _Output:
         text = decode(bytes(self._kept), is_whole)  # half a character at the cut is dropped
         return text.rstrip() if is_whole else text + TRUNCATED
 
-
-def remove_leftovers(folder):
-    """Removes the programs' folders of a helper that was killed; they exist without namespaces."""
-    if folder:
-        shutil.rmtree(folder, ignore_errors=True)

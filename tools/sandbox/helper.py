@@ -3,7 +3,7 @@
 It is started by `client` with a clean environment, has one thread, and ends when the client's end
 of its socket is closed. A request is a JSON object with three descriptors: the program's text, the
 pipe for its output, and a socket for this one call. On that socket the helper is told to kill the
-program (by a message or by its end) and tells how it ended: the status that the kernel reports.
+program (by its end) and tells how it ended: the status that the kernel reports.
 Nothing that a program writes is read here.
 """
 
@@ -57,6 +57,7 @@ def main():
     for name in (*MODULES, *PACKAGES):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    _use_sympy_once()
     readable = _readable(settings["packages"])
     if "namespaces" in missing:
         home = tempfile.mkdtemp(prefix="programs-")
@@ -88,8 +89,8 @@ def main():
     filters = None
     if "seccomp" not in without:
         try:
-            filters = seccomp.Filter()
-            _in_a_fork(lambda: filters.install(os.getpid(), layers.FOREIGN.prctl), check=True)
+            filters = seccomp.Filters()
+            _in_a_fork(lambda: filters.install_common(layers.FOREIGN.prctl), check=True)
         except OSError as error:
             filters, missing["seccomp"] = None, str(error)
     program.prepare()
@@ -109,6 +110,8 @@ def main():
         on_disk="namespaces" in missing,
     )
     connection.send(json.dumps(facts).encode())
+    if filters:
+        filters.install_common(layers.FOREIGN.prctl)
     server.serve()
     if "namespaces" in missing:
         _wipe(home)
@@ -128,7 +131,7 @@ class Server:
 
     folders: one private folder for each program that runs at the same time.
     rulesets: folder -> Landlock ruleset; empty to leave this layer out.
-    filters: seccomp.Filter, or None.
+    filters: seccomp.Filters, or None.
     limits: whether rlimits are set.
     on_disk: the folders have no limit of their own and are measured.
     """
@@ -210,7 +213,7 @@ class Server:
             if self.rulesets:
                 layers.landlock_restrict(self.rulesets[folder])
             if self.filters:
-                self.filters.install(os.getpid(), layers.FOREIGN.prctl)
+                self.filters.install_own(os.getpid(), layers.FOREIGN.prctl)
         except BaseException as error:  # noqa: BLE001 - told to the client, by a way of its own
             call.send(json.dumps({"failed": repr(error)}).encode())
             os._exit(1)
@@ -255,6 +258,15 @@ class Server:
             self._kill(running)
             os.waitpid(running.process, 0)
             _wipe(running.folder)
+
+
+def _use_sympy_once():
+    """Has sympy import and build what it does at first use; each program would do it again."""
+    if sympy := sys.modules.get("sympy"):
+        x = sympy.Symbol("x")
+        sympy.solve(x**2 - x - 1, x)
+        sympy.simplify(sympy.integrate(x * sympy.sin(x), x).diff(x))
+        sympy.core.cache.clear_cache()
 
 
 def _try_namespaces():

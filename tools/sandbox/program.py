@@ -27,10 +27,11 @@ def prepare():
 
 def run():
     """Runs the program at SOURCE as `__main__` and ends the process."""
-    _reseed()
     gc.enable()
     size = os.fstat(SOURCE).st_size
     source = os.pread(SOURCE, size, 0).decode("utf-8")
+    if "random" in source:  # else it is not worth half a millisecond
+        _reseed()
     status, explanation = _execute(source)
     for end in (threading._shutdown, atexit._run_exitfuncs, sys.stdout.flush, sys.stderr.flush):
         try:

@@ -16,7 +16,7 @@ COLUMN = {"x86_64": 0, "aarch64": 1}
 
 # name, number on x86-64, number on aarch64
 # Allowed with any argument.
-PLAIN = """
+ALLOWED = """
     read 0 63, write 1 64, readv 19 65, writev 20 66, pread64 17 67, pwrite64 18 68,
     preadv 295 69, pwritev 296 70, preadv2 327 286, pwritev2 328 287, close 3 57,
     close_range 436 436, lseek 8 62, stat 4 -, fstat 5 80, lstat 6 -, newfstatat 262 79,
@@ -44,18 +44,26 @@ PLAIN = """
     restart_syscall 219 128, pause 34 -, alarm 37 -, setitimer 38 103, getitimer 36 102,
     timer_settime 223 110, timer_gettime 224 108, timer_getoverrun 225 109, timer_delete 226 111,
     nanosleep 35 101, gettimeofday 96 169, time 201 -, getrandom 318 278, umask 95 166,
-    capget 125 90, arch_prctl 158 -
+    capget 125 90, arch_prctl 158 -, kill 62 129, tgkill 234 131, getpgid 121 155,
+    getsid 124 156, sched_getaffinity 204 123, sched_getparam 143 121,
+    sched_getscheduler 145 120, setsid 112 157, landlock_restrict_self 446 446, chmod 90 -,
+    fchmod 91 52, fchmodat 268 53, fchmodat2 452 452, utime 132 -, utimes 235 -, futimesat 261 -,
+    utimensat 280 88
 """
 # Allowed with some arguments; see _checks.
 CHECKED = """
     open 2 -, openat 257 56, fcntl 72 25, ioctl 16 29, prctl 157 167, prlimit64 302 261,
-    kill 62 129, tgkill 234 131, clone 56 220, socketpair 53 199, sendto 44 206, getpgid 121 155,
-    getsid 124 156, sched_getaffinity 204 123, sched_getparam 143 121,
-    sched_getscheduler 145 120, getpriority 140 141, clock_gettime 228 113, clock_getres 229 114,
-    clock_nanosleep 230 115, timer_create 222 107
+    clone 56 220, socketpair 53 199, sendto 44 206, getpriority 140 141, clock_gettime 228 113,
+    clock_getres 229 114, clock_nanosleep 230 115, timer_create 222 107
 """
-# Does nothing and reports success: mode and times of files. They are not Landlock's to guard, and
-# shutil and zipfile call them on every copy.
+# What the helper may and a program may not, or with some arguments only; see _own_checks.
+OWN = """
+    kill 62 129, tgkill 234 131, clone 56 220, prctl 157 167, getpgid 121 155, getsid 124 156,
+    sched_getaffinity 204 123, sched_getparam 143 121, sched_getscheduler 145 120,
+    setsid 112 157, landlock_restrict_self 446 446
+"""
+# Does nothing in a program, and reports success: mode and times of files. Landlock does not guard
+# them, and shutil and zipfile set them on every copy.
 IGNORED = """
     chmod 90 -, fchmod 91 52, fchmodat 268 53, fchmodat2 452 452, utime 132 -, utimes 235 -,
     futimesat 261 -, utimensat 280 88
@@ -74,15 +82,14 @@ REFUSED = """
     pidfd_open 434 434, pidfd_send_signal 424 424, pidfd_getfd 438 438, ptrace 101 117,
     process_vm_readv 310 270, process_vm_writev 311 271, chown 92 -, fchown 93 55, lchown 94 -,
     fchownat 260 54, truncate 76 45, mount 165 40, umount2 166 39, unshare 272 97, setns 308 268,
-    chroot 161 51, pivot_root 155 41, mknod 133 -, mknodat 259 33, setsid 112 157,
-    setpgid 109 154, setuid 105 146, setgid 106 144, setpriority 141 140,
-    sched_setaffinity 203 122, sched_setscheduler 144 119, sched_setparam 142 118,
-    sched_setattr 314 274, ioprio_set 251 30, memfd_create 319 279, memfd_secret 447 447,
-    shmget 29 194, semget 64 190, msgget 68 186, mq_open 240 180, bpf 321 280,
-    perf_event_open 298 241, userfaultfd 323 282, io_uring_setup 425 425, keyctl 250 219,
-    add_key 248 217, request_key 249 218, inotify_init 253 -, inotify_init1 294 26,
-    fanotify_init 300 262, mlock 149 228, mlockall 151 230, seccomp 317 277, sync 162 81,
-    personality 135 92, get_robust_list 274 100
+    chroot 161 51, pivot_root 155 41, mknod 133 -, mknodat 259 33, setpgid 109 154,
+    setuid 105 146, setgid 106 144, setpriority 141 140, sched_setaffinity 203 122,
+    sched_setscheduler 144 119, sched_setparam 142 118, sched_setattr 314 274, ioprio_set 251 30,
+    memfd_create 319 279, memfd_secret 447 447, shmget 29 194, semget 64 190, msgget 68 186,
+    mq_open 240 180, bpf 321 280, perf_event_open 298 241, userfaultfd 323 282,
+    io_uring_setup 425 425, keyctl 250 219, add_key 248 217, request_key 249 218,
+    inotify_init 253 -, inotify_init1 294 26, fanotify_init 300 262, mlock 149 228,
+    mlockall 151 230, seccomp 317 277, sync 162 81, personality 135 92, get_robust_list 274 100
 """
 
 # Instructions of classic BPF.
@@ -95,6 +102,7 @@ O_ACCMODE, O_TRUNC = 0o3, 0o1000
 FCNTL = (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1032)  # no owners of signals, no leases
 IOCTL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # is it a terminal; FIONREAD, -BIO, -CLEX
 PRCTL = (3, 15, 16, 21, 23, 39, 0x53564D41)  # GET_*, names of threads and of memory
+HELPER_PRCTL = (1, 22)  # SET_PDEATHSIG, SET_SECCOMP
 
 PR_SET_SECCOMP, MODE_FILTER = 22, 2
 
@@ -103,8 +111,11 @@ class _Program(ctypes.Structure):  # struct sock_fprog
     _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
 
 
-class Filter:
-    """The filter of this machine; `install` is irreversible and holds for the calling process.
+class Filters:
+    """The two filters of this machine; installing one is irreversible.
+
+    The large one is installed once, by the helper, and inherited: preparing it takes the kernel a
+    millisecond. Each program adds the small one, which takes what only the helper needs.
 
     Raises:
       OSError: there is no table for this kind of machine.
@@ -114,44 +125,61 @@ class Filter:
         machine = platform.machine()
         if machine not in AUDIT_ARCH:
             raise OSError(f"no table of system calls for {machine}")
-        code = [
-            (LOAD, 0, 0, ARCHITECTURE_AT),
-            (JUMP_IF_EQUAL, 1, 0, AUDIT_ARCH[machine]),
-            (RETURN, 0, 0, KILL),
-            (LOAD, 0, 0, NUMBER_AT),
-        ]
         checks = _checks()
-        for table, action in (
-            (PLAIN, ALLOW),
-            (CHECKED, None),
-            (IGNORED, ERROR),
-            (UNSUPPORTED, ERROR | errno.ENOTSUP),
-            (REFUSED, ERROR | errno.EPERM),
-        ):
-            for name, number in _numbers(table, machine):
-                block = checks[name] if action is None else [(RETURN, 0, 0, action)]
-                code += [(JUMP_IF_EQUAL, 0, len(block), number), *block]
-        code.append((RETURN, 0, 0, ERROR | errno.ENOSYS))
-        self._length = len(code)
-        self._own = [8 * i + 4 for i, (*_, value) in enumerate(code) if value is OWN_PROCESS]
-        self._code = b"".join(
-            struct.pack("=HBBI", kind, yes, no, 0 if value is OWN_PROCESS else value)
-            for kind, yes, no, value in code
-        )
+        rules = {
+            **{number: [(RETURN, 0, 0, ALLOW)] for _, number in _numbers(ALLOWED, machine)},
+            **{number: checks[name] for name, number in _numbers(CHECKED, machine)},
+            **{number: [_error(errno.ENOTSUP)] for _, number in _numbers(UNSUPPORTED, machine)},
+            **{number: [_error(errno.EPERM)] for _, number in _numbers(REFUSED, machine)},
+        }
+        self._common = _assemble(rules, _error(errno.ENOSYS), machine)
+        checks = _own_checks()
+        rules = {
+            **{number: checks[name] for name, number in _numbers(OWN, machine)},
+            **{number: [_error(0)] for _, number in _numbers(IGNORED, machine)},
+        }
+        self._own = _assemble(rules, (RETURN, 0, 0, ALLOW), machine)
 
-    def install(self, process, prctl):
-        """Restricts the calling process, whose number is `process`; it has no_new_privs set.
+    def install_common(self, prctl):
+        """For the helper. prctl: of the C library; no_new_privs is set."""
+        _install(self._common, 0, prctl)
 
-        prctl: of the C library.
-        """
-        code = bytearray(self._code)
-        for offset in self._own:
-            struct.pack_into("=I", code, offset, process)
-        buffer = (ctypes.c_char * len(code)).from_buffer(code)
-        program = _Program(self._length, ctypes.addressof(buffer))
-        arguments = (PR_SET_SECCOMP, MODE_FILTER, ctypes.addressof(program), 0, 0)
-        if prctl(*map(ctypes.c_ulong, arguments)):
-            raise OSError(ctypes.get_errno(), "the kernel refused the seccomp filter")
+    def install_own(self, process, prctl):
+        """For the program that is the calling process, whose number is `process`."""
+        _install(self._own, process, prctl)
+
+
+def _error(number):
+    return (RETURN, 0, 0, ERROR | number)
+
+
+def _assemble(rules, otherwise, machine):
+    """(instructions, offsets of the process number) of {number of a call: instructions}."""
+    code = [
+        (LOAD, 0, 0, ARCHITECTURE_AT),
+        (JUMP_IF_EQUAL, 1, 0, AUDIT_ARCH[machine]),
+        (RETURN, 0, 0, KILL),
+        (LOAD, 0, 0, NUMBER_AT),
+    ]
+    for number, block in rules.items():
+        code += [(JUMP_IF_EQUAL, 0, len(block), number), *block]
+    code.append(otherwise)
+    offsets = [8 * i + 4 for i, (*_, value) in enumerate(code) if value is OWN_PROCESS]
+    return b"".join(
+        struct.pack("=HBBI", kind, yes, no, 0 if value is OWN_PROCESS else value)
+        for kind, yes, no, value in code
+    ), offsets
+
+
+def _install(assembled, process, prctl):
+    code, offsets = bytearray(assembled[0]), assembled[1]
+    for offset in offsets:
+        struct.pack_into("=I", code, offset, process)
+    buffer = (ctypes.c_char * len(code)).from_buffer(code)
+    program = _Program(len(code) // 8, ctypes.addressof(buffer))
+    arguments = (PR_SET_SECCOMP, MODE_FILTER, ctypes.addressof(program), 0, 0)
+    if prctl(*map(ctypes.c_ulong, arguments)):
+        raise OSError(ctypes.get_errno(), "the kernel refused the seccomp filter")
 
 
 OWN_PROCESS = object()  # replaced by the number of the process when the filter is installed
@@ -166,42 +194,52 @@ def _numbers(table, machine):
 
 def _checks():
     """{name of a call: instructions that look at its arguments and return}."""
-    # Numbers of others would tell whether they exist; so would the CPU clocks made of them.
-    own = _only(0, (0, OWN_PROCESS))
+    # The numbers of CPU clocks of other processes would tell whether they exist.
     named_clock = _unless(0, 1 << 31, (1 << 31,))
+    # Opening for neither reading nor writing truncates without Landlock's old versions asking.
+    truncating = (O_TRUNC, O_TRUNC | O_ACCMODE, O_ACCMODE)
     return {
-        **dict.fromkeys(("getpgid", "getsid", "prlimit64"), own),
-        **dict.fromkeys(("sched_getaffinity", "sched_getparam", "sched_getscheduler"), own),
+        "open": _unless(1, O_ACCMODE | O_TRUNC, truncating),
+        "openat": _unless(2, O_ACCMODE | O_TRUNC, truncating),
+        "fcntl": _only(1, FCNTL),
+        "ioctl": _only(1, IOCTL),
+        "prctl": _only(0, (*PRCTL, *HELPER_PRCTL)),
+        "prlimit64": _only(0, (0,)),
         "getpriority": _only(1, (0,)),
         **dict.fromkeys(("clock_gettime", "clock_getres", "clock_nanosleep"), named_clock),
         "timer_create": named_clock,
-        # Opening for neither reading nor writing truncates without Landlock's old versions asking.
-        "open": _unless(1, O_ACCMODE | O_TRUNC, (O_TRUNC, O_TRUNC | O_ACCMODE, O_ACCMODE)),
-        "openat": _unless(2, O_ACCMODE | O_TRUNC, (O_TRUNC, O_TRUNC | O_ACCMODE, O_ACCMODE)),
-        "fcntl": _only(1, FCNTL),
-        "ioctl": _only(1, IOCTL),
-        "prctl": _only(0, PRCTL),
-        "kill": _only(0, (OWN_PROCESS,)),
-        "tgkill": _only(0, (OWN_PROCESS,)),
-        # Threads, not processes.
-        "clone": [
-            *_argument(0, CLONE_VM | CLONE_THREAD | CLONE_NEW),
-            *_choice((CLONE_VM | CLONE_THREAD,), ALLOW, ERROR | errno.EPERM),
-        ],
+        "clone": [*_argument(0, CLONE_NEW), *_choice((0,), ALLOW, ERROR | errno.EPERM)],
         # A pair of streams, as asyncio makes: datagrams could be sent to any socket by its path.
         "socketpair": [
             *_argument(0),
             (JUMP_IF_EQUAL, 1, 0, socket.AF_UNIX),
-            (RETURN, 0, 0, ERROR | errno.EPERM),
+            _error(errno.EPERM),
             *_argument(1, 0xF),
             *_choice((socket.SOCK_STREAM,), ALLOW, ERROR | errno.EPERM),
         ],
         "sendto": [  # no address
             (LOAD, 0, 0, ARGUMENTS_AT + 8 * 4 + 4),
             (JUMP_IF_EQUAL, 1, 0, 0),
-            (RETURN, 0, 0, ERROR | errno.EPERM),
+            _error(errno.EPERM),
             *_only(4, (0,)),
         ],
+    }
+
+
+def _own_checks():
+    """As `_checks`, for the calls of OWN."""
+    own = _only(0, (0, OWN_PROCESS))
+    return {
+        **dict.fromkeys(("kill", "tgkill"), _only(0, (OWN_PROCESS,))),
+        **dict.fromkeys(("getpgid", "getsid"), own),
+        **dict.fromkeys(("sched_getaffinity", "sched_getparam", "sched_getscheduler"), own),
+        "prctl": _only(0, PRCTL),
+        # Threads, not processes.
+        "clone": [
+            *_argument(0, CLONE_VM | CLONE_THREAD),
+            *_choice((CLONE_VM | CLONE_THREAD,), ALLOW, ERROR | errno.EPERM),
+        ],
+        **dict.fromkeys(("setsid", "landlock_restrict_self"), [_error(errno.EPERM)]),
     }
 
 
