@@ -16,7 +16,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import weakref
@@ -126,14 +125,15 @@ class _Helper:
         ]
         settings = {"without": without, "packages": packages}
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._errors = errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the helper
+        self._errors = os.memfd_create("errors", os.MFD_CLOEXEC)
+        weakref.finalize(self, os.close, self._errors)
         with theirs:
             arguments = [str(ROOT), str(theirs.fileno()), json.dumps(settings)]
             self.process = subprocess.Popen(
                 [sys.executable, *FLAGS, "-c", START, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=errors,
+                stderr=self._errors,
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
                 cwd="/",
@@ -161,7 +161,7 @@ class _Helper:
 
     def last_words(self):
         """The end of what the helper wrote to its standard error, "" if nothing."""
-        text = os.pread(self._errors.fileno(), 1 << 16, 0).decode("utf-8", "replace")
+        text = os.pread(self._errors, 1 << 16, 0).decode("utf-8", "replace")
         return text.strip()[-1000:]
 
     def run(self, source, *, seconds, max_output_bytes, memory_bytes):

@@ -335,13 +335,13 @@ def _is_too_large(folder):
                 for entry in entries:
                     files += 1
                     size += entry.stat(follow_symlinks=False).st_blocks * 512
+                    if size > FOLDER_BYTES or files > FOLDER_FILES:
+                        return True
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(entry.path)
         except (FileNotFoundError, PermissionError):
             continue  # it has just gone; nothing can lie in a folder that its owner cannot enter
         except OSError:  # a path that is too long
-            return True
-        if size > FOLDER_BYTES or files > FOLDER_FILES:
             return True
     return False
 
