@@ -35,9 +35,14 @@ def make(
             f"seconds={seconds}, max_output_bytes={max_output_bytes} and "
             f"memory_bytes={memory_bytes} must be positive."
         )
+    selftest.check_level(level)
     box = client.Sandbox()
     facts = selftest.examine(box)
-    selftest.require(level, facts)
+    try:
+        selftest.require(level, facts)
+    except ValueError:
+        box.close()
+        raise
 
     def run_tool(*, code: str) -> str:
         return run(

@@ -23,7 +23,9 @@ import weakref
 from tools.sandbox import helper, program
 
 FLAGS = ("-s", "-S", "-P", "-B", "-u", "-X", "utf8")  # -S: no site module; -u: output before a kill
-START = "import sys; sys.path.insert(0, sys.argv[1]); from tools.sandbox import helper; helper.main()"
+START = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from tools.sandbox import helper; helper.main()"
+)
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 START_SECONDS = 60.0
 END_SECONDS = 5.0  # from the order to kill a program to its end
@@ -120,9 +122,7 @@ class _Helper:
     """One helper process."""
 
     def __init__(self, without):
-        packages = [
-            path for path in sys.path if path.endswith(("site-packages", "dist-packages"))
-        ]
+        packages = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
         settings = {"without": without, "packages": packages}
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._errors = os.memfd_create("errors", os.MFD_CLOEXEC)
@@ -141,9 +141,7 @@ class _Helper:
             )
             theirs.close()
             folders = []  # of programs, on disk
-            self.close = weakref.finalize(
-                self, _stop, self.process, self._control, folders
-            )
+            self.close = weakref.finalize(self, _stop, self.process, self._control, folders)
             self._control.settimeout(START_SECONDS)
             try:
                 ready = self._control.recv(65536)
@@ -282,4 +280,3 @@ class _Output:
         decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         text = decode(bytes(self._kept), is_whole)  # half a character at the cut is dropped
         return text.rstrip() if is_whole else text + TRUNCATED
-

@@ -132,10 +132,14 @@ def _own_namespace(name):
     return os.stat(f"/proc/self/ns/{name}").st_ino
 
 
-def require(level, facts):
-    """ValueError that names the missing layers if `facts` are below a level."""
+def check_level(level):
     if level not in LEVELS:
         raise ValueError(f"tools.sandbox={level!r} is unknown; valid: {', '.join(LEVELS)}.")
+
+
+def require(level, facts):
+    """ValueError that names the missing layers if `facts` are below a level."""
+    check_level(level)
     if facts["level"] != "none" and LEVELS.index(facts["level"]) >= LEVELS.index(level):
         return
     needed = LEVELS[: LEVELS.index(level) + 1]
