@@ -22,7 +22,7 @@ import weakref
 
 from tools.sandbox import helper, program
 
-FLAGS = ("-s", "-S", "-P", "-B", "-u", "-X", "utf8")  # -S: no site module; -u: output before a kill
+FLAGS = ("-s", "-S", "-P", "-B", "-u", "-X", "utf8")  # -u: output before a kill
 START = (
     "import sys; sys.path.insert(0, sys.argv[1]); from tools.sandbox import helper; helper.main()"
 )
@@ -240,7 +240,9 @@ def _stop(process, control, folders):
 
 def _environment():
     threads = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    libraries = os.environ.get("LD_LIBRARY_PATH")  # the interpreter may need it to start
     return {
+        **({"LD_LIBRARY_PATH": libraries} if libraries else {}),
         "PATH": "/usr/bin:/bin",
         "LANG": "C.UTF-8",
         "TZ": "UTC",

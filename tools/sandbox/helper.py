@@ -27,10 +27,10 @@ FOLDER_BYTES, FOLDER_FILES = 64 * 2**20, 2048  # in all, of one program
 FILE_BYTES = 16 * 2**20
 OPEN_FILES = 64
 PACKAGES = ("numpy", "numpy.random", "numpy.linalg", "numpy.fft", "sympy", "mpmath")
-MODULES = """array ast asyncio base64 bisect calendar cmath collections concurrent.futures contextlib
-    copy csv dataclasses datetime decimal enum fractions functools hashlib heapq io itertools json
-    math numbers operator pathlib pickle pprint queue random re statistics string struct tempfile
-    textwrap threading time traceback types typing unicodedata uuid warnings""".split()
+MODULES = """array ast asyncio base64 bisect calendar cmath collections concurrent.futures
+    contextlib copy csv dataclasses datetime decimal enum fractions functools hashlib heapq io
+    itertools json math numbers operator pathlib pickle pprint queue random re statistics string
+    struct tempfile textwrap threading time traceback types typing unicodedata uuid warnings"""
 SYSTEM = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib", "/lib64", "/nix/store")
 SYSTEM += ("/usr/share/zoneinfo", "/etc/ld.so.cache", "/dev/urandom", "/dev/random", "/dev/zero")
 MEMORY_FOLDERS = ("/dev/shm", "/tmp", "/mnt")  # one is covered by files in memory
@@ -54,7 +54,7 @@ def main():
         else:
             layers.enter_namespaces()
             _continue_in_fork(connection)
-    for name in (*MODULES, *PACKAGES):
+    for name in (*MODULES.split(), *PACKAGES):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     _use_sympy_once()

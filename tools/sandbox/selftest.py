@@ -32,15 +32,15 @@ GUARDS = {  # what a program can do without the layer
 }
 VERIFIED = "verified"
 SECONDS, MEMORY_BYTES, OUTPUT_BYTES = 20.0, 128 * 2**20, 1000
-VARIABLES = """PATH LANG TZ HOME TMPDIR LC_CTYPE PYTHONHASHSEED MALLOC_ARENA_MAX
-    OPENBLAS_NUM_THREADS OMP_NUM_THREADS MKL_NUM_THREADS""".split()
+VARIABLES = """PATH LD_LIBRARY_PATH LANG TZ HOME TMPDIR LC_CTYPE PYTHONHASHSEED MALLOC_ARENA_MAX
+    OPENBLAS_NUM_THREADS OMP_NUM_THREADS MKL_NUM_THREADS"""
 
 # Programs that end with status 0 if the layer of this name refuses what it must refuse.
 PROBES = {
     "process": f"""
 import os, sys
 assert os.getsid(0) == os.getpid() == os.getpgid(0), "no session of its own"
-assert set(os.environ) <= set({VARIABLES}), "a foreign environment"
+assert set(os.environ) <= set({VARIABLES!r}.split()), "a foreign environment"
 assert sys.stdin.read() == "", "an input"
 assert os.listdir() == [], "a folder with files"
 open("a", "w").close()
