@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from experiments import benchmark
-from experiments.benchmarks import loads, update
+from experiments.benchmarks import loads, sandbox, update
 from experiments.benchmarks.peers import link
 from models import qwen2
 
@@ -38,6 +38,13 @@ def test_unknown_names_in_a_flag_are_refused():
     with pytest.raises(update.command.ConfigError, match="--models holds 2b; valid: nano"):
         update.known("models", ["nano", "2b"], loads.SIZES)
     assert update.known("models", ["nano"], loads.SIZES) == ["nano"]
+
+
+def test_the_sandbox_is_measured_against_a_fresh_interpreter(monkeypatch):
+    monkeypatch.setattr(sandbox, "TURNS", 1)
+    found = sandbox.measure(rounds=1, programs=8)
+    assert found["print/ratio"] > 0 and found["threads8/sandbox/per_second"] > 0
+    assert found["numpy/fresh/p50"] > 0 and found["level"] in ("standard", "strict")
 
 
 # ---- loads -------------------------------------------------------------------------------------

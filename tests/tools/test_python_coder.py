@@ -65,7 +65,8 @@ def test_make_refuses_what_cannot_be():
 
 
 def test_make_refuses_a_machine_below_the_level(monkeypatch):
-    monkeypatch.setattr(python_coder.client, "Sandbox", lambda: sandboxes.without("landlock"))
+    box = sandboxes.without("landlock")
+    monkeypatch.setattr(python_coder.client, "Sandbox", lambda: box)
     with pytest.raises(ValueError, match=r"landlock \(missing.*--config.tools.sandbox=minimal"):
         python_coder.make()
     assert python_coder.make(level="minimal").facts["level"] == "minimal"
