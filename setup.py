@@ -20,6 +20,7 @@ PACKAGES = [
     "models",
     "models.engine",
     "tools",
+    "tools.sandbox",
 ]
 
 PACKAGE_DATA = {

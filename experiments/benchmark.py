@@ -6,9 +6,9 @@ python -m experiments.benchmark update --help
 import sys
 
 from experiments import command, exits
-from experiments.benchmarks import engine, loading, update
+from experiments.benchmarks import engine, loading, sandbox, update
 
-BENCHMARKS = {"engine": engine, "loading": loading, "update": update}
+BENCHMARKS = {"engine": engine, "loading": loading, "sandbox": sandbox, "update": update}
 
 
 def main(arguments):

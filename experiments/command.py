@@ -74,10 +74,10 @@ def check_config(config, workdir):
             )
 
 
-def write_config(config, workdir):
-    """Writes workdir/config.json: the resolved config and its hash."""
+def write_config(config, workdir, **facts):
+    """Writes workdir/config.json: the resolved config, its hash, and facts of the machine."""
     values, path = _values(config), workdir / "config.json"
-    text = json.dumps({"hash": hash_of(values), "config": values}, indent=2)
+    text = json.dumps({"hash": hash_of(values), "config": values, **facts}, indent=2)
     files.replace_text(path, text + "\n")
 
 

@@ -109,6 +109,7 @@ FACTS = (
     ("KL weight", "loss.kl_coef"),
     ("learning rate", "optim.lr"),
     ("seed", "seed"),
+    ("sandbox", "sandbox.level"),
 )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+from absl import logging
 
 from agents import prompts
 from experiments import backends, command
@@ -19,6 +20,7 @@ from models import attention, folders, huggingface, lora, qwen2, sharding, token
 from models.engine.engine import Engine
 from models.engine.replicas import Replicas
 from tools import toolbox
+from tools.sandbox import selftest
 
 ROOT = pathlib.Path(__file__).parent.parent  # relative paths of configs start here
 WEIGHT_SETS = 2  # of the engine: policy and frozen
@@ -183,6 +185,7 @@ def build(config):
         sizes = config.mesh
         mesh = sharding.make_mesh(data=sizes.data, fsdp=sizes.fsdp, tensor=sizes.tensor)
     use_compile_cache(config, mesh)
+    tools = make_tools(config)
     params, frozen, shardings, assemble = load_weights(config, folder, mesh)
     text = tokenizer.Tokenizer.load(folder)
     if not text.eos_ids:
@@ -193,11 +196,6 @@ def build(config):
     with command.checking_config():
         serving = sharding.serving_meshes(
             tensor=config.engine.tensor, replicas=config.engine.replicas
-        )
-        tools = toolbox.build(
-            config.tools.names,
-            top_k=config.tools.search_results,
-            python_seconds=config.tools.python_seconds,
         )
     pool = concurrent.futures.ThreadPoolExecutor(config.tools.workers, "tool")
     run = Session(
@@ -225,6 +223,26 @@ def build(config):
         run.start(make_engine)
     run.scorer = make_scorer(config, answering, engine=run.engine, text=text)
     return run
+
+
+def make_tools(config):
+    """name -> tool; refuses a machine on which programs are not held as the config asks."""
+    with command.checking_config():
+        tools = toolbox.build(
+            config.tools.names,
+            top_k=config.tools.search_results,
+            python_sandbox=config.tools.sandbox,
+            python_seconds=config.tools.python_seconds,
+        )
+    if facts := sandbox_facts(tools):
+        for line in selftest.describe(facts):
+            logging.info("%s", line)
+    return tools
+
+
+def sandbox_facts(tools):
+    """What holds for programs that the model writes, see `selftest.examine`; {} if none run."""
+    return dict(tools["python_coder"].facts) if "python_coder" in tools else {}
 
 
 def make_scorer(config, answering, *, engine=None, text=None):

@@ -72,7 +72,7 @@ def train(config, workdir, *, force=False):
     with command.checking_config():
         batching.check_buckets(**shapes)
     if writes:
-        command.write_config(config, workdir)
+        command.write_config(config, workdir, sandbox=session.sandbox_facts(run.tools))
     command.check_shared(workdir)
     optimizer, step_program = session.make_update(
         config,
@@ -153,7 +153,8 @@ def train(config, workdir, *, force=False):
         return values
 
     def save(step, state, cursor):
-        checkpoints.save(step, state, {"data": cursor, "reference": reference})
+        facts = {"reference": reference, "sandbox": session.sandbox_facts(run.tools)}
+        checkpoints.save(step, state, {"data": cursor, **facts})
 
     last = (first_step - 1, state, batches.get_state())
     try:

@@ -54,6 +54,7 @@ class Tool:
     demo: one command that works, for the model.
     run: keyword arguments only; returns text or an Ask, raises ToolError. Safe in many threads.
     seconds: deadline of one call.
+    facts: JSON-able; what a run's records state of what the tool found on the machine.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Tool:
     demo: str
     run: Callable[..., str | Ask]
     seconds: float
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def call(tool: Tool, arguments: Mapping[str, Any]) -> str | Ask:

@@ -15,6 +15,7 @@ def build(
     top_k: int = 1,
     max_characters: int = 2000,
     search_seconds: float = 5.0,
+    python_sandbox: str = "standard",
     python_seconds: float = 5.0,
     python_output_bytes: int = 4096,
     python_memory_bytes: int = 512 * 2**20,
@@ -26,14 +27,15 @@ def build(
       names: tool names out of NAMES, each once.
       articles: what knowledge_search searches; the embedded knowledge base if None.
       top_k, max_characters, search_seconds: see knowledge_search.make.
-      python_seconds, python_output_bytes, python_memory_bytes: see python_coder.make.
+      python_sandbox: the level that has to hold; see python_coder.make, as for these:
+      python_seconds, python_output_bytes, python_memory_bytes.
       generator_seconds: see base_generator.make.
 
     Returns:
       name -> tool, in the order of `names`.
 
     Raises:
-      ValueError: a name is unknown or given twice.
+      ValueError: a name is unknown or given twice, or the sandbox is below the level.
     """
     makers = {
         "base_generator": lambda: base_generator.make(seconds=generator_seconds),
@@ -44,6 +46,7 @@ def build(
             seconds=search_seconds,
         ),
         "python_coder": lambda: python_coder.make(
+            level=python_sandbox,
             seconds=python_seconds,
             max_output_bytes=python_output_bytes,
             memory_bytes=python_memory_bytes,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import benchmark
-from experiments.benchmarks import engine, loads, traffic, update
+from experiments.benchmarks import engine, loads, sandbox, traffic, update
 from experiments.benchmarks.peers import drive, link
 from models import qwen2
 
@@ -34,13 +34,20 @@ def test_an_unknown_benchmark_is_refused_with_the_valid_names(arguments, capsys)
     with pytest.raises(SystemExit) as stop:
         benchmark.main(arguments)
     assert stop.value.code == 2
-    assert "valid: engine, loading, update" in capsys.readouterr().err
+    assert "valid: engine, loading, sandbox, update" in capsys.readouterr().err
 
 
 def test_unknown_names_in_a_flag_are_refused():
     with pytest.raises(update.command.ConfigError, match="--models holds 2b; valid: nano"):
         update.known("models", ["nano", "2b"], loads.SIZES)
     assert update.known("models", ["nano"], loads.SIZES) == ["nano"]
+
+
+def test_the_sandbox_is_measured_against_a_fresh_interpreter(monkeypatch):
+    monkeypatch.setattr(sandbox, "TURNS", 1)
+    found = sandbox.measure(rounds=1, programs=8)
+    assert found["print/ratio"] > 0 and found["threads8/sandbox/per_second"] > 0
+    assert found["numpy/fresh/p50"] > 0 and found["level"] in ("standard", "strict")
 
 
 # ---- loads -------------------------------------------------------------------------------------

@@ -119,7 +119,8 @@ def test_a_run_leaves_everything_the_design_names(finished):
     assert max(line["policy/logprob_gap_max"] for line in found[1:]) <= 1e-4
     assert {"eval/success", "eval/correct", "eval/total"} <= set(found[0]) & set(found[2])
     assert (finished / "report.html").stat().st_size > 10_000
-    assert json.loads((finished / "config.json").read_text())["config"]["steps"] == 2
+    written = json.loads((finished / "config.json").read_text())
+    assert written["config"]["steps"] == 2 and written["sandbox"] == {}
     trajectories = stable(finished / "trajectories" / "step_000001.jsonl")
     assert len(trajectories) == 8
     assert {"question_id", "rollout", "gold", "turns", "answer", "reward", "advantage"} <= set(
@@ -256,6 +257,11 @@ BAD_INPUT = [
     (["--config.rollout.max_response_tokens=64"], 2, "need 288"),
     (["--config.mesh.fsdp=3"], 2, "device"),
     (["--nope"], 2, "nope"),
+    (
+        ["--config.tools.names=('python_coder',)", "--config.tools.sandbox=high"],
+        2,
+        "valid: minimal, standard, strict",
+    ),
     (["--config.model.path=/nowhere"], 1, "/nowhere"),
 ]
 # One process imports for all: each command is a copy of it, which has touched no device yet.

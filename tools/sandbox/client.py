@@ -1,0 +1,284 @@
+"""Runs programs through the helper process; what the tools call.
+
+This process never forks: the helper is started with a fresh interpreter, and forks the programs.
+"""
+
+import codecs
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import weakref
+
+from tools.sandbox import helper, program
+
+FLAGS = ("-s", "-S", "-P", "-B", "-u", "-X", "utf8")  # -u: output before a kill
+START = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from tools.sandbox import helper; helper.main()"
+)
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+START_SECONDS = 60.0
+END_SECONDS = 5.0  # from the order to kill a program to its end
+MAX_READ_BYTES = 16 * 2**20  # a program that writes more is killed
+TRUNCATED = "\n[output truncated]"
+
+
+class HelperDied(Exception):
+    """The helper ended, or does not answer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a program ended.
+
+    status: exit status, or minus the number of the signal that killed it; told by the kernel.
+    output: what it wrote, at most the bytes asked for.
+    explanation: its traceback or last words, as it says.
+    stopped: the limit for which it was killed: "time", "output", "disk", or "".
+    """
+
+    status: int
+    output: str
+    explanation: str
+    stopped: str
+
+
+class Sandbox:
+    """A helper that is started again if it dies; `run` is safe in many threads.
+
+    without: layers to leave out, of `selftest.LAYERS`; for tests.
+    facts: what the helper says of itself; see `helper.main`.
+    """
+
+    def __init__(self, *, without=()):
+        self._without = tuple(without)
+        self._places = threading.BoundedSemaphore(helper.PROGRAMS)
+        self._lock = threading.Lock()
+        self._helper = _Helper(self._without)
+
+    @property
+    def facts(self):
+        return self._helper.facts
+
+    @property
+    def process(self):
+        """Process number of the helper."""
+        return self._helper.process.pid
+
+    def run(self, code, *, seconds, max_output_bytes, memory_bytes):
+        """Runs one program.
+
+        Args:
+          code: the source text.
+          seconds: wall time.
+          max_output_bytes: the first bytes of the output that are kept.
+          memory_bytes: address space beyond what the helper has mapped.
+
+        Returns:
+          Result.
+
+        Raises:
+          UnicodeEncodeError: the code is no text.
+          RuntimeError: the helper died twice.
+        """
+        source = code.encode("utf-8")
+        with self._places:
+            for is_last in (False, True):
+                with self._lock:
+                    used = self._helper
+                try:
+                    return used.run(
+                        source,
+                        seconds=seconds,
+                        max_output_bytes=max_output_bytes,
+                        memory_bytes=memory_bytes,
+                    )
+                except HelperDied as error:
+                    with self._lock:
+                        if self._helper is used:
+                            used.close()
+                            self._helper = _Helper(self._without)
+                    if is_last:
+                        raise RuntimeError(
+                            f"The process that runs programs died twice: {error}. "
+                            f"{used.last_words()}"
+                        ) from error
+
+    def close(self):
+        self._helper.close()
+
+
+class _Helper:
+    """One helper process."""
+
+    def __init__(self, without):
+        packages = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+        settings = {"without": without, "packages": packages}
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._errors = os.memfd_create("errors", os.MFD_CLOEXEC)
+        weakref.finalize(self, os.close, self._errors)
+        with theirs:
+            arguments = [str(ROOT), str(theirs.fileno()), json.dumps(settings)]
+            self.process = subprocess.Popen(
+                [sys.executable, *FLAGS, "-c", START, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._errors,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+                cwd="/",
+                env=_environment(),
+            )
+            theirs.close()
+            folders = []  # of programs, on disk
+            self.close = weakref.finalize(self, _stop, self.process, self._control, folders)
+            self._control.settimeout(START_SECONDS)
+            try:
+                ready = self._control.recv(65536)
+            except TimeoutError:
+                ready = b""
+            if not ready:
+                self.close()
+                raise RuntimeError(
+                    f"The process that runs programs did not start; programs need Linux. "
+                    f"{self.last_words()}"
+                )
+        self._control.settimeout(None)
+        self.facts = json.loads(ready)
+        folders += filter(None, [self.facts["folder"]])
+
+    def last_words(self):
+        """The end of what the helper wrote to its standard error, "" if nothing."""
+        text = os.pread(self._errors, 1 << 16, 0).decode("utf-8", "replace")
+        return text.strip()[-1000:]
+
+    def run(self, source, *, seconds, max_output_bytes, memory_bytes):
+        """See `Sandbox.run`; raises HelperDied."""
+        request = {"memory_bytes": memory_bytes, "cpu_seconds": math.ceil(seconds) + 1}
+        with contextlib.ExitStack() as stack:
+            text = os.memfd_create("program", os.MFD_CLOEXEC)
+            stack.callback(os.close, text)
+            os.pwrite(text, source, 0)
+            output, output_start = os.pipe()
+            stack.callback(os.close, output)
+            call, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            stack.enter_context(call)
+            files = [text, output_start, theirs.fileno()]
+            try:
+                socket.send_fds(self._control, [json.dumps(request).encode()], files)
+            except OSError as error:
+                raise HelperDied(str(error)) from error
+            finally:
+                os.close(output_start)
+                theirs.close()
+            kept = _Output(output, max_output_bytes)
+            told, stopped = _follow(call, kept, deadline=time.monotonic() + seconds)
+            if "failed" in told:
+                raise RuntimeError(f"A program could not be restricted: {told['failed']}")
+            kept.drain()
+            said = os.pread(text, program.EXPLANATION_BYTES, len(source))
+        if told["status"] == -signal.SIGXCPU:
+            stopped = "time"
+        explanation = said.decode("utf-8", "replace")
+        return Result(told["status"], kept.text(), explanation, told["stopped"] or stopped)
+
+
+def _follow(call, output, *, deadline):
+    """Reads the output until the helper tells the end; returns (what it told, limit broken)."""
+    poll = select.poll()
+    for file in (output.file, call.fileno()):
+        poll.register(file, select.POLLIN)
+    stopped = ""
+    while True:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0 and not stopped:
+            stopped, deadline = "time", time.monotonic() + END_SECONDS
+            _order_kill(call)
+        elif remaining <= 0:
+            raise HelperDied(f"a program did not end within {END_SECONDS:g} s of its kill")
+        for file, _ in poll.poll(math.ceil(max(remaining, 0) * 1000)):
+            if file == call.fileno():
+                try:
+                    message = call.recv(4096)
+                except OSError as error:
+                    raise HelperDied(str(error)) from error
+                if not message:
+                    raise HelperDied("it ended while a program ran")
+                return json.loads(message), stopped
+            if output.read() == b"":
+                poll.unregister(file)
+            elif output.seen > MAX_READ_BYTES and not stopped:
+                stopped, deadline = "output", time.monotonic() + END_SECONDS
+                _order_kill(call)
+
+
+def _order_kill(call):
+    with contextlib.suppress(OSError):  # it ended: the status is on its way
+        call.shutdown(socket.SHUT_WR)  # a message, if not read, would undo what the helper sent
+
+
+def _stop(process, control, folders):
+    control.close()
+    try:
+        process.wait(timeout=END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for folder in folders:  # a helper that ended by itself has removed it
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _environment():
+    threads = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    libraries = os.environ.get("LD_LIBRARY_PATH")  # the interpreter may need it to start
+    return {
+        **({"LD_LIBRARY_PATH": libraries} if libraries else {}),
+        "PATH": "/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        "TZ": "UTC",
+        "PYTHONHASHSEED": "0",  # the order of a set is the same in every run
+        "MALLOC_ARENA_MAX": "2",  # an arena of each thread would count as 64 MiB of memory
+        **dict.fromkeys(threads, "1"),
+    }
+
+
+class _Output:
+    """The first bytes of what comes through a pipe."""
+
+    def __init__(self, file, max_bytes):
+        self.file, self.max_bytes = file, max_bytes
+        self.seen = 0  # bytes
+        self._kept = bytearray()
+        os.set_blocking(file, False)
+
+    def read(self):
+        """Takes and returns what is there, at most 64 KiB: b"" at the end, None if nothing yet."""
+        try:
+            chunk = os.read(self.file, 65536)
+        except BlockingIOError:
+            return None
+        self.seen += len(chunk)
+        self._kept += chunk[: max(0, self.max_bytes - len(self._kept))]
+        return chunk
+
+    def drain(self):
+        """Reads what the program left in the pipe; a pipe holds at most 1 MiB."""
+        for _ in range(16):
+            if not self.read():
+                return
+
+    def text(self):
+        is_whole = self.seen <= self.max_bytes
+        decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        text = decode(bytes(self._kept), is_whole)  # half a character at the cut is dropped
+        return text.rstrip() if is_whole else text + TRUNCATED
