@@ -372,6 +372,26 @@ def test_processor_time_is_bounded():
     assert (result.status, result.stopped) == (-signal.SIGXCPU, "time")
 
 
+@pytest.mark.parametrize(
+    "code, status",
+    [
+        ("import os\nos._exit = lambda _: None\n1 / 0", -9),
+        ("import os\nos._exit = os.kill = print\n1 / 0", 1),
+        ("import os\nos.closerange(0, 64)\n1 / 0", 1),
+        ("import sys\nsys.modules.clear()\n1 / 0", 1),
+        ("import gc\nfor x in gc.get_objects():\n    if type(x) is dict: x.clear()", None),
+        ("import ctypes\nfor i in range(9): ctypes.memset(id(i) - 4096, 7, 8192)", None),
+    ],
+)
+def test_a_program_that_breaks_its_own_process_breaks_nothing_else(code, status):
+    """Layer: process."""
+    box = sandboxes.without()
+    process, result = box.process, sandboxes.run(code, seconds=2.0)
+    assert result.status == status or status is None
+    assert sandboxes.run("print(1)").output == "1"
+    assert box.process == process
+
+
 FORGED = '{"status": 0, "stopped": ""}'
 
 

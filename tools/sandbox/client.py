@@ -122,6 +122,8 @@ class _Helper:
     """One helper process."""
 
     def __init__(self, without):
+        if sys.platform != "linux":
+            raise RuntimeError(f"Programs run on Linux only, not on {sys.platform}.")
         packages = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
         settings = {"without": without, "packages": packages}
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -218,7 +218,10 @@ class Server:
             call.send(json.dumps({"failed": repr(error)}).encode())
             os._exit(1)
         os.closerange(program.SOURCE + 1, 1 << 16)
-        program.run()
+        try:
+            program.run()
+        finally:  # it has broken what ends a process
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def _reap(self):
         """Takes note of every process that ended."""

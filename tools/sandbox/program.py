@@ -2,6 +2,7 @@
 
 import atexit
 import builtins
+import contextlib
 import gc
 import linecache
 import os
@@ -39,7 +40,8 @@ def run():
         except BaseException as error:  # noqa: BLE001 - the program's own, at its end
             status, explanation = status or 1, explanation or _explain(error)
     if explanation:
-        os.pwrite(SOURCE, _fitting(explanation), size)
+        with contextlib.suppress(OSError):  # the program closed it
+            os.pwrite(SOURCE, _fitting(explanation), size)
     os._exit(status)  # without taking apart what the helper imported, which costs more than a fork
 
 
