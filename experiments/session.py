@@ -181,11 +181,8 @@ def build(config):
         serving = sharding.serving_meshes(
             tensor=config.engine.tensor, replicas=config.engine.replicas
         )
-        tools = toolbox.build(
-            config.tools.names,
-            top_k=config.tools.search_results,
-            python_seconds=config.tools.python_seconds,
-        )
+        tools = make_tools(config.tools)
+        toolbox.probe(tools)
     pool = concurrent.futures.ThreadPoolExecutor(config.tools.workers, "tool")
     run = Session(
         mesh,
@@ -202,6 +199,29 @@ def build(config):
     with command.checking_config():
         run.start(functools.partial(Engine, **engine_settings(config, text)))
     return run
+
+
+def make_tools(settings):
+    """name -> Tool, of config.tools."""
+    here = lambda path: resolve(path) if path else ""
+    own = {
+        name: dict(settings[name])
+        for name in ("knowledge_search", "wikipedia_search", "google_search", "web_search")
+    }
+    for name in ("knowledge_search", "wikipedia_search"):
+        own[name]["index"] = here(own[name]["index"])
+    return toolbox.build(
+        settings.names,
+        top_k=settings.search_results,
+        python_seconds=settings.python_seconds,
+        knowledge=own["knowledge_search"],
+        wikipedia=own["wikipedia_search"],
+        google=own["google_search"],
+        web=own["web_search"],
+        mcp=settings.mcp,
+        record=here(settings.record),
+        replay=settings.replay,
+    )
 
 
 def engine_settings(config, text):

@@ -234,7 +234,8 @@ class Client:
                 self._limit.wait(until)
                 return self._followed(until, url, body, headers, types, cut, busy)
             except HttpError as error:
-                again = error.reason == "unreachable" or error.status in BUSY or error.pause
+                again = error.reason == "unreachable" or error.status in BUSY
+                again = again or error.pause is not None
                 harmless = idempotent or not error.sent or error.status == 429
                 pause = random.uniform(0.5, 1) * min(
                     FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE

@@ -54,6 +54,9 @@ class Tool:
     demo: one command that works, for the model.
     run: keyword arguments only; returns text or an Ask, raises ToolError. Safe in many threads.
     seconds: deadline of one call.
+    probe: raises what is wrong if the tool cannot be used, such as a service that does not answer;
+      None where nothing can be.
+    remote: whether its answers come from elsewhere and may change; `tools.recording` keeps those.
     """
 
     name: str
@@ -63,6 +66,8 @@ class Tool:
     demo: str
     run: Callable[..., str | Ask]
     seconds: float
+    probe: Callable[[], None] | None = None
+    remote: bool = False
 
 
 def call(tool: Tool, arguments: Mapping[str, Any]) -> str | Ask:
