@@ -6,9 +6,9 @@ python -m experiments.benchmark update --help
 import sys
 
 from experiments import command, exits
-from experiments.benchmarks import loading, update
+from experiments.benchmarks import loading, search, update
 
-BENCHMARKS = {"loading": loading, "update": update}
+BENCHMARKS = {"loading": loading, "search": search, "update": update}
 
 
 def main(arguments):
