@@ -1,11 +1,13 @@
 """Full-text search over documents: BM25 in SQLite FTS5, in memory or in a file."""
 
 import contextlib
+import functools
 import os
 import pathlib
 import queue
 import re
 import sqlite3
+import threading
 import unicodedata
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -16,6 +18,9 @@ TITLE_WEIGHT = 8.0  # a word of the title counts as much as eight in the text
 MAX_WORDS = 64  # words of a query that are searched
 MAX_TITLE_WORDS = 12  # a longer title is not looked for as a whole
 CONNECTIONS = 8  # to one file, and so threads that search it at once
+FREQUENT = 1_000  # documents that hold a word, from which on their number is kept
+MOST_MATCHES = 20_000  # documents that are ranked; of the query's words, the rarest ones count
+TOKENIZER = "tokenize = 'porter unicode61 remove_diacritics 2'"
 FORMAT = 1  # of the file, its user_version
 
 
@@ -29,7 +34,9 @@ class Index:
     """Documents in an order: first those whose whole title stands in the query, then by BM25.
 
     BM25 alone saturates: a rare word anywhere can outweigh the name that was asked for. Words are
-    stemmed; case and accents are ignored. Reads may come from any thread.
+    stemmed; case and accents are ignored. Words that stand in very many documents only count in a
+    query without rarer ones: ranking them all takes a second in a million documents. Reads may come
+    from any thread.
     """
 
     def __init__(self, connections: Iterable[sqlite3.Connection]):
@@ -41,6 +48,7 @@ class Index:
             self.documents, self._longest_title = connection.execute(
                 "SELECT documents, longest_title FROM facts"
             ).fetchone()
+            self._frequent = dict(connection.execute("SELECT stem, documents FROM frequent"))
 
     @classmethod
     def of(cls, documents: Iterable[tuple]) -> "Index":
@@ -93,7 +101,7 @@ class Index:
         query_words = words(query)
         if not query_words:
             raise ToolError(f"The query {query[:80]!r} has no word to search for.")
-        match = " OR ".join(f'"{word}"' for word in dict.fromkeys(query_words))
+        match = " OR ".join(f'"{word}"' for word in self._rarest(dict.fromkeys(query_words)))
         with self._connection() as connection:
             named = self._named(connection, query_words)[:top_k]
             ranked = connection.execute(
@@ -115,6 +123,19 @@ class Index:
         """Closes the connections, once nobody searches any more."""
         while not self._free.empty():
             self._free.get().close()
+
+    def _rarest(self, query_words):
+        """The rarest words, in the order of the query, as many as MOST_MATCHES allows."""
+        if not self._frequent:
+            return list(query_words)
+        holders = {word: self._frequent.get(_stem(word), 0) for word in query_words}
+        chosen, matches = set(), 0
+        for word in sorted(holders, key=holders.get):
+            matches += holders[word]
+            if chosen and matches > MOST_MATCHES:
+                break
+            chosen.add(word)
+        return [word for word in query_words if word in chosen]
 
     def _named(self, connection, query_words):
         """Rowids of the documents whose title is a run of the query, longest title first."""
@@ -171,8 +192,7 @@ def build(path: str | os.PathLike, documents: Iterable[tuple]) -> int:
 
 def _fill(connection, documents):
     connection.execute(
-        "CREATE VIRTUAL TABLE article USING fts5"
-        "(title, text, url UNINDEXED, tokenize = 'porter unicode61 remove_diacritics 2')"
+        f"CREATE VIRTUAL TABLE article USING fts5(title, text, url UNINDEXED, {TOKENIZER})"
     )
     connection.execute(
         "CREATE TABLE title (words TEXT, article INTEGER, PRIMARY KEY (words, article)) "
@@ -192,9 +212,34 @@ def _fill(connection, documents):
             connection.execute("INSERT INTO title VALUES (?, ?)", (" ".join(name), count))
     connection.execute("CREATE TABLE facts (documents INTEGER, longest_title INTEGER)")
     connection.execute("INSERT INTO facts VALUES (?, ?)", (count, longest))
+    connection.execute("CREATE VIRTUAL TABLE temp.terms USING fts5vocab(main, article, row)")
+    connection.execute("CREATE TABLE frequent (stem TEXT, documents INTEGER)")
+    connection.execute(
+        "INSERT INTO frequent SELECT term, doc FROM temp.terms WHERE doc >= ?", (FREQUENT,)
+    )
+    connection.execute("DROP TABLE temp.terms")
     connection.execute(f"PRAGMA user_version = {FORMAT}")
     connection.commit()
     return count
+
+
+@functools.cache
+def _stemmer():
+    connection = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
+    connection.execute(f"CREATE VIRTUAL TABLE asked USING fts5(word, {TOKENIZER})")
+    connection.execute("CREATE VIRTUAL TABLE stem USING fts5vocab(asked, row)")
+    return connection, threading.Lock()
+
+
+@functools.lru_cache(100_000)
+def _stem(word):
+    """What the index makes of a word; only SQLite's own tokenizer knows."""
+    connection, lock = _stemmer()
+    with lock:
+        connection.execute("DELETE FROM asked")
+        connection.execute("INSERT INTO asked VALUES (?)", (word,))
+        found = connection.execute("SELECT term FROM stem").fetchone()
+    return found[0] if found else word
 
 
 def words(text: str) -> list[str]:

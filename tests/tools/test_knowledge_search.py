@@ -147,6 +147,18 @@ def test_other_files_are_no_index(tmp_path):
             text_index.Index.open(tmp_path / name)
 
 
+def test_words_of_very_many_documents_count_only_without_rarer_ones(monkeypatch):
+    monkeypatch.setattr(text_index, "FREQUENT", 5)
+    monkeypatch.setattr(text_index, "MOST_MATCHES", 12)
+    rows = [(f"t{i}", "lakes " * (i + 1) + ("deep " if i % 2 else "")) for i in range(20)]
+    index = text_index.Index.of([*rows, ("rare", "Siberian words about nothing else")])
+    assert index._rarest(["lake", "siberian", "deep"]) == ["siberian", "deep"]
+    assert index._rarest(["lakes", "siberian"]) == ["siberian"]
+    assert index._rarest(["lake"]) == ["lake"]
+    assert [title for title, *_ in index.search("lake Siberian", top_k=2)] == ["rare"]
+    assert index.search("lake", top_k=1)[0].title == "t18"
+
+
 def test_a_service_may_search(server):
     rows = [{"title": "A", "text": "of\nA", "score": 2.0}, {"title": "B", "text": "of B"}]
     server.answer("/search", rows, [], {"error": "x"})
