@@ -48,6 +48,7 @@ REQUIRES = [
 ]
 
 SERVE = ["starlette>=0.46,<2", "uvicorn>=0.34,<1"]
+MCP = ["mcp>=2.3,<3"]
 GRAMMAR = ["llguidance>=1.8,<2"]
 EXTRAS = {
     "tpu": ["jax[tpu]"],
@@ -58,6 +59,8 @@ EXTRAS = {
     "plan": ["libtpu"],
     "serve": SERVE,
     "grammar": GRAMMAR,  # response_format
+    "web": ["trafilatura>=2", "lxml_html_clean>=0.4"],  # the main text of pages
+    "mcp": MCP,
     "math": ["math-verify>=0.8", "sympy>=1.13"],
     "tensorboard": ["tensorboardX>=2.6"],
     # torch is the reference that tests compare with. This version also admits the small CPU build
@@ -65,6 +68,7 @@ EXTRAS = {
     "dev": [
         *SERVE,
         *GRAMMAR,
+        *MCP,
         "httpx>=0.27,<1",
         "hypothesis>=6.100",
         "openai>=1.70",

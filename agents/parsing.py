@@ -3,12 +3,16 @@
 import ast
 import dataclasses
 import re
+import warnings
 
 PLAN_LABELS = ("Justification", "Context", "Sub-goal", "Tool")
 MAX_COMMAND_CHARACTERS = 20_000
+MAX_CALLS = 5
 
 _LABEL = re.compile(rf"^({'|'.join(PLAN_LABELS)}):[ \t]*", re.MULTILINE | re.IGNORECASE)
-_FENCE = re.compile(r"^```[a-z]*\n(.*)\n```$", re.DOTALL)
+_FENCE = re.compile(r"^```\w*[ \t]*\n(.*)^```[ \t]*$", re.DOTALL | re.MULTILINE)
+_LITERAL = (ast.Constant, ast.List, ast.Tuple, ast.Dict, ast.Set, ast.Load)
+_LITERAL += (ast.UnaryOp, ast.USub, ast.UAdd)
 
 
 class ParseError(Exception):
@@ -42,42 +46,114 @@ def plan(text, tool_names):
     return Plan(fields.get("Context", ""), fields["Sub-goal"], fields["Tool"])
 
 
-def command(text, tool):
-    """Reads one call of `tool` with literal keyword arguments, such as `name(query="Spain")`.
+def calls(text, tool):
+    """Reads calls of one tool with literal arguments, such as `name(query="Spain")`.
+
+    Several calls stand on lines of their own. Comments, line breaks within a call, one code fence
+    around everything and prose around that fence are allowed. Positional arguments get the names of
+    the tool's parameters.
 
     Returns:
-      dict of the arguments; `tools.protocol.call` checks them against the tool's parameters.
+      List of dicts, the arguments of each call in the order of the text; `tools.protocol.call`
+      checks them against the tool's parameters.
     """
     text = text.strip()
     if len(text) > MAX_COMMAND_CHARACTERS:
         raise ParseError(
             f"The command has {len(text)} characters; {MAX_COMMAND_CHARACTERS} allowed."
         )
-    fenced = _FENCE.match(text)
+    statements = _statements(text, tool)
+    if not statements:
+        raise ParseError(f"There is no command. Write one call: {tool.demo}")
+    if len(statements) > MAX_CALLS:
+        raise ParseError(f"There are {len(statements)} calls; write {MAX_CALLS} at most.")
+    return [_arguments(statement, tool) for statement in statements]
+
+
+def _statements(text, tool):
+    fenced = _FENCE.search(text)
     try:
-        call = ast.parse(fenced.group(1) if fenced else text, mode="eval").body
+        return _parsed(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ParseError(f"The command is not one Python call: {type(error).__name__}.") from error
+        refused = error
+    try:
+        if fenced:
+            return _parsed(fenced.group(1))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        refused = error
+    if isinstance(refused, SyntaxError):
+        line = f" in line {refused.lineno}" if refused.lineno else ""
+        reason = f"{(refused.msg or 'invalid syntax')[:100]}{line}"
+    else:
+        reason = "it is nested too deeply" if not isinstance(refused, ValueError) else str(refused)
+    raise ParseError(
+        f"The command is not a Python call: {reason}. Write only the call: {tool.demo}"
+    ) from refused
+
+
+def _parsed(text):
+    with warnings.catch_warnings():  # an unknown escape such as "\d" stays what it is
+        warnings.simplefilter("ignore")
+        return ast.parse(text).body
+
+
+def _arguments(statement, tool):
+    call = statement.value if isinstance(statement, ast.Expr) else None
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
-        raise ParseError(f"Write one call: {tool.demo}")
+        kind = type(call or statement).__name__
+        raise ParseError(f"Line {statement.lineno} is no call ({kind}). Write only {tool.demo}")
     if call.func.id != tool.name:
         raise ParseError(f"The command calls {call.func.id[:60]}, not the tool {tool.name}.")
-    if call.args or any(keyword.arg is None for keyword in call.keywords):
-        raise ParseError(f"Use keyword arguments only: {tool.demo}")
+    names = [parameter.name for parameter in tool.parameters]
+    if len(call.args) > len(names):
+        raise ParseError(
+            f"{tool.name} takes {len(names)} arguments ({', '.join(names)}), not {len(call.args)}."
+        )
+    given = [*zip(names, call.args, strict=False)]
+    given += [(keyword.arg, keyword.value) for keyword in call.keywords]
     arguments = {}
-    for keyword in call.keywords:
-        try:
-            arguments[keyword.arg] = _text(ast.literal_eval(keyword.value))
-        except (ValueError, TypeError, RecursionError, MemoryError) as error:
-            raise ParseError(f"The argument {keyword.arg} is not a literal.") from error
+    for name, node in given:
+        if name is None or isinstance(node, ast.Starred):
+            raise ParseError(f"Write the arguments out instead of using *: {tool.demo}")
+        if name in arguments:
+            raise ParseError(f"The argument {name[:60]} is given twice.")
+        arguments[name] = _literal(name, node)
     return arguments
+
+
+def _literal(name, node):
+    name = name[:60]
+    outside = next((inner for inner in ast.walk(node) if not isinstance(inner, _LITERAL)), None)
+    if isinstance(outside, ast.JoinedStr):
+        raise ParseError(
+            f"The argument {name} is an f-string; write the finished text in plain quotes."
+        )
+    if isinstance(outside, ast.Name):
+        raise ParseError(
+            f"The argument {name} uses the name {outside.id[:60]}; names have no value here. "
+            "Text needs quotes."
+        )
+    if outside is not None:
+        raise ParseError(f"The argument {name} is an expression; write the value itself.")
+    try:
+        value = ast.literal_eval(node)
+    except (ValueError, TypeError, RecursionError, MemoryError) as error:
+        raise ParseError(f"The argument {name} is not a literal value.") from error
+    try:
+        return _text(value)
+    except UnicodeError as error:
+        raise ParseError(f"The argument {name} holds half a surrogate pair.") from error
 
 
 def _text(value):
     """Joins surrogate pairs, which JSON-style escapes leave in a string; half a pair is refused."""
-    if not isinstance(value, str):
-        return value
-    return value.encode("utf-16", "surrogatepass").decode("utf-16")
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16")
+    if isinstance(value, dict):
+        return {_text(key): _text(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | set):
+        return type(value)(map(_text, value))
+    return value
 
 
 def verdict(text):

@@ -100,19 +100,22 @@ def _turn(index, query, analysis, memory, tools, prompt_set, fits, clock):
         if not fits("executor", messages):
             raise parsing.ParseError("The context and sub-goal are too long for the tool.")
         command = (yield ModelRequest("executor", messages, index)).text.strip()
-        outcome = yield ToolCall(tool_name, parsing.command(command, tool))
-        if outcome.ask is not None:
-            messages = prompts.base(prompt_set, outcome.ask)
-            if not fits("base", messages):
-                raise parsing.ParseError("The question to the model is too long.")
-            result = (yield ModelRequest("base", messages, index)).text.strip()
-        else:
-            result = outcome.text
-        failed = outcome.error
+        results, failed = [], False
+        for arguments in parsing.calls(command, tool):
+            outcome = yield ToolCall(tool_name, arguments)
+            failed = outcome.error
+            if outcome.ask is not None:
+                messages = prompts.base(prompt_set, outcome.ask)
+                if not fits("base", messages):
+                    raise parsing.ParseError("The question to the model is too long.")
+                results.append((yield ModelRequest("base", messages, index)).text.strip())
+            else:
+                results.append(f"Error: {outcome.text}" if failed else outcome.text)
+            if failed:  # the calls after it may build on it
+                break
+        result = "\n".join(results)
     except parsing.ParseError as refused:
-        result, failed, parse_failures = str(refused), True, 1
-    if failed:
-        result = f"Error: {result}"
+        result, failed, parse_failures = f"Error: {refused}", True, 1
     step = Step(sub_goal, tool_name, command, result, failed)
     if not failed:  # a turn without a result cannot complete the memory: no need to ask
         try:

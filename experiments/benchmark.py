@@ -6,9 +6,15 @@ python -m experiments.benchmark update --help
 import sys
 
 from experiments import command, exits
-from experiments.benchmarks import engine, loading, sandbox, update
+from experiments.benchmarks import engine, loading, sandbox, search, update
 
-BENCHMARKS = {"engine": engine, "loading": loading, "sandbox": sandbox, "update": update}
+BENCHMARKS = {
+    "engine": engine,
+    "loading": loading,
+    "sandbox": sandbox,
+    "search": search,
+    "update": update,
+}
 
 
 def main(arguments):

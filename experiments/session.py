@@ -226,14 +226,30 @@ def build(config):
 
 
 def make_tools(config):
-    """name -> tool; refuses a machine on which programs are not held as the config asks."""
+    """name -> Tool; refuses a machine on which programs are not held as the config asks."""
+    settings = config.tools
+    here = lambda path: resolve(path) if path else ""
+    own = {
+        name: dict(settings[name])
+        for name in ("knowledge_search", "wikipedia_search", "google_search", "web_search")
+    }
+    for name in ("knowledge_search", "wikipedia_search"):
+        own[name]["index"] = here(own[name]["index"])
     with command.checking_config():
         tools = toolbox.build(
-            config.tools.names,
-            top_k=config.tools.search_results,
-            python_sandbox=config.tools.sandbox,
-            python_seconds=config.tools.python_seconds,
+            settings.names,
+            top_k=settings.search_results,
+            python_sandbox=settings.sandbox,
+            python_seconds=settings.python_seconds,
+            knowledge=own["knowledge_search"],
+            wikipedia=own["wikipedia_search"],
+            google=own["google_search"],
+            web=own["web_search"],
+            mcp=settings.mcp,
+            record=here(settings.record),
+            replay=settings.replay,
         )
+        toolbox.probe(tools)
     if facts := sandbox_facts(tools):
         for line in selftest.describe(facts):
             logging.info("%s", line)

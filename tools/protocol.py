@@ -55,6 +55,9 @@ class Tool:
     run: keyword arguments only; returns text or an Ask, raises ToolError. Safe in many threads.
     seconds: deadline of one call.
     facts: JSON-able; what a run's records state of what the tool found on the machine.
+    probe: raises what is wrong if the tool cannot be used, such as a service that does not answer;
+      None where nothing can be.
+    remote: whether its answers come from elsewhere and may change; `tools.recording` keeps those.
     """
 
     name: str
@@ -65,6 +68,8 @@ class Tool:
     run: Callable[..., str | Ask]
     seconds: float
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    probe: Callable[[], None] | None = None
+    remote: bool = False
 
 
 def call(tool: Tool, arguments: Mapping[str, Any]) -> str | Ask:

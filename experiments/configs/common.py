@@ -58,6 +58,19 @@ def base():
     c.tools.python_seconds = 5.0
     c.tools.sandbox = "standard"  # or "strict", "minimal": least of python_coder; docs/tools.md
     c.tools.workers = 16
+    c.tools.knowledge_search = ConfigDict({"index": "", "url": ""})  # "": the embedded articles
+    c.tools.wikipedia_search = ConfigDict({"contact": "", "index": "", "per_second": 2.0})
+    c.tools.wikipedia_search.url = "https://en.wikipedia.org/w/api.php"
+    c.tools.google_search = ConfigDict({"engine": "gemini", "url": "", "key_variable": ""})
+    c.tools.google_search.model = "gemini-2.5-flash"
+    c.tools.google_search.per_second = 2.0
+    c.tools.web_search = ConfigDict({"per_second": 5.0, "private_hosts": ()})
+    c.tools.web_search.embeddings_url = ""  # "" = BM25 chooses the passages
+    c.tools.web_search.embeddings_model = ""
+    c.tools.web_search.embeddings_key_variable = ""
+    c.tools.mcp = ()  # MCP servers, URLs or commands: all their tools are added
+    c.tools.record = ""  # folder that keeps the answers of remote tools
+    c.tools.replay = False  # answer from that folder only
 
     c.rollout = ConfigDict()
     c.rollout.prompts = "instruct"  # or "compact"; see agents/prompts.py

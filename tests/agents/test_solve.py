@@ -94,7 +94,26 @@ def test_unreadable_plan_is_shown_to_the_model_and_counted(plan, error):
 def test_unreadable_command_is_shown_and_nothing_is_called():
     trajectory, seen = play(["capital", PLAN, "knowledge_search(1 + 1)", "Answer: x"], max_turns=1)
     assert not any(isinstance(effect, effects.ToolCall) for effect in seen)
-    assert "keyword arguments" in trajectory.turns[0].result
+    assert "query is an expression" in trajectory.turns[0].result
+
+
+def test_several_calls_are_one_turn():
+    calls = f"{COMMAND}\nknowledge_search(query='Gold number')"
+    other = effects.ToolResult("Its number is 79.")
+    trajectory, seen = play(
+        ["capital", PLAN, calls, FOUND, other, "Verdict: STOP", "Answer: Madrid"]
+    )
+    (turn,) = trajectory.turns
+    assert turn.result == "Its capital is Madrid.\nIts number is 79." and not turn.tool_error
+    assert seen[4] == effects.ToolCall("knowledge_search", {"query": "Gold number"})
+
+
+def test_no_call_is_made_after_one_that_failed():
+    failed = effects.ToolResult("no such page", error=True)
+    calls = "\n".join([COMMAND] * 3)
+    trajectory, _ = play(["capital", PLAN, calls, FOUND, failed, "Answer: x"], max_turns=1)
+    (turn,) = trajectory.turns
+    assert turn.result == "Its capital is Madrid.\nError: no such page" and turn.tool_error
 
 
 def test_tool_error_is_remembered_as_an_error():

@@ -34,7 +34,7 @@ def test_an_unknown_benchmark_is_refused_with_the_valid_names(arguments, capsys)
     with pytest.raises(SystemExit) as stop:
         benchmark.main(arguments)
     assert stop.value.code == 2
-    assert "valid: engine, loading, sandbox, update" in capsys.readouterr().err
+    assert "valid: engine, loading, sandbox, search, update" in capsys.readouterr().err
 
 
 def test_unknown_names_in_a_flag_are_refused():

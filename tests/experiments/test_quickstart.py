@@ -61,7 +61,7 @@ def test_good_solutions_work_with_the_real_tools(worlds):
         )
         for step in problem.steps:
             plan = parsing.plan(actor.planner(), tuple(tools))
-            arguments = parsing.command(actor.executor(), tools[plan.tool])
+            (arguments,) = parsing.calls(actor.executor(), tools[plan.tool])
             result = protocol.call(tools[plan.tool], arguments)
             assert result == actor.run_tool().text
             assert step.value in result

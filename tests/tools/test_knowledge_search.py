@@ -4,7 +4,8 @@ import concurrent.futures
 
 import pytest
 
-from tools import knowledge_base, knowledge_search
+from tools import knowledge_base, knowledge_search, text_index
+from tools.http_client import HttpError
 from tools.protocol import Tool, ToolError
 
 ROWS = [
@@ -24,7 +25,7 @@ DOCUMENTS = [(name, knowledge_base.render(kind, name, facts)) for kind, name, fa
 
 @pytest.fixture(scope="module")
 def index():
-    return knowledge_search.Index(DOCUMENTS)
+    return text_index.Index.of(DOCUMENTS)
 
 
 @pytest.mark.parametrize(
@@ -46,10 +47,10 @@ def test_ranks_the_subject_first(index, query, title):
 
 
 def test_words_ignore_case_accents_and_punctuation():
-    assert knowledge_search.words('"São-Tomé" E\u0301cole_２ 漢字 がく') == [
+    assert text_index.words('"São-Tomé" E\u0301cole_２ 漢字 がく') == [
         *("sao", "tome", "ecole", "2", "漢字", "がく")
     ]
-    assert len(knowledge_search.words("a " * 1000)) == knowledge_search.MAX_WORDS
+    assert len(text_index.words("a " * 1000)) == text_index.MAX_WORDS
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_words_ignore_case_accents_and_punctuation():
     ],
 )
 def test_no_query_is_an_operator(index, query):
-    assert index.search(query, top_k=1) == [DOCUMENTS[0]]
+    assert index.search(query, top_k=1) == [(*DOCUMENTS[0], "")]
 
 
 @pytest.mark.parametrize("query", ["", " \n", '"*():^-', "_", "\ud800", "\x00"])
@@ -106,8 +107,69 @@ def test_demo_of_the_tool_runs():
 
 
 def test_ties_keep_the_given_order():
-    index = knowledge_search.Index([(f"t{i}", "same words") for i in range(20)])
-    assert [title for title, _ in index.search("same", top_k=20)] == [f"t{i}" for i in range(20)]
+    index = text_index.Index.of([(f"t{i}", "same words") for i in range(20)])
+    assert [title for title, *_ in index.search("same", top_k=20)] == [f"t{i}" for i in range(20)]
+
+
+def test_a_file_answers_like_memory(index, tmp_path):
+    path = tmp_path / "index.sqlite"
+    assert text_index.build(path, iter(DOCUMENTS)) == len(DOCUMENTS)
+    opened = text_index.Index.open(path)
+    assert opened.documents == len(DOCUMENTS)
+    for title, text in DOCUMENTS:
+        for query in (title, text):
+            assert opened.search(query, top_k=4) == index.search(query, top_k=4)
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        found = pool.map(lambda _: opened.search("Spain", top_k=1)[0].title, range(100))
+        assert set(found) == {"Spain"}
+    opened.close()
+    tool = knowledge_search.make(index=str(path), top_k=1)
+    assert tool.run(query="Spain capital") == DOCUMENTS[0][1]
+
+
+def test_an_index_appears_only_when_it_is_complete(tmp_path):
+    def broken():
+        yield DOCUMENTS[0]
+        raise OSError("the source is gone")
+
+    with pytest.raises(OSError, match="gone"):
+        text_index.build(tmp_path / "index.sqlite", broken())
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_files_are_no_index(tmp_path):
+    with pytest.raises(ValueError, match="does not exist; make it by python -m experiments.index"):
+        text_index.Index.open(tmp_path / "none.sqlite")
+    (tmp_path / "text").write_text("no database " * 100)
+    (tmp_path / "empty").write_text("")
+    for name in ("text", "empty"):
+        with pytest.raises(ValueError, match="is not an index of experiments.index"):
+            text_index.Index.open(tmp_path / name)
+
+
+def test_words_of_very_many_documents_count_only_without_rarer_ones(monkeypatch):
+    monkeypatch.setattr(text_index, "FREQUENT", 5)
+    monkeypatch.setattr(text_index, "MOST_MATCHES", 12)
+    rows = [(f"t{i}", "lakes " * (i + 1) + ("deep " if i % 2 else "")) for i in range(20)]
+    index = text_index.Index.of([*rows, ("rare", "Siberian words about nothing else")])
+    assert index._rarest(["lake", "siberian", "deep"]) == ["siberian", "deep"]
+    assert index._rarest(["lakes", "siberian"]) == ["siberian"]
+    assert index._rarest(["lake"]) == ["lake"]
+    assert [title for title, *_ in index.search("lake Siberian", top_k=2)] == ["rare"]
+    assert index.search("lake", top_k=1)[0].title == "t18"
+
+
+def test_a_service_may_search(server):
+    rows = [{"title": "A", "text": "of\nA", "score": 2.0}, {"title": "B", "text": "of B"}]
+    server.answer("/search", rows, [], {"error": "x"})
+    tool = knowledge_search.make(url=server.url + "/search", top_k=2)
+    assert tool.run(query="a letter") == "of A\nof B"
+    assert server.seen[0].json == {"query": "a letter", "k": 2} and tool.remote
+    assert tool.run(query="a letter") == "No article found."
+    with pytest.raises(HttpError, match="did not answer a list"):
+        tool.probe()
+    with pytest.raises(ValueError, match="not both"):
+        knowledge_search.make(url=server.url, index="x")
 
 
 def test_threads_get_the_same_answers(index):
@@ -119,12 +181,12 @@ def test_threads_get_the_same_answers(index):
 
 def test_every_fact_of_the_knowledge_base_is_found_first():
     articles = knowledge_base.articles()
-    index = knowledge_search.Index((article.title, article.text) for article in articles)
+    index = text_index.Index.of((article.title, article.text) for article in articles)
     misses = []
     for article in articles:
         for fact in article.facts:
             query = f"{article.title} {fact}"
-            (title, text), *_ = index.search(query, top_k=1)
+            ((title, text, _),) = index.search(query, top_k=1)
             if text != article.text:
                 misses.append(f"{query} -> {title}")
     assert not misses, "\n".join(misses)

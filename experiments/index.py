@@ -1,0 +1,91 @@
+"""Build the file that knowledge_search and wikipedia_search can search, from JSONL or Parquet.
+
+    python -m experiments.index --source=docs.jsonl --out=index.sqlite
+
+Every line or row has the fields title and text, and may have url; text may be called contents, as
+in other projects: its first line is the title then. Exit codes: 0 done, 1 error, 2 bad flags.
+"""
+
+import glob
+import json
+import time
+
+from absl import app, flags, logging
+
+from experiments import exits
+from tools import text_index
+
+EVERY = 100_000  # documents between two lines of the log
+
+
+def main(_):
+    values = flags.FLAGS
+    paths = sorted(glob.glob(values.source))
+    if not paths:
+        raise app.UsageError(f"--source={values.source} matches no file.")
+    start = time.monotonic()
+    count = text_index.build(values.out, _counted(document for p in paths for document in read(p)))
+    seconds = time.monotonic() - start
+    logging.info("Wrote %s: %d documents in %.1f s.", values.out, count, seconds)
+
+
+def read(path):
+    """Yields the (title, text, url) of a .parquet file, or of a JSONL file, one at a time."""
+    rows = _parquet(path) if path.endswith(".parquet") else _jsonl(path)
+    for number, row in enumerate(rows, 1):
+        yield document(row, f"{path}:{number}")
+
+
+def document(row, where):
+    """(title, text, url) of one row.
+
+    Raises:
+      ValueError: it has not the fields, or they are no text.
+    """
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} is no object with the fields title and text.")
+    title, text, url = row.get("title"), row.get("text"), row.get("url") or ""
+    if text is None and isinstance(row.get("contents"), str):
+        first, _, text = row["contents"].partition("\n")
+        title, text = title or first.strip().strip('"'), text or first
+    if not all(isinstance(part, str) for part in (title, text, url)):
+        raise ValueError(
+            f"{where} has the fields {', '.join(map(str, row))}; title and text must be strings, "
+            "and url, if there is one."
+        )
+    return title, text, url
+
+
+def _jsonl(path):
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}:{number} is not JSON: {error}.") from error
+
+
+def _parquet(path):
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        names = [n for n in ("title", "text", "contents", "url") if n in file.schema_arrow.names]
+        for batch in file.iter_batches(1024, columns=names):
+            yield from batch.to_pylist()
+
+
+def _counted(documents):
+    for count, found in enumerate(documents, 1):
+        yield found
+        if count % EVERY == 0:
+            logging.info("%d documents", count)
+
+
+def define_flags():
+    flags.DEFINE_string("source", None, "JSONL or Parquet file, or a pattern such as docs/*.jsonl.")
+    flags.DEFINE_string("out", None, "File to write.")
+
+
+if __name__ == "__main__":
+    define_flags()
+    exits.run(main, required=["source", "out"])

@@ -1,0 +1,64 @@
+"""The index command: JSONL and Parquet, streaming, and what it says of bad rows."""
+
+import json
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from experiments import index
+from experiments.benchmarks import search
+from tools import text_index, wikipedia_search
+
+ROWS = [
+    {"title": "Lake Baikal", "text": "A deep lake.", "url": "https://w/Baikal"},
+    {"title": "Omul", "text": "A fish.", "url": None},
+]
+
+
+def test_jsonl_and_parquet_become_one_index(tmp_path):
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, ROWS)), encoding="utf-8")
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "b.parquet")
+    out = tmp_path / "index.sqlite"
+    command = [sys.executable, "-m", "experiments.index", f"--source={tmp_path}/[ab].*"]
+    run = subprocess.run([*command, f"--out={out}"], capture_output=True, text=True)
+    assert run.returncode == 0 and "4 documents" in run.stderr
+    opened = text_index.Index.open(out)
+    assert opened.documents == 4 and opened.search("omul", top_k=1) == [("Omul", "A fish.", "")]
+    opened.close()
+    tool = wikipedia_search.make(index=str(out), top_k=1)
+    assert tool.run(query="baikal") == "Lake Baikal https://w/Baikal\nA deep lake."
+    run = subprocess.run(
+        [*command[:-1], "--source=none", "--out=x"], capture_output=True, text=True
+    )
+    assert run.returncode == 2 and "--source=none matches no file" in run.stderr
+
+
+def test_documents_are_read_one_at_a_time(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(ROWS[0]) + "\nno json\n", encoding="utf-8")
+    rows = index.read(str(path))
+    assert next(rows)[0] == "Lake Baikal"
+    with pytest.raises(ValueError, match="a.jsonl:2 is not JSON"):
+        next(rows)
+
+
+def test_rows_of_other_forms():
+    contents = {"id": "1", "contents": '"Lake Baikal"\nA deep lake.'}
+    assert index.document(contents, "x") == ("Lake Baikal", "A deep lake.", "")
+    for row, said in [
+        ([1], "x is no object"),
+        ({"title": "A", "body": ""}, "fields title, body; title and text must be strings"),
+        ({"title": "A", "text": 1}, "must be strings"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            index.document(row, "x")
+
+
+def test_the_benchmark_measures_what_it_says(tmp_path):
+    found = search.measure(tmp_path / "index.sqlite", total=200, count=20)
+    assert found["documents"] == 200 and all(value > 0 for value in found.values())
+    assert {"words/p50_ms", "words/p95_ms", "title/queries_per_s"} <= set(found)
+    assert list(search.documents(200)) == list(search.documents(200))

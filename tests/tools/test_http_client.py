@@ -1,0 +1,330 @@
+"""HTTP against a real server on loopback: where requests may go, and that each one ends."""
+
+import gzip
+import socket
+import threading
+import time
+
+import pytest
+
+from tools import http_client
+from tools.http_client import Client, HttpError
+
+
+@pytest.fixture
+def client(server):
+    return Client(seconds=5.0, private_hosts=(server.host,))
+
+
+def fails(call, *arguments, **how):
+    with pytest.raises(HttpError) as caught:
+        call(*arguments, **how)
+    return caught.value
+
+
+# ---- where a request may go --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1"]
+    + ["0.0.0.0", "224.0.0.1", "240.0.0.1", "255.255.255.255", "192.0.2.1", "198.18.0.1"]
+    + ["::", "::1", "fe80::1", "fe80::1%eth0", "fc00::1", "fec0::1", "ff02::1", "2001:db8::1"]
+    + ["::ffff:127.0.0.1", "::ffff:10.0.0.1", "::127.0.0.1", "64:ff9b::7f00:1", "64:ff9b:1::1"]
+    + ["2002:7f00:1::", "2001:0:1:2::3"],
+)
+def test_private_addresses(address):
+    assert not http_client.is_public(address)
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8"])
+def test_public_addresses(address):
+    assert http_client.is_public(address)
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "127.1", "[::1]", "[::ffff:7f00:1]"]
+)
+def test_loopback_is_refused_however_it_is_written(server, host):
+    server.answer("/", "secret")
+    error = fails(Client(seconds=5.0).request, f"http://{host}:{server.server_port}/")
+    assert error.reason in ("address", "name") and not server.seen
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["file:///etc/passwd", "ftp://a.org/", "gopher://a.org", "//a.org", "a.org", "", "http://"]
+    + ["http://u:p@a.org/", "http://a.org:99999/", "http://a.org:0/", "http://[::1/"]
+    + ["http://a.org/\r\nX: y", "http://a b.org/", "http://a..ö.org/"],
+)
+def test_other_urls_are_refused(url):
+    assert fails(Client(seconds=5.0).request, url).reason == "url"
+
+
+def test_a_redirect_to_a_private_address_is_refused(server, client):
+    inside = f"http://localhost:{server.server_port}/secret"  # only the numeric host is allowed
+    server.answer("/", status=302, Location=inside)
+    server.answer("/secret", "secret")
+    assert fails(client.request, server.url + "/").reason == "address"
+    assert [seen.path for seen in server.seen] == ["/"]
+
+
+def test_a_redirect_to_a_file_is_refused(server, client):
+    server.answer("/", status=302, Location="file:///etc/passwd")
+    assert fails(client.request, server.url + "/").reason == "url"
+
+
+def test_the_connection_goes_to_the_address_that_was_checked(monkeypatch):
+    """A name that is public when asked first and private when asked again."""
+    answers = ["8.8.8.8", "127.0.0.1"]
+    connected = []
+
+    def resolve(host, port, type):
+        return [(socket.AF_INET, type, 6, "", (answers.pop(0), port))]
+
+    class Socket(socket.socket):
+        def connect(self, address):
+            connected.append(address)
+            raise ConnectionRefusedError
+
+    monkeypatch.setattr(http_client.socket, "socket", Socket)
+    client = Client(seconds=5.0, attempts=1, resolve=resolve)
+    assert fails(client.request, "http://rebinding.test/").reason == "unreachable"
+    assert connected == [("8.8.8.8", 80)] and answers == ["127.0.0.1"]
+    assert fails(client.request, "http://rebinding.test/").reason == "address"  # checked anew
+    assert len(connected) == 1
+
+
+def test_one_private_address_among_public_ones_refuses_the_host():
+    def resolve(host, port, type):
+        return [(socket.AF_INET, type, 6, "", (ip, port)) for ip in ("8.8.8.8", "10.0.0.1")]
+
+    assert fails(Client(seconds=5.0, resolve=resolve).request, "http://a.test/").reason == "address"
+
+
+def test_headers_stay_with_their_host(server, client):
+    server.answer("/", status=307, Location="/next")
+    server.answer("/next", status=307, Location=f"http://localhost:{server.server_port}/other")
+    server.answer("/other", "done")
+    both = Client(seconds=5.0, private_hosts=(server.host, f"localhost:{server.server_port}"))
+    assert both.request(server.url + "/", headers={"X-Key": "k"}).body == b"done"
+    assert [seen.headers["x-key"] for seen in server.seen] == ["k", "k", None]
+
+
+def test_endless_redirects_end(server, client):
+    server.answer("/", status=302, Location="/")
+    assert fails(client.request, server.url + "/").reason == "redirects"
+    assert len(server.seen) == 6
+
+
+# ---- what comes back ---------------------------------------------------------------------------
+
+
+def test_text_is_decoded_by_its_header(server, client):
+    server.answer("/a", "é".encode("latin-1"), type="text/plain; charset=ISO-8859-1")
+    server.answer("/b", "é", type="text/plain; charset=nonsense")
+    server.answer("/é", gzip.compress(b"packed"), Content_Encoding="gzip")
+    assert client.request(server.url + "/a").text() == "é"
+    assert client.request(server.url + "/b").text() == "é"
+    server.routes["/%C3%A9"] = server.routes["/é"]
+    found = client.request(server.url + "/é?q=ö")
+    assert (found.text(), found.type) == ("packed", "text/html")
+    assert server.seen[-1].query == "q=%C3%B6"
+
+
+def test_wrong_types_are_refused_before_the_body_is_read(server, client):
+    def route(handler, seen):
+        handler.send_response(200)
+        handler.send_header("Content-Type", "video/mp4")
+        handler.end_headers()
+        time.sleep(0.3)
+
+    server.routes["/"] = route
+    start = time.monotonic()
+    assert fails(client.request, server.url + "/", types=("text/html",)).reason == "type"
+    assert time.monotonic() - start < 0.25
+
+
+def endless(handler, seen):
+    handler.send_response(200)
+    handler.send_header("Content-Type", "text/html")
+    handler.end_headers()
+    while True:
+        handler.wfile.write(b"x" * 10_000)
+
+
+def test_an_endless_body_is_cut_or_refused(server):
+    server.routes["/"] = endless
+    client = Client(seconds=5.0, max_bytes=50_000, private_hosts=(server.host,))
+    assert fails(client.request, server.url + "/").reason == "size"
+    found = client.request(server.url + "/", cut=True)
+    assert found.cut and found.body == b"x" * 50_000
+
+
+def test_an_archive_that_unpacks_to_more_is_cut(server):
+    server.answer("/", gzip.compress(b"\0" * 1_000_000), Content_Encoding="gzip")
+    client = Client(seconds=5.0, max_bytes=50_000, private_hosts=(server.host,))
+    found = client.request(server.url + "/", cut=True)
+    assert found.cut and len(found.body) == 50_000
+    server.answer("/", b"\x1f\x8bnonsense", Content_Encoding="gzip")
+    assert fails(client.request, server.url + "/").reason == "format"
+
+
+def dripping(part):
+    def route(handler, seen):
+        if part == "body":
+            handler.send_response(200)
+            handler.end_headers()
+        for _ in range(100):
+            handler.wfile.write(b"H")
+            handler.wfile.flush()
+            time.sleep(0.02)
+
+    return route
+
+
+@pytest.mark.parametrize(("part", "reason"), [("head", "deadline"), ("body", "slow")])
+def test_a_slow_drip_ends_at_the_deadline(server, part, reason):
+    server.routes["/"] = dripping(part)
+    client = Client(seconds=0.3, private_hosts=(server.host,))
+    start = time.monotonic()
+    assert fails(client.request, server.url + "/").reason == reason
+    assert time.monotonic() - start < 0.6
+
+
+def test_a_name_that_does_not_resolve_in_time_or_at_all():
+    def never(*_, **__):
+        time.sleep(0.5)
+
+    def unknown(*_, **__):
+        raise socket.gaierror(socket.EAI_NONAME, "unknown")
+
+    def later(*_, **__):
+        raise socket.gaierror(socket.EAI_AGAIN, "later")
+
+    assert fails(Client(seconds=0.1, resolve=never).request, "http://a.org").reason == "deadline"
+    assert fails(Client(seconds=1.0, resolve=unknown).request, "http://a.org").reason == "name"
+    once = Client(seconds=1.0, attempts=1, resolve=later)
+    assert fails(once.request, "http://a.org").reason == "unreachable"
+
+
+def test_untrusted_encryption_is_refused(server, client):
+    assert fails(client.request, server.url.replace("http", "https") + "/").reason == "tls"
+
+
+def test_json(server, client):
+    server.answer("/", {"a": 1}, "no json")
+    assert client.json(server.url + "/", body={"q": "é"}) == {"a": 1}
+    assert server.seen[0].method == "POST" and server.seen[0].json == {"q": "é"}
+    assert fails(client.json, server.url + "/").reason == "format"
+
+
+# ---- again, later, not at all ------------------------------------------------------------------
+
+
+def failing(server, path, *statuses, **headers):
+    """Answers the statuses, then 200."""
+    waiting = list(statuses)
+
+    def route(handler, seen):
+        status = waiting.pop(0) if waiting else 200
+        handler.send("well", status=status, **(headers if status != 200 else {}))
+
+    server.routes[path] = route
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(http_client, "FIRST_PAUSE", 0.01)
+
+
+def test_busy_is_tried_again_and_refused_is_not(server, client, quick):
+    failing(server, "/", 503, 429)
+    assert client.request(server.url + "/").body == b"well"
+    failing(server, "/", 503, 503, 503)
+    assert fails(client.request, server.url + "/").status == 503
+    failing(server, "/", 404)
+    assert fails(client.request, server.url + "/").status == 404
+    assert len(server.seen) == 3 + 3 + 1
+
+
+def test_retry_after_is_waited_for_or_is_too_late(server, client):
+    failing(server, "/", 429, Retry_After="1")
+    start = time.monotonic()
+    assert client.request(server.url + "/").body == b"well"
+    assert 1.0 <= time.monotonic() - start < 1.5
+    failing(server, "/", 429, Retry_After="3600")
+    assert fails(client.request, server.url + "/").status == 429
+    assert len(server.seen) == 3
+
+
+def test_only_idempotent_requests_are_repeated(server, client, quick):
+    failing(server, "/", 503)
+    assert fails(client.request, server.url + "/", body={}, idempotent=False).status == 503
+    failing(server, "/", 429)  # was not acted on
+    assert client.request(server.url + "/", body={}, idempotent=False).body == b"well"
+    server.routes["/"] = lambda handler, seen: handler.connection.close()
+    seen = len(server.seen)
+    error = fails(client.request, server.url + "/", body={}, idempotent=False)
+    assert error.reason == "unreachable" and len(server.seen) == seen + 1
+    assert fails(client.request, server.url + "/").reason == "unreachable"
+    assert len(server.seen) == seen + 4
+
+
+def test_later_may_be_said_with_status_200(server, client, quick):
+    server.answer("/", "later", X="later")
+    error = fails(client.request, server.url + "/", busy=lambda r: r.headers.get("x") == "later")
+    assert error.reason == "status" and len(server.seen) == 3
+
+
+def test_rate_limit_spreads_threads():
+    limit, times = http_client.RateLimit(50), []
+
+    def take():
+        limit.wait(time.monotonic() + 5)
+        times.append(time.monotonic())
+
+    threads = [threading.Thread(target=take) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(times) - min(times) >= 0.095
+    with pytest.raises(HttpError, match="rate limit"):
+        http_client.RateLimit(0.1).wait(0.0)
+
+
+def test_breaker_leaves_a_broken_service_alone_and_comes_back(server):
+    client = Client(
+        seconds=5.0,
+        attempts=1,
+        breaker_failures=2,
+        breaker_seconds=0.2,
+        private_hosts=(server.host,),
+    )
+    failing(server, "/", 500, 500, 500)
+    for _ in range(2):
+        assert fails(client.request, server.url + "/").status == 500
+    assert fails(client.request, server.url + "/").reason == "busy"
+    assert len(server.seen) == 2
+    time.sleep(0.25)
+    assert fails(client.request, server.url + "/").status == 500  # one is let through
+    assert fails(client.request, server.url + "/").reason == "busy"
+    time.sleep(0.25)
+    for _ in range(2):
+        assert client.request(server.url + "/").body == b"well"
+
+
+def test_a_refused_request_does_not_open_the_breaker(server):
+    client = Client(seconds=5.0, breaker_failures=1, private_hosts=(server.host,))
+    failing(server, "/", 404, 404)
+    for _ in range(2):
+        assert fails(client.request, server.url + "/").status == 404
+
+
+def test_limits_are_checked():
+    with pytest.raises(ValueError, match="seconds=0"):
+        Client(seconds=0)
+    with pytest.raises(ValueError, match="not a URL of a service"):
+        http_client.service_host("localhost:80")
+    assert http_client.service_host("https://A.org/x") == "a.org:443"

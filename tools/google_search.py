@@ -1,0 +1,192 @@
+"""Web search by a service: Gemini with Google search, Serper, Brave, or a SearXNG of one's own.
+
+The key is read from an environment variable when it is needed, and never stored.
+"""
+
+import dataclasses
+import os
+import urllib.parse
+from collections.abc import Callable
+
+from tools import http_client
+from tools.protocol import Parameter, Tool, ToolError
+
+MAX_QUERY = 1_000  # characters
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """A search service.
+
+    what: what the tool does with it, for the model.
+    limits: what it cannot do, for the model.
+    url: default base URL; "" if each user has one.
+    key_variable: default environment variable of the key; "" if there is none.
+    request: (base URL, key, query, top_k, model) -> arguments of `Client.json`.
+    read: (answer, top_k) -> text for the model, "" for nothing found.
+    """
+
+    what: str
+    limits: str
+    url: str
+    key_variable: str
+    request: Callable
+    read: Callable
+
+
+def make(
+    *,
+    engine: str = "gemini",
+    url: str = "",
+    model: str = "gemini-2.5-flash",
+    key_variable: str = "",
+    top_k: int = 5,
+    max_characters: int = 2000,
+    per_second: float = 2.0,
+    seconds: float = 30.0,
+) -> Tool:
+    """Builds the tool.
+
+    Args:
+      engine: a key of ENGINES.
+      url: base URL; the service's own if empty. SearXNG needs one.
+      model: of Gemini.
+      key_variable: environment variable that holds the key; the usual one if empty.
+      top_k: results in one answer; Gemini decides by itself.
+      max_characters: length of one answer; a longer one is cut and says so.
+      per_second: most requests a second.
+      seconds: deadline of one call.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"Search engine {engine!r} is unknown; valid: {', '.join(ENGINES)}.")
+    chosen = ENGINES[engine]
+    base = (url or chosen.url).rstrip("/")
+    if not base:
+        raise ValueError(
+            f"{engine} needs the address of your server: --config.tools.google_search.url=http://…"
+        )
+    variable = key_variable or chosen.key_variable
+    client = http_client.Client(
+        seconds=seconds,
+        per_second=per_second,
+        breaker_failures=5,
+        private_hosts=(http_client.service_host(base),),
+    )
+
+    def ask(query):
+        key = os.environ.get(variable, "") if variable else ""
+        if variable and not key:
+            raise ValueError(f"The environment variable {variable} holds no key for {engine}.")
+        answer = client.json(**chosen.request(base, key, query, top_k, model), idempotent=False)
+        try:
+            return chosen.read(answer, top_k)
+        except (TypeError, KeyError, IndexError, AttributeError) as error:
+            raise http_client.HttpError(
+                "format", f"{engine} answered in another form than expected."
+            ) from error
+
+    def run(*, query: str) -> str:
+        query = " ".join(query.split())[:MAX_QUERY]
+        if not query:
+            raise ToolError("The query is empty; write what to search for.")
+        text = ask(query)
+        if not text:
+            return "Nothing found."
+        return text if len(text) <= max_characters else text[:max_characters] + " [cut]"
+
+    return Tool(
+        name="google_search",
+        description=chosen.what,
+        parameters=(Parameter("query", "str", "what to search for"),),
+        limits=chosen.limits,
+        demo='google_search(query="How deep is Lake Baikal?")',
+        run=run,
+        seconds=seconds,
+        probe=lambda: ask("Lake Baikal"),
+        remote=True,
+    )
+
+
+def _ask_gemini(base, key, query, top_k, model):
+    return dict(
+        url=f"{base}/v1beta/models/{urllib.parse.quote(model)}:generateContent",
+        headers={"x-goog-api-key": key},
+        body={
+            "contents": [{"role": "user", "parts": [{"text": query}]}],
+            "tools": [{"google_search": {}}],
+        },
+    )
+
+
+def _read_gemini(answer, top_k):
+    if not answer.get("candidates"):
+        if answer.get("promptFeedback", {}).get("blockReason"):
+            raise ToolError("The search service refuses this query.")
+        raise KeyError("candidates")
+    first = answer["candidates"][0]
+    parts = first.get("content", {}).get("parts", [])
+    text = "".join(part["text"] for part in parts if "text" in part and not part.get("thought"))
+    chunks = first.get("groundingMetadata", {}).get("groundingChunks", [])
+    pages = [chunk["web"] for chunk in chunks if "web" in chunk]
+    lines = [f"Source: {page.get('title', '')} {page['uri']}" for page in pages[:top_k]]
+    return "\n".join([text.strip(), *lines]).strip()
+
+
+def _results(rows, top_k, *, url, text):
+    return "\n".join(
+        f"{row['title']} {row[url]}\n{row.get(text) or ''}".strip() for row in rows[:top_k]
+    )
+
+
+SNIPPETS = (
+    "It returns short extracts, which may be out of date or wrong; pages are not opened. "
+    "It does not reason or compute."
+)
+ENGINES = {
+    "gemini": Engine(
+        "Asks a language model (Gemini) that searches with Google, and returns its answer with "
+        "the addresses of its sources.",
+        "The answer is written by a model, which may misread its sources. It sees only the query.",
+        "https://generativelanguage.googleapis.com",
+        "GEMINI_API_KEY",
+        _ask_gemini,
+        _read_gemini,
+    ),
+    "serper": Engine(
+        "Searches the web with Google (by Serper), and returns titles, addresses and extracts.",
+        SNIPPETS,
+        "https://google.serper.dev",
+        "SERPER_API_KEY",
+        lambda base, key, query, top_k, model: dict(
+            url=f"{base}/search", headers={"X-API-KEY": key}, body={"q": query, "num": top_k}
+        ),
+        lambda answer, top_k: _results(
+            answer.get("organic", []), top_k, url="link", text="snippet"
+        ),
+    ),
+    "brave": Engine(
+        "Searches the web with Brave, not Google, and returns titles, addresses and extracts.",
+        SNIPPETS,
+        "https://api.search.brave.com",
+        "BRAVE_API_KEY",
+        lambda base, key, query, top_k, model: dict(
+            url=f"{base}/res/v1/web/search?"
+            + urllib.parse.urlencode({"q": query[:400], "count": top_k}),
+            headers={"X-Subscription-Token": key, "Accept": "application/json"},
+        ),
+        lambda answer, top_k: _results(
+            answer.get("web", {}).get("results", []), top_k, url="url", text="description"
+        ),
+    ),
+    "searxng": Engine(
+        "Searches the web with several engines (by SearXNG), and returns titles, addresses and "
+        "extracts.",
+        SNIPPETS,
+        "",
+        "",
+        lambda base, key, query, top_k, model: dict(
+            url=f"{base}/search?" + urllib.parse.urlencode({"q": query, "format": "json"})
+        ),
+        lambda answer, top_k: _results(answer["results"], top_k, url="url", text="content"),
+    ),
+}

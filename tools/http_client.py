@@ -1,0 +1,528 @@
+"""HTTP for tools: checked addresses, one deadline, capped answers, retries, rate limit, breaker.
+
+What a model writes decides where a request goes, so nothing is trusted: the host is resolved once,
+every address must be a public one, and the connection is made to the very address that was checked,
+at each redirect anew. Proxies of the environment are not used: a proxy would resolve again.
+"""
+
+import dataclasses
+import functools
+import http.client
+import io
+import ipaddress
+import json
+import queue
+import random
+import socket
+import ssl
+import threading
+import time
+import urllib.parse
+import zlib
+from collections.abc import Callable, Mapping
+
+REDIRECTS = (301, 302, 303, 307, 308)
+MAX_REDIRECTS = 5
+BUSY = (429, 502, 503, 504)
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds between attempts, before the jitter
+AGENT = "flow-grpo-jax"
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
+NAT64_LOCAL = ipaddress.ip_network("64:ff9b:1::/48")
+IPV4_COMPATIBLE = ipaddress.ip_network("::/96")
+
+
+class HttpError(Exception):
+    """A request that gave no usable answer.
+
+    reason: "url" (not http or https, or malformed), "address" (not public), "name" (no such host),
+      "unreachable" (no connection, or a broken one), "tls" (no trusted encryption), "slow" (an
+      answer began but did not end in time), "deadline" (no answer in time), "status", "redirects",
+      "type", "size", "format", "busy" (over the rate limit, or the breaker is open).
+    status: of the answer; 0 if none came.
+    """
+
+    def __init__(self, reason: str, message: str, *, status: int = 0, pause: float | None = None):
+        super().__init__(message)
+        self.reason, self.status, self.pause = reason, status, pause
+        self.sent = True  # whether the server may have acted on the request
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+    """An answer: lower-case header names, the body without its compression, the last address.
+
+    cut: the body was longer than allowed and its rest was not read.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    url: str
+    cut: bool = False
+
+    @property
+    def type(self) -> str:
+        """The media type, such as "text/html"."""
+        return self.headers.get("content-type", "").split(";")[0].strip().lower()
+
+    def text(self) -> str:
+        """The body in the character set of its header, else UTF-8; what does not fit becomes �."""
+        for part in self.headers.get("content-type", "").split(";")[1:]:
+            name, _, value = part.strip().partition("=")
+            if name.lower() == "charset":
+                try:
+                    return self.body.decode(value.strip("\"' "), "replace")
+                except (LookupError, ValueError):
+                    break
+        return self.body.decode("utf-8", "replace")
+
+
+class RateLimit:
+    """Spreads calls of many threads evenly: at most `per_second`, 0 for no limit."""
+
+    def __init__(self, per_second: float):
+        self._gap = 1 / per_second if per_second else 0.0
+        self._next = 0.0
+        self._lock = threading.Lock()
+
+    def wait(self, until: float):
+        """Sleeps until it is this caller's turn.
+
+        Raises:
+          HttpError: the turn would come after `until`, of time.monotonic().
+        """
+        with self._lock:
+            turn = max(self._next, time.monotonic())
+            if turn < until:
+                self._next = turn + self._gap
+        if turn >= until:
+            error = HttpError("busy", "The rate limit leaves no turn before the deadline.")
+            error.sent = False
+            raise error
+        time.sleep(max(0.0, turn - time.monotonic()))
+
+    def pause(self, seconds: float):
+        """Nobody's turn comes within the next `seconds`."""
+        with self._lock:
+            self._next = max(self._next, time.monotonic() + seconds)
+
+
+class Breaker:
+    """Stops asking a service that failed `failures` times in a row, for `seconds`; 0 for never.
+
+    Then one request is let through; the next ones follow if it succeeds.
+    """
+
+    def __init__(self, failures: int, seconds: float):
+        self._limit, self._seconds = failures, seconds
+        self._failed, self._closed_until = 0, 0.0
+        self._lock = threading.Lock()
+
+    def enter(self):
+        """Raises HttpError while the service is left alone."""
+        with self._lock:
+            now = time.monotonic()
+            if self._limit and self._failed >= self._limit:
+                if now < self._closed_until:
+                    raise HttpError(
+                        "busy",
+                        f"The service failed {self._failed} times in a row; it is left alone.",
+                    )
+                self._closed_until = now + self._seconds  # the others wait for this one
+
+    def leave(self, ok: bool):
+        with self._lock:
+            self._failed = 0 if ok else self._failed + 1
+            if self._limit and self._failed >= self._limit:
+                self._closed_until = time.monotonic() + self._seconds
+
+
+class Client:
+    """Requests of one tool. Safe in many threads; every request has a connection of its own."""
+
+    def __init__(
+        self,
+        *,
+        seconds: float,
+        max_bytes: int = 2_000_000,
+        attempts: int = 3,
+        per_second: float = 0.0,
+        breaker_failures: int = 0,
+        breaker_seconds: float = 30.0,
+        private_hosts: tuple[str, ...] = (),
+        agent: str = AGENT,
+        resolve: Callable = socket.getaddrinfo,
+    ):
+        """Sets the limits.
+
+        Args:
+          seconds: deadline of a request, with its name look-up, redirects, retries and pauses.
+          max_bytes: most bytes of a body, as sent and unpacked.
+          attempts: how often a request is tried in all.
+          per_second: most requests a second, of all threads together; 0 for no limit.
+          breaker_failures, breaker_seconds: of `Breaker`.
+          private_hosts: "host:port" that may have a private address.
+          agent: User-Agent.
+          resolve: getaddrinfo.
+        """
+        if seconds <= 0 or max_bytes < 1 or attempts < 1 or per_second < 0:
+            raise ValueError(
+                f"seconds={seconds}, max_bytes={max_bytes} and attempts={attempts} must be "
+                f"positive, per_second={per_second} must not be negative."
+            )
+        self.seconds = seconds
+        self._max_bytes, self._attempts = max_bytes, attempts
+        self._limit = RateLimit(per_second)
+        self._breaker = Breaker(breaker_failures, breaker_seconds)
+        self._private = frozenset(private_hosts)
+        self._agent, self._resolve = agent, resolve
+
+    def request(
+        self,
+        url: str,
+        *,
+        body: object = None,
+        headers: Mapping[str, str] | None = None,
+        types: tuple[str, ...] = (),
+        cut: bool = False,
+        idempotent: bool = True,
+        busy: Callable[[Response], bool] = lambda response: False,
+        seconds: float | None = None,
+    ) -> Response:
+        """Gets a page, or posts JSON.
+
+        Args:
+          url: http or https.
+          body: sent as JSON by POST; None for GET. Only GET follows redirects.
+          headers: further ones; never sent to another host than that of `url`.
+          types: media types to accept; all if empty.
+          cut: cut a body that is too long, instead of refusing it.
+          idempotent: whether the request may be repeated although the server may have acted on it.
+          busy: answers that mean "later" although their status is 200.
+          seconds: a shorter deadline than the client's.
+
+        Raises:
+          HttpError: there is no usable answer.
+        """
+        until = time.monotonic() + min(self.seconds, seconds or self.seconds)
+        self._breaker.enter()
+        try:
+            response = self._tried(until, url, body, headers or {}, types, cut, idempotent, busy)
+        except HttpError as error:
+            if (
+                error.reason in ("unreachable", "tls", "slow", "deadline")
+                or error.pause is not None
+            ):
+                self._breaker.leave(ok=False)
+            elif error.reason in ("status", "type", "size", "redirects"):
+                self._breaker.leave(ok=error.status < 500 and error.status != 429)
+            raise
+        self._breaker.leave(ok=True)
+        return response
+
+    def json(self, url: str, **how) -> object:
+        """The JSON that `request` gets."""
+        response = self.request(url, **how)
+        try:
+            return json.loads(response.body)
+        except ValueError as error:
+            raise HttpError("format", f"{_origin(url)} did not answer with JSON.") from error
+
+    def _tried(self, until, url, body, headers, types, cut, idempotent, busy):
+        for attempt in range(1, self._attempts + 1):
+            try:
+                self._limit.wait(until)
+                return self._followed(until, url, body, headers, types, cut, busy)
+            except HttpError as error:
+                again = error.reason == "unreachable" or error.status in BUSY
+                again = again or error.pause is not None
+                harmless = idempotent or not error.sent or error.status == 429
+                pause = random.uniform(0.5, 1) * min(
+                    FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE
+                )
+                if error.pause is not None:
+                    pause = error.pause
+                    self._limit.pause(pause)
+                late = time.monotonic() + pause >= until
+                if not again or not harmless or late or attempt == self._attempts:
+                    raise
+                time.sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _followed(self, until, url, body, headers, types, cut, busy):
+        first = _origin(url)
+        for _ in range(MAX_REDIRECTS + 1):
+            mine = headers if _origin(url) == first else {}
+            with _Exchange(self, until, url, body, mine) as exchange:
+                status, found = exchange.status, exchange.headers
+                if status in REDIRECTS and body is None and "location" in found:
+                    url = _joined(url, found["location"])
+                    continue
+                response = Response(status, found, b"", url)
+                _check(response, types, busy)
+                content, is_cut = exchange.read(self._max_bytes)
+            if is_cut and not cut:
+                raise HttpError("size", f"{first} sent more than {self._max_bytes} bytes.")
+            return dataclasses.replace(response, body=content, cut=is_cut)
+        raise HttpError("redirects", f"{first} redirects more than {MAX_REDIRECTS} times.")
+
+    def addresses(self, url: str, until: float) -> list[tuple]:
+        """(family, socket address) of a URL's host, all of them allowed.
+
+        Raises:
+          HttpError: there is none, or one of them is not public.
+        """
+        parts = _split(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        host = _ascii_host(parts.hostname)
+        found = self._look_up(host, port, until)
+        if f"{parts.hostname}:{port}" not in self._private:
+            for _, address in found:
+                if not is_public(address[0]):
+                    raise HttpError("address", f"{parts.hostname} has no public address.")
+        return found
+
+    def _look_up(self, host, port, until):
+        answers = queue.SimpleQueue()
+
+        def ask():
+            try:
+                answers.put(self._resolve(host, port, type=socket.SOCK_STREAM))
+            except (OSError, UnicodeError) as error:
+                answers.put(error)
+
+        threading.Thread(target=ask, daemon=True).start()  # getaddrinfo knows no deadline
+        try:
+            found = answers.get(timeout=_left(until))
+        except queue.Empty:
+            raise HttpError("deadline", f"The name {host} was not resolved in time.") from None
+        if isinstance(found, Exception):
+            unknown = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
+            invented = isinstance(found, UnicodeError) or found.errno in unknown
+            error = HttpError("name" if invented else "unreachable", f"The name {host}: {found}.")
+            error.sent = False
+            raise error
+        return list(dict.fromkeys((family, address) for family, *_, address in found))
+
+
+class _Exchange:
+    """One request and its answer over one connection, which is closed at the end."""
+
+    def __init__(self, client, until, url, body, headers):
+        parts = _split(url)
+        self._until, self._host = until, parts.hostname
+        self._socket = _connected(client.addresses(url, until), parts, until)
+        try:
+            self._answer = self._asked(client, parts, body, headers)
+        except BaseException:
+            self._socket.close()
+            raise
+        self.status = self._answer.status
+        self.headers = {name.lower(): value for name, value in self._answer.headers.items()}
+
+    def _asked(self, client, parts, body, headers):
+        line = http.client.HTTPConnection(_ascii_host(parts.hostname))
+        line.sock = _Timed(self._socket, self._until)
+        headers = {
+            "Host": _host_header(parts),
+            "User-Agent": client._agent,
+            "Accept-Encoding": "gzip",
+            "Connection": "close",
+            **headers,
+        }
+        data = None
+        if body is not None:
+            data = json.dumps(body).encode()
+            headers["Content-Type"] = "application/json"
+        target = urllib.parse.quote(parts.path or "/", safe="/%:@!$&'()*+,;=~")
+        if parts.query:
+            target += "?" + urllib.parse.quote(parts.query, safe="/%:@!$&'()*+,;=~?")
+        try:
+            line.request("GET" if body is None else "POST", target, data, headers)
+            return line.getresponse()
+        except TimeoutError as error:
+            raise HttpError("deadline", f"{self._host} did not answer in time.") from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            kind = type(error).__name__
+            raise HttpError(
+                "unreachable", f"{self._host} broke the connection ({kind})."
+            ) from error
+
+    def read(self, most):
+        """(body, whether it was cut)."""
+        try:
+            body = b""
+            while len(body) <= most and (block := self._answer.read1(1 << 16)):
+                body += block
+        except TimeoutError as error:
+            raise HttpError("slow", f"{self._host} did not finish its answer in time.") from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise HttpError("unreachable", f"{self._host} broke off its answer.") from error
+        cut, body = len(body) > most, body[:most]
+        if self.headers.get("content-encoding", "").lower() in ("gzip", "x-gzip", "deflate"):
+            unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)
+            try:
+                body = unpack.decompress(body, most)
+            except zlib.error as error:
+                raise HttpError("format", f"{self._host} sent a broken archive.") from error
+            cut = cut or bool(unpack.unconsumed_tail)
+        return body, cut
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._answer.close()
+        self._socket.close()
+
+
+class _Timed:
+    """A socket for http.client, all of whose waits end at one time."""
+
+    def __init__(self, sock, until):
+        self._sock, self._until = sock, until
+
+    def sendall(self, data):
+        self._sock.settimeout(_left(self._until))
+        self._sock.sendall(data)
+
+    def makefile(self, mode):
+        return io.BufferedReader(_Reader(self._sock, self._until))
+
+    def close(self):
+        """http.client closes its socket before the body is read; `_Exchange` closes ours."""
+
+
+class _Reader(io.RawIOBase):
+    def __init__(self, sock, until):
+        self._sock, self._until = sock, until
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        self._sock.settimeout(_left(self._until))
+        return self._sock.recv_into(buffer)
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address, also one that is wrapped in IPv6, belongs to the public internet."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if ip.version == 6:
+        inner = ip.ipv4_mapped or ip.sixtofour
+        if ip.teredo:
+            return False
+        if ip in NAT64 or ip in IPV4_COMPATIBLE:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+        if ip.is_site_local or ip in NAT64_LOCAL:
+            return False
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+
+
+def service_host(url: str) -> str:
+    """ "host:port" of a URL that the operator chose, for `private_hosts`.
+
+    Raises:
+      ValueError: it is no http or https URL.
+    """
+    try:
+        parts = _split(url)
+    except HttpError as error:
+        raise ValueError(f"{url!r} is not a URL of a service: {error}") from error
+    return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+
+
+@functools.cache
+def _tls():
+    return ssl.create_default_context()
+
+
+def _host_header(parts):
+    host = _ascii_host(parts.hostname)
+    host = f"[{host}]" if ":" in host else host
+    return f"{host}:{parts.port}" if parts.port else host
+
+
+def _connected(addresses, parts, until):
+    problem = None
+    for family, address in addresses:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(_left(until))
+            sock.connect(address)
+            if parts.scheme == "https":
+                sock = _tls().wrap_socket(sock, server_hostname=_ascii_host(parts.hostname))
+            return sock
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            sock.close()
+            problem = error
+    reason = "deadline" if isinstance(problem, TimeoutError) else "unreachable"
+    if isinstance(problem, ssl.SSLError):
+        reason = "tls"
+    error = HttpError(reason, f"No connection to {parts.hostname} ({type(problem).__name__}).")
+    error.sent = False
+    raise error from problem
+
+
+def _check(response, types, busy):
+    """Refuses an answer by its head."""
+    host, later = _origin(response.url), busy(response)
+    if later or not 200 <= response.status < 300:
+        pause = None
+        if later or response.status in BUSY:
+            pause = _seconds(response.headers.get("retry-after", ""))
+        if later and pause is None:
+            pause = FIRST_PAUSE
+        raise HttpError(
+            "status", f"{host} answered {response.status}.", status=response.status, pause=pause
+        )
+    if types and response.type not in types:
+        raise HttpError("type", f"{host} sent {response.type or 'no media type'}.")
+
+
+def _joined(url, location):
+    try:
+        return urllib.parse.urljoin(url, location)
+    except ValueError as error:
+        raise HttpError("url", "The URL of a redirect is malformed.") from error
+
+
+def _seconds(text):
+    """Seconds of a Retry-After header; None if it names no number (dates are not followed)."""
+    return float(text) if text.strip().isdecimal() else None
+
+
+def _left(until):
+    left = until - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def _split(url):
+    """The parts of an http or https URL without credentials."""
+    if any(ord(character) <= 32 or ord(character) == 127 for character in url):
+        raise HttpError("url", "The URL holds blanks or control characters.")
+    try:
+        parts = urllib.parse.urlsplit(url)
+        fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError as error:
+        raise HttpError("url", "The URL is malformed.") from error
+    if not fits or parts.username is not None:
+        raise HttpError("url", "Only http and https URLs without credentials are read.")
+    _ascii_host(parts.hostname)
+    return parts
+
+
+def _ascii_host(host):
+    try:
+        return host.encode("idna").decode("ascii") if not host.isascii() else host
+    except UnicodeError as error:
+        raise HttpError("url", "The URL's host is malformed.") from error
+
+
+def _origin(url):
+    parts = _split(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"

@@ -1,0 +1,131 @@
+"""One page of the web, and what of it answers a query. The page is fetched with every caution."""
+
+import math
+import os
+
+from tools import http_client, page_text, passages
+from tools.protocol import Parameter, Tool, ToolError
+
+PAGES = ("text/html", "application/xhtml+xml")
+TYPES = (*PAGES, "text/plain", "text/markdown", "text/csv", "application/json")
+MAX_PASSAGES = 256  # that are embedded
+
+# What the model is told. A site that gave an answer, or does not exist, was chosen badly; a site
+# from which nothing came may be a fault of this machine, and is not the model's.
+SAID = {
+    "url": "This is not an address of a page; write http:// or https:// and a host.",
+    "address": "This address cannot be read.",
+    "name": "There is no such host.",
+    "tls": "The site has no valid certificate.",
+    "slow": "The page took too long.",
+    "redirects": "The page only redirects.",
+    "type": "The page is not text.",
+    "format": "The page cannot be read.",
+}
+
+
+def make(
+    *,
+    max_characters: int = 2000,
+    per_second: float = 5.0,
+    private_hosts: tuple[str, ...] = (),
+    embeddings_url: str = "",
+    embeddings_model: str = "",
+    embeddings_key_variable: str = "",
+    seconds: float = 15.0,
+) -> Tool:
+    """Builds the tool.
+
+    Args:
+      max_characters: length of one answer.
+      per_second: most pages a second.
+      private_hosts: "host:port" that may be read although their addresses are private.
+      embeddings_url: base URL of an OpenAI-compatible server whose embeddings choose the passages,
+        such as http://localhost:8000/v1; BM25 chooses without one.
+      embeddings_model: its model.
+      embeddings_key_variable: environment variable with its key; "" for none.
+      seconds: deadline of one call.
+    """
+    if max_characters < 1:
+        raise ValueError(f"max_characters={max_characters} must be positive.")
+    client = http_client.Client(
+        seconds=seconds, attempts=2, per_second=per_second, private_hosts=tuple(private_hosts)
+    )
+    score, probe = passages.scores, None
+    if embeddings_url:
+        score = _embeddings(embeddings_url, embeddings_model, embeddings_key_variable, seconds)
+        probe = lambda: score("a", ["a"])
+
+    def run(*, url: str, query: str) -> str:
+        try:
+            page = client.request(url.strip(), types=TYPES, cut=True)
+        except http_client.HttpError as error:
+            if error.reason == "status":
+                raise ToolError(f"The site answered with status {error.status}.") from error
+            if error.reason in SAID:
+                raise ToolError(SAID[error.reason]) from error
+            raise
+        title, text = page_text.extract(page.text()) if page.type in PAGES else ("", page.text())
+        if not text.strip():
+            raise ToolError("The page has no text.")
+        return "\n".join(part for part in (title, _chosen(query, text)) if part)
+
+    def _chosen(query, text):
+        text = text.strip()
+        if len(text) <= max_characters:
+            return text
+        found = passages.split(text)
+        return passages.join(found, score(query, found), max_characters=max_characters)
+
+    return Tool(
+        name="web_search",
+        description="Reads one web page, and returns its passages that answer a query best.",
+        parameters=(
+            Parameter("url", "str", "the address of the page"),
+            Parameter("query", "str", "what to find on the page"),
+        ),
+        limits=(
+            "It reads the page at that address and no other; it cannot search for pages. "
+            "Text only: no PDF, no images, no scripts."
+        ),
+        demo='web_search(url="https://en.wikipedia.org/wiki/Lake_Baikal", query="How deep is it?")',
+        run=run,
+        seconds=seconds,
+        probe=probe,
+        remote=True,
+    )
+
+
+def _embeddings(base, model, variable, seconds):
+    """A function like passages.scores: cosines of embeddings, best among the best by BM25."""
+    client = http_client.Client(
+        seconds=seconds,
+        breaker_failures=5,
+        private_hosts=(http_client.service_host(base),),
+    )
+
+    def score(query, found):
+        by_words = passages.scores(query, found)
+        some = sorted(range(len(found)), key=lambda i: (-by_words[i], i))[:MAX_PASSAGES]
+        headers = {"Authorization": f"Bearer {os.environ[variable]}"} if variable else {}
+        answer = client.json(
+            base.rstrip("/") + "/embeddings",
+            body={"model": model, "input": [query, *(found[i] for i in some)]},
+            headers=headers,
+        )
+        try:
+            vectors = [row["embedding"] for row in sorted(answer["data"], key=lambda r: r["index"])]
+            cosines = [_cosine(vectors[0], vector) for vector in vectors[1:]]
+            scores = [-2.0] * len(found)  # below every cosine
+            for i, cosine in zip(some, cosines, strict=True):
+                scores[i] = cosine
+        except (TypeError, KeyError, ValueError, IndexError) as error:
+            raise http_client.HttpError("format", f"{base} did not answer embeddings.") from error
+        return scores
+
+    return score
+
+
+def _cosine(a, b):
+    dot = sum(x * y for x, y in zip(a, b, strict=True))
+    return dot / (math.hypot(*a) * math.hypot(*b) or 1.0)
