@@ -241,6 +241,7 @@ def make_tools(config):
             top_k=settings.search_results,
             python_sandbox=settings.sandbox,
             python_seconds=settings.python_seconds,
+            python_traceback=settings.python_traceback,
             knowledge=own["knowledge_search"],
             wikipedia=own["wikipedia_search"],
             google=own["google_search"],

@@ -170,7 +170,7 @@ class Client:
                 f"seconds={seconds}, max_bytes={max_bytes} and attempts={attempts} must be "
                 f"positive, per_second={per_second} must not be negative."
             )
-        self.seconds = seconds
+        self._seconds = seconds
         self._max_bytes, self._attempts = max_bytes, attempts
         self._limit = RateLimit(per_second)
         self._breaker = Breaker(breaker_failures, breaker_seconds)
@@ -187,7 +187,6 @@ class Client:
         cut: bool = False,
         idempotent: bool = True,
         busy: Callable[[Response], bool] = lambda response: False,
-        seconds: float | None = None,
     ) -> Response:
         """Gets a page, or posts JSON.
 
@@ -199,12 +198,11 @@ class Client:
           cut: cut a body that is too long, instead of refusing it.
           idempotent: whether the request may be repeated although the server may have acted on it.
           busy: answers that mean "later" although their status is 200.
-          seconds: a shorter deadline than the client's.
 
         Raises:
           HttpError: there is no usable answer.
         """
-        until = time.monotonic() + min(self.seconds, seconds or self.seconds)
+        until = time.monotonic() + self._seconds
         self._breaker.enter()
         try:
             response = self._tried(until, url, body, headers or {}, types, cut, idempotent, busy)

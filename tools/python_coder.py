@@ -1,5 +1,6 @@
 """Runs a Python program that a model wrote, in the sandbox; docs/tools.md says what holds there."""
 
+import re
 import signal
 
 from tools.protocol import Parameter, Tool, ToolError
@@ -17,6 +18,7 @@ def make(
     seconds: float = 5.0,
     max_output_bytes: int = 4096,
     memory_bytes: int = 512 * 2**20,
+    traceback: bool = True,
 ) -> Tool:
     """Starts the sandbox and builds the tool.
 
@@ -25,6 +27,7 @@ def make(
       seconds: wall time of one program.
       max_output_bytes: the first bytes of the output that are kept.
       memory_bytes: address space of the program, beyond Python and its packages.
+      traceback: show the whole traceback of an exception, not only its last line.
 
     Raises:
       ValueError: the level does not hold on this machine.
@@ -46,7 +49,12 @@ def make(
 
     def run_tool(*, code: str) -> str:
         return run(
-            box, code, seconds=seconds, max_output_bytes=max_output_bytes, memory_bytes=memory_bytes
+            box,
+            code,
+            seconds=seconds,
+            max_output_bytes=max_output_bytes,
+            memory_bytes=memory_bytes,
+            traceback=traceback,
         )
 
     packages = " and ".join(facts["packages"])
@@ -68,13 +76,19 @@ def make(
 
 
 def run(
-    box: client.Sandbox, code: str, *, seconds: float, max_output_bytes: int, memory_bytes: int
+    box: client.Sandbox,
+    code: str,
+    *,
+    seconds: float,
+    max_output_bytes: int,
+    memory_bytes: int,
+    traceback: bool = True,
 ) -> str:
     """Runs one program; safe in many threads.
 
     Args:
       code: the source text.
-      seconds, max_output_bytes, memory_bytes: see `make`.
+      seconds, max_output_bytes, memory_bytes, traceback: see `make`.
 
     Returns:
       The standard output and error output of a program that ended with status 0.
@@ -95,10 +109,18 @@ def run(
     elif result.status < 0:
         reason = f"Killed by {_signal_name(-result.status)}."
     elif result.status > 0:
-        reason = result.explanation or f"Exit status {result.status}."
+        shown = result.explanation if traceback else _last_line(result.explanation)
+        reason = shown or f"Exit status {result.status}."
     else:
         return result.output or "(no output; use print)"
     raise ToolError("\n".join(filter(None, (result.output, reason))))
+
+
+def _last_line(explanation):
+    """Of a traceback, with the number of the program's line that it passed through last."""
+    lines = explanation.strip().splitlines()
+    numbers = re.findall(r'^  File "<program>", line (\d+)', explanation, re.MULTILINE)
+    return "".join(lines[-1:]) + (f" (line {numbers[-1]})" if numbers else "")
 
 
 def _signal_name(number):

@@ -37,6 +37,7 @@ def build(
     python_seconds: float = 5.0,
     python_output_bytes: int = 4096,
     python_memory_bytes: int = 512 * 2**20,
+    python_traceback: bool = True,
     generator_seconds: float = 60.0,
     knowledge: Mapping[str, object] | None = None,
     wikipedia: Mapping[str, object] | None = None,
@@ -54,7 +55,7 @@ def build(
       top_k, max_characters: of every search tool, see knowledge_search.make.
       search_seconds: see knowledge_search.make.
       python_sandbox: the level that has to hold; see python_coder.make, as for these:
-      python_seconds, python_output_bytes, python_memory_bytes.
+      python_seconds, python_output_bytes, python_memory_bytes, python_traceback.
       generator_seconds: see base_generator.make.
       knowledge, wikipedia, google, web: further arguments of `make` of the tool.
       mcp: MCP servers, whose tools are added after `names`; see mcp_tools.Connection.
@@ -81,6 +82,7 @@ def build(
             seconds=python_seconds,
             max_output_bytes=python_output_bytes,
             memory_bytes=python_memory_bytes,
+            traceback=python_traceback,
         ),
         "google_search": lambda: google_search.make(
             top_k=top_k, max_characters=max_characters, **(google or {})

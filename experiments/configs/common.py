@@ -56,6 +56,7 @@ def base():
     c.tools.names = ("knowledge_search", "python_coder", "base_generator")
     c.tools.search_results = 3
     c.tools.python_seconds = 5.0
+    c.tools.python_traceback = True  # False: only the last line of an error
     c.tools.sandbox = "standard"  # or "strict", "minimal": least of python_coder; docs/tools.md
     c.tools.workers = 16
     c.tools.knowledge_search = ConfigDict({"index": "", "url": ""})  # "": the embedded articles

@@ -177,7 +177,7 @@ class Inventor:
 def stream(articles, tokenizer, *, seed, real_share, max_turns, mistakes=None):
     """Endless samples; `real_share` of the problems are about the (training) articles given."""
     rng = random.Random(seed)
-    tools = toolbox.build(TOOLS)
+    tools = toolbox.build(TOOLS, python_traceback=False)
     real, inventor = questions.World(articles), Inventor(knowledge_base.articles(), tokenizer)
     syntax_error = _syntax_error(tools["python_coder"])
     while True:

@@ -120,7 +120,7 @@ def test_a_run_leaves_everything_the_design_names(finished):
     assert {"eval/success", "eval/correct", "eval/total"} <= set(found[0]) & set(found[2])
     assert (finished / "report.html").stat().st_size > 10_000
     written = json.loads((finished / "config.json").read_text())
-    assert written["config"]["steps"] == 2 and written["sandbox"] == {}
+    assert written["config"]["steps"] == 2 and written["sandbox"]["layers"]
     trajectories = stable(finished / "trajectories" / "step_000001.jsonl")
     assert len(trajectories) == 8
     assert {"question_id", "rollout", "gold", "turns", "answer", "reward", "advantage"} <= set(

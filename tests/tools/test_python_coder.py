@@ -70,3 +70,23 @@ def test_make_refuses_a_machine_below_the_level(monkeypatch):
     with pytest.raises(ValueError, match=r"landlock \(missing.*--config.tools.sandbox=minimal"):
         python_coder.make()
     assert python_coder.make(level="minimal").facts["level"] == "minimal"
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("x = 1\n1 / 0", "ZeroDivisionError: division by zero (line 2)"),
+        (
+            "def f():\n    return undefined\nf()",
+            "NameError: name 'undefined' is not defined (line 2)",
+        ),
+        ("print('y'); 1 / 0", "y\nZeroDivisionError: division by zero (line 1)"),
+        ("print('a'", "SyntaxError: '(' was never closed (line 1)"),
+        ("raise SystemExit('enough')", "enough"),
+    ],
+)
+def test_errors_in_one_line(code, message):
+    tool = python_coder.make(level="minimal", traceback=False)
+    with pytest.raises(ToolError) as error:
+        tool.run(code=code)
+    assert str(error.value) == message
