@@ -46,9 +46,8 @@ def main():
     connection = socket.socket(fileno=fcntl.fcntl(control, fcntl.F_DUPFD_CLOEXEC, 10))
     os.close(control)
     os.dup2(0, program.SOURCE)  # taken, so that no other file gets this number
-    without = settings["without"]
-    missing = dict.fromkeys(without, "left out on request")
-    if "namespaces" not in without:
+    missing = dict.fromkeys(settings["without"], "left out on request")
+    if "namespaces" not in missing:
         if reason := _in_a_fork(_try_namespaces):
             missing["namespaces"] = reason
         else:
@@ -59,56 +58,45 @@ def main():
             importlib.import_module(name)
     _use_sympy_once()
     readable = _readable(settings["packages"])
-    if "namespaces" in missing:
-        home = tempfile.mkdtemp(prefix="programs-")
-    else:
-        home = _memory_folder(readable)
-        layers.mount_memory(home, nbytes=2**20, files=2 * PROGRAMS)
-    folders = [os.path.join(home, str(i)) for i in range(PROGRAMS)]
-    for folder in folders:
-        os.mkdir(folder, 0o700)
-        if "namespaces" not in missing:
-            layers.mount_memory(folder, nbytes=FOLDER_BYTES, files=FOLDER_FILES)
-    if "privileges" not in without:
+    home, folders = _make_folders(readable, in_memory="namespaces" not in missing)
+    if "privileges" not in missing:
         layers.drop_capabilities()
         layers.hide_memory()
     layers.set_no_new_privileges()
-    version, rulesets = layers.landlock_version(), {}
-    if "landlock" not in without:
-        if version:
-            rulesets = {
-                folder: layers.landlock_ruleset(
-                    readable=readable,
-                    writable={folder: True, "/dev/null": False},
-                    version=version,
-                )
-                for folder in folders
-            }
-        else:
-            missing["landlock"] = "this kernel has no Landlock"
+    version = layers.landlock_version()
+    if not version:
+        missing.setdefault("landlock", "this kernel has or allows no Landlock")
+    rulesets = {}
+    if "landlock" not in missing:
+        rulesets = {
+            folder: layers.landlock_ruleset(
+                readable=readable, writable={folder: True, "/dev/null": False}, version=version
+            )
+            for folder in folders
+        }
     filters = None
-    if "seccomp" not in without:
+    if "seccomp" not in missing:
         try:
             filters = seccomp.Filters()
             _in_a_fork(lambda: filters.install_common(layers.FOREIGN.prctl), check=True)
         except OSError as error:
             filters, missing["seccomp"] = None, str(error)
     program.prepare()
-    facts = {
-        "landlock_version": version,
-        "missing": missing,
-        "namespaces": {n: os.stat(f"/proc/self/ns/{n}").st_ino for n in layers.NAMESPACES},
-        "packages": {n: sys.modules[n].__version__ for n in ("numpy", "sympy") if n in sys.modules},
-        "folder": "" if "namespaces" not in missing else home,
-    }
     server = Server(
         connection,
         folders=folders,
         rulesets=rulesets,
         filters=filters,
-        limits="limits" not in without,
+        limits="limits" not in missing,
         on_disk="namespaces" in missing,
     )
+    facts = {
+        "landlock_version": version,
+        "missing": missing,
+        "namespaces": {n: os.stat(f"/proc/self/ns/{n}").st_ino for n in layers.NAMESPACES},
+        "packages": {n: sys.modules[n].__version__ for n in ("numpy", "sympy") if n in sys.modules},
+        "folder": home if "namespaces" in missing else "",
+    }
     connection.send(json.dumps(facts).encode())
     if filters:
         filters.install_common(layers.FOREIGN.prctl)
@@ -261,6 +249,21 @@ class Server:
             self._kill(running)
             os.waitpid(running.process, 0)
             _wipe(running.folder)
+
+
+def _make_folders(readable, *, in_memory):
+    """(folder of all, the programs' folders in it): on disk, or of a fixed size in memory."""
+    if in_memory:
+        home = _memory_folder(readable)
+        layers.mount_memory(home, nbytes=2**20, files=2 * PROGRAMS)
+    else:
+        home = tempfile.mkdtemp(prefix="programs-")
+    folders = [os.path.join(home, str(i)) for i in range(PROGRAMS)]
+    for folder in folders:
+        os.mkdir(folder, 0o700)
+        if in_memory:
+            layers.mount_memory(folder, nbytes=FOLDER_BYTES, files=FOLDER_FILES)
+    return home, folders
 
 
 def _use_sympy_once():
