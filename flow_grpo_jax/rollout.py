@@ -16,7 +16,7 @@ import zlib
 
 from absl import logging
 
-from agents import effects, solve
+from agents import effects, prompts, solve
 from agents.backends import errors
 from agents.trajectory import Trajectory
 from flow_grpo_jax import processes
@@ -145,6 +145,11 @@ class _Driver:
             raise ValueError("The planner is answered by the policy, which is trained.")
         self.questions, self.engine, self.tokenizer = questions, engine, tokenizer
         self.tools, self.pool, self.settings = tools, pool, settings
+        for question in questions:
+            solve.refuse_images(question)
+        self.budget = prompts.Budget(
+            settings.max_prompt_tokens, lambda messages: len(tokenizer.chat(messages))
+        )
         self.step, self.on_finished, self.on_event = step, on_finished, on_event
         self.models = WEIGHTS | (models or {})
         self.remote = [model for model in self.models.values() if not isinstance(model, str)]
@@ -169,15 +174,12 @@ class _Driver:
             tools=self.tools,
             prompt_set=self.settings.prompt_set,
             max_turns=self.settings.max_turns,
-            fits=self.fits,
+            budget=self.budget,
             rollout=rollout,
         )
         run = _Running(solver, question, rollout, time.monotonic(), attempt)
         self.running[question, rollout] = run
         self.advance(run, None)
-
-    def fits(self, role, messages):
-        return len(self.tokenizer.chat(messages)) <= self.settings.max_prompt_tokens
 
     def advance(self, run, sent):
         """Sends a reply into the solver and starts what it asks for next."""
