@@ -177,8 +177,11 @@ def model_files(config):
     return huggingface.read_config(folder), folders.Folder(folder).names()
 
 
-def build(config):
-    """Loads the model on the mesh and sets up everything around it."""
+def build(config, *, training=True):
+    """Loads the model on the mesh and sets up everything around it.
+
+    training: False keeps no float32 parameters beside those that answer.
+    """
     folder = model_folder(config)
     answering = backends.build(config.backends)
     with command.checking_config():
@@ -186,7 +189,7 @@ def build(config):
         mesh = sharding.make_mesh(data=sizes.data, fsdp=sizes.fsdp, tensor=sizes.tensor)
     use_compile_cache(config, mesh)
     tools = make_tools(config)
-    params, frozen, shardings, assemble = load_weights(config, folder, mesh)
+    params, frozen, shardings, assemble = load_weights(config, folder, mesh, training=training)
     text = tokenizer.Tokenizer.load(folder)
     if not text.eos_ids:
         raise command.ConfigError(
@@ -297,7 +300,7 @@ def engine_shapes(config):
     )
 
 
-def load_weights(config, folder, mesh):
+def load_weights(config, folder, mesh, *, training=True):
     """(params, frozen, shardings, assemble) of a run that starts from a folder; see `Session`."""
     dtype = compute_dtype(config)
     shape = huggingface.config_from_dict(huggingface.read_config(folder))
@@ -306,9 +309,10 @@ def load_weights(config, folder, mesh):
         if config.model.lora.rank:
             settings = lora.Settings(**config.model.lora)
     if not config.model.lora.rank:
-        params = huggingface.load(folder, dtype=jnp.float32, shardings=whole)
+        master = jnp.float32 if training else dtype
+        params = huggingface.load(folder, dtype=master, shardings=whole)
         cast = lambda tree: jax.tree.map(lambda x: x.astype(dtype), tree)
-        frozen = params if dtype == jnp.float32 else jax.jit(cast, out_shardings=whole)(params)
+        frozen = params if dtype == master else jax.jit(cast, out_shardings=whole)(params)
         return params, frozen, whole, update.whole_model
     frozen = huggingface.load(folder, dtype=dtype, shardings=whole)
     make = functools.partial(lora.init, settings=settings)

@@ -16,12 +16,11 @@ import zlib
 
 from absl import logging
 
-from agents import effects, prompts, solve
+from agents import drive, effects, prompts, solve
 from agents.backends import errors
 from agents.trajectory import Trajectory
 from flow_grpo_jax import processes
 from models.engine.types import Request, Sampling
-from tools import protocol
 
 # What answers a role unless `collect` is told otherwise: a weight set of the engine.
 WEIGHTS = {role: "policy" if role == "planner" else "frozen" for role in effects.ROLES}
@@ -355,13 +354,7 @@ class _Driver:
 
 def _call_tool(run, tool, arguments):
     run.call_started = time.monotonic()
-    try:
-        output = protocol.call(tool, arguments)
-    except protocol.ToolError as error:
-        return effects.ToolResult(str(error), error=True)
-    if isinstance(output, protocol.Ask):
-        return effects.ToolResult("", ask=output.prompt)
-    return effects.ToolResult(output)
+    return drive.call_tool(tool, arguments)
 
 
 def _result_of(call):
