@@ -79,7 +79,7 @@ class Panel:
     def __init__(self, file, *, colours, clock=time.monotonic, size=None):
         """file: of the terminal. size: () -> (columns, lines)."""
         self.file, self._colours, self._clock = file, colours, clock
-        self._size = size or (lambda: os.get_terminal_size(file.fileno()))
+        self._size = size or (lambda: _size_of(file))
         self._lock, self._ended = threading.Lock(), threading.Event()
         self._title, self._messages, self._speaker = None, [], ""
         self._doing, self._since, self._drawn, self._partial = "", clock(), 0, ""
@@ -205,6 +205,12 @@ def said(event):
     if event.ask is not None:  # the base model will speak for the tool
         return None, None, False
     return None, f"Error: {event.text}" if event.error else event.text, event.error
+
+
+def _size_of(file):
+    """(columns, lines) of a terminal; some say that they have none."""
+    columns, lines = os.get_terminal_size(file.fileno())
+    return columns or 80, lines or 24
 
 
 def clean(text):

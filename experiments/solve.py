@@ -182,7 +182,7 @@ def define_flags():
 
 def main():
     values = flags.FLAGS
-    if values["verbosity"].using_default_value:  # else lines of the log between those of the trace
+    if not values["verbosity"].present:  # else lines of the log between those of the trace
         logging.set_verbosity(logging.WARNING)
     interrupt = Interrupt()
     try:
