@@ -2,6 +2,8 @@
 
 import dataclasses
 
+SHORTENED = " [shortened]"
+
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -29,12 +31,11 @@ class Memory:
     def add(self, step):
         return Memory((*self.steps, step))
 
-    def shortened(self, oldest, *, characters):
-        """A copy in which the results of the `oldest` first steps keep this many characters."""
-
-        def cut(step):
-            if len(step.result) <= characters:
-                return step
-            return dataclasses.replace(step, result=step.result[:characters] + " [shortened]")
-
-        return Memory((*map(cut, self.steps[:oldest]), *self.steps[oldest:]))
+    def shortened(self, index, field, *, characters):
+        """A copy in which a text of the step at `index` keeps this many characters."""
+        step = self.steps[index]
+        text = getattr(step, field)
+        if len(text) <= characters + len(SHORTENED):
+            return self
+        cut = dataclasses.replace(step, **{field: text[:characters] + SHORTENED})
+        return Memory((*self.steps[:index], cut, *self.steps[index + 1 :]))

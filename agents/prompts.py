@@ -5,17 +5,21 @@ prompts share prefixes across questions, rollouts and turns.
 """
 
 import dataclasses
+import math
+from collections.abc import Callable
 
 from tools import toolbox
 
 SHORTENED_CHARACTERS = 60
+SHORTENED_FIELDS = ("result", "command", "sub_goal")  # all results before the first command
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
     """A set of prompts.
 
-    system: role -> system text; `{tools}` is replaced by the tool metadata.
+    system: role -> system text; `{tools}` is replaced by the metadata of all tools, and in the
+      executor's `{tool}` by that of the chosen one.
     step: template of one remembered step, fields of `memory.Step` and `number`.
     full_metadata: whether tools are described in full or by name and parameters.
     """
@@ -42,9 +46,11 @@ COMPACT = Prompts(
 INSTRUCT = Prompts(
     system={
         "analyst": (
-            "You analyse questions for a team that solves them step by step with tools.\n"
-            "Say in at most three short sentences what is asked, which facts or computations are "
-            "needed, and in which order. Do not answer the question."
+            "You analyse questions for a team that answers them step by step with tools.\n"
+            "Available tools:\n{tools}\n\n"
+            "Say in a few short sentences what is asked and in which form the answer is wanted, "
+            "which facts or computations are needed and in which order, which tool can give each "
+            "of them, and where one could go wrong. Do not answer the question."
         ),
         "planner": (
             "You are the planner of a team that answers a question step by step with tools.\n"
@@ -62,18 +68,25 @@ INSTRUCT = Prompts(
             "You write the command that makes a tool reach a sub-goal.\n"
             "The tool:\n{tool}\n\n"
             "Answer with one Python call of this tool and nothing else, with keyword arguments "
-            "that are plain literals."
+            "that are plain literals: no variables, no expressions, no second call. Put into the "
+            "arguments whatever the sub-goal needs from the context; the tool sees nothing else."
         ),
         "verifier": (
             "You check whether a team has what it needs to answer a question.\n"
-            "Read the question and the memory. Is the newest result valid, and does the memory "
-            "hold everything needed for a complete and correct answer? Explain in one sentence.\n"
-            "Then end with one line, either\nVerdict: STOP\nif nothing more is needed, or\n"
-            "Verdict: CONTINUE"
+            "The tools it can still use:\n{tools}\n\n"
+            "Read the question, the analysis and the memory. Did the newest step reach its "
+            "sub-goal, and is its result plausible? Is a part of the question still open, do "
+            "results contradict each other, or is one ambiguous or unchecked where a tool could "
+            "check it? A result that ends in [shortened] was read in full when it was new. "
+            "Explain in one or two sentences.\n"
+            "Then end with one line, either\nVerdict: STOP\nif the memory holds everything for a "
+            "complete and correct answer, or\nVerdict: CONTINUE"
         ),
         "generator": (
             "You write the final answer to a question from the results in the memory.\n"
-            "Explain briefly how the results lead to it. Then end with one line:\n"
+            "Explain briefly how the results lead to it, and trust a result over your own "
+            "knowledge unless it is an error. If something is missing, give the most likely "
+            "answer. Then end with one line:\n"
             "Answer: the answer alone, as short as possible"
         ),
         "base": "Answer the question from your own knowledge, briefly and precisely.",
@@ -90,17 +103,30 @@ SETS = {"compact": COMPACT, "instruct": INSTRUCT}
 
 
 class PromptTooLong(Exception):
-    """The prompt does not fit although every older result was shortened."""
+    """The prompt does not fit although every older step was shortened."""
 
 
-def analyst(prompts, question):
-    return _messages(prompts.system["analyst"], f"Question: {question}")
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How long a prompt may be.
+
+    limit: most tokens, the header of the reply included.
+    count: messages -> tokens of the prompt that is made of them.
+    """
+
+    limit: float = math.inf
+    count: Callable = lambda messages: 0
+
+    def fits(self, messages):
+        return self.count(messages) <= self.limit
+
+
+def analyst(prompts, tools, question):
+    return _messages(_with_tools(prompts, "analyst", tools), f"Question: {question}")
 
 
 def planner(prompts, tools, question, analysis, memory):
-    described = [toolbox.describe(tool, full=prompts.full_metadata) for tool in tools.values()]
-    listed = ("\n" if prompts.full_metadata else " ").join(described)
-    system = prompts.system["planner"].replace("{tools}", listed)
+    system = _with_tools(prompts, "planner", tools)
     return _messages(system, _state(prompts, question, analysis, memory))
 
 
@@ -110,8 +136,9 @@ def executor(prompts, tool, context, sub_goal):
     return _messages(system, f"Context: {context}\nSub-goal: {sub_goal}")
 
 
-def verifier(prompts, question, analysis, memory):
-    return _messages(prompts.system["verifier"], _state(prompts, question, analysis, memory))
+def verifier(prompts, tools, question, analysis, memory):
+    system = _with_tools(prompts, "verifier", tools)
+    return _messages(system, _state(prompts, question, analysis, memory))
 
 
 def generator(prompts, question, analysis, memory):
@@ -122,24 +149,64 @@ def base(prompts, ask):
     return _messages(prompts.system["base"], ask)
 
 
-def fit(build, memory, fits):
-    """Builds messages that fit, shortening the oldest results first, never the newest step.
+def fit(build, memory, budget):
+    """Builds messages within a budget, shortening the oldest results first, never the newest step.
+
+    Results go first, then commands, then sub-goals, each from the oldest step on, and no more than
+    it takes: of the last one shortened as much stays as is sure to fit.
 
     Args:
       build: memory -> messages.
-      fits: messages -> bool, whether the tokenised prompt is within the limit.
 
     Returns:
-      (messages, number of results shortened).
+      (messages, number of steps shortened).
 
     Raises:
-      PromptTooLong: even with every older result shortened.
+      PromptTooLong: even with every older step shortened.
     """
-    for oldest in range(max(len(memory.steps), 1)):
-        messages = build(memory.shortened(oldest, characters=SHORTENED_CHARACTERS))
-        if fits(messages):
-            return messages, oldest
-    raise PromptTooLong("The prompt exceeds its token limit with all older results shortened.")
+    messages = build(memory)
+    length = budget.count(messages)
+    older = range(len(memory.steps) - 1)
+    places = iter([(index, field) for field in SHORTENED_FIELDS for index in older])
+    changed = set()
+    while length > budget.limit:
+        index, field = next(places, (None, None))
+        if index is None:
+            raise PromptTooLong(
+                f"The prompt has {length} tokens with all older steps shortened; its limit is "
+                f"{budget.limit}."
+            )
+        shorter = memory.shortened(index, field, characters=SHORTENED_CHARACTERS)
+        if shorter is memory:
+            continue
+        changed.add(index)
+        before, longer = length, memory
+        memory, messages = shorter, build(shorter)
+        length = budget.count(messages)
+        if length <= budget.limit:
+            spare = (budget.limit - length) / max(before - length, 1)
+            messages = _roomier(build, longer, index, field, spare, budget) or messages
+    return messages, len(changed)
+
+
+def _roomier(build, memory, index, field, spare, budget):
+    """Messages in which a text keeps more characters than it must; None if that does not fit.
+
+    spare: share of the tokens cut off that there is room for.
+    """
+    cut = len(getattr(memory.steps[index], field)) - SHORTENED_CHARACTERS
+    for share in (0.95, 0.75, 0.5):  # tokens are not spread evenly over the characters
+        characters = SHORTENED_CHARACTERS + int(cut * spare * share)
+        messages = build(memory.shortened(index, field, characters=characters))
+        if budget.fits(messages):
+            return messages
+    return None
+
+
+def _with_tools(prompts, role, tools):
+    described = [toolbox.describe(tool, full=prompts.full_metadata) for tool in tools.values()]
+    listed = ("\n" if prompts.full_metadata else " ").join(described)
+    return prompts.system[role].replace("{tools}", listed)
 
 
 def _messages(system, user):

@@ -7,6 +7,21 @@ from agents.effects import Interrupted, ModelRequest, ToolCall
 from agents.memory import Memory, Step
 from agents.trajectory import Trajectory, Turn
 
+IMAGE_FIELDS = ("image", "images")
+
+
+def refuse_images(question):
+    """Raises ValueError if a question is not text alone."""
+    held = [field for field in IMAGE_FIELDS if question.get(field)]
+    if not isinstance(question["question"], str):
+        held.append("question")
+    if held:
+        raise ValueError(
+            f"Question {question['id']!r} is more than text (field {held[0]!r}). Images are not "
+            "supported: the models read text only. Leave it out, or put what the image shows into "
+            "words."
+        )
+
 
 def solve(
     question,
@@ -14,7 +29,7 @@ def solve(
     tools,
     prompt_set,
     max_turns,
-    fits=lambda role, messages: True,
+    budget=prompts.Budget(),  # noqa: B008  immutable
     rollout=0,
     clock=time.monotonic,
 ):
@@ -24,29 +39,28 @@ def solve(
     `Trajectory`. An `Interrupted` thrown in at a yield ends it with the turns finished so far.
 
     Args:
-      question: dict with "id" and "question".
+      question: dict with "id" and "question", see `refuse_images`.
       tools: dict name -> `tools.protocol.Tool`.
       prompt_set: `prompts.Prompts`.
       max_turns: turn budget, at least 1.
-      fits: (role, messages) -> bool, whether the prompt is within the role's token limit.
+      budget: `prompts.Budget` of every prompt.
       rollout: index among the trajectories of the question.
       clock: seconds; only for the record.
     """
     if max_turns < 1:
         raise ValueError(f"max_turns={max_turns} is less than 1.")
+    refuse_images(question)
     start, query = clock(), question["question"]
     memory, turns, analysis, answer = Memory(), [], "", ""
     status, stop, error = "ok", "budget", ""
     try:
         messages, _ = prompts.fit(
-            lambda _: prompts.analyst(prompt_set, query),
-            memory,
-            lambda messages: fits("analyst", messages),
+            lambda _: prompts.analyst(prompt_set, tools, query), memory, budget
         )
         analysis = (yield ModelRequest("analyst", messages)).text.strip()
         for index in range(1, max_turns + 1):
             turn, memory = yield from _turn(
-                index, query, analysis, memory, tools, prompt_set, fits, clock
+                index, query, analysis, memory, tools, prompt_set, budget, clock
             )
             turns.append(turn)
             if not turn.finished:
@@ -57,7 +71,7 @@ def solve(
         messages, _ = prompts.fit(
             lambda m: prompts.generator(prompt_set, query, analysis, m),
             memory,
-            lambda messages: fits("generator", messages),
+            budget,
         )
         try:
             answer = parsing.answer((yield ModelRequest("generator", messages)).text)
@@ -81,13 +95,13 @@ def solve(
     )
 
 
-def _turn(index, query, analysis, memory, tools, prompt_set, fits, clock):
+def _turn(index, query, analysis, memory, tools, prompt_set, budget, clock):
     """Plan, command, tool, verdict, memory. Returns (Turn, Memory)."""
     start = clock()
     messages, shortened = prompts.fit(
         lambda m: prompts.planner(prompt_set, tools, query, analysis, m),
         memory,
-        lambda messages: fits("planner", messages),
+        budget,
     )
     planned = yield ModelRequest("planner", messages, index)
     context = sub_goal = tool_name = command = ""
@@ -97,7 +111,7 @@ def _turn(index, query, analysis, memory, tools, prompt_set, fits, clock):
         context, sub_goal, tool_name = plan.context, plan.sub_goal, plan.tool
         tool = tools[tool_name]
         messages = prompts.executor(prompt_set, tool, context, sub_goal)
-        if not fits("executor", messages):
+        if not budget.fits(messages):
             raise parsing.ParseError("The context and sub-goal are too long for the tool.")
         command = (yield ModelRequest("executor", messages, index)).text.strip()
         results, failed = [], False
@@ -106,7 +120,7 @@ def _turn(index, query, analysis, memory, tools, prompt_set, fits, clock):
             failed = outcome.error
             if outcome.ask is not None:
                 messages = prompts.base(prompt_set, outcome.ask)
-                if not fits("base", messages):
+                if not budget.fits(messages):
                     raise parsing.ParseError("The question to the model is too long.")
                 results.append((yield ModelRequest("base", messages, index)).text.strip())
             else:
@@ -120,9 +134,9 @@ def _turn(index, query, analysis, memory, tools, prompt_set, fits, clock):
     if not failed:  # a turn without a result cannot complete the memory: no need to ask
         try:
             messages, _ = prompts.fit(
-                lambda m: prompts.verifier(prompt_set, query, analysis, m),
+                lambda m: prompts.verifier(prompt_set, tools, query, analysis, m),
                 memory.add(step),
-                lambda messages: fits("verifier", messages),
+                budget,
             )
             stop = parsing.verdict((yield ModelRequest("verifier", messages, index)).text)
             verdict = "STOP" if stop else "CONTINUE"

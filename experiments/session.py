@@ -177,16 +177,19 @@ def model_files(config):
     return huggingface.read_config(folder), folders.Folder(folder).names()
 
 
-def build(config):
-    """Loads the model on the mesh and sets up everything around it."""
+def build(config, *, training=True):
+    """Loads the model on the mesh and sets up everything around it.
+
+    training: False keeps no float32 parameters beside those that answer.
+    """
     folder = model_folder(config)
     answering = backends.build(config.backends)
     with command.checking_config():
         sizes = config.mesh
         mesh = sharding.make_mesh(data=sizes.data, fsdp=sizes.fsdp, tensor=sizes.tensor)
     use_compile_cache(config, mesh)
-    tools = make_tools(config)
-    params, frozen, shardings, assemble = load_weights(config, folder, mesh)
+    tools = start_tools(config)
+    params, frozen, shardings, assemble = load_weights(config, folder, mesh, training=training)
     text = tokenizer.Tokenizer.load(folder)
     if not text.eos_ids:
         raise command.ConfigError(
@@ -225,6 +228,14 @@ def build(config):
     return run
 
 
+def start_tools(config):
+    """`make_tools`, and each of them can be used: its service answers."""
+    tools = make_tools(config)
+    with command.checking_config():
+        toolbox.probe(tools)
+    return tools
+
+
 def make_tools(config):
     """name -> Tool; refuses a machine on which programs are not held as the config asks."""
     settings = config.tools
@@ -250,7 +261,6 @@ def make_tools(config):
             record=here(settings.record),
             replay=settings.replay,
         )
-        toolbox.probe(tools)
     if facts := sandbox_facts(tools):
         for line in selftest.describe(facts):
             logging.info("%s", line)
@@ -314,7 +324,7 @@ def engine_shapes(config):
     )
 
 
-def load_weights(config, folder, mesh):
+def load_weights(config, folder, mesh, *, training=True):
     """(params, frozen, shardings, assemble) of a run that starts from a folder; see `Session`."""
     dtype = compute_dtype(config)
     shape = huggingface.config_from_dict(huggingface.read_config(folder))
@@ -323,9 +333,10 @@ def load_weights(config, folder, mesh):
         if config.model.lora.rank:
             settings = lora.Settings(**config.model.lora)
     if not config.model.lora.rank:
-        params = huggingface.load(folder, dtype=jnp.float32, shardings=whole)
+        master = jnp.float32 if training else dtype
+        params = huggingface.load(folder, dtype=master, shardings=whole)
         cast = lambda tree: jax.tree.map(lambda x: x.astype(dtype), tree)
-        frozen = params if dtype == jnp.float32 else jax.jit(cast, out_shardings=whole)(params)
+        frozen = params if dtype == master else jax.jit(cast, out_shardings=whole)(params)
         return params, frozen, whole, update.whole_model
     frozen = huggingface.load(folder, dtype=dtype, shardings=whole)
     make = functools.partial(lora.init, settings=settings)

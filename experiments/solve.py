@@ -1,28 +1,46 @@
-"""Answers one question with a live trace in the terminal; the answer is the last line.
+"""Answers one question and shows how: a live panel on a terminal, plain lines in a pipe.
 
-    python -m experiments.solve --config=experiments/configs/quickstart.py \\
-        --query="What is the capital of the country of Mount Kenya?" [--workdir=RUN] [--json]
+The answer alone goes to standard output, so it can be piped; the rest goes to standard error.
+
+    python -m experiments.solve --query="What is the capital of Spain?"         the shipped model
+    python -m experiments.solve --query=… --workdir=runs/quickstart             a trained planner
+    python -m experiments.solve --query=… --model=/models/Qwen2.5-7B-Instruct   a local folder
+    python -m experiments.solve --query=… --url=http://127.0.0.1:8000/v1 --model=NAME
 """
 
+import dataclasses
 import json
+import pathlib
+import signal
 import sys
+import time
 
-from absl import flags
+import jax
+from absl import flags, logging
 from ml_collections import config_flags
 
-from agents import effects, trajectory
-from experiments import command, session
+from agents import drive, prompts, trajectory
+from agents import solve as agent
+from experiments import backends, command, panel, session
+from experiments.configs import common, quickstart
 from flow_grpo_jax import rollout
+from models import folders, huggingface
+
+INTERRUPTED = 130  # exit code: 128 + SIGINT
+BYTES_PER_TOKEN = 3  # of a model whose tokenizer is not here; fewer than text usually has
 
 
-def solve(config, query, *, workdir=None, on_event=lambda event: None):
-    """Solves one question greedily; returns the Trajectory."""
-    run = session.build(config)
-    if workdir:
-        run.serve(session.restore_params(workdir, config)[1])
+def solve(config, query, *, workdir=None, should_stop=lambda: False, on_event=lambda event: None):
+    """Solves one question greedily with a model on this machine; returns the Trajectory.
+
+    workdir: of a run, for the planner of its newest checkpoint.
+    """
+    run = session.build(config, training=False)
     try:
+        if workdir:
+            run.serve(session.restore_params(workdir, config)[1])
         [[found]] = rollout.collect(
-            [{"id": "query", "question": query}],
+            [_question(query)],
             group=1,
             engine=run.engine,
             tokenizer=run.tokenizer,
@@ -31,6 +49,7 @@ def solve(config, query, *, workdir=None, on_event=lambda event: None):
             models=run.backends.models,
             settings=session.rollout_settings(config, temperature=0.0),
             step=0,
+            should_stop=should_stop,
             on_event=on_event,
         )
     finally:
@@ -38,56 +57,188 @@ def solve(config, query, *, workdir=None, on_event=lambda event: None):
     return found
 
 
-class Trace:
-    """Writes what each module says as it is said."""
+def solve_by_servers(config, query, *, on_event=lambda event: None):
+    """Solves one question with servers alone; returns the Trajectory. No model is loaded.
 
-    def __init__(self, file):
-        self.file, self.speaker, self.turn = file, "", 0
+    config: all its `backends` but the judge are of kind "server". The planner is answered by the
+      one of the base generator.
+    """
+    settings = session.rollout_settings(config, temperature=0.0)
+    made = backends.build(config.backends)
+    try:
+        planner = dataclasses.replace(made.models["base"], role="planner", structured=False)
+        models, tools = made.models | {"planner": planner}, session.start_tools(config)
+        deadline = time.monotonic() + settings.trajectory_seconds
 
-    def __call__(self, event):
-        if isinstance(event, effects.ModelRequest):
-            if event.turn > self.turn:
-                self.turn = event.turn
-                self.file.write(f"── turn {event.turn} " + "─" * 40 + "\n")
-            self.speaker = event.role
-        elif isinstance(event, effects.ToolCall):
-            self.speaker = "tool"
-        elif isinstance(event, effects.Reply):
-            self._say(event.text)
-        elif isinstance(event, effects.Interrupted):
-            self._say(f"Interrupted: {event}")
-        elif event.ask is None:
-            self._say(f"Error: {event.text}" if event.error else event.text)
+        def ask(request):
+            planning = request.role == "planner"
+            most = settings.max_response_tokens if planning else settings.max_module_tokens
+            waiting = models[request.role].submit(
+                request.messages, max_tokens=most, deadline=deadline
+            )
+            return waiting.result()
 
-    def _say(self, text):
-        for line in text.strip().splitlines() or [""]:
-            self.file.write(f"{self.speaker:>10} │ {line}\n")
-        self.file.flush()
+        solver = agent.solve(
+            _question(query),
+            tools=tools,
+            prompt_set=settings.prompt_set,
+            max_turns=settings.max_turns,
+            budget=prompts.Budget(settings.max_prompt_tokens, _estimated_tokens),
+        )
+        return drive.to_the_end(solver, ask=ask, tools=tools, deadline=deadline, on_event=on_event)
+    finally:
+        made.close()
+
+
+def _question(query):
+    return {"id": "query", "question": query}
+
+
+def _estimated_tokens(messages):
+    size = sum(len(message["content"].encode("utf-8", "replace")) for message in messages)
+    return size // BYTES_PER_TOKEN + 8 * len(messages) + 8
+
+
+def choose_config(config, *, model, url, workdir, api_key_variable):
+    """The config for one question: the one given, a run's own, or what the model asks for."""
+    if url and not model:
+        raise command.ConfigError("--url needs the name of a model there: --model=NAME.")
+    if url and workdir:
+        raise command.ConfigError("--workdir is for a planner on this machine; leave out --url.")
+    if api_key_variable and not url:
+        raise command.ConfigError("--api_key_variable is the key of a server; give its --url.")
+    if model and workdir:
+        raise command.ConfigError("--workdir brings its own model; leave out --model.")
+    folder = model if url or not model or "://" in model else str(pathlib.Path(model).absolute())
+    if config is None:
+        if workdir:
+            config = session.run_config(workdir)[0]
+        elif url:
+            config = common.base()
+        else:
+            config = for_one_question(folder) if model else quickstart.get_config()
+    if url:
+        served = {"kind": "server", "url": url, "model": model}
+        for name in backends.ROLES:
+            config.backends[name].update(served | {"api_key_variable": api_key_variable or ""})
+        config.backends.judge.kind = "none"
+    elif model:
+        config.model.path = folder
+    return config
+
+
+def for_one_question(folder):
+    """The defaults, with an engine for one request at a time and no more length than there is."""
+    c = common.base()
+    if not folders.Folder(folder).has("config.json"):
+        raise command.ConfigError(f"--model={folder} holds no model: there is no config.json.")
+    longest = huggingface.read_config(folder)["max_position_embeddings"]
+    reply = min(c.rollout.max_module_tokens, longest // 4)
+    c.rollout.max_response_tokens = c.rollout.max_module_tokens = reply
+    c.rollout.max_prompt_tokens = min(c.rollout.max_prompt_tokens, longest - reply)
+    c.model.path = folder
+    on_cpu = jax.default_backend() == "cpu"
+    c.model.dtype = "float32" if on_cpu else "bfloat16"
+    c.engine.overlap = not on_cpu
+    c.engine.slots, c.engine.replicas = 1, 1
+    c.engine.cache_tokens = 2 * (c.rollout.max_prompt_tokens + reply)
+    return c
+
+
+class Interrupt:
+    """Ctrl-C: the first ends a rollout between two steps of the engine, and anything before it
+    where it is; the second ends the process at once."""
+
+    def __init__(self):
+        self._received = self._polled = False
+        signal.signal(signal.SIGINT, self._receive)
+
+    def _receive(self, number, frame):
+        self._received = True
+        signal.signal(number, signal.SIG_DFL)
+        if not self._polled:
+            raise KeyboardInterrupt
+
+    def __call__(self):
+        self._polled = True
+        return self._received
 
 
 def define_flags():
-    config_flags.DEFINE_config_file("config", lock_config=True)
+    config_flags.DEFINE_config_file(
+        "config", lock_config=True, help_string="Limits, tools and model; chosen if not given."
+    )
     flags.DEFINE_string("query", None, "The question.")
+    flags.DEFINE_string(
+        "model", None, "Hugging Face folder of a Qwen2.5 model; with --url, a model's name there."
+    )
+    flags.DEFINE_string("url", None, "Server of OpenAI's API that answers for every module.")
+    flags.DEFINE_string(
+        "api_key_variable", None, "Environment variable that holds the server's key."
+    )
     flags.DEFINE_string("workdir", None, "Use the planner of this run's newest checkpoint.")
-    flags.DEFINE_bool("json", False, "Print the trajectory as one JSON object, no trace.")
+    flags.DEFINE_bool("json", False, "Print the trajectory as one JSON object and nothing else.")
 
 
 def main():
     values = flags.FLAGS
-    trace = (lambda event: None) if values.json else Trace(sys.stderr)
-    found = solve(values.config, values.query, workdir=values.workdir, on_event=trace)
+    if not values["verbosity"].present:  # else lines of the log between those of the trace
+        logging.set_verbosity(logging.WARNING)
+    interrupt = Interrupt()
+    try:
+        found = _shown(values, interrupt)
+    except (KeyboardInterrupt, rollout.Stopped):
+        sys.stderr.write("interrupted\n")
+        sys.exit(INTERRUPTED)
     if found.status in ("infra_error", "timeout"):
-        raise RuntimeError(f"The question was not solved: {found.error}.")
+        raise RuntimeError(f"The question was not solved: {found.error}")
     if values.json:
         question = {"question": values.query, "answer": None}
         line = trajectory.to_json(
             found, question=question, step=0, reward=None, reward_source=None, advantage=None
         )
         sys.stdout.write(json.dumps(line) + "\n")
-    else:
-        sys.stdout.write(f"{found.answer}\n")
+        return
+    turns = f"{len(found.turns)} turn" + "s" * (len(found.turns) != 1)
+    notes = [note for note in (found.stop, found.error) if note != "verified" and note]
+    sys.stderr.write(" · ".join([turns, f"{found.seconds:.1f} s", *notes]) + "\n")
+    sys.stderr.flush()
+    sys.stdout.write(panel.clean(found.answer) + "\n")
+
+
+def _shown(values, interrupt):
+    """The Trajectory, shown while it comes about unless JSON is asked for."""
+    config = choose_config(
+        values.config,
+        model=values.model,
+        url=values.url,
+        workdir=values.workdir,
+        api_key_variable=values.api_key_variable,
+    )
+    run = lambda on_event: (
+        solve_by_servers(config, values.query, on_event=on_event)
+        if values.url
+        else solve(
+            config,
+            values.query,
+            workdir=values.workdir,
+            should_stop=interrupt,
+            on_event=on_event,
+        )
+    )
+    if values.json:
+        return run(lambda event: None)
+    log = logging.get_absl_handler().python_handler
+    with panel.make(sys.stderr) as shown:
+        before = log.setStream(shown) if isinstance(shown, panel.Panel) else None
+        try:
+            shown.doing("getting ready" if values.url else f"loading {config.model.path}")
+            return run(shown)
+        finally:
+            if before is not None:
+                log.setStream(before)
 
 
 if __name__ == "__main__":
     define_flags()
-    command.run(main, required=("config", "query"))
+    command.run(main, required=("query",))

@@ -16,12 +16,11 @@ import zlib
 
 from absl import logging
 
-from agents import effects, solve
+from agents import drive, effects, prompts, solve
 from agents.backends import errors
 from agents.trajectory import Trajectory
 from flow_grpo_jax import processes
 from models.engine.types import Request, Sampling
-from tools import protocol
 
 # What answers a role unless `collect` is told otherwise: a weight set of the engine.
 WEIGHTS = {role: "policy" if role == "planner" else "frozen" for role in effects.ROLES}
@@ -145,6 +144,11 @@ class _Driver:
             raise ValueError("The planner is answered by the policy, which is trained.")
         self.questions, self.engine, self.tokenizer = questions, engine, tokenizer
         self.tools, self.pool, self.settings = tools, pool, settings
+        for question in questions:
+            solve.refuse_images(question)
+        self.budget = prompts.Budget(
+            settings.max_prompt_tokens, lambda messages: len(tokenizer.chat(messages))
+        )
         self.step, self.on_finished, self.on_event = step, on_finished, on_event
         self.models = WEIGHTS | (models or {})
         self.remote = [model for model in self.models.values() if not isinstance(model, str)]
@@ -169,15 +173,12 @@ class _Driver:
             tools=self.tools,
             prompt_set=self.settings.prompt_set,
             max_turns=self.settings.max_turns,
-            fits=self.fits,
+            budget=self.budget,
             rollout=rollout,
         )
         run = _Running(solver, question, rollout, time.monotonic(), attempt)
         self.running[question, rollout] = run
         self.advance(run, None)
-
-    def fits(self, role, messages):
-        return len(self.tokenizer.chat(messages)) <= self.settings.max_prompt_tokens
 
     def advance(self, run, sent):
         """Sends a reply into the solver and starts what it asks for next."""
@@ -353,13 +354,7 @@ class _Driver:
 
 def _call_tool(run, tool, arguments):
     run.call_started = time.monotonic()
-    try:
-        output = protocol.call(tool, arguments)
-    except protocol.ToolError as error:
-        return effects.ToolResult(str(error), error=True)
-    if isinstance(output, protocol.Ask):
-        return effects.ToolResult("", ask=output.prompt)
-    return effects.ToolResult(output)
+    return drive.call_tool(tool, arguments)
 
 
 def _result_of(call):

@@ -1,7 +1,9 @@
 """Text to token ids and back, from a local Hugging Face folder; training of small vocabularies."""
 
+import functools
 import json
 import pathlib
+import re
 import tempfile
 
 import tokenizers
@@ -37,6 +39,7 @@ PATTERN = (
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 DIGIT_PAIRS = tuple(f"{number:02d}" for number in range(100))
+PRIVATE = range(0xF0000, 0xFFFFE)  # characters that Unicode gives no meaning
 
 
 class Tokenizer:
@@ -68,6 +71,15 @@ class Tokenizer:
         if self.pad_id is None:
             self.pad_id = self.eos_ids[0] if self.eos_ids else 0
         self.vocab_size = max(self._fast.get_vocab().values()) + 1
+        added = self._fast.get_added_tokens_decoder()
+        self._marks = {token.content: i for i, token in added.items() if token.special}
+        # Longest first, so that no mark is taken for another that it begins with.
+        marks = sorted(map(re.escape, self._marks), key=len, reverse=True)
+        self._mark = re.compile("|".join(marks) or "(?!)")
+        # Some are found in the normalized text only, such as ＜/s＞ for </s>.
+        self._normalizes_marks = self._fast.normalizer is not None and any(
+            token.special and token.normalized for token in added.values()
+        )
 
     @classmethod
     def load(cls, folder):
@@ -121,15 +133,60 @@ class Tokenizer:
           messages: [{"role": "system" | "user" | "assistant", "content": str}, ...].
 
         The folder's chat template is followed; without one, each message stands between
-        <|im_start|> and <|im_end|>.
+        <|im_start|> and <|im_end|>. Only the template's own marks become special tokens: a mark
+        that a message holds is text like any other, so no message can end itself or begin another.
+
+        Raises:
+          ValueError: a content is not text, such as a list with an image.
         """
-        text = self._backend.apply_chat_template(
+        for message in messages:
+            if not isinstance(message["content"], str):
+                raise ValueError(
+                    f"The content of a {message['role']} message is a "
+                    f"{type(message['content']).__name__}, not text. Images and other parts are "
+                    "not supported; describe the image in words."
+                )
+        texts = [message["content"] for message in messages]
+        if not any(map(self._holds_mark, texts)):
+            return self.encode(self._render(messages))
+        # Stand-ins take the messages' marks past the template; what it then holds are its own.
+        used = set().union(*texts)
+        free = (chr(code) for code in PRIVATE if chr(code) not in used)
+        stand_in = dict(zip(self._marks, free, strict=False))
+        hidden = [
+            message | {"content": self._mark.sub(lambda mark: stand_in[mark[0]], text)}
+            for message, text in zip(messages, texts, strict=True)
+        ]
+        shown = str.maketrans({character: mark for mark, character in stand_in.items()})
+        ids, rendered, end = [], self._render(hidden), 0
+        for mark in self._mark.finditer(rendered):
+            ids += self._encode_plain(rendered[end : mark.start()].translate(shown))
+            ids.append(self._marks[mark[0]])
+            end = mark.end()
+        return ids + self._encode_plain(rendered[end:].translate(shown))
+
+    def _holds_mark(self, text):
+        if self._normalizes_marks and not self._mark.search(text):
+            text = self._fast.normalizer.normalize_str(text)
+        return self._mark.search(text) is not None
+
+    def _render(self, messages):
+        return self._backend.apply_chat_template(
             messages,
             chat_template=self._backend.chat_template or CHAT_TEMPLATE,
             add_generation_prompt=True,
             tokenize=False,
         )
-        return self.encode(text)
+
+    def _encode_plain(self, text):
+        """Like `encode`, but special tokens in the text are not recognised."""
+        return self._plain.encode(text, add_special_tokens=False).ids
+
+    @functools.cached_property
+    def _plain(self):
+        plain = tokenizers.Tokenizer.from_str(self._fast.to_str())
+        plain.encode_special_tokens = True
+        return plain
 
     @property
     def json(self):

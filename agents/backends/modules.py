@@ -28,7 +28,7 @@ class Module:
     """What answers a role's requests.
 
     model: `server.ChatModel`.
-    role: of `effects.ROLES`, not the planner.
+    role: of `effects.ROLES`; the planner only where nothing is trained.
     structured: ask for the role's form as a JSON object, where it has one. What misses the form
       even after its repair is passed on as it is, for the role's own parser to judge.
     """

@@ -165,32 +165,70 @@ def step(result):
     return Step("goal", "knowledge_search", COMMAND, result, False, "CONTINUE")
 
 
+def characters(limit):
+    return prompts.Budget(limit, lambda messages: len(messages[1]["content"]))
+
+
 def test_oldest_results_are_shortened_first_and_the_newest_never():
     memory = Memory((step("a" * 500), step("b" * 500), step("c" * 500)))
 
-    def fits(limit):
-        return lambda messages: len(messages[1]["content"]) <= limit
+    def build(m):
+        return prompts.verifier(prompts.COMPACT, TOOLS, "q", "a", m)
+
+    def left(limit):
+        messages, changed = prompts.fit(build, memory, characters(limit))
+        text = messages[1]["content"]
+        assert len(text) <= limit
+        return changed, *(text.count(letter * 2) * 2 for letter in "abc")
+
+    assert left(5000) == (0, 500, 500, 500)
+    changed, a, b, c = left(1500)
+    assert (changed, b, c) == (1, 500, 500) and 200 < a < 300  # no more than it takes
+    changed, a, b, c = left(1000)
+    assert (changed, a, c) == (2, 60, 500) and 100 < b < 400
+    with pytest.raises(prompts.PromptTooLong, match="limit is 400"):
+        left(400)
+
+
+def test_commands_and_sub_goals_of_old_steps_give_way_after_all_results():
+    old = Step("g" * 300, "python_coder", "p" * 300, "r" * 300, False, "CONTINUE")
+    memory = Memory((old, old, old))
 
     def build(m):
-        return prompts.verifier(prompts.COMPACT, "q", "a", m)
+        return prompts.verifier(prompts.COMPACT, TOOLS, "q", "a", m)
 
-    whole, none = prompts.fit(build, memory, fits(5000))
-    once, one = prompts.fit(build, memory, fits(1500))
-    twice, two = prompts.fit(build, memory, fits(1000))
-    assert (none, one, two) == (0, 1, 2)
-    assert "a" * 500 in whole[1]["content"]
-    assert "a" * 500 not in once[1]["content"] and "b" * 500 in once[1]["content"]
-    assert "b" * 500 not in twice[1]["content"] and "c" * 500 in twice[1]["content"]
-    with pytest.raises(prompts.PromptTooLong):
-        prompts.fit(build, memory, fits(400))
+    lengths = []
+    for limit in range(2_900, 1_500, -100):
+        messages, _ = prompts.fit(build, memory, characters(limit))
+        lines = messages[1]["content"].splitlines()[2:]
+        lengths.append([[line.count(letter) for line in lines] for letter in "rpg"])
+    for r, p, g in lengths:
+        assert all(texts[2] >= 300 for texts in (r, p, g))  # the newest is whole
+        assert p[:2] == [300, 300] or max(r[:2]) < 80
+        assert min(g[:2]) >= 300 or max(p[:2]) < 80
+    assert lengths[0][0][0] < 310 and lengths[-1][2][0] < 80
 
 
 def test_prompt_over_the_limit_ends_the_trajectory_as_truncated():
-    def fits(role, messages):
-        return role != "generator"
-
-    trajectory, _ = play(["capital", PLAN, COMMAND, FOUND, "Verdict: STOP"], fits=fits)
+    budget = prompts.Budget(1, lambda messages: 2 * (messages[0]["content"] == "answer"))
+    trajectory, _ = play(["capital", PLAN, COMMAND, FOUND, "Verdict: STOP"], budget=budget)
     assert trajectory.status == "truncated" and len(trajectory.turns) == 1
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        {"question": "What is shown?", "image": "photo.png"},
+        {"question": "What is shown?", "images": [b"..."]},
+        {"question": [{"type": "image_url", "image_url": {"url": "http://example.org"}}]},
+    ],
+)
+def test_an_image_is_refused(question):
+    solver = solve.solve(
+        {"id": "q7", **question}, tools=TOOLS, prompt_set=prompts.COMPACT, max_turns=1
+    )
+    with pytest.raises(ValueError, match="Question 'q7' .*Images are not supported"):
+        next(solver)
 
 
 @pytest.mark.parametrize("name", prompts.SETS)
@@ -207,3 +245,25 @@ def test_every_prompt_set_covers_every_role_and_starts_with_what_never_changes(n
         "knowledge_search"
         in prompts.executor(chosen, TOOLS["knowledge_search"], "c", "s")[0]["content"]
     )
+
+
+def test_the_compact_prompts_are_the_ones_in_the_weights():
+    """The quickstart's model was trained on these very texts."""
+    c, memory = prompts.COMPACT, Memory((step("found"),))
+    state = "Question: q\nAnalysis: a\n1. goal | " + COMMAND + " | found | CONTINUE"
+    said = [
+        prompts.analyst(c, TOOLS, "q"),
+        prompts.planner(c, TOOLS, "q", "a", memory),
+        prompts.executor(c, TOOLS["knowledge_search"], "x", "y"),
+        prompts.verifier(c, TOOLS, "q", "a", memory),
+        prompts.generator(c, "q", "a", memory),
+        prompts.base(c, "z"),
+    ]
+    assert [[message["content"] for message in messages] for messages in said] == [
+        ["analyse", "Question: q"],
+        ["plan knowledge_search(query) base_generator(query)", state],
+        ["call knowledge_search(query)", "Context: x\nSub-goal: y"],
+        ["verify", state],
+        ["answer", state],
+        ["base", "z"],
+    ]

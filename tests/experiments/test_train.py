@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from agents import effects
-from experiments import command, export, session, solve, train
+from experiments import command, export, panel, session, solve, train
 from experiments.configs import common, quickstart, smoke
 from flow_grpo_jax import metrics, rewards
 
@@ -202,7 +202,7 @@ def test_solve_answers_with_a_trace(finished):
         small_config(),
         "What is the capital of Spain?",
         workdir=finished,
-        on_event=solve.Trace(file),
+        on_event=panel.Trace(file),
     )
     assert found.turns and found.status == "ok"
     assert "planner │ Context:" in file.text and "── turn 1" in file.text
@@ -338,7 +338,7 @@ def test_configs_agree_with_the_paper_where_nothing_is_said():
 
 
 def test_the_trace_shows_interruptions(capsys):
-    trace = solve.Trace(sys.stderr)
+    trace = panel.Trace(sys.stderr)
     trace(effects.ToolCall("knowledge_search", {}))
     trace(effects.Interrupted("infra_error", "the server is gone"))
     assert "tool │ Interrupted: the server is gone" in capsys.readouterr().err

@@ -349,6 +349,14 @@ def test_benchmark_rows(tmp_path, benchmark, row, expected):
     assert rewards.score(first, first["answer"][0]).value == 1
 
 
+def test_images_are_refused(tmp_path):
+    row = ROWS[0] | {"image": "photo.png"}
+    assert "Images are not supported" in refusal(tmp_path, row)
+    assert data.as_question(ROWS[0] | {"image": None})
+    shown = {"query": "What is shown?", "answer": "a cat", "image": "photo.png"}
+    assert "Images are not supported" in refusal(tmp_path, shown, benchmark="bamboogle")
+
+
 def test_benchmarks_know_their_kind(tmp_path):
     assert len(data.BENCHMARKS) == 10
     assert set(data.BENCHMARKS.values()) == set(rewards.CHECKERS)

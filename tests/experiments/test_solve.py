@@ -1,0 +1,338 @@
+"""One question from the command line: what is shown where, models on servers, and Ctrl-C."""
+
+import io
+import json
+import os
+import pathlib
+import pty
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import loopback
+import pytest
+
+from agents import effects
+from experiments import command, panel, solve
+from experiments.configs import common, quickstart
+
+ROOT = pathlib.Path(__file__).parents[2]
+SAYS = {
+    "You analyse": "The capital is asked.",
+    "You are the planner": "Context: Spain\nSub-goal: its capital\nTool: knowledge_search",
+    "You write the command": 'knowledge_search(query="Spain capital")',
+    "You check": "Found.\nVerdict: STOP",
+    "You write the final": "It is in the memory.\nAnswer: Madrid",
+}
+
+
+def respond(body):
+    system = body["messages"][0]["content"]
+    return next(text for start, text in SAYS.items() if system.startswith(start))
+
+
+def arguments(*more, query="What is the capital of Spain?"):
+    return [sys.executable, "-m", "experiments.solve", f"--query={query}", *more]
+
+
+def environment(**more):
+    kept = {name: v for name, v in os.environ.items() if name not in ("NO_COLOR", "TERM")}
+    return {**kept, "JAX_PLATFORMS": "cpu", **more}
+
+
+def served(*more, **how):
+    with loopback.Loopback(loopback.replies(respond)) as server:
+        run = subprocess.run(
+            arguments(f"--url={server.url}", "--model=m", *more),
+            cwd=ROOT,
+            env=environment(**how),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        return run, server
+
+
+class Terminal:
+    """A process on a terminal of its own."""
+
+    def __init__(self, command_line, **more):
+        ours, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            command_line,
+            cwd=ROOT,
+            env=environment(**more),
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+        )
+        os.close(theirs)
+        self.text, self._ours = "", ours
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self):
+        while True:
+            try:
+                part = os.read(self._ours, 65536)
+            except OSError:  # the other end is closed
+                return
+            if not part:
+                return
+            self.text += part.decode("utf-8", "replace")
+
+    def wait_for(self, text, seconds=120):
+        deadline = time.monotonic() + seconds
+        while text not in self.text and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert text in self.text, self.text
+
+    def end(self):
+        code = self.process.wait(timeout=120)
+        self._reader.join()
+        os.close(self._ours)
+        return code
+
+
+def screen(text):
+    """Lines that a terminal shows after a text that moves up, erases and writes lines."""
+    lines, row = [""], 0
+    for token in re.findall(r"\x1b\[[\d;]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", text):
+        if token == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif token.endswith("A") and token[0] == "\x1b":
+            row -= int(token[2:-1])
+        elif token.endswith("J") and token[0] == "\x1b":
+            del lines[row + 1 :]
+            lines[row] = ""
+        elif token[0] not in "\x1b\r":
+            lines[row] += token
+    return lines
+
+
+# ------------------------------------------------------------------------------- what is shown
+
+
+class Tty(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def events(result="Its capital is Madrid."):
+    ask = lambda role, turn=0: effects.ModelRequest(role, (), turn)
+    return [
+        ask("analyst"),
+        effects.Reply("capital"),
+        ask("planner", 1),
+        effects.Reply("Sub-goal: capital\nTool: knowledge_search"),
+        ask("executor", 1),
+        effects.Reply('knowledge_search(query="Spain")'),
+        effects.ToolCall("knowledge_search", {"query": "Spain"}),
+        effects.ToolResult(result),
+        ask("verifier", 1),
+        effects.Reply("Verdict: STOP"),
+        ask("generator"),
+        effects.Reply("Answer: Madrid"),
+    ]
+
+
+def shown(said, *, size=(60, 30), colours=False):
+    file = Tty()
+    board = panel.Panel(file, colours=colours, size=lambda: size)
+    with board:
+        for event in said:
+            board(event)
+    return file.getvalue()
+
+
+def test_the_panel_leaves_a_box_for_each_turn():
+    assert screen(shown(events())) == [
+        "╭─ analysis " + "─" * 47,
+        "│    analyst  capital",
+        "╰" + "─" * 58,
+        "╭─ turn 1 " + "─" * 49,
+        "│    planner  Sub-goal: capital",
+        "│             Tool: knowledge_search",
+        '│   executor  knowledge_search(query="Spain")',
+        "│       tool  Its capital is Madrid.",
+        "│   verifier  Verdict: STOP",
+        "╰" + "─" * 58,
+        "╭─ answer " + "─" * 49,
+        "│  generator  Answer: Madrid",
+        "╰" + "─" * 58,
+        "",
+    ]
+
+
+def test_the_panel_says_what_is_being_done():
+    file = Tty()
+    board = panel.Panel(file, colours=False, size=lambda: (60, 30), clock=lambda: 0.0)
+    seen = []
+    for event in events():
+        board(event)
+        seen.append(screen(file.getvalue())[-2])
+    assert "⠋ analyst reads the question 0.0 s" in seen
+    assert "⠋ knowledge_search runs 0.0 s" in seen
+    assert "⠋ verifier checks the result 0.0 s" in seen
+
+
+@pytest.mark.parametrize("size", [(60, 30), (60, 4), (20, 2), (200, 50)])
+def test_the_panel_never_writes_over_what_stays_nor_past_the_edge(size):
+    text = shown(events("word " * 400 + "東京" * 100), size=size, colours=True)
+    lines = screen(text)
+    assert sum(line.startswith("╰") for line in lines) == 3
+    for line in lines:
+        columns = sum(2 if character in "東京" else 1 for character in line)
+        assert columns <= max(size[0] - 1, panel.NARROWEST)
+    for up in re.findall(r"\x1b\[(\d+)A", text):
+        assert int(up) <= max(size[1] - 1, 1)
+
+
+def test_lines_of_the_log_go_above_the_panel():
+    file = Tty()
+    board = panel.Panel(file, colours=False, size=lambda: (60, 30))
+    for event in events()[:4]:
+        board(event)
+    board.write("W1121 a warn")
+    board.write("ing\n")
+    lines = screen(file.getvalue())
+    assert lines[3] == "W1121 a warning" and lines[4].startswith("╭─ turn 1")
+
+
+def test_text_cannot_steer_the_terminal():
+    evil = "a\x1b]0;title\x07\x1b[2Jb\u202ec\td\r\ne\x9b1A"
+    assert panel.clean(evil) == "a�]0;title��[2Jbc    d\ne�1A"
+    harmless = shown(events())
+    attack = shown(events(result="\x1b[9A\x1b[2J"))
+    assert set(re.findall(r"\x1b\[\d*[A-Z]", attack)) <= {
+        "\x1b[J",
+        *re.findall(r"\x1b\[\d+A", attack),
+    }
+    assert attack.count("\x1b[2J") == 0 and "\x1b[J" in harmless
+    file = io.StringIO()
+    trace = panel.make(file)
+    for event in events(result="\x1b[2J"):
+        trace(event)
+    assert "\x1b" not in file.getvalue()
+
+
+def test_a_panel_needs_a_terminal_that_can_and_colours_are_a_wish():
+    able = {"TERM": "xterm-256color"}
+    assert isinstance(panel.make(io.StringIO(), environment=able), panel.Trace)
+    for poor in ({"TERM": "dumb"}, {"TERM": ""}, {}):
+        assert isinstance(panel.make(Tty(), environment=poor), panel.Trace)
+    assert panel.make(Tty(), environment=able)._colours
+    assert not panel.make(Tty(), environment=able | {"NO_COLOR": "1"})._colours
+    assert panel.make(Tty(), environment=able | {"NO_COLOR": ""})._colours
+    assert "\x1b[" in shown(events(), colours=True)
+    assert not re.search(r"\x1b\[[\d;]*m", shown(events()))
+
+
+# ---------------------------------------------------------------------------- which model answers
+
+
+def chosen(config=None, **flags):
+    names = ("model", "url", "workdir", "api_key_variable")
+    return solve.choose_config(config, **dict.fromkeys(names) | flags)
+
+
+def test_the_config_follows_from_the_flags(tmp_path):
+    assert chosen() == quickstart.get_config()
+    folder = ROOT / quickstart.get_config().model.path
+    local = chosen(model=str(folder))
+    assert local.rollout.prompts == "instruct" and local.model.path == str(folder)
+    assert local.rollout.max_prompt_tokens + local.rollout.max_module_tokens == 1024
+    given = chosen(quickstart.get_config(), model=str(folder))
+    assert given.rollout.prompts == "compact" and given.model.path == str(folder)
+    served = chosen(url="http://127.0.0.1:9/v1", model="m", api_key_variable="KEY").backends
+    assert {served[n].kind for n in served} == {"server", "none"} and served.verifier.model == "m"
+    command.write_config(common.base(), tmp_path)
+    assert chosen(workdir=str(tmp_path)).rollout.prompts == "instruct"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"url": "http://x/v1"}, "--url needs the name of a model"),
+        ({"url": "http://x/v1", "model": "m", "workdir": "w"}, "leave out --url"),
+        ({"model": "m", "workdir": "w"}, "leave out --model"),
+        ({"api_key_variable": "KEY"}, "give its --url"),
+        ({"model": "/no/such/folder"}, "holds no model"),
+    ],
+)
+def test_flags_that_contradict_are_refused(flags, message):
+    with pytest.raises(command.ConfigError, match=message):
+        chosen(**flags)
+
+
+def test_servers_alone_answer_every_module():
+    with loopback.Loopback(loopback.replies(respond)) as server:
+        config = chosen(url=server.url, model="m")
+        found = solve.solve_by_servers(config, "What is the capital of Spain?")
+    assert (found.answer, found.stop, len(found.turns)) == ("Madrid", "verified", 1)
+    assert "Its capital is Madrid" in found.turns[0].result
+    assert {body["model"] for body in server.bodies()} == {"m"} and len(server.bodies()) == 5
+
+
+def test_a_server_that_refuses_ends_the_question_with_its_words():
+    with loopback.Loopback(loopback.fails(401, "wrong key")) as server:
+        found = solve.solve_by_servers(chosen(url=server.url, model="m"), "Capital of Spain?")
+    assert found.status == "infra_error" and "wrong key" in found.error
+
+
+# ------------------------------------------------------------------------------------ the command
+
+
+@pytest.mark.slow
+def test_in_a_pipe_the_answer_is_all_of_standard_output():
+    run, _ = served()
+    assert (run.returncode, run.stdout) == (0, "Madrid\n"), run.stderr
+    assert "\x1b" not in run.stderr and "  planner │ Sub-goal: its capital" in run.stderr
+    assert run.stderr.splitlines()[-1].startswith("1 turn · ")
+    run, _ = served("--json")
+    assert run.returncode == 0 and json.loads(run.stdout)["answer"] == "Madrid"
+    assert run.stderr == ""
+
+
+@pytest.mark.slow
+def test_on_a_terminal_the_panel_ends_with_the_answer():
+    terminal = Terminal(arguments(), TERM="xterm", NO_COLOR="1")
+    assert terminal.end() == 0
+    lines = [line for line in screen(terminal.text) if line]
+    assert lines[-1] == "Madrid" and lines[-2].startswith("1 turn · ")
+    assert sum(line.startswith("╭─ turn") for line in lines) == 1
+    assert "loading" in terminal.text and not any("loading" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_interrupting_a_server_that_hangs_ends_cleanly():
+    with loopback.Loopback(loopback.hangs) as server:
+        terminal = Terminal(arguments(f"--url={server.url}", "--model=m"), TERM="xterm")
+        terminal.wait_for("reads the question")
+        start = time.monotonic()
+        os.kill(terminal.process.pid, signal.SIGINT)
+        assert terminal.end() == 130 and time.monotonic() - start < 5
+    assert terminal.text.endswith("interrupted\r\n") and "Traceback" not in terminal.text
+
+
+@pytest.mark.slow
+def test_interrupting_a_rollout_ends_cleanly():
+    terminal = Terminal(arguments(), TERM="dumb")
+    terminal.wait_for("analyst │")
+    os.kill(terminal.process.pid, signal.SIGINT)
+    assert terminal.end() in (130, 0)  # it may have been that quick
+    assert "Traceback" not in terminal.text
+
+
+@pytest.mark.slow
+def test_interrupting_the_loading_ends_cleanly():
+    terminal = Terminal(arguments(), TERM="xterm")
+    terminal.wait_for("loading")
+    os.kill(terminal.process.pid, signal.SIGINT)
+    assert terminal.end() == 130
+    assert terminal.text.endswith("interrupted\r\n") and "Traceback" not in terminal.text
