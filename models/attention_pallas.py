@@ -61,8 +61,10 @@ def _attend_backward(block, interpret, saved, do_BNTH):
         block=block,
         interpret=interpret,
     )
+    # Not `pl.num_programs`: jax 0.11 traces a kernel once for blocks of the same shapes.
+    shared = q_BNTH.shape[1] // k_BKTH.shape[1]
     dk_BKTH, dv_BKTH = _launch(
-        _keys_backward_kernel,
+        functools.partial(_keys_backward_kernel, shared),
         inputs,
         outputs=[("key", k_BKTH), ("key", v_BKTH)],
         scratch=lambda Q, H: [(Q, H), (Q, H)],
@@ -135,7 +137,7 @@ def _launch(kernel, inputs, *, outputs, scratch, block, interpret, by_key=False)
             dimension_semantics=("parallel", "arbitrary", "arbitrary")
         ),
         interpret=interpret,
-        name=kernel.__name__.strip("_"),
+        name=getattr(kernel, "func", kernel).__name__.strip("_"),
     )(*plan, q_BNTH, k_BKTH, v_BKTH, until_BT[:, None], *more)
 
 
@@ -265,6 +267,7 @@ def _queries_backward_kernel(
 
 
 def _keys_backward_kernel(
+    shared,
     row_P,
     query_P,
     key_P,
@@ -303,7 +306,7 @@ def _keys_backward_kernel(
 
     _per_pair(flags_P[p], compute)
 
-    @pl.when((flags_P[p] & LAST != 0) & (r == pl.num_programs(2) - 1))
+    @pl.when((flags_P[p] & LAST != 0) & (r == shared - 1))
     def _():
         dk_SH[...] = (dk_sum_SH[...] * H**-0.5).astype(dk_SH.dtype)
         dv_SH[...] = dv_sum_SH[...].astype(dv_SH.dtype)
