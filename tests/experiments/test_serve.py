@@ -29,6 +29,8 @@ openai = pytest.importorskip("openai")
 app = pytest.importorskip("experiments.serving.app", reason="needs the extra serve")
 server = pytest.importorskip("experiments.serving.server", reason="needs the extra serve")
 
+pytestmark = pytest.mark.slow  # all together
+
 ROOT = pathlib.Path(__file__).parents[2]
 MODEL = ROOT / "experiments/data/quickstart/model"
 SETTINGS = dict(

@@ -18,6 +18,8 @@ import pytest
 from tests.tools import sandboxes
 from tools.sandbox import helper, layers, seccomp
 
+pytestmark = pytest.mark.slow  # all together
+
 SECRET = "the answer is 42"
 BROKE = "broke out"
 
