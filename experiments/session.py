@@ -37,9 +37,9 @@ class Session:
     assemble: (params, frozen) -> Qwen2, the policy.
     engine: serves "policy" and "frozen", the frozen modules, on the devices of this process.
     serving: meshes of its replicas.
+    serving_frozen: `frozen` on each of them; empty while the engine's memory is released.
     backends: what answers for each module and for the judge.
     scorer: decides on answers; there once the engine is started.
-    serving_frozen: `frozen` on each of them; empty while the engine's memory is released.
     """
 
     mesh: jax.sharding.Mesh
@@ -59,22 +59,22 @@ class Session:
 
     def start(self, make_engine):
         """Builds the engine from `make_engine(weights, mesh=)`."""
-        self.serving_frozen = sharding.serving_copies(self.frozen, self.dtype, self.serving)
-        policies, bases = self._served(self.params)
-        weights = zip(policies, bases, self.serving, strict=True)
+        self._serve_frozen()
+        policies = self._policies(self.params)
+        weights = zip(policies, self._bases(policies), self.serving, strict=True)
         self.engine = Replicas(
             [make_engine({"policy": p, "frozen": b}, mesh=mesh) for p, b, mesh in weights]
         )
 
     def serve(self, params):
         """Hands the engine new weights of the policy; no copy is made where it can share them."""
-        frozen_too = not self.serving_frozen
-        if frozen_too:
-            self.serving_frozen = sharding.serving_copies(self.frozen, self.dtype, self.serving)
-        policies, bases = self._served(params)
+        released = not self.serving_frozen
+        if released:
+            self._serve_frozen()
+        policies = self._policies(params)
         self.engine.set_weights("policy", policies)
-        if frozen_too:
-            self.engine.set_weights("frozen", bases)
+        if released:
+            self.engine.set_weights("frozen", self._bases(policies))
 
     def release(self):
         """Frees the engine's memory on the devices until `serve`."""
@@ -88,20 +88,22 @@ class Session:
         if self.scorer is not None:
             self.scorer.close()
 
-    def _served(self, params):
-        """(policy, frozen model) for each replica, as lists; both have one structure."""
+    def _serve_frozen(self):
+        self.serving_frozen = sharding.serving_copies(self.frozen, self.dtype, self.serving)
+
+    def _policies(self, params):
+        """The policy on each replica."""
         trained = sharding.serving_copies(params, self.dtype, self.serving)
-        policies = [
-            self.assemble(mine, frozen)
-            for mine, frozen in zip(trained, self.serving_frozen, strict=True)
-        ]
+        return [self.assemble(*both) for both in zip(trained, self.serving_frozen, strict=True)]
+
+    def _bases(self, policies):
+        """The frozen model on each replica, in the structure of its policy: adapters are zero."""
         if self.assemble is update.whole_model:
-            return policies, self.serving_frozen
-        bases = [
-            self.assemble(jax.tree.map(jnp.zeros_like, mine), frozen)
-            for mine, frozen in zip(trained, self.serving_frozen, strict=True)
+            return self.serving_frozen
+        return [
+            self.assemble(jax.tree.map(jnp.zeros_like, lora.split(policy)[0]), frozen)
+            for policy, frozen in zip(policies, self.serving_frozen, strict=True)
         ]
-        return policies, bases
 
 
 def resolve(path):

@@ -45,13 +45,11 @@ compiles few programs; what it compiles in a timed run is left out.
 
 import contextlib
 import dataclasses
-import datetime
 import functools
 import itertools
 import json
 import os
 import pathlib
-import platform
 import tempfile
 import time
 
@@ -504,15 +502,7 @@ def main():
     default = ["nano"] if jax.default_backend() == "cpu" else ["7b"]
     models = update.known("models", values.models or default, traffic.SIZES)
     update.known("loads", values.loads, traffic.LOADS)
-    about = {
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": jax.devices()[0].device_kind,
-        "backend": jax.default_backend(),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "settings": {name: values[name].value for name in ("rounds", "threads", "seed")},
-    }
+    about = update.about(values, ("rounds", "threads", "seed"))
     lines = []
     for name in models:
         for load, found in benchmark_size(name, values):

@@ -501,23 +501,25 @@ def benchmark_size(name, values):
     return found
 
 
-def main():
-    values = flags.FLAGS
-    default = ["nano", "20m"] if jax.default_backend() == "cpu" else ["1.5b", "7b-lora"]
-    models = known("models", values.models or default, loads.SIZES)
-    known("loads", values.loads, loads.LOADS)
-    report = {
+def about(values, names):
+    """What a result depends on: when, where, and flags by name."""
+    return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": jax.devices()[0].device_kind,
         "backend": jax.default_backend(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "jax": jax.__version__,
-        "settings": {
-            name: values[name].value for name in ("rounds", "remat", "attention", "chunk", "seed")
-        },
-        "models": {},
+        "settings": {name: values[name].value for name in names},
     }
+
+
+def main():
+    values = flags.FLAGS
+    default = ["nano", "20m"] if jax.default_backend() == "cpu" else ["1.5b", "7b-lora"]
+    models = known("models", values.models or default, loads.SIZES)
+    known("loads", values.loads, loads.LOADS)
+    report = about(values, ("rounds", "remat", "attention", "chunk", "seed")) | {"models": {}}
 
     def save():
         if values.out:

@@ -176,7 +176,8 @@ class Engine:
         self._pools = {}  # (name, version) -> Pool
         self._weights, self._versions = dict.fromkeys(weights), dict.fromkeys(weights, 0)
         for name, model in weights.items():
-            self._weights[name] = self._adopted(name, model)
+            self._check_model(name, model)
+            self._weights[name] = self._adopted(model)
         self._requests = {}  # id -> Running that was not delivered
         self._waiting = {}  # id -> Running without pages, in order of arrival
         self._holders = {}  # id -> Running with pages
@@ -252,16 +253,14 @@ class Engine:
         old = self._pools.get((name, self._versions[name]))
         self._check_model(name, model)
         self._weights[name] = None
-        if old is not None and not old.busy:
-            del self._pools[name, old.version]  # its arrays are free before the new ones come
+        if old is not None:
             self._book.unlist(old.namespace)
-            old.weights, old = None, None
-        self._weights[name] = self._adopted(name, model)
+            if not old.busy:
+                del self._pools[name, old.version]  # its arrays are free before the new ones come
+                old.weights, old = None, None
+        self._weights[name] = self._adopted(model)
         self._versions[name] += 1
-        if old is None:
-            return
-        self._book.unlist(old.namespace)
-        if self._in_flight == "switch":
+        if old is not None and self._in_flight == "switch":
             del self._pools[name, old.version]
             old.take_over(self._versions[name], self._weights[name])
             self._pools[name, old.version] = old
@@ -280,9 +279,8 @@ class Engine:
         self._book = pages.Pages(self._book.count, self._page)
         self._cache = None
 
-    def _adopted(self, name, model):
+    def _adopted(self, model):
         """The model's arrays on the engine's mesh, in its dtype, in the order of `_names`."""
-        self._check_model(name, model)
         leaves = zip(jax.tree.leaves(model), self._shardings, strict=True)
         return [jax.device_put(jnp.asarray(leaf, self._dtype), place) for leaf, place in leaves]
 
