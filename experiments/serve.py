@@ -15,15 +15,13 @@ import socket
 import time
 
 import jax
-import jax.numpy as jnp
 from absl import flags, logging
 
-from experiments import command
-from models import huggingface, qwen2, sharding, tokenizer
+from experiments import command, session
+from models import huggingface, sharding
 from models.engine.engine import Engine
 
 KEY_VARIABLE = "FLOW_GRPO_API_KEY"
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 LENGTH = 4096
 EXTRAS = {"serve": ("starlette", "uvicorn"), "grammar": ("llguidance",)}
 
@@ -55,7 +53,7 @@ def make(
     from experiments.serving import app, engine_thread, protocol, server, service, text
 
     config = huggingface.config_from_dict(huggingface.read_config(folder))
-    words = _tokenizer(folder)
+    words = session.load_tokenizer(folder)
     max_length = _max_length(max_length, config)
     if grammar is None:
         grammar = installed("grammar")
@@ -137,16 +135,6 @@ def need(extra):
         )
 
 
-def _tokenizer(folder):
-    words = tokenizer.Tokenizer.load(folder)
-    if not words.eos_ids:
-        raise command.ConfigError(
-            f"Nothing ends an answer of the model in {folder}: neither generation_config.json nor "
-            "the tokenizer names an end token. Add eos_token_id to generation_config.json."
-        )
-    return words
-
-
 def _max_length(asked, config):
     longest = config.max_position_embeddings
     if asked is not None and asked > longest:
@@ -162,11 +150,10 @@ def _engine(folder, config, *, dtype, tensor, **settings):
     if not 1 <= tensor <= len(devices):
         raise command.ConfigError(f"--tensor={tensor}, but there are {len(devices)} devices.")
     on_cpu = devices[0].platform == "cpu"
-    dtype = DTYPES[dtype or ("float32" if on_cpu else "bfloat16")]
+    dtype = session.DTYPES[dtype or ("float32" if on_cpu else "bfloat16")]
     mesh = sharding.make_mesh(tensor=tensor, devices=devices[:tensor])
-    abstract = jax.eval_shape(lambda key: qwen2.Qwen2(key, config), jax.random.key(0))
     with command.checking_config():
-        shardings = sharding.parameter_shardings(mesh, abstract)
+        shardings = sharding.parameter_shardings(mesh, session.abstract_model(config))
     weights = huggingface.load(folder, dtype=dtype, shardings=shardings)
     with command.checking_config():
         engine = Engine({"policy": weights}, dtype=dtype, mesh=mesh, overlap=not on_cpu, **settings)
@@ -194,7 +181,7 @@ def define_flags():
         "max_length", None, f"Tokens of prompt and answer; {LENGTH}, or fewer if it must be.", 2
     )
     flags.DEFINE_integer("cache_tokens", 0, "Tokens in the cache; 0 is slots * max_length.", 0)
-    flags.DEFINE_enum("dtype", None, list(DTYPES), "bfloat16, or on a CPU float32.")
+    flags.DEFINE_enum("dtype", None, list(session.DTYPES), "bfloat16, or on a CPU float32.")
     flags.DEFINE_integer("tensor", 1, "Devices that share the model.", 1)
     flags.DEFINE_integer("queue", 512, "Answers that may wait for a slot; more get status 429.", 0)
     flags.DEFINE_integer("top_logprobs", 5, "Most alternatives that clients may ask for.", 0)

@@ -179,6 +179,17 @@ def model_files(config):
     return huggingface.read_config(folder), folders.Folder(folder).names()
 
 
+def load_tokenizer(folder):
+    """The Tokenizer of a model's folder, with an end for its replies."""
+    text = tokenizer.Tokenizer.load(folder)
+    if not text.eos_ids:
+        raise command.ConfigError(
+            f"Nothing ends a reply of the model in {folder}: neither generation_config.json nor "
+            "the tokenizer names an end token. Add eos_token_id to generation_config.json."
+        )
+    return text
+
+
 def build(config, *, training=True):
     """Loads the model on the mesh and sets up everything around it.
 
@@ -192,12 +203,7 @@ def build(config, *, training=True):
     use_compile_cache(config, mesh)
     tools = start_tools(config)
     params, frozen, shardings, assemble = load_weights(config, folder, mesh, training=training)
-    text = tokenizer.Tokenizer.load(folder)
-    if not text.eos_ids:
-        raise command.ConfigError(
-            f"Nothing ends a reply of the model in {folder}: neither generation_config.json nor "
-            "the tokenizer names an end token. Add eos_token_id to generation_config.json."
-        )
+    text = load_tokenizer(folder)
     with command.checking_config():
         serving = sharding.serving_meshes(
             tensor=config.engine.tensor, replicas=config.engine.replicas
