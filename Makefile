@@ -2,6 +2,7 @@
 #
 #   make quickstart                 train the small agent, before/after table, report.html
 #   make test                       ruff and all tests
+#   make test JOBS=8                in eight processes of about 4 GB instead of two
 #   make test PYTHON=python3.12     another interpreter (make clean first)
 #   make test PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 #                                   the CPU build of torch (tests only) instead of the CUDA one
@@ -10,8 +11,10 @@ PYTHON ?= python3
 PIP_ARGS ?=
 VENV ?= .venv
 WORKDIR ?= runs/quickstart
+JOBS ?= 2
 
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=worksteal
 RUNTIME := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
@@ -33,10 +36,10 @@ quickstart: $(RUNTIME)
 
 test: $(DEV)
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: $(DEV)
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: $(DEV)
 	$(BIN)/ruff check .

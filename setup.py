@@ -76,6 +76,7 @@ EXTRAS = {
         "prometheus-client>=0.21",
         "pytest>=8",
         "pytest-timeout>=2.3",
+        "pytest-xdist>=3.6",
         "ruff>=0.9",
         "torch==2.13.0",
     ],

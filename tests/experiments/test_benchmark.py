@@ -43,6 +43,7 @@ def test_unknown_names_in_a_flag_are_refused():
     assert update.known("models", ["nano"], loads.SIZES) == ["nano"]
 
 
+@pytest.mark.slow
 def test_the_sandbox_is_measured_against_a_fresh_interpreter(monkeypatch):
     monkeypatch.setattr(sandbox, "TURNS", 1)
     found = sandbox.measure(rounds=1, programs=8)

@@ -79,6 +79,7 @@ def test_the_newest_checkpoint_is_exported_with_all_that_serving_needs(run, tmp_
     assert json.loads((workdir / "config.json").read_text())["hash"] in card.text
 
 
+@pytest.mark.slow
 def test_step_dtype_and_place_can_be_chosen(run):
     workdir, _ = run
     out = "memory://bucket/planner"

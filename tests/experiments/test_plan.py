@@ -44,6 +44,7 @@ def test_training_limit_by_hand(size, chip, tokens, thousands):
     assert limits.flops / flops == pytest.approx(thousands * 1e3, rel=0.02)
 
 
+@pytest.mark.slow
 def test_bytes_are_those_of_placed_arrays():
     config = paper_7b.get_config()
     config.mesh.fsdp, config.mesh.tensor = 4, 2
@@ -79,6 +80,7 @@ def nano(**sizes):
     return config, shape
 
 
+@pytest.mark.slow
 def test_bytes_of_a_whole_state_are_those_of_its_arrays():
     config, shape = nano(fsdp=4, tensor=2)
     mesh = programs.mesh_over(config, jax.devices())

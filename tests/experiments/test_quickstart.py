@@ -99,6 +99,7 @@ def test_invented_worlds_are_consistent_and_never_real(worlds):
             assert all(step.value for step in problem.steps)
 
 
+@pytest.mark.slow
 def test_the_planner_is_demonstrated_badly_and_the_others_well(worlds):
     tokenizer = Tokenizer.load(f"{DATA}/model")
     stream = demonstrations.stream(

@@ -43,6 +43,7 @@ def test_round_trip_is_exact_and_keeps_placement(tmp_path, state):
     checkpoints.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damaged", ["*", "ocdbt.process_0/d/*"])  # everything; values alone
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, state, damaged):
     # Orbax keeps small arrays in the index, not among the values.

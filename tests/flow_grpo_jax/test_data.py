@@ -126,6 +126,7 @@ def test_tfds(tmp_path):
         data.read_questions(tmp_path)
 
 
+@pytest.mark.slow
 def test_tfds_is_read_without_tensorflow(tmp_path):
     folder = write_tfds(tmp_path / "tfds", {"train": QUESTIONS})
     # An importable package of that name would be loaded by any code that asks for TensorFlow.

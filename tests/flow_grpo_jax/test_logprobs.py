@@ -200,6 +200,7 @@ def moved(text):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_on_a_mesh_neither_logits_nor_the_head_are_gathered(tied):
     """Same values and gradients; collectives of a chunk are no larger than its hidden states."""

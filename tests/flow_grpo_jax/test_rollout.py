@@ -351,6 +351,7 @@ def remembered(texts):
     return Memory(tuple(Step("look", "search", f"c{i}", t, False) for i, t in enumerate(texts)))
 
 
+@pytest.mark.slow
 def test_a_memory_over_18k_tokens_keeps_its_newest_step_and_the_header():
     """Counted by a real tokenizer, through the real template, with the prompts for real models."""
     words = Tokenizer.load(ROOT / "experiments/data/quickstart/model")

@@ -273,6 +273,7 @@ def test_math_verify_decides_only_what_the_rule_leaves_open():
     assert len(fake.asked) == 3 and values == {"reward/no_verdict": 1.0}
 
 
+@pytest.mark.slow
 def test_math_verify_in_its_process():
     pytest.importorskip("math_verify")
     from flow_grpo_jax import symbolic

@@ -195,6 +195,7 @@ def test_recomputed_old_logprobs_replace_the_samplers(model, ref_model):
     assert metrics["optim/steps"] == 2
 
 
+@pytest.mark.slow
 def test_mini_batches_step_one_after_the_other(model, ref_model):
     both = micro_batches(model, mini_batches=2)
     assert len(both) == 2
@@ -232,6 +233,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(model, field):
     assert metrics["optim/skipped"] == 0 and int(state.step) == 1
 
 
+@pytest.mark.slow
 def test_one_compilation_for_each_shape(model):
     state, counts = fresh(model), []
     for seed, length in ((0, 16), (1, 16), (2, 24), (3, 16), (4, 24)):
@@ -301,10 +303,7 @@ def test_a_batch_without_sampled_tokens_is_refused(model):
         run(model, model, empty)
 
 
-MESHES = [(2, 2, 2)] + [
-    pytest.param(sizes, marks=pytest.mark.slow)
-    for sizes in ((2, 1, 1), (1, 2, 1), (1, 1, 2), (4, 1, 1), (1, 2, 2), (1, 8, 1))
-]
+MESHES = ((2, 2, 2), (2, 1, 1), (1, 2, 1), (1, 1, 2), (4, 1, 1), (1, 2, 2), (1, 8, 1))
 
 
 def sharded_run(model, ref_model, batches, sizes):
@@ -335,6 +334,7 @@ def on_one_device(model, ref_model):
     return batches, *two_updates(updater(**FULL), fresh(model), ref_model, batches)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", MESHES)
 def test_any_mesh_gives_the_update_of_one_device(model, ref_model, on_one_device, sizes):
     batches, expected, expected_metrics = on_one_device
@@ -411,6 +411,7 @@ def test_only_what_is_trained_gets_gradients_and_moments(model, ref_model):
     assert np.corrcoef(ours, theirs)[0, 1] > 0.99
 
 
+@pytest.mark.slow
 def test_donated_parameters_are_gone(model):
     step = update.Update(OPTIMIZER, **(HOW | NUMBERS), donate_params=True)
     params = jax.tree.map(lambda x: x + 0.0, model)

@@ -212,7 +212,7 @@ def test_bfloat16_rounds_and_no_more(kernel):
     assert_close(ours, definition(*arrays, until_BT), 2e-2)
 
 
-@pytest.mark.parametrize("kernel", ["blockwise", "pallas", "splash"])
+@pytest.mark.parametrize("kernel", EACH[1:])
 def test_blocks_that_do_not_see_each_other_are_never_touched(kernel):
     """A masked product with nan is nan: only skipping keeps segments of whole blocks apart."""
     block, size = (128, 64) if kernel in TPU else (16, 8)
@@ -248,6 +248,7 @@ def test_visible_pairs_are_a_picture():
     assert pairs(until_T, 4) == [(0, 0), (1, 0), (1, 1)]
 
 
+@pytest.mark.slow
 def test_visible_pairs_miss_nothing_and_little_more():
     block, tokens = 4, 48
     for seed in range(50):
@@ -304,6 +305,7 @@ def test_positions_count_what_is_seen():
         assert (positions_BT >= 0).all()
 
 
+@pytest.mark.slow
 def test_memory_of_blockwise_grows_with_the_row_and_not_its_square():
     def temporaries(attend, tokens):
         arrays = inputs(1, tokens, 2, 1, 16)

@@ -156,6 +156,7 @@ def test_logprobs_equal_those_of_whole_sequences(engine, cuts):
         np.testing.assert_allclose(got.logprobs, expected_T, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_raw_and_top_logprobs_are_under_temperature_1(engine):
     engine = build(top_logprobs=3)
     (got,) = run(engine, [request(5, max_tokens=20, temperature=0.7, top_k=3, top_logprobs=2)])
@@ -211,6 +212,7 @@ def test_rollouts_of_one_prompt_are_not_copies(engine):
     same(one, two)
 
 
+@pytest.mark.slow
 def test_the_seed_changes_the_draws(engine, small):
     (one,), (other,) = (run(which, [request(max_tokens=20)]) for which in (engine, small))
     assert one.tokens.tolist() != other.tokens.tolist()
@@ -382,6 +384,7 @@ def test_set_weights_refuses_another_shape(engine):
         engine.set_weights("policy", wide)
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite_are_reported(small):
     small.set_weights("frozen", jax.tree.map(lambda a: a * jnp.nan, OTHER))
     id = small.submit(request(max_tokens=1, weights="frozen"))
@@ -417,6 +420,7 @@ def test_nothing_compiles_after_warmup(engine):
     assert engine.compile_count == 2
 
 
+@pytest.mark.slow
 def test_the_cache_is_donated(small):
     small.submit(request(max_tokens=20))
     small.step()

@@ -73,7 +73,9 @@ def engines():
     return build(), build(cache_tokens=tight), build(cache_tokens=tight + 40, overlap=True)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 12))]
+)
 def test_any_schedule_gives_the_same_results_bit_for_bit(alone, engines, seed):
     """Random arrivals, cancellations and hand-overs of the same weights; tokens and log-probs."""
     rng = np.random.default_rng(seed)
@@ -110,6 +112,7 @@ def check_all_pages_are_back(engine):
     assert not engine._holders and engine._claimed == 0
 
 
+@pytest.mark.slow
 def test_requests_wait_for_pages_and_none_is_lost(alone, engines):
     engine = engines[1]
     for (_, expected), got in zip(alone, run(engine, [r for r, _ in alone]), strict=True):
@@ -121,6 +124,7 @@ def test_requests_wait_for_pages_and_none_is_lost(alone, engines):
 # ---- Prefixes ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_prefix_hits_of_a_scripted_trace():
     engine = build(max_length=64, cache_tokens=400)
     question = tokens(1, 18)
@@ -144,6 +148,7 @@ def test_prefix_hits_of_a_scripted_trace():
     assert statistics.prefill_tokens == statistics.prompt_tokens - statistics.shared_tokens
 
 
+@pytest.mark.slow
 def test_the_least_recently_used_prefix_goes_first():
     engine = build(slots=1, cache_tokens=48)  # 12 pages
     first, second, third = (tokens(seed, 17) for seed in range(3))
@@ -153,6 +158,7 @@ def test_the_least_recently_used_prefix_goes_first():
     assert asked(second) == 0
 
 
+@pytest.mark.slow
 def test_a_cancelled_request_fills_the_pages_that_others_wait_for():
     engine = build(prefill_rows=1)
     prompt = tokens(1, 33)
@@ -258,6 +264,7 @@ def decode_program(engine):
     return lowered["it"].compile()
 
 
+@pytest.mark.slow
 def test_the_cache_is_updated_in_place():
     """Aliased whole; temporaries below a quarter of it; nothing of its shape is copied."""
     engine = build(slots=4, cache_tokens=65536)
@@ -327,6 +334,7 @@ def test_a_thousand_mixed_requests_compile_nothing():
 # ---- Replicas ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_replicas_share_the_load_and_change_no_result(alone):
     engines = [build(), build()]
     together = Replicas(engines)

@@ -330,6 +330,7 @@ def cast_folder(folder, dtype_of):
     return exact
 
 
+@pytest.mark.slow
 def test_bfloat16_files_load_and_come_back(reference, tmp_path):
     folder = copy(reference("tied"), tmp_path)
     exact = cast_folder(folder, lambda name: ml_dtypes.bfloat16)
@@ -418,7 +419,7 @@ def bytes_read(monkeypatch):
     return sizes
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", [pytest.param("data", marks=pytest.mark.slow), "mixed"])
 def test_sharded_arrays_go_round_bit_by_bit_and_are_read_once(
     reference, tmp_path, bytes_read, mesh
 ):
@@ -436,6 +437,7 @@ def test_sharded_arrays_go_round_bit_by_bit_and_are_read_once(
     assert_same_tensors(tmp_path, safetensors.numpy.load_file(folder / "model.safetensors"))
 
 
+@pytest.mark.slow
 def test_a_device_can_be_asked_for(reference):
     folder, device = reference("untied").folder, jax.devices()[3]
     plain = huggingface.load(folder)
@@ -720,6 +722,7 @@ def test_folder_without_safetensors_names_what_is_there(reference, tmp_path):
         huggingface.load(tmp_path)
 
 
+@pytest.mark.slow
 def test_save_copies_the_tokenizer_and_its_ends(reference, tmp_path):
     import transformers
 

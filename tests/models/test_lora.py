@@ -113,12 +113,14 @@ def test_wrong_settings_are_refused(values, message):
         lora.Settings(**values)
 
 
+@pytest.mark.slow
 def test_new_adapters_change_nothing():
     base = base_model()
     model = lora.add(base, jax.random.key(1), SETTINGS)
     np.testing.assert_array_equal(forward(model, tokens()), forward(base, tokens()))
 
 
+@pytest.mark.slow
 def test_init_is_that_of_peft(reference):
     """Uniform with PEFT's bound in every matrix and layer, drawn independently; B is 0."""
     import peft
@@ -149,6 +151,7 @@ def test_init_is_that_of_peft(reference):
 # ---- Taking apart and putting together ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targets", [tuple(lora.TARGETS), ("v_proj", "down_proj"), ("o_proj",)])
 def test_split_and_combine_are_inverse_and_copy_nothing(targets):
     base = base_model()
@@ -392,6 +395,7 @@ def test_tensors_that_do_not_fit_are_all_listed(tmp_path):
 # ---- Merging ----
 
 
+@pytest.mark.slow
 def test_merged_model_gives_the_same_logits_in_transformers(reference, tmp_path):
     import transformers
 
@@ -461,6 +465,7 @@ def adapter_gradient(adapters, base, token_BT):
     return jax.value_and_grad(objective)(adapters)
 
 
+@pytest.mark.slow
 def test_gradients_equal_those_of_peft(reference, tmp_path):
     import torch
 
@@ -488,10 +493,8 @@ def test_gradients_equal_those_of_peft(reference, tmp_path):
     assert not grad_of  # PEFT trains nothing else
 
 
-@pytest.mark.parametrize(
-    "remat",
-    ["full", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dots", "attention"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["full", "dots", "attention"])
 def test_gradients_do_not_depend_on_remat(remat):
     adapters, base = lora.split(adapted(base_model()))
     execution = qwen2.Execution(remat=remat)
@@ -607,6 +610,7 @@ def test_sharded_adapters_compute_the_same(axes, tmp_path):
     assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "spread" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_sharded_model_merges_in_its_own_sharding():
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
     model = adapted(base_model(), lora.Settings(4, 6, ("o_proj", "up_proj")))

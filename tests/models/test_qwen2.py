@@ -50,7 +50,7 @@ def test_logits_equal_transformers(reference, shape):
     assert gap(ours, expected.logits(token_BT)) < TOLERANCE
 
 
-@pytest.mark.parametrize("shape", ["tied", "low_theta"])
+@pytest.mark.parametrize("shape", ["tied", pytest.param("low_theta", marks=pytest.mark.slow)])
 def test_logits_equal_transformers_at_long_positions(reference, shape):
     expected = reference(shape)
     token_BT = tokens(1, 700)
@@ -144,6 +144,7 @@ def test_parity_would_notice(reference, monkeypatch, bug):
     assert gap(logits(model, token_BT), expected.logits(token_BT)) > 10 * TOLERANCE
 
 
+@pytest.mark.slow
 def test_padding_on_either_side_is_inert(reference):
     expected, token_BT = reference("tied"), tokens(1, 12)
     model = huggingface.load(expected.folder)

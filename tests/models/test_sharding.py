@@ -195,7 +195,7 @@ def test_sharded_model_computes_the_same():
     np.testing.assert_allclose(logits(placed, *rows), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("moved_bytes", [2**28, 1000])
+@pytest.mark.parametrize("moved_bytes", [2**28, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("tensor", "replicas"), [(2, 4), (4, 2), (2, 1), (1, 0)])
 def test_replicas_get_the_values_in_their_shardings(monkeypatch, tensor, replicas, moved_bytes):
     monkeypatch.setattr(sharding, "MOVED_BYTES", moved_bytes)

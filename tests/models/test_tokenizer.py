@@ -212,6 +212,7 @@ def test_own_chat_template_is_followed(tmp_path):
     assert made.decode(made.chat([{"role": "user", "content": "hi"}])) == "[user] hi\n"
 
 
+@pytest.mark.slow
 def test_training_is_deterministic_across_processes(folder, tmp_path):
     program = (
         "import sys; sys.path[:0] = sys.argv[3:]\n"
