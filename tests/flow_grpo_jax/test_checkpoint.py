@@ -64,6 +64,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, stat
     assert step == 2 and meta["again"] and equal(restored, state)
 
 
+@pytest.mark.slow
 def test_a_part_is_restored_without_the_rest(tmp_path, state):
     checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
     checkpoints.save(3, state, {"data": 5})

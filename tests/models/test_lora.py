@@ -200,6 +200,7 @@ def test_adapters_compute_in_the_dtype_of_the_input():
 # ---- PEFT folders ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "targets"),
     [
