@@ -12,7 +12,6 @@ import io
 import ipaddress
 import json
 import queue
-import random
 import socket
 import ssl
 import threading
@@ -20,6 +19,8 @@ import time
 import urllib.parse
 import zlib
 from collections.abc import Callable, Mapping
+
+from tools import limits
 
 REDIRECTS = (301, 302, 303, 307, 308)
 MAX_REDIRECTS = 5
@@ -77,66 +78,6 @@ class Response:
         return self.body.decode("utf-8", "replace")
 
 
-class RateLimit:
-    """Spreads calls of many threads evenly: at most `per_second`, 0 for no limit."""
-
-    def __init__(self, per_second: float):
-        self._gap = 1 / per_second if per_second else 0.0
-        self._next = 0.0
-        self._lock = threading.Lock()
-
-    def wait(self, until: float):
-        """Sleeps until it is this caller's turn.
-
-        Raises:
-          HttpError: the turn would come after `until`, of time.monotonic().
-        """
-        with self._lock:
-            turn = max(self._next, time.monotonic())
-            if turn < until:
-                self._next = turn + self._gap
-        if turn >= until:
-            error = HttpError("busy", "The rate limit leaves no turn before the deadline.")
-            error.sent = False
-            raise error
-        time.sleep(max(0.0, turn - time.monotonic()))
-
-    def pause(self, seconds: float):
-        """Nobody's turn comes within the next `seconds`."""
-        with self._lock:
-            self._next = max(self._next, time.monotonic() + seconds)
-
-
-class Breaker:
-    """Stops asking a service that failed `failures` times in a row, for `seconds`; 0 for never.
-
-    Then one request is let through; the next ones follow if it succeeds.
-    """
-
-    def __init__(self, failures: int, seconds: float):
-        self._limit, self._seconds = failures, seconds
-        self._failed, self._closed_until = 0, 0.0
-        self._lock = threading.Lock()
-
-    def enter(self):
-        """Raises HttpError while the service is left alone."""
-        with self._lock:
-            now = time.monotonic()
-            if self._limit and self._failed >= self._limit:
-                if now < self._closed_until:
-                    raise HttpError(
-                        "busy",
-                        f"The service failed {self._failed} times in a row; it is left alone.",
-                    )
-                self._closed_until = now + self._seconds  # the others wait for this one
-
-    def leave(self, ok: bool):
-        with self._lock:
-            self._failed = 0 if ok else self._failed + 1
-            if self._limit and self._failed >= self._limit:
-                self._closed_until = time.monotonic() + self._seconds
-
-
 class Client:
     """Requests of one tool. Safe in many threads; every request has a connection of its own."""
 
@@ -160,8 +101,9 @@ class Client:
           max_bytes: most bytes of a body, as sent and unpacked.
           attempts: how often a request is tried in all.
           per_second: most requests a second, of all threads together; 0 for no limit.
-          breaker_failures, breaker_seconds: of `Breaker`.
-          private_hosts: "host:port" that may have a private address.
+          breaker_failures, breaker_seconds: of `limits.Breaker`.
+          private_hosts: "host:port" that may have a private address. A Retry-After of one of them
+            holds up all requests; what another host wishes concerns the request to it alone.
           agent: User-Agent.
           resolve: getaddrinfo.
         """
@@ -172,8 +114,8 @@ class Client:
             )
         self._seconds = seconds
         self._max_bytes, self._attempts = max_bytes, attempts
-        self._limit = RateLimit(per_second)
-        self._breaker = Breaker(breaker_failures, breaker_seconds)
+        self._rate = limits.Rate(per_second)
+        self._breaker = limits.Breaker(failures=breaker_failures, seconds=breaker_seconds)
         self._private = frozenset(private_hosts)
         self._agent, self._resolve = agent, resolve
 
@@ -203,20 +145,20 @@ class Client:
           HttpError: there is no usable answer.
         """
         until = time.monotonic() + self._seconds
-        self._breaker.enter()
+        try:
+            self._breaker.enter(until)
+        except (limits.Resting, limits.TooLate) as error:
+            raise HttpError("busy", str(error)) from error
+        failed = None
         try:
             response = self._tried(until, url, body, headers or {}, types, cut, idempotent, busy)
+            failed = False
+            return response
         except HttpError as error:
-            if (
-                error.reason in ("unreachable", "tls", "slow", "deadline")
-                or error.pause is not None
-            ):
-                self._breaker.leave(ok=False)
-            elif error.reason in ("status", "type", "size", "redirects"):
-                self._breaker.leave(ok=error.status < 500 and error.status != 429)
+            failed = _blames_service(error)
             raise
-        self._breaker.leave(ok=True)
-        return response
+        finally:
+            self._breaker.leave(failed=failed)
 
     def json(self, url: str, **how) -> object:
         """The JSON that `request` gets."""
@@ -229,23 +171,30 @@ class Client:
     def _tried(self, until, url, body, headers, types, cut, idempotent, busy):
         for attempt in range(1, self._attempts + 1):
             try:
-                self._limit.wait(until)
+                self._wait_for_turn(until)
                 return self._followed(until, url, body, headers, types, cut, busy)
             except HttpError as error:
                 again = error.reason == "unreachable" or error.status in BUSY
                 again = again or error.pause is not None
                 harmless = idempotent or not error.sent or error.status == 429
-                pause = random.uniform(0.5, 1) * min(
-                    FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE
-                )
-                if error.pause is not None:
-                    pause = error.pause
-                    self._limit.pause(pause)
+                pause = error.pause
+                if pause is None:
+                    pause = limits.backoff(attempt - 1, first=FIRST_PAUSE, longest=LONGEST_PAUSE)
+                elif service_host(url) in self._private:
+                    self._rate.pause(pause)
                 late = time.monotonic() + pause >= until
                 if not again or not harmless or late or attempt == self._attempts:
                     raise
                 time.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
+
+    def _wait_for_turn(self, until):
+        try:
+            time.sleep(self._rate.reserve(until))
+        except limits.TooLate as error:
+            refused = HttpError("busy", "The rate limit leaves no turn before the deadline.")
+            refused.sent = False
+            raise refused from error
 
     def _followed(self, until, url, body, headers, types, cut, busy):
         first = _origin(url)
@@ -464,13 +413,22 @@ def _connected(addresses, parts, until):
     raise error from problem
 
 
+def _blames_service(error):
+    """Whether the service failed, or None if the error says nothing about it."""
+    if error.reason in ("unreachable", "tls", "slow", "deadline") or error.pause is not None:
+        return True
+    if error.reason in ("status", "type", "size", "redirects"):
+        return error.status >= 500 or error.status == 429
+    return None
+
+
 def _check(response, types, busy):
     """Refuses an answer by its head."""
     host, later = _origin(response.url), busy(response)
     if later or not 200 <= response.status < 300:
         pause = None
         if later or response.status in BUSY:
-            pause = _seconds(response.headers.get("retry-after", ""))
+            pause = limits.retry_after(response.headers.get("retry-after"))
         if later and pause is None:
             pause = FIRST_PAUSE
         raise HttpError(
@@ -485,11 +443,6 @@ def _joined(url, location):
         return urllib.parse.urljoin(url, location)
     except ValueError as error:
         raise HttpError("url", "The URL of a redirect is malformed.") from error
-
-
-def _seconds(text):
-    """Seconds of a Retry-After header; None if it names no number (dates are not followed)."""
-    return float(text) if text.strip().isdecimal() else None
 
 
 def _left(until):

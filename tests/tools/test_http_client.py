@@ -1,5 +1,6 @@
 """HTTP against a real server on loopback: where requests may go, and that each one ends."""
 
+import email.utils
 import gzip
 import socket
 import threading
@@ -277,21 +278,39 @@ def test_later_may_be_said_with_status_200(server, client, quick):
     assert error.reason == "status" and len(server.seen) == 3
 
 
-def test_rate_limit_spreads_threads():
-    limit, times = http_client.RateLimit(50), []
-
-    def take():
-        limit.wait(time.monotonic() + 5)
-        times.append(time.monotonic())
-
-    threads = [threading.Thread(target=take) for _ in range(6)]
+def test_rate_limit_spreads_threads(server):
+    server.answer("/", "well")
+    client = Client(seconds=5.0, per_second=50, private_hosts=(server.host,))
+    start = time.monotonic()
+    threads = [threading.Thread(target=client.request, args=(server.url + "/",)) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert max(times) - min(times) >= 0.095
-    with pytest.raises(HttpError, match="rate limit"):
-        http_client.RateLimit(0.1).wait(0.0)
+    assert time.monotonic() - start >= 0.1 and len(server.seen) == 6
+    slow = Client(seconds=0.5, per_second=0.1, private_hosts=(server.host,))
+    slow.request(server.url + "/")
+    assert fails(slow.request, server.url + "/").reason == "busy" and len(server.seen) == 7
+
+
+def test_what_one_site_asks_for_does_not_hold_up_the_others(server):
+    """A page of the web could stop the tool for everyone by a Retry-After of a year."""
+    failing(server, "/", 429, Retry_After="31536000")
+    server.answer("/well", "well")
+    client = Client(seconds=1.0)
+    client.addresses = lambda url, until: [(socket.AF_INET, ("127.0.0.1", server.server_port))]
+    assert fails(client.request, "http://a.test/").status == 429
+    assert client.request("http://b.test/well").body == b"well"
+    service = Client(seconds=1.0, private_hosts=(server.host,))
+    failing(server, "/", 429, Retry_After="31536000")
+    assert fails(service.request, server.url + "/").status == 429
+    assert fails(service.request, server.url + "/well").reason == "busy"
+
+
+def test_retry_after_may_be_a_date(server, client):
+    at = email.utils.formatdate(time.time() + 3600, usegmt=True)
+    failing(server, "/", 503, Retry_After=at)
+    assert fails(client.request, server.url + "/").status == 503 and len(server.seen) == 1
 
 
 def test_breaker_leaves_a_broken_service_alone_and_comes_back(server):
