@@ -406,9 +406,15 @@ def _connected(addresses, parts, until):
             sock.close()
             problem = error
     reason = "deadline" if isinstance(problem, TimeoutError) else "unreachable"
+    message = f"No connection to {parts.hostname} ({type(problem).__name__})."
     if isinstance(problem, ssl.SSLError):
         reason = "tls"
-    error = HttpError(reason, f"No connection to {parts.hostname} ({type(problem).__name__}).")
+    if isinstance(problem, ssl.SSLCertVerificationError):
+        message = (
+            f"The certificate of {parts.hostname} is refused: {problem.verify_message}. One of "
+            "your own can be trusted by SSL_CERT_FILE=FILE in the environment."
+        )
+    error = HttpError(reason, message)
     error.sent = False
     raise error from problem
 

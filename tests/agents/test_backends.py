@@ -242,6 +242,33 @@ def test_what_is_no_completion_is_bad_output(model, behaviour):
         assert ask(model(there.url)).text == "Yes."
 
 
+# ----------------------------------------------------------------------------------- encryption
+
+
+def test_a_certificate_that_nobody_signed_is_fatal(model, monkeypatch):
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    with Loopback(says("Yes."), encrypted=True) as there:
+        with pytest.raises(Fatal, match="localhost is refused: self-signed.*SSL_CERT_FILE"):
+            ask(model(there.url))
+        assert there.connections == 1 and not there.requests
+
+
+def test_a_certificate_of_ones_own_is_trusted_for_its_name_alone(model, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(loopback.CERTIFICATE))
+    with Loopback(says("Yes."), encrypted=True) as there:
+        asked = model(there.url)
+        assert [ask(asked).text for _ in range(2)] == ["Yes."] * 2
+        assert there.connections == 1  # kept alive
+        with pytest.raises(Fatal, match="not valid for '127.0.0.1'"):
+            ask(model(there.url.replace("localhost", "127.0.0.1")))
+        assert len(there.requests) == 2
+
+
+def test_encryption_with_a_server_that_has_none_ends(model):
+    with Loopback(says("Yes.")) as there, pytest.raises(Retryable, match="cannot be reached"):
+        ask(model(there.url.replace("http", "https"), connect_seconds=0.2, retries=0))
+
+
 # ---------------------------------------------------------------------------------------- waits
 
 

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 
+import loopback
 import pytest
 
 from tools import http_client
@@ -211,6 +212,35 @@ def test_a_name_that_does_not_resolve_in_time_or_at_all():
 
 def test_untrusted_encryption_is_refused(server, client):
     assert fails(client.request, server.url.replace("http", "https") + "/").reason == "tls"
+
+
+@pytest.fixture
+def encrypted(server, monkeypatch):
+    """The server speaks https under the name localhost; returns (its url, a client for it)."""
+    server.socket = loopback.tls().wrap_socket(server.socket, server_side=True)
+    server.answer("/", "secret")
+    http_client._tls.cache_clear()
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    hosts = (server.host, f"localhost:{server.server_port}")
+    yield f"https://localhost:{server.server_port}/", Client(seconds=5.0, private_hosts=hosts)
+    http_client._tls.cache_clear()
+
+
+def test_a_certificate_that_nobody_signed_is_refused_at_once(server, encrypted):
+    url, client = encrypted
+    start = time.monotonic()
+    error = fails(client.request, url)
+    assert error.reason == "tls" and "self-signed" in str(error) and "SSL_CERT_FILE" in str(error)
+    assert time.monotonic() - start < http_client.FIRST_PAUSE / 2 and not server.seen
+
+
+def test_a_certificate_of_ones_own_is_trusted_for_its_name_alone(server, encrypted, monkeypatch):
+    url, client = encrypted
+    monkeypatch.setenv("SSL_CERT_FILE", str(loopback.CERTIFICATE))
+    assert client.request(url).body == b"secret"
+    error = fails(client.request, url.replace("localhost", "127.0.0.1"))
+    assert error.reason == "tls" and "not valid for '127.0.0.1'" in str(error)
+    assert len(server.seen) == 1
 
 
 def test_json(server, client):
