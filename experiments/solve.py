@@ -130,6 +130,16 @@ def _estimated_tokens(messages):
     return size // BYTES_PER_TOKEN + 8 * len(messages) + 8
 
 
+def check_query(query):
+    """ConfigError for what is no question."""
+    if not query.strip():
+        raise command.ConfigError("--query is empty; write a question.")
+    try:
+        query.encode()
+    except UnicodeEncodeError as error:
+        raise command.ConfigError("--query is not valid text in UTF-8.") from error
+
+
 def choose_config(config, *, model, url, workdir, api_key_variable):
     """The config for one question: the one given, a run's own, or what the model asks for."""
     if url and not model:
@@ -213,6 +223,7 @@ def define_flags():
 
 def main():
     values = flags.FLAGS
+    check_query(values.query)
     if not values["verbosity"].present:  # else lines of the log between those of the trace
         logging.set_verbosity(logging.WARNING)
     interrupt = Interrupt()
@@ -232,12 +243,16 @@ def main():
             found, question=question, step=0, reward=None, reward_source=None, advantage=None
         )
         sys.stdout.write(json.dumps(line) + "\n")
-        return
-    turns = f"{len(found.turns)} turn" + "s" * (len(found.turns) != 1)
-    notes = [note for note in (found.stop, found.error) if note != "verified" and note]
-    sys.stderr.write(" · ".join([turns, f"{found.seconds:.1f} s", *notes]) + "\n")
-    sys.stderr.flush()
-    sys.stdout.write(panel.clean(found.answer) + "\n")
+    else:
+        turns = f"{len(found.turns)} turn" + "s" * (len(found.turns) != 1)
+        notes = [note for note in (found.stop, found.error) if note != "verified" and note]
+        sys.stderr.write(" · ".join([turns, f"{found.seconds:.1f} s", *notes]) + "\n")
+        sys.stderr.flush()
+    if not found.answer:
+        why = found.error or "The generator's reply has none in its form."
+        raise RuntimeError(f"There is no answer. {why}")
+    if not values.json:
+        sys.stdout.write(panel.clean(found.answer) + "\n")
 
 
 def _shown(values, interrupt):

@@ -43,7 +43,7 @@ def environment(**more):
     return {**kept, "JAX_PLATFORMS": "cpu", **more}
 
 
-def served(*more, **how):
+def served(*more, respond=respond, **how):
     with loopback.Loopback(loopback.replies(respond)) as server:
         run = subprocess.run(
             arguments(f"--url={server.url}", "--model=m", *more),
@@ -270,6 +270,15 @@ def test_flags_that_contradict_are_refused(flags, message):
         chosen(**flags)
 
 
+@pytest.mark.parametrize(
+    ("query", "message"), [("", "empty"), (" \n", "empty"), ("of \udcff Spain?", "not valid text")]
+)
+def test_what_is_no_question_is_refused(query, message):
+    with pytest.raises(command.ConfigError, match=message):
+        solve.check_query(query)
+    solve.check_query("¿Cuál es la capital de España? 東京")
+
+
 def test_servers_alone_answer_every_module():
     with loopback.Loopback(loopback.replies(respond)) as server:
         config = chosen(url=server.url, model="m")
@@ -352,6 +361,15 @@ def test_in_a_pipe_the_answer_is_all_of_standard_output():
     run, _ = served("--json")
     assert run.returncode == 0 and json.loads(run.stdout)["answer"] == "Madrid"
     assert run.stderr == ""
+
+
+@pytest.mark.slow
+def test_no_answer_is_an_error_and_json_still_tells():
+    run, _ = served(respond=lambda body: "Hm.")
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr.splitlines()[-1].startswith("error: There is no answer. The generator's")
+    run, _ = served("--json", respond=lambda body: "Hm.")
+    assert run.returncode == 1 and json.loads(run.stdout)["stop"] == "parse_error"
 
 
 @pytest.mark.slow
