@@ -29,7 +29,9 @@ from models import folders, huggingface
 
 INTERRUPTED = 130  # exit code: 128 + SIGINT
 ADVICE = {
-    errors.Fatal: "Asking again does not help: check --url, --model and --api_key_variable.",
+    errors.Fatal: "Asking again does not help: check --url, --model and --api_key_variable; where "
+    "it is about length, give less by --config=FILE --config.rollout.max_module_tokens=N (or "
+    "max_response_tokens, max_prompt_tokens).",
     errors.BadOutput: "Does --url lead to OpenAI's chat API, up to and including /v1? A model that "
     "thinks may need more tokens: --config=FILE --config.rollout.max_module_tokens=N.",
     errors.Retryable: "See that the server runs and has room at --url, then ask again.",
