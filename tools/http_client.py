@@ -5,13 +5,16 @@ every address must be a public one, and the connection is made to the very addre
 at each redirect anew. Proxies of the environment are not used: a proxy would resolve again.
 """
 
+import codecs
 import dataclasses
 import functools
 import http.client
 import io
 import ipaddress
 import json
+import os
 import queue
+import re
 import socket
 import ssl
 import threading
@@ -27,6 +30,10 @@ MAX_REDIRECTS = 5
 BUSY = (429, 502, 503, 504)
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds between attempts, before the jitter
 AGENT = "flow-grpo-jax"
+HTML = ("text/html", "application/xhtml+xml")
+CHARSET = re.compile(r""";\s*charset=["']?([\w.:-]+)""", re.IGNORECASE)
+META_CHARSET = re.compile(r"""<meta\s[^>]*?charset\s*=\s*["']?([\w.:-]+)""", re.IGNORECASE)
+META_BYTES = 1024  # where a page has to say so
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 NAT64_LOCAL = ipaddress.ip_network("64:ff9b:1::/48")
 IPV4_COMPATIBLE = ipaddress.ip_network("::/96")
@@ -67,15 +74,14 @@ class Response:
         return self.headers.get("content-type", "").split(";")[0].strip().lower()
 
     def text(self) -> str:
-        """The body in the character set of its header, else UTF-8; what does not fit becomes �."""
-        for part in self.headers.get("content-type", "").split(";")[1:]:
-            name, _, value = part.strip().partition("=")
-            if name.lower() == "charset":
-                try:
-                    return self.body.decode(value.strip("\"' "), "replace")
-                except (LookupError, ValueError):
-                    break
-        return self.body.decode("utf-8", "replace")
+        """The body in the character set that its header or, in HTML, its first tags name.
+
+        UTF-8 without one; what does not fit becomes �.
+        """
+        found = CHARSET.search(self.headers.get("content-type", ""))
+        if found is None and self.type in HTML:
+            found = META_CHARSET.search(self.body[:META_BYTES].decode("ascii", "replace"))
+        return self.body.decode(_codec(found[1]) if found else "utf-8", "replace")
 
 
 class Client:
@@ -381,6 +387,22 @@ def service_host(url: str) -> str:
     return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
 
 
+def api_key(variable: str) -> str:
+    """The key in an environment variable; "" if no variable is named.
+
+    Raises:
+      ValueError: it is not set, or holds what a header cannot carry.
+    """
+    if not variable:
+        return ""
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise ValueError(f"The environment variable {variable} is not set; it must hold a key.")
+    if not key.isascii() or not key.isprintable():
+        raise ValueError(f"The key in {variable} holds characters that a header cannot carry.")
+    return key
+
+
 @functools.cache
 def _tls():
     return ssl.create_default_context()
@@ -417,6 +439,16 @@ def _connected(addresses, parts, until):
     error = HttpError(reason, message)
     error.sent = False
     raise error from problem
+
+
+def _codec(name):
+    """Python's name of a character set; UTF-8 for what is none, or none of a page."""
+    try:
+        found = codecs.lookup(name)
+        b"a".decode(name, "replace")  # refuses codecs of other things than text
+    except (LookupError, ValueError):
+        return "utf-8"
+    return "utf-8" if found.name == "punycode" else found.name  # 2 MB take it a minute
 
 
 def _blames_service(error):

@@ -18,7 +18,6 @@ import concurrent.futures
 import dataclasses
 import json
 import math
-import os
 import random
 import threading
 import time
@@ -28,6 +27,7 @@ from absl import logging
 from agents.backends import structured
 from agents.backends.errors import BadOutput, Down, Fatal, Retryable
 from agents.backends.transport import Transport
+from tools.http_client import api_key
 from tools.limits import Breaker, Rate, Resting, TooLate, backoff, retry_after
 
 RETRYABLE_STATUS = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}
@@ -97,7 +97,7 @@ class Endpoint:
 
     def __init__(self, url, *, api_key_variable="", limits=None, draw=random.random):
         self.url, self.limits = url.rstrip("/"), limits or Limits()
-        self._key = _key(api_key_variable)
+        self._key = api_key(api_key_variable)
         self._draw = draw
         settings = self.limits
         self._transport = Transport(
@@ -328,14 +328,3 @@ def _json_object(reply):
     if not isinstance(value, dict):
         raise BadOutput(f"The reply is no JSON object: {reply[:60]!r}.")
     return value
-
-
-def _key(variable):
-    if not variable:
-        return ""
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise ValueError(f"The environment variable {variable} is not set; it must hold a key.")
-    if not key.isascii() or not key.isprintable():
-        raise ValueError(f"The key in {variable} holds characters that a header cannot carry.")
-    return key

@@ -134,6 +134,34 @@ def test_text_is_decoded_by_its_header(server, client):
     assert server.seen[-1].query == "q=%C3%B6"
 
 
+@pytest.mark.parametrize(
+    "tag",
+    [
+        '<meta charset="windows-1251">',
+        "<META http-equiv=Content-Type content='text/html; charset=Windows-1251'>",
+        "<meta\nname=x charset = windows-1251 />",
+    ],
+)
+def test_a_page_may_name_its_character_set_itself(server, client, tag):
+    page = f"<html><head>{tag}<title>Байкал</title>".encode("windows-1251")
+    server.answer("/bare", page, type="text/html")
+    assert "Байкал" in client.request(server.url + "/bare").text()
+    server.answer("/header", page.decode("windows-1251"))  # in UTF-8, as its header says
+    assert "Байкал" in client.request(server.url + "/header").text()
+    server.answer("/late", " " * 2000 + tag + "é", type="text/html")
+    assert "é" in client.request(server.url + "/late").text()
+    server.answer("/plain", f"{tag} é", type="text/plain")
+    assert "é" in client.request(server.url + "/plain").text()
+
+
+@pytest.mark.parametrize("name", ["punycode", "IDNA", "rot13", "hex", "undefined", "utf-99", "."])
+def test_what_is_no_character_set_of_pages_does_not_count(server, client, name):
+    server.answer("/", "é" + "a" * 400_000, type=f"text/html; charset={name}")
+    start = time.monotonic()
+    assert client.request(server.url + "/").text().startswith("éaaa")
+    assert time.monotonic() - start < 1.0  # as punycode 2.4 s
+
+
 def test_wrong_types_are_refused_before_the_body_is_read(server, client):
     def route(handler, seen):
         handler.send_response(200)
