@@ -59,7 +59,7 @@ EXTRAS = {
     "plan": ["libtpu"],
     "serve": SERVE,
     "grammar": GRAMMAR,  # response_format
-    "web": ["trafilatura>=2", "lxml_html_clean>=0.4"],  # the main text of pages
+    "web": ["trafilatura>=2,<3", "lxml_html_clean>=0.4,<1"],  # the main text of pages
     "mcp": MCP,
     "math": ["math-verify>=0.8", "sympy>=1.13"],
     "tensorboard": ["tensorboardX>=2.6"],

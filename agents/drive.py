@@ -1,10 +1,11 @@
 """Drives one solver in the thread of its caller: for one question, where nothing is batched."""
 
-import time
-
 from agents import effects
-from agents.backends.errors import BackendError
 from tools import protocol
+
+
+class Failed(Exception):
+    """A model or a tool gave no answer through no fault of the agent; the cause says why."""
 
 
 def call_tool(tool, arguments):
@@ -18,30 +19,32 @@ def call_tool(tool, arguments):
     return effects.ToolResult(output)
 
 
-def to_the_end(solver, *, ask, tools, deadline, on_event=lambda event: None):
+def to_the_end(solver, *, ask, tools, on_event=lambda event: None):
     """Runs a solver; returns its `Trajectory`.
 
     Args:
       solver: of `solve.solve`.
-      ask: `ModelRequest` -> `Reply`; an `errors.BackendError` that it raises ends the trajectory.
+      ask: `ModelRequest` -> `Reply`.
       tools: dict name -> Tool.
-      deadline: on the clock of `time.monotonic`; what fails after it is a time-out.
       on_event: called with every effect and every reply to one.
+
+    Raises:
+      Failed: `ask` or a tool raised something else than a `ToolError`.
     """
     sent = None
     while True:
-        step = solver.throw if isinstance(sent, effects.Interrupted) else solver.send
         try:
-            effect = step(sent)
+            effect = solver.send(sent)
         except StopIteration as stop:
             return stop.value
         on_event(effect)
+        called = isinstance(effect, effects.ToolCall)
         try:
-            if isinstance(effect, effects.ToolCall):
-                sent = call_tool(tools[effect.tool], effect.arguments)
-            else:
-                sent = ask(effect)
-        except BackendError as error:
-            late = time.monotonic() >= deadline
-            sent = effects.Interrupted("timeout" if late else "infra_error", str(error))
+            sent = call_tool(tools[effect.tool], effect.arguments) if called else ask(effect)
+        except Exception as error:
+            who = f"the tool {effect.tool}" if called else f"the {effect.role}"
+            failed = Failed(f"{who} gave no answer. {error or type(error).__name__}")
+            on_event(effects.Interrupted("infra_error", str(failed)))
+            solver.close()
+            raise failed from error
         on_event(sent)

@@ -24,6 +24,8 @@ def run(main, *, required=()):
 def _parsed(argv):
     try:
         rest = flags.FLAGS(argv)
+        if "config" in flags.FLAGS:  # one that could not be loaded says so when it is touched
+            getattr(flags.FLAGS.config, "lock", None)
     except SystemExit:  # --help has written its text
         sys.exit(0)
     except (flags.Error, ValueError, TypeError, OSError) as error:

@@ -21,12 +21,21 @@ from ml_collections import config_flags
 
 from agents import drive, prompts, trajectory
 from agents import solve as agent
+from agents.backends import errors
 from experiments import backends, command, panel, session
 from experiments.configs import common, quickstart
 from flow_grpo_jax import rollout
 from models import folders, huggingface
 
 INTERRUPTED = 130  # exit code: 128 + SIGINT
+ADVICE = {
+    errors.Fatal: "Asking again does not help: check --url, --model and --api_key_variable; where "
+    "it is about length, give less by --config=FILE --config.rollout.max_module_tokens=N (or "
+    "max_response_tokens, max_prompt_tokens).",
+    errors.BadOutput: "Does --url lead to OpenAI's chat API, up to and including /v1? A model that "
+    "thinks may need more tokens: --config=FILE --config.rollout.max_module_tokens=N.",
+    errors.Retryable: "See that the server runs and has room at --url, then ask again.",
+}
 BYTES_PER_TOKEN = 3  # of a model whose tokenizer is not here; fewer than text usually has
 
 
@@ -60,34 +69,58 @@ def solve(config, query, *, workdir=None, should_stop=lambda: False, on_event=la
 def solve_by_servers(config, query, *, on_event=lambda event: None):
     """Solves one question with servers alone; returns the Trajectory. No model is loaded.
 
-    config: all its `backends` but the judge are of kind "server". The planner is answered by the
-      one of the base generator.
+    A request that fails is asked again by its backend. Where that did not help the question is
+    started again, as rollouts do, unless it cannot help or there is no time left.
+
+    Args:
+      config: all its `backends` but the judge are of kind "server". The planner is answered by the
+        one of the base generator.
+
+    Raises:
+      drive.Failed: what failed in the last attempt.
     """
     settings = session.rollout_settings(config, temperature=0.0)
     made = backends.build(config.backends)
     try:
         planner = dataclasses.replace(made.models["base"], role="planner", structured=False)
         models, tools = made.models | {"planner": planner}, session.start_tools(config)
-        deadline = time.monotonic() + settings.trajectory_seconds
-
-        def ask(request):
-            planning = request.role == "planner"
-            most = settings.max_response_tokens if planning else settings.max_module_tokens
-            waiting = models[request.role].submit(
-                request.messages, max_tokens=most, deadline=deadline
-            )
-            return waiting.result()
-
-        solver = agent.solve(
-            _question(query),
-            tools=tools,
-            prompt_set=settings.prompt_set,
-            max_turns=settings.max_turns,
-            budget=prompts.Budget(settings.max_prompt_tokens, _estimated_tokens),
-        )
-        return drive.to_the_end(solver, ask=ask, tools=tools, deadline=deadline, on_event=on_event)
+        for attempt in range(1, settings.infra_retries + 2):
+            deadline = time.monotonic() + settings.trajectory_seconds
+            try:
+                found = _attempt(query, models, tools, settings, deadline, on_event)
+                return dataclasses.replace(found, attempts=attempt)
+            except drive.Failed as failed:
+                pause = getattr(failed.__cause__, "retry_after", None) or 0.0
+                hopeless = isinstance(failed.__cause__, errors.Fatal)
+                late = time.monotonic() + pause >= deadline
+                if hopeless or late or attempt > settings.infra_retries:
+                    raise
+                time.sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
     finally:
         made.close()
+
+
+def _attempt(query, models, tools, settings, deadline, on_event):
+    def ask(request):
+        planning = request.role == "planner"
+        most = settings.max_response_tokens if planning else settings.max_module_tokens
+        waiting = models[request.role].submit(request.messages, max_tokens=most, deadline=deadline)
+        return waiting.result()
+
+    solver = agent.solve(
+        _question(query),
+        tools=tools,
+        prompt_set=settings.prompt_set,
+        max_turns=settings.max_turns,
+        budget=prompts.Budget(settings.max_prompt_tokens, _estimated_tokens),
+    )
+    return drive.to_the_end(solver, ask=ask, tools=tools, on_event=on_event)
+
+
+def what_to_do(failed):
+    """Advice for whoever asked, by the cause of a `drive.Failed`; "" where there is none."""
+    return next((text for kind, text in ADVICE.items() if isinstance(failed.__cause__, kind)), "")
 
 
 def _question(query):
@@ -97,6 +130,16 @@ def _question(query):
 def _estimated_tokens(messages):
     size = sum(len(message["content"].encode("utf-8", "replace")) for message in messages)
     return size // BYTES_PER_TOKEN + 8 * len(messages) + 8
+
+
+def check_query(query):
+    """ConfigError for what is no question."""
+    if not query.strip():
+        raise command.ConfigError("--query is empty; write a question.")
+    try:
+        query.encode()
+    except UnicodeEncodeError as error:
+        raise command.ConfigError("--query is not valid text in UTF-8.") from error
 
 
 def choose_config(config, *, model, url, workdir, api_key_variable):
@@ -182,6 +225,7 @@ def define_flags():
 
 def main():
     values = flags.FLAGS
+    check_query(values.query)
     if not values["verbosity"].present:  # else lines of the log between those of the trace
         logging.set_verbosity(logging.WARNING)
     interrupt = Interrupt()
@@ -190,6 +234,9 @@ def main():
     except (KeyboardInterrupt, rollout.Stopped):
         sys.stderr.write("interrupted\n")
         sys.exit(INTERRUPTED)
+    except drive.Failed as failed:
+        advice = what_to_do(failed)
+        raise RuntimeError(f"The question was not solved: {failed} {advice}".strip()) from failed
     if found.status in ("infra_error", "timeout"):
         raise RuntimeError(f"The question was not solved: {found.error}")
     if values.json:
@@ -198,12 +245,16 @@ def main():
             found, question=question, step=0, reward=None, reward_source=None, advantage=None
         )
         sys.stdout.write(json.dumps(line) + "\n")
-        return
-    turns = f"{len(found.turns)} turn" + "s" * (len(found.turns) != 1)
-    notes = [note for note in (found.stop, found.error) if note != "verified" and note]
-    sys.stderr.write(" · ".join([turns, f"{found.seconds:.1f} s", *notes]) + "\n")
-    sys.stderr.flush()
-    sys.stdout.write(panel.clean(found.answer) + "\n")
+    else:
+        turns = f"{len(found.turns)} turn" + "s" * (len(found.turns) != 1)
+        notes = [note for note in (found.stop, found.error) if note != "verified" and note]
+        sys.stderr.write(" · ".join([turns, f"{found.seconds:.1f} s", *notes]) + "\n")
+        sys.stderr.flush()
+    if not found.answer:
+        why = found.error or "The generator's reply has none in its form."
+        raise RuntimeError(f"There is no answer. {why}")
+    if not values.json:
+        sys.stdout.write(panel.clean(found.answer) + "\n")
 
 
 def _shown(values, interrupt):

@@ -2,11 +2,23 @@
 
 import contextlib
 import json
+import pathlib
 import socket
+import ssl
 import struct
 import threading
 
 SECONDS = 10.0  # no test waits longer
+# Made for these tests: for the name localhost, from 2020 to 2120, signed by itself, with its key.
+# Nobody trusts it but who is told to.
+CERTIFICATE = pathlib.Path(__file__).parent / "data" / "localhost.pem"
+
+
+def tls():
+    """What makes a server's sockets encrypted, by CERTIFICATE."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    return context
 
 
 class Loopback:
@@ -16,15 +28,20 @@ class Loopback:
     the connection stays open.
 
     requests: (headers in lower case, parsed body) of each, as they came.
+    encrypted: whether it speaks https, by CERTIFICATE.
     """
 
-    def __init__(self, *script):
+    def __init__(self, *script, encrypted=False):
+        self._tls = tls() if encrypted else None
         self.script, self.requests = list(script), []
         self.connections = self.most_at_once = self._at_once = 0
         self._lock, self.ending = threading.Lock(), threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.settimeout(0.05)
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/v1"
+        self.port = self._listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+        if encrypted:
+            self.url = f"https://localhost:{self.port}/v1"
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
 
@@ -51,8 +68,15 @@ class Loopback:
             self._threads[-1].start()
 
     def _serve(self, connection):
+        with contextlib.suppress(OSError):
+            if self._tls:
+                connection.settimeout(SECONDS)
+                connection = self._tls.wrap_socket(connection, server_side=True)
+            self._talk(connection)
+
+    def _talk(self, connection):
         connection.settimeout(0.05)
-        with connection, contextlib.suppress(OSError):
+        with connection:
             while (request := self._read(connection)) is not None:
                 with self._lock:
                     self.requests.append(request)

@@ -4,7 +4,6 @@ The key is read from an environment variable when it is needed, and never stored
 """
 
 import dataclasses
-import os
 import urllib.parse
 from collections.abc import Callable
 
@@ -74,9 +73,7 @@ def make(
     )
 
     def ask(query):
-        key = os.environ.get(variable, "") if variable else ""
-        if variable and not key:
-            raise ValueError(f"The environment variable {variable} holds no key for {engine}.")
+        key = http_client.api_key(variable)
         answer = client.json(**chosen.request(base, key, query, top_k, model), idempotent=False)
         try:
             return chosen.read(answer, top_k)

@@ -5,14 +5,16 @@ every address must be a public one, and the connection is made to the very addre
 at each redirect anew. Proxies of the environment are not used: a proxy would resolve again.
 """
 
+import codecs
 import dataclasses
 import functools
 import http.client
 import io
 import ipaddress
 import json
+import os
 import queue
-import random
+import re
 import socket
 import ssl
 import threading
@@ -21,11 +23,17 @@ import urllib.parse
 import zlib
 from collections.abc import Callable, Mapping
 
+from tools import limits
+
 REDIRECTS = (301, 302, 303, 307, 308)
 MAX_REDIRECTS = 5
 BUSY = (429, 502, 503, 504)
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds between attempts, before the jitter
 AGENT = "flow-grpo-jax"
+HTML = ("text/html", "application/xhtml+xml")
+CHARSET = re.compile(r""";\s*charset=["']?([\w.:-]+)""", re.IGNORECASE)
+META_CHARSET = re.compile(r"""<meta\s[^>]*?charset\s*=\s*["']?([\w.:-]+)""", re.IGNORECASE)
+META_BYTES = 1024  # where a page has to say so
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 NAT64_LOCAL = ipaddress.ip_network("64:ff9b:1::/48")
 IPV4_COMPATIBLE = ipaddress.ip_network("::/96")
@@ -66,75 +74,14 @@ class Response:
         return self.headers.get("content-type", "").split(";")[0].strip().lower()
 
     def text(self) -> str:
-        """The body in the character set of its header, else UTF-8; what does not fit becomes �."""
-        for part in self.headers.get("content-type", "").split(";")[1:]:
-            name, _, value = part.strip().partition("=")
-            if name.lower() == "charset":
-                try:
-                    return self.body.decode(value.strip("\"' "), "replace")
-                except (LookupError, ValueError):
-                    break
-        return self.body.decode("utf-8", "replace")
+        """The body in the character set that its header or, in HTML, its first tags name.
 
-
-class RateLimit:
-    """Spreads calls of many threads evenly: at most `per_second`, 0 for no limit."""
-
-    def __init__(self, per_second: float):
-        self._gap = 1 / per_second if per_second else 0.0
-        self._next = 0.0
-        self._lock = threading.Lock()
-
-    def wait(self, until: float):
-        """Sleeps until it is this caller's turn.
-
-        Raises:
-          HttpError: the turn would come after `until`, of time.monotonic().
+        UTF-8 without one; what does not fit becomes �.
         """
-        with self._lock:
-            turn = max(self._next, time.monotonic())
-            if turn < until:
-                self._next = turn + self._gap
-        if turn >= until:
-            error = HttpError("busy", "The rate limit leaves no turn before the deadline.")
-            error.sent = False
-            raise error
-        time.sleep(max(0.0, turn - time.monotonic()))
-
-    def pause(self, seconds: float):
-        """Nobody's turn comes within the next `seconds`."""
-        with self._lock:
-            self._next = max(self._next, time.monotonic() + seconds)
-
-
-class Breaker:
-    """Stops asking a service that failed `failures` times in a row, for `seconds`; 0 for never.
-
-    Then one request is let through; the next ones follow if it succeeds.
-    """
-
-    def __init__(self, failures: int, seconds: float):
-        self._limit, self._seconds = failures, seconds
-        self._failed, self._closed_until = 0, 0.0
-        self._lock = threading.Lock()
-
-    def enter(self):
-        """Raises HttpError while the service is left alone."""
-        with self._lock:
-            now = time.monotonic()
-            if self._limit and self._failed >= self._limit:
-                if now < self._closed_until:
-                    raise HttpError(
-                        "busy",
-                        f"The service failed {self._failed} times in a row; it is left alone.",
-                    )
-                self._closed_until = now + self._seconds  # the others wait for this one
-
-    def leave(self, ok: bool):
-        with self._lock:
-            self._failed = 0 if ok else self._failed + 1
-            if self._limit and self._failed >= self._limit:
-                self._closed_until = time.monotonic() + self._seconds
+        found = CHARSET.search(self.headers.get("content-type", ""))
+        if found is None and self.type in HTML:
+            found = META_CHARSET.search(self.body[:META_BYTES].decode("ascii", "replace"))
+        return self.body.decode(_codec(found[1]) if found else "utf-8", "replace")
 
 
 class Client:
@@ -160,8 +107,9 @@ class Client:
           max_bytes: most bytes of a body, as sent and unpacked.
           attempts: how often a request is tried in all.
           per_second: most requests a second, of all threads together; 0 for no limit.
-          breaker_failures, breaker_seconds: of `Breaker`.
-          private_hosts: "host:port" that may have a private address.
+          breaker_failures, breaker_seconds: of `limits.Breaker`.
+          private_hosts: "host:port" that may have a private address. A Retry-After of one of them
+            holds up all requests; what another host wishes concerns the request to it alone.
           agent: User-Agent.
           resolve: getaddrinfo.
         """
@@ -172,8 +120,8 @@ class Client:
             )
         self._seconds = seconds
         self._max_bytes, self._attempts = max_bytes, attempts
-        self._limit = RateLimit(per_second)
-        self._breaker = Breaker(breaker_failures, breaker_seconds)
+        self._rate = limits.Rate(per_second)
+        self._breaker = limits.Breaker(failures=breaker_failures, seconds=breaker_seconds)
         self._private = frozenset(private_hosts)
         self._agent, self._resolve = agent, resolve
 
@@ -203,20 +151,20 @@ class Client:
           HttpError: there is no usable answer.
         """
         until = time.monotonic() + self._seconds
-        self._breaker.enter()
+        try:
+            self._breaker.enter(until)
+        except (limits.Resting, limits.TooLate) as error:
+            raise HttpError("busy", str(error)) from error
+        failed = None
         try:
             response = self._tried(until, url, body, headers or {}, types, cut, idempotent, busy)
+            failed = False
+            return response
         except HttpError as error:
-            if (
-                error.reason in ("unreachable", "tls", "slow", "deadline")
-                or error.pause is not None
-            ):
-                self._breaker.leave(ok=False)
-            elif error.reason in ("status", "type", "size", "redirects"):
-                self._breaker.leave(ok=error.status < 500 and error.status != 429)
+            failed = _blames_service(error)
             raise
-        self._breaker.leave(ok=True)
-        return response
+        finally:
+            self._breaker.leave(failed=failed)
 
     def json(self, url: str, **how) -> object:
         """The JSON that `request` gets."""
@@ -229,23 +177,30 @@ class Client:
     def _tried(self, until, url, body, headers, types, cut, idempotent, busy):
         for attempt in range(1, self._attempts + 1):
             try:
-                self._limit.wait(until)
+                self._wait_for_turn(until)
                 return self._followed(until, url, body, headers, types, cut, busy)
             except HttpError as error:
                 again = error.reason == "unreachable" or error.status in BUSY
                 again = again or error.pause is not None
                 harmless = idempotent or not error.sent or error.status == 429
-                pause = random.uniform(0.5, 1) * min(
-                    FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE
-                )
-                if error.pause is not None:
-                    pause = error.pause
-                    self._limit.pause(pause)
+                pause = error.pause
+                if pause is None:
+                    pause = limits.backoff(attempt - 1, first=FIRST_PAUSE, longest=LONGEST_PAUSE)
+                elif service_host(url) in self._private:
+                    self._rate.pause(pause)
                 late = time.monotonic() + pause >= until
                 if not again or not harmless or late or attempt == self._attempts:
                     raise
                 time.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
+
+    def _wait_for_turn(self, until):
+        try:
+            time.sleep(self._rate.reserve(until))
+        except limits.TooLate as error:
+            refused = HttpError("busy", "The rate limit leaves no turn before the deadline.")
+            refused.sent = False
+            raise refused from error
 
     def _followed(self, until, url, body, headers, types, cut, busy):
         first = _origin(url)
@@ -432,6 +387,22 @@ def service_host(url: str) -> str:
     return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
 
 
+def api_key(variable: str) -> str:
+    """The key in an environment variable; "" if no variable is named.
+
+    Raises:
+      ValueError: it is not set, or holds what a header cannot carry.
+    """
+    if not variable:
+        return ""
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise ValueError(f"The environment variable {variable} is not set; it must hold a key.")
+    if not key.isascii() or not key.isprintable():
+        raise ValueError(f"The key in {variable} holds characters that a header cannot carry.")
+    return key
+
+
 @functools.cache
 def _tls():
     return ssl.create_default_context()
@@ -457,11 +428,36 @@ def _connected(addresses, parts, until):
             sock.close()
             problem = error
     reason = "deadline" if isinstance(problem, TimeoutError) else "unreachable"
+    message = f"No connection to {parts.hostname} ({type(problem).__name__})."
     if isinstance(problem, ssl.SSLError):
         reason = "tls"
-    error = HttpError(reason, f"No connection to {parts.hostname} ({type(problem).__name__}).")
+    if isinstance(problem, ssl.SSLCertVerificationError):
+        message = (
+            f"The certificate of {parts.hostname} is refused: {problem.verify_message}. One of "
+            "your own can be trusted by SSL_CERT_FILE=FILE in the environment."
+        )
+    error = HttpError(reason, message)
     error.sent = False
     raise error from problem
+
+
+def _codec(name):
+    """Python's name of a character set; UTF-8 for what is none, or none of a page."""
+    try:
+        found = codecs.lookup(name)
+        b"a".decode(name, "replace")  # refuses codecs of other things than text
+    except (LookupError, ValueError):
+        return "utf-8"
+    return "utf-8" if found.name == "punycode" else found.name  # 2 MB take it a minute
+
+
+def _blames_service(error):
+    """Whether the service failed, or None if the error says nothing about it."""
+    if error.reason in ("unreachable", "tls", "slow", "deadline") or error.pause is not None:
+        return True
+    if error.reason in ("status", "type", "size", "redirects"):
+        return error.status >= 500 or error.status == 429
+    return None
 
 
 def _check(response, types, busy):
@@ -470,7 +466,7 @@ def _check(response, types, busy):
     if later or not 200 <= response.status < 300:
         pause = None
         if later or response.status in BUSY:
-            pause = _seconds(response.headers.get("retry-after", ""))
+            pause = limits.retry_after(response.headers.get("retry-after"))
         if later and pause is None:
             pause = FIRST_PAUSE
         raise HttpError(
@@ -485,11 +481,6 @@ def _joined(url, location):
         return urllib.parse.urljoin(url, location)
     except ValueError as error:
         raise HttpError("url", "The URL of a redirect is malformed.") from error
-
-
-def _seconds(text):
-    """Seconds of a Retry-After header; None if it names no number (dates are not followed)."""
-    return float(text) if text.strip().isdecimal() else None
 
 
 def _left(until):

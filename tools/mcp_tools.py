@@ -9,7 +9,7 @@ import keyword
 import re
 import shlex
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from tools.protocol import Parameter, Tool, ToolError
 
@@ -134,15 +134,22 @@ class Connection:
         return asyncio.run_coroutine_threadsafe(waiting, self._loop).result()
 
 
-def tools(servers: Iterable[str], **how) -> dict[str, Tool]:
-    """name -> tool of all servers; see `Connection`. They stay connected as long as the process.
+def connect(server: str) -> list[Tool]:
+    """The tools of a server that stays connected as long as the process; see `Connection`."""
+    return Connection(server).tools
+
+
+def tools(
+    servers: Iterable[str], connect: Callable[[str], list[Tool]] = connect
+) -> dict[str, Tool]:
+    """name -> tool of all servers.
 
     Raises:
       ValueError: a server cannot be used, or two tools have one name.
     """
     found = {}
     for server in servers:
-        for tool in Connection(server, **how).tools:
+        for tool in connect(server):
             if tool.name in found:
                 raise ValueError(f"MCP server {server}: a second tool is called {tool.name}.")
             found[tool.name] = tool

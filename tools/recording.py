@@ -1,6 +1,7 @@
 """Answers of tools on disk: for exact reruns, and for runs and tests without a network.
 
-One JSON file an answer, named by the tool and its arguments. What broke is not kept.
+One JSON file an answer, named by the tool and its arguments. What broke is not kept. Servers that
+bring tools of their own have one file each, with the descriptions of these.
 """
 
 import dataclasses
@@ -9,8 +10,12 @@ import json
 import os
 import pathlib
 import tempfile
+from collections.abc import Callable
 
-from tools.protocol import Ask, Tool, ToolError
+from tools.protocol import Ask, Parameter, Tool, ToolError
+
+SERVERS = "mcp-servers"  # folder of the descriptions; no tool can have this name
+DESCRIPTION = ("name", "description", "limits", "demo", "seconds")
 
 
 class Missing(Exception):
@@ -28,6 +33,7 @@ def wrap(tool: Tool, folder: str | os.PathLike, *, replay: bool) -> Tool:
     folder = pathlib.Path(folder) / tool.name
     if replay and not folder.is_dir():
         raise ValueError(f"There is nothing to replay: {folder} does not exist.")
+    folder.mkdir(parents=True, exist_ok=True)  # also of a tool that will never be called
 
     def run(**arguments):
         path = _path(folder, arguments)
@@ -38,6 +44,43 @@ def wrap(tool: Tool, folder: str | os.PathLike, *, replay: bool) -> Tool:
         return _told(json.loads(path.read_text(encoding="utf-8")))
 
     return dataclasses.replace(tool, run=run, probe=None if replay else tool.probe)
+
+
+def wrap_server(
+    connect: Callable[[str], list[Tool]], folder: str | os.PathLike, *, replay: bool
+) -> Callable[[str], list[Tool]]:
+    """`connect`, from a server to its tools, with their descriptions kept in a folder.
+
+    replay: connect to nothing; the tools are those of the record, and only for `wrap`.
+    """
+
+    def connected(server):
+        name = hashlib.sha256(server.encode()).hexdigest()[:32]
+        path = pathlib.Path(folder) / SERVERS / f"{name}.json"
+        if not replay:
+            tools = connect(server)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            record = {"server": server, "tools": [_description(tool) for tool in tools]}
+            os.replace(_written(path.parent, record), path)
+            return tools
+        if not path.exists():
+            raise ValueError(f"There is nothing to replay of {server}: {path} does not exist.")
+        return [_described(about) for about in json.loads(path.read_text("utf-8"))["tools"]]
+
+    return connected
+
+
+def _description(tool):
+    parameters = [dataclasses.asdict(parameter) for parameter in tool.parameters]
+    return {name: getattr(tool, name) for name in DESCRIPTION} | {"parameters": parameters}
+
+
+def _described(about):
+    def run(**arguments):
+        raise AssertionError("a tool of the record is not run")
+
+    parameters = tuple(Parameter(**parameter) for parameter in about["parameters"])
+    return Tool(**about | {"parameters": parameters}, run=run, remote=True)
 
 
 def _path(folder, arguments):
@@ -60,16 +103,22 @@ def _keep(path, arguments, outcome):
     kind, text = outcome
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {"arguments": arguments, "kind": kind, "text": text}
-    handle, unfinished = tempfile.mkstemp(dir=path.parent, suffix=".unfinished")
+    unfinished = _written(path.parent, record)
     try:
-        with open(handle, "w", encoding="utf-8") as file:
-            json.dump(record, file, indent=1)
         if not path.exists():
             os.link(unfinished, path)
     except FileExistsError:
         return  # the answer of the other one is read
     finally:
         os.unlink(unfinished)
+
+
+def _written(folder, record):
+    """The path of a new file with a record."""
+    handle, path = tempfile.mkstemp(dir=folder, suffix=".unfinished")
+    with open(handle, "w", encoding="utf-8") as file:
+        json.dump(record, file, indent=1)
+    return path
 
 
 def _told(record):

@@ -101,7 +101,10 @@ def build(
     if replay and not record:
         raise ValueError("Replay needs the folder of the recorded answers; set tools.record.")
     tools = {name: makers[name]() for name in names}
-    for name, tool in mcp_tools.tools(mcp).items():
+    connect = mcp_tools.connect
+    if record:
+        connect = recording.wrap_server(connect, record, replay=replay)
+    for name, tool in mcp_tools.tools(mcp, connect).items():
         if name in tools:
             raise ValueError(f"An MCP server has a tool that is called {name}, too.")
         tools[name] = tool

@@ -1,13 +1,11 @@
 """One page of the web, and what of it answers a query. The page is fetched with every caution."""
 
 import math
-import os
 
 from tools import http_client, page_text, passages
 from tools.protocol import Parameter, Tool, ToolError
 
-PAGES = ("text/html", "application/xhtml+xml")
-TYPES = (*PAGES, "text/plain", "text/markdown", "text/csv", "application/json")
+TYPES = (*http_client.HTML, "text/plain", "text/markdown", "text/csv", "application/json")
 MAX_PASSAGES = 256  # that are embedded
 
 # What the model is told. A site that gave an answer, or does not exist, was chosen badly; a site
@@ -65,7 +63,9 @@ def make(
             if error.reason in SAID:
                 raise ToolError(SAID[error.reason]) from error
             raise
-        title, text = page_text.extract(page.text()) if page.type in PAGES else ("", page.text())
+        title, text = (
+            page_text.extract(page.text()) if page.type in http_client.HTML else ("", page.text())
+        )
         if not text.strip():
             raise ToolError("The page has no text.")
         return "\n".join(part for part in (title, _chosen(query, text)) if part)
@@ -107,7 +107,8 @@ def _embeddings(base, model, variable, seconds):
     def score(query, found):
         by_words = passages.scores(query, found)
         some = sorted(range(len(found)), key=lambda i: (-by_words[i], i))[:MAX_PASSAGES]
-        headers = {"Authorization": f"Bearer {os.environ[variable]}"} if variable else {}
+        key = http_client.api_key(variable)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
         answer = client.json(
             base.rstrip("/") + "/embeddings",
             body={"model": model, "input": [query, *(found[i] for i in some)]},

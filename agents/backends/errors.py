@@ -17,7 +17,7 @@ class Retryable(BackendError):
 
 
 class Down(Retryable):
-    """Not even tried, because the server has been failing; see `limits.Breaker`."""
+    """Not even tried, because the server has been failing; see `tools.limits.Breaker`."""
 
 
 class Fatal(BackendError):

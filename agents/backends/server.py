@@ -16,10 +16,8 @@ What fails raises one of three errors (`errors`); none is turned into an answer:
 import collections
 import concurrent.futures
 import dataclasses
-import email.utils
 import json
 import math
-import os
 import random
 import threading
 import time
@@ -28,13 +26,13 @@ from absl import logging
 
 from agents.backends import structured
 from agents.backends.errors import BadOutput, Down, Fatal, Retryable
-from agents.backends.limits import Breaker, Rate
 from agents.backends.transport import Transport
+from tools.http_client import api_key
+from tools.limits import Breaker, Rate, Resting, TooLate, backoff, retry_after
 
 RETRYABLE_STATUS = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}
 QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached"}  # a 429 that stays
 MESSAGE_CHARACTERS = 300
-LONGEST_PAUSE = 300.0  # seconds for which one Retry-After may hold up all calls
 COUNTS = ("calls", "requests", "retries", "cached", "repairs", "bad_output", "failures")
 
 
@@ -99,7 +97,7 @@ class Endpoint:
 
     def __init__(self, url, *, api_key_variable="", limits=None, draw=random.random):
         self.url, self.limits = url.rstrip("/"), limits or Limits()
-        self._key = _key(api_key_variable)
+        self._key = api_key(api_key_variable)
         self._draw = draw
         settings = self.limits
         self._transport = Transport(
@@ -150,9 +148,12 @@ class Endpoint:
             except Retryable as error:
                 if attempt == self.limits.retries or self._closing.is_set():
                     raise
-                wait = min(
-                    self.limits.backoff_limit, self.limits.backoff_seconds * 2.0**attempt
-                ) * (1 - self._draw() / 2)
+                wait = backoff(
+                    attempt,
+                    first=self.limits.backoff_seconds,
+                    longest=self.limits.backoff_limit,
+                    draw=self._draw,
+                )
                 wait = max(wait, error.retry_after or 0.0)
                 if time.monotonic() + wait >= deadline:
                     raise Retryable(
@@ -165,8 +166,7 @@ class Endpoint:
         raise AssertionError("a loop that returns or raises")
 
     def _attempt(self, path, data, deadline):
-        self._sleep(self._rate.reserve(deadline))
-        self._breaker.enter(deadline)
+        self._wait_for_turn(deadline)
         failed = None
         try:
             self.count("requests")
@@ -184,6 +184,16 @@ class Endpoint:
         finally:
             self._breaker.leave(failed=None if self._closing.is_set() else failed)
 
+    def _wait_for_turn(self, deadline):
+        """Comes back when the breaker has let the call through."""
+        try:
+            self._sleep(self._rate.reserve(deadline))
+            self._breaker.enter(deadline)
+        except Resting as error:
+            raise Down(str(error), error.seconds) from error
+        except TooLate as error:
+            raise Retryable(str(error), error.seconds) from error
+
     def _refusal(self, status, headers, reply):
         """The exception for a status other than 200."""
         code, message = None, reply[:MESSAGE_CHARACTERS].decode("utf-8", "replace").strip()
@@ -197,9 +207,9 @@ class Endpoint:
             message = message.replace(self._key, "***")
         message = f"{self.url} answered {status}: {message}"
         if status in RETRYABLE_STATUS and code not in QUOTA_CODES:
-            wait = _retry_after(headers)
+            wait = retry_after(headers.get("retry-after"))
             if wait is not None:
-                self._rate.pause(min(wait, LONGEST_PAUSE))
+                self._rate.pause(wait)
             return Retryable(message, wait)
         return Fatal(message)
 
@@ -318,29 +328,3 @@ def _json_object(reply):
     if not isinstance(value, dict):
         raise BadOutput(f"The reply is no JSON object: {reply[:60]!r}.")
     return value
-
-
-def _retry_after(headers):
-    """Seconds of the header Retry-After, a number or a date; None without a readable one."""
-    text = (headers.get("retry-after") or "").strip()
-    if not text:
-        return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
-        except (ValueError, TypeError):
-            return None
-    return max(seconds, 0.0) if seconds < float("inf") else None
-
-
-def _key(variable):
-    if not variable:
-        return ""
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise ValueError(f"The environment variable {variable} is not set; it must hold a key.")
-    if not key.isascii() or not key.isprintable():
-        raise ValueError(f"The key in {variable} holds characters that a header cannot carry.")
-    return key

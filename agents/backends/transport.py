@@ -102,7 +102,10 @@ class Transport:
         try:
             connection.connect()
         except ssl.SSLCertVerificationError as error:
-            raise Fatal(f"{self._host}: {error.verify_message}.") from error
+            raise Fatal(
+                f"The certificate of {self._host} is refused: {error.verify_message}. One of your "
+                "own can be trusted by SSL_CERT_FILE=FILE in the environment."
+            ) from error
         except OSError as error:
             raise Retryable(f"{self._host} cannot be reached: {_described(error)}.") from error
         # http.client drops its reference when it thinks it is done; `link` stays.

@@ -1,10 +1,8 @@
 """Remote models against a real server on a loopback port, which misbehaves in every known way."""
 
 import concurrent.futures
-import email.utils
 import json
 import socket
-import threading
 import time
 
 import loopback
@@ -12,7 +10,7 @@ import pytest
 from loopback import Loopback, answers, fails, says
 
 from agents import parsing
-from agents.backends import cache, limits, modules, server, structured
+from agents.backends import cache, modules, server, structured
 from agents.backends.errors import BadOutput, Down, Fatal, Retryable
 
 ASK = ({"role": "user", "content": "What?"},)
@@ -244,6 +242,33 @@ def test_what_is_no_completion_is_bad_output(model, behaviour):
         assert ask(model(there.url)).text == "Yes."
 
 
+# ----------------------------------------------------------------------------------- encryption
+
+
+def test_a_certificate_that_nobody_signed_is_fatal(model, monkeypatch):
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    with Loopback(says("Yes."), encrypted=True) as there:
+        with pytest.raises(Fatal, match="localhost is refused: self-signed.*SSL_CERT_FILE"):
+            ask(model(there.url))
+        assert there.connections == 1 and not there.requests
+
+
+def test_a_certificate_of_ones_own_is_trusted_for_its_name_alone(model, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(loopback.CERTIFICATE))
+    with Loopback(says("Yes."), encrypted=True) as there:
+        asked = model(there.url)
+        assert [ask(asked).text for _ in range(2)] == ["Yes."] * 2
+        assert there.connections == 1  # kept alive
+        with pytest.raises(Fatal, match="not valid for '127.0.0.1'"):
+            ask(model(there.url.replace("localhost", "127.0.0.1")))
+        assert len(there.requests) == 2
+
+
+def test_encryption_with_a_server_that_has_none_ends(model):
+    with Loopback(says("Yes.")) as there, pytest.raises(Retryable, match="cannot be reached"):
+        ask(model(there.url.replace("http", "https"), connect_seconds=0.2, retries=0))
+
+
 # ---------------------------------------------------------------------------------------- waits
 
 
@@ -258,15 +283,6 @@ def test_retry_after_is_honoured_for_all_calls_of_the_server(model):
         second = asked.submit(ASK, max_tokens=1)
         assert second.result(loopback.SECONDS) and first.result(loopback.SECONDS)
         assert time.monotonic() - start >= 0.3 and len(there.requests) == 3
-
-
-def test_retry_after_as_a_date_and_nonsense():
-    at = email.utils.formatdate(time.time() + 30, usegmt=True)
-    assert 25 < server._retry_after({"retry-after": at}) <= 30
-    assert server._retry_after({"retry-after": "1.5"}) == 1.5
-    for text in ("", "soon", "nan", "inf"):
-        assert server._retry_after({"retry-after": text}) is None
-    assert server._retry_after({"retry-after": "-3"}) == 0.0
 
 
 def test_no_attempt_is_waited_for_that_would_come_after_the_deadline(model):
@@ -312,51 +328,6 @@ def test_time_in_the_queue_counts_for_the_deadline(model):
         concurrent.futures.wait(calls, 2.0)
         assert all(isinstance(call.exception(0), Retryable) for call in calls)
         assert len(there.requests) == 1
-
-
-def test_rate():
-    now = 100.0
-    rate = limits.Rate(2.0, burst=2, clock=lambda: now)
-    assert [rate.reserve(1e9) for _ in range(5)] == [0.0, 0.0, 0.5, 1.0, 1.5]
-    with pytest.raises(Retryable, match="2.0 s, after its deadline"):
-        rate.reserve(101.0)
-    now += 2.0
-    assert rate.reserve(1e9) == 0.0  # the refused call took no turn
-    rate.pause(10.0)
-    assert rate.reserve(1e9) == 10.0
-    free = limits.Rate(0.0, clock=lambda: now)
-    assert [free.reserve(1e9) for _ in range(3)] == [0.0] * 3
-
-
-def test_the_breaker_opens_probes_once_and_closes():
-    now = 0.0
-    breaker = limits.Breaker(failures=2, seconds=10.0, clock=lambda: now)
-
-    def call(failed):
-        breaker.enter(1e9)
-        breaker.leave(failed=failed)
-
-    call(True)
-    call(False)  # a success starts the count again
-    assert breaker.state == "up"
-    call(True)
-    call(True)
-    assert breaker.state == "down"
-    with pytest.raises(Down, match="2 times in a row; it is left alone for 10.0 s"):
-        breaker.enter(1e9)
-    now = 10.0
-    assert breaker.state == "unknown"
-    call(True)  # the probe fails
-    assert breaker.state == "down"
-    now = 20.0
-    breaker.enter(1e9)  # the next probe; another call waits for its outcome
-    passed = threading.Event()
-    other = threading.Thread(target=lambda: (breaker.enter(1e9), passed.set()))
-    other.start()
-    assert not passed.wait(0.05)
-    breaker.leave(failed=False)
-    other.join(5.0)
-    assert passed.is_set() and breaker.state == "up"
 
 
 def test_a_server_that_keeps_failing_is_left_alone_and_recovers(model):

@@ -15,8 +15,8 @@ import time
 import loopback
 import pytest
 
-from agents import effects
-from experiments import command, panel, solve
+from agents import drive, effects
+from experiments import backends, command, panel, solve
 from experiments.configs import common, quickstart
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -43,7 +43,7 @@ def environment(**more):
     return {**kept, "JAX_PLATFORMS": "cpu", **more}
 
 
-def served(*more, **how):
+def served(*more, respond=respond, **how):
     with loopback.Loopback(loopback.replies(respond)) as server:
         run = subprocess.run(
             arguments(f"--url={server.url}", "--model=m", *more),
@@ -270,6 +270,15 @@ def test_flags_that_contradict_are_refused(flags, message):
         chosen(**flags)
 
 
+@pytest.mark.parametrize(
+    ("query", "message"), [("", "empty"), (" \n", "empty"), ("of \udcff Spain?", "not valid text")]
+)
+def test_what_is_no_question_is_refused(query, message):
+    with pytest.raises(command.ConfigError, match=message):
+        solve.check_query(query)
+    solve.check_query("¿Cuál es la capital de España? 東京")
+
+
 def test_servers_alone_answer_every_module():
     with loopback.Loopback(loopback.replies(respond)) as server:
         config = chosen(url=server.url, model="m")
@@ -279,10 +288,65 @@ def test_servers_alone_answer_every_module():
     assert {body["model"] for body in server.bodies()} == {"m"} and len(server.bodies()) == 5
 
 
-def test_a_server_that_refuses_ends_the_question_with_its_words():
-    with loopback.Loopback(loopback.fails(401, "wrong key")) as server:
-        found = solve.solve_by_servers(chosen(url=server.url, model="m"), "Capital of Spain?")
-    assert found.status == "infra_error" and "wrong key" in found.error
+def chosen_server(server, **limits):
+    config = chosen(url=server.url, model="m")
+    for name in backends.ROLES:
+        config.backends[name].limits.update(dict(backoff_seconds=0.01) | limits)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "limits", "requests", "words", "advice"),
+    [
+        (loopback.fails(401, "wrong key"), {}, 1, "wrong key", "api_key_variable"),
+        (loopback.fails(404, "no model m"), {}, 1, "no model m", "--model"),
+        (loopback.fails(503, "full"), {"retries": 1}, 4, "503: full", "then ask again"),
+        (loopback.resets, {"retries": 0}, 2, "reset", "then ask again"),
+        (loopback.answers(200, {"a": 1}), {}, 4, "no chat completion", "/v1"),
+    ],
+)
+def test_a_server_that_fails_ends_the_question_with_what_and_why(
+    behaviour, limits, requests, words, advice
+):
+    """What may help is tried again, requests as well as the question; what cannot is not."""
+    with loopback.Loopback(behaviour) as server:
+        with pytest.raises(drive.Failed, match=f"the analyst gave no answer.*{words}") as caught:
+            solve.solve_by_servers(chosen_server(server, **limits), "Capital of Spain?")
+        assert len(server.requests) == requests
+    assert advice in solve.what_to_do(caught.value)
+
+
+def test_a_question_is_started_again_when_the_server_has_rested():
+    """Two failures bring it down for 0.2 s; the question waits for it and starts from scratch."""
+    said, script = [], [loopback.replies(respond)] * 2 + [loopback.fails(500)] * 2
+    with loopback.Loopback(*script, loopback.replies(respond)) as server:
+        config = chosen_server(server, failures_to_open=2, open_seconds=0.2)
+        found = solve.solve_by_servers(config, "Capital of Spain?", on_event=said.append)
+        assert (found.answer, found.status, found.attempts) == ("Madrid", "ok", 2)
+        assert len(server.requests) == 2 + 2 + 5
+    (broken,) = [event for event in said if isinstance(event, effects.Interrupted)]
+    assert "the executor gave no answer" in str(broken)
+    assert [e.role for e in said if isinstance(e, effects.ModelRequest)].count("analyst") == 2
+
+
+def test_a_wait_that_is_longer_than_the_question_may_take_is_not_waited():
+    with loopback.Loopback(loopback.fails(429, "later", retry_after=600)) as server:
+        config = chosen_server(server)
+        start = time.monotonic()
+        with pytest.raises(drive.Failed, match="later"):
+            solve.solve_by_servers(config, "Capital of Spain?")
+        assert time.monotonic() - start < 5 and len(server.requests) == 1
+
+
+def test_a_tool_that_breaks_is_named(monkeypatch):
+    def broken(*_, **__):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(drive, "call_tool", broken)
+    with loopback.Loopback(loopback.replies(respond)) as server:
+        with pytest.raises(drive.Failed, match="the tool knowledge_search .* the disk is gone"):
+            solve.solve_by_servers(chosen_server(server), "Capital of Spain?")
+        assert len(server.requests) == 2 * 3
 
 
 # ------------------------------------------------------------------------------------ the command
@@ -297,6 +361,32 @@ def test_in_a_pipe_the_answer_is_all_of_standard_output():
     run, _ = served("--json")
     assert run.returncode == 0 and json.loads(run.stdout)["answer"] == "Madrid"
     assert run.stderr == ""
+
+
+@pytest.mark.slow
+def test_no_answer_is_an_error_and_json_still_tells():
+    run, _ = served(respond=lambda body: "Hm.")
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr.splitlines()[-1].startswith("error: There is no answer. The generator's")
+    run, _ = served("--json", respond=lambda body: "Hm.")
+    assert run.returncode == 1 and json.loads(run.stdout)["stop"] == "parse_error"
+
+
+@pytest.mark.slow
+def test_a_failure_is_one_line_and_exit_code_1():
+    config = ["--config=experiments/configs/quickstart.py"]
+    config += [f"--config.backends.{name}.limits.retries=0" for name in backends.ROLES]
+    run = subprocess.run(
+        arguments("--url=http://127.0.0.1:9/v1", "--model=m", *config),
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (run.returncode, run.stdout) == (1, "") and "Traceback" not in run.stderr
+    assert run.stderr.splitlines()[-1].startswith("error: The question was not solved: the analyst")
+    assert run.stderr.endswith("then ask again.\n")
 
 
 @pytest.mark.slow

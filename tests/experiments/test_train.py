@@ -257,6 +257,7 @@ BAD_INPUT = [
     (["--config.rollout.max_response_tokens=64"], 2, "need 288"),
     (["--config.mesh.fsdp=3"], 2, "device"),
     (["--nope"], 2, "nope"),
+    (["--config=no/such_file.py"], 2, "no/such_file.py"),
     (
         ["--config.tools.names=('python_coder',)", "--config.tools.sandbox=high"],
         2,

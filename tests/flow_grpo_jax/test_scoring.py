@@ -1,8 +1,11 @@
 """The judge, math-verify, and who decides on which kind of question."""
 
 import json
+import pathlib
 import time
 
+import jax
+import jax.numpy as jnp
 import loopback
 import numpy as np
 import pytest
@@ -10,7 +13,11 @@ import pytest
 from agents.backends import cache, server
 from agents.backends.errors import BadOutput, Retryable
 from flow_grpo_jax import judge, rewards, scoring
+from models import huggingface, tokenizer
+from models.engine.engine import Engine
 from models.engine.types import Completion
+
+NANO = pathlib.Path(__file__).parents[2] / "experiments/data/quickstart/model"
 
 RIGHT, WRONG = ({"analysis": "so", "true_false": value} for value in (True, False))
 
@@ -198,7 +205,7 @@ def test_a_judge_that_only_writes_texts_gets_one_repair():
     assert prompts[1][0][-2] == {"role": "assistant", "content": "true"}
 
 
-class Engine:
+class Writes:
     """The engine's interface; writes a text for each prompt, oldest first."""
 
     def __init__(self, *texts):
@@ -230,7 +237,7 @@ class Characters:
 
 
 def test_a_judge_in_the_engine():
-    engine = Engine(json.dumps(RIGHT), "hm", json.dumps(WRONG))
+    engine = Writes(json.dumps(RIGHT), "hm", json.dumps(WRONG))
     ask = judge.ask_engine(
         engine, Characters(), weights="frozen", max_tokens=9, max_prompt_tokens=5_000
     )
@@ -239,6 +246,52 @@ def test_a_judge_in_the_engine():
     assert by.verdicts(cases) == [True, None, False]
     assert {request.weights for request in engine.requests} == {"frozen"}
     assert {request.sampling.temperature for request in engine.requests} == {0.0}
+
+
+@pytest.fixture(scope="module")
+def nano():
+    """(model, its tokenizer, the engine that serves it)"""
+    model = huggingface.load(NANO, dtype=jnp.float32)
+    sizes = dict(slots=2, max_length=768, cache_tokens=2048, decode_steps=4)
+    return model, tokenizer.Tokenizer.load(NANO), Engine({"frozen": model}, **sizes)
+
+
+def greedy_text(model, words, tokens, *, count, whole=512):
+    """What the model writes, by `count` passes over the whole sequence."""
+    step = jax.jit(lambda model, *rows: model.logits(model.hidden(*rows))[0])
+    tokens = list(tokens)
+    start = len(tokens)
+    while len(tokens) < start + count and tokens[-1] not in words.eos_ids:
+        token_1T = np.array([tokens + [0] * (whole - len(tokens))], np.int32)
+        until_1T = np.where(np.arange(whole) < len(tokens), len(tokens), 0)[None]
+        tokens.append(int(step(model, token_1T, until_1T)[len(tokens) - 1].argmax()))
+    return words.decode(tokens[start : -1 if tokens[-1] in words.eos_ids else None])
+
+
+@pytest.mark.slow
+def test_the_real_engine_answers_each_prompt_of_the_judge(nano, monkeypatch):
+    model, words, engine = nano
+    monkeypatch.setattr(judge, "ask_texts", lambda complete: complete)
+    complete = judge.ask_engine(
+        engine, words, weights="frozen", max_tokens=4, max_prompt_tokens=700
+    )
+    cases = [judge.Case("Which city?", ("Madrid",), a) for a in ("Rome", "x y " * 600, "Madrid")]
+    prompts = [judge.messages(case) for case in cases]
+    expected = [greedy_text(model, words, words.chat(p), count=4) for p in prompts[::2]]
+    assert complete(prompts) == [expected[0], None, expected[1]] and not engine.pending
+
+
+@pytest.mark.slow
+def test_a_model_that_cannot_judge_gives_no_verdict_and_scores_nothing(nano):
+    """The shipped model was never taught to: its words are no verdict, and no wrong answer."""
+    _, words, engine = nano
+    ask = judge.ask_engine(engine, words, weights="frozen", max_tokens=32, max_prompt_tokens=700)
+    scorer = scoring.Scorer({"qa": "judge"}, judged_by=judge.Judge(ask, name="frozen"))
+    before = engine.statistics.requests
+    found, values = scorer.score([question()] * 2, ["Madrid", "Rome"])
+    assert [(r.known, r.source) for r in found] == [(False, "judge/no_verdict")] * 2
+    assert values["judge/asked"] == values["judge/no_verdict"] == 2.0
+    assert engine.statistics.requests == before + 4  # each was asked for its form once more
 
 
 # ----------------------------------------------------------------------------------- math-verify

@@ -1,10 +1,12 @@
 """HTTP against a real server on loopback: where requests may go, and that each one ends."""
 
+import email.utils
 import gzip
 import socket
 import threading
 import time
 
+import loopback
 import pytest
 
 from tools import http_client
@@ -132,6 +134,34 @@ def test_text_is_decoded_by_its_header(server, client):
     assert server.seen[-1].query == "q=%C3%B6"
 
 
+@pytest.mark.parametrize(
+    "tag",
+    [
+        '<meta charset="windows-1251">',
+        "<META http-equiv=Content-Type content='text/html; charset=Windows-1251'>",
+        "<meta\nname=x charset = windows-1251 />",
+    ],
+)
+def test_a_page_may_name_its_character_set_itself(server, client, tag):
+    page = f"<html><head>{tag}<title>Байкал</title>".encode("windows-1251")
+    server.answer("/bare", page, type="text/html")
+    assert "Байкал" in client.request(server.url + "/bare").text()
+    server.answer("/header", page.decode("windows-1251"))  # in UTF-8, as its header says
+    assert "Байкал" in client.request(server.url + "/header").text()
+    server.answer("/late", " " * 2000 + tag + "é", type="text/html")
+    assert "é" in client.request(server.url + "/late").text()
+    server.answer("/plain", f"{tag} é", type="text/plain")
+    assert "é" in client.request(server.url + "/plain").text()
+
+
+@pytest.mark.parametrize("name", ["punycode", "IDNA", "rot13", "hex", "undefined", "utf-99", "."])
+def test_what_is_no_character_set_of_pages_does_not_count(server, client, name):
+    server.answer("/", "é" + "a" * 400_000, type=f"text/html; charset={name}")
+    start = time.monotonic()
+    assert client.request(server.url + "/").text().startswith("éaaa")
+    assert time.monotonic() - start < 1.0  # as punycode 2.4 s
+
+
 def test_wrong_types_are_refused_before_the_body_is_read(server, client):
     def route(handler, seen):
         handler.send_response(200)
@@ -212,6 +242,35 @@ def test_untrusted_encryption_is_refused(server, client):
     assert fails(client.request, server.url.replace("http", "https") + "/").reason == "tls"
 
 
+@pytest.fixture
+def encrypted(server, monkeypatch):
+    """The server speaks https under the name localhost; returns (its url, a client for it)."""
+    server.socket = loopback.tls().wrap_socket(server.socket, server_side=True)
+    server.answer("/", "secret")
+    http_client._tls.cache_clear()
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    hosts = (server.host, f"localhost:{server.server_port}")
+    yield f"https://localhost:{server.server_port}/", Client(seconds=5.0, private_hosts=hosts)
+    http_client._tls.cache_clear()
+
+
+def test_a_certificate_that_nobody_signed_is_refused_at_once(server, encrypted):
+    url, client = encrypted
+    start = time.monotonic()
+    error = fails(client.request, url)
+    assert error.reason == "tls" and "self-signed" in str(error) and "SSL_CERT_FILE" in str(error)
+    assert time.monotonic() - start < http_client.FIRST_PAUSE / 2 and not server.seen
+
+
+def test_a_certificate_of_ones_own_is_trusted_for_its_name_alone(server, encrypted, monkeypatch):
+    url, client = encrypted
+    monkeypatch.setenv("SSL_CERT_FILE", str(loopback.CERTIFICATE))
+    assert client.request(url).body == b"secret"
+    error = fails(client.request, url.replace("localhost", "127.0.0.1"))
+    assert error.reason == "tls" and "not valid for '127.0.0.1'" in str(error)
+    assert len(server.seen) == 1
+
+
 def test_json(server, client):
     server.answer("/", {"a": 1}, "no json")
     assert client.json(server.url + "/", body={"q": "é"}) == {"a": 1}
@@ -277,21 +336,39 @@ def test_later_may_be_said_with_status_200(server, client, quick):
     assert error.reason == "status" and len(server.seen) == 3
 
 
-def test_rate_limit_spreads_threads():
-    limit, times = http_client.RateLimit(50), []
-
-    def take():
-        limit.wait(time.monotonic() + 5)
-        times.append(time.monotonic())
-
-    threads = [threading.Thread(target=take) for _ in range(6)]
+def test_rate_limit_spreads_threads(server):
+    server.answer("/", "well")
+    client = Client(seconds=5.0, per_second=50, private_hosts=(server.host,))
+    start = time.monotonic()
+    threads = [threading.Thread(target=client.request, args=(server.url + "/",)) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert max(times) - min(times) >= 0.095
-    with pytest.raises(HttpError, match="rate limit"):
-        http_client.RateLimit(0.1).wait(0.0)
+    assert time.monotonic() - start >= 0.1 and len(server.seen) == 6
+    slow = Client(seconds=0.5, per_second=0.1, private_hosts=(server.host,))
+    slow.request(server.url + "/")
+    assert fails(slow.request, server.url + "/").reason == "busy" and len(server.seen) == 7
+
+
+def test_what_one_site_asks_for_does_not_hold_up_the_others(server):
+    """A page of the web could stop the tool for everyone by a Retry-After of a year."""
+    failing(server, "/", 429, Retry_After="31536000")
+    server.answer("/well", "well")
+    client = Client(seconds=1.0)
+    client.addresses = lambda url, until: [(socket.AF_INET, ("127.0.0.1", server.server_port))]
+    assert fails(client.request, "http://a.test/").status == 429
+    assert client.request("http://b.test/well").body == b"well"
+    service = Client(seconds=1.0, private_hosts=(server.host,))
+    failing(server, "/", 429, Retry_After="31536000")
+    assert fails(service.request, server.url + "/").status == 429
+    assert fails(service.request, server.url + "/well").reason == "busy"
+
+
+def test_retry_after_may_be_a_date(server, client):
+    at = email.utils.formatdate(time.time() + 3600, usegmt=True)
+    failing(server, "/", 503, Retry_After=at)
+    assert fails(client.request, server.url + "/").status == 503 and len(server.seen) == 1
 
 
 def test_breaker_leaves_a_broken_service_alone_and_comes_back(server):

@@ -5,7 +5,7 @@ import textwrap
 
 import pytest
 
-from tools import mcp_tools, protocol, toolbox
+from tools import mcp_tools, protocol, recording, toolbox
 from tools.protocol import Parameter, ToolError
 
 server_module = pytest.importorskip("mcp.server.mcpserver")
@@ -74,3 +74,34 @@ def test_a_command_may_be_the_server(tmp_path):
 def test_a_server_that_does_not_start_is_named():
     with pytest.raises(ValueError, match="MCP server no-such-program: "):
         toolbox.build(("base_generator",), mcp=("no-such-program",))
+
+
+def test_a_replay_needs_no_server_and_no_sdk(tmp_path, monkeypatch):
+    path, record = tmp_path / "server.py", tmp_path / "record"
+    path.write_text(textwrap.dedent(SERVER) + "\nserver.run()\n")
+    how = dict(mcp=(f"{sys.executable} {path}",), record=str(record))
+    with pytest.raises(ValueError, match="nothing to replay of .*server.py"):
+        toolbox.build(("base_generator",), **how, replay=True)
+    connections = []
+
+    def connect(server):
+        connections.append(mcp_tools.Connection(server))
+        return connections[-1].tools
+
+    monkeypatch.setattr(mcp_tools, "connect", connect)
+    live = toolbox.build(("base_generator",), **how)
+    assert protocol.call(live["add_numbers"], {"a": 1, "b": 2.5}) == "3.5"
+    connections.pop().close()
+    path.unlink()
+    monkeypatch.setitem(sys.modules, "mcp", None)
+    again = toolbox.build(("base_generator",), **how, replay=True)
+    toolbox.probe(again)
+    assert not connections
+    assert protocol.call(again["add_numbers"], {"a": 1, "b": 2.5}) == "3.5"
+    assert list(again) == list(live) == ["base_generator", "add_numbers", "fail"]
+    for name, tool in live.items():
+        assert toolbox.describe(again[name], full=True) == toolbox.describe(tool, full=True)
+    with pytest.raises(recording.Missing):  # known, but never called while recording
+        protocol.call(again["fail"], {"text": "x"})
+    with pytest.raises(ToolError, match="argument 'a' must be int"):
+        protocol.call(again["add_numbers"], {"a": "1", "b": 2.5})

@@ -43,9 +43,10 @@ def test_answers_come_from_the_record(tool, calls, tmp_path):
 
 
 def test_what_broke_is_not_kept_and_what_is_missing_is_no_answer(tool, tmp_path):
-    recorded = recording.wrap(tool, tmp_path, replay=False)
     with pytest.raises(ValueError, match="nothing to replay"):
         recording.wrap(tool, tmp_path, replay=True)
+    recorded = recording.wrap(tool, tmp_path, replay=False)
+    recording.wrap(tool, tmp_path, replay=True)  # not called while recording is no fault
     for _ in range(2):
         with pytest.raises(OSError, match="burns"):
             recorded.run(x="broken")

@@ -109,7 +109,7 @@ def test_probe_lists_everything_that_cannot_be_used(server, monkeypatch):
     )
     with pytest.raises(ValueError, match="cannot be used") as error:
         toolbox.probe(tools)
-    assert "SERPER_API_KEY holds no key" in str(error.value)
+    assert "SERPER_API_KEY is not set" in str(error.value)
     assert f"knowledge_search: {server.url} answered 500." in str(error.value)
 
 
