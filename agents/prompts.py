@@ -216,6 +216,5 @@ def _messages(system, user):
 def _state(prompts, question, analysis, memory):
     lines = [f"Question: {question}", f"Analysis: {analysis}"]
     for number, step in enumerate(memory.steps, start=1):
-        fields = dataclasses.asdict(step) | {"number": number}
-        lines.append(prompts.step.format(**fields).rstrip())
+        lines.append(prompts.step.format(number=number, **vars(step)).rstrip())
     return "\n".join(lines)

@@ -6,11 +6,12 @@ python -m experiments.benchmark update --help
 import sys
 
 from experiments import command, exits
-from experiments.benchmarks import engine, loading, sandbox, search, update
+from experiments.benchmarks import engine, loading, rollout, sandbox, search, update
 
 BENCHMARKS = {
     "engine": engine,
     "loading": loading,
+    "rollout": rollout,
     "sandbox": sandbox,
     "search": search,
     "update": update,

@@ -35,6 +35,7 @@ from flow_grpo_jax import (
     metrics,
     processes,
     rollout,
+    timing,
     update,
 )
 from flow_grpo_jax.evaluate import evaluate
@@ -169,9 +170,14 @@ def train(config, workdir, *, force=False):
             # ---- rollouts ----------------------------------------------------------------------
             batch = next(batches)
             mine = len(processes.share(len(batch))) * settings.group
+            timer = timing.Timer()
             with command.progress(mine, f"step {step}") as advance:
                 trajectories_QG = rollout.collect(
-                    batch, group=settings.group, step=step, **setting(settings.temperature, advance)
+                    batch,
+                    group=settings.group,
+                    step=step,
+                    timer=timer,
+                    **setting(settings.temperature, advance),
                 )
             rolled_out = time.monotonic()
 
@@ -213,6 +219,7 @@ def train(config, workdir, *, force=False):
                 "tokens/generated": float(sampled),
                 "compile/count": updated["compile/count"] + run.engine.compile_count,
                 "time/rollout": rolled_out - started,
+                **{f"time/rollout/{name}": timer.seconds[name] for name in rollout.SHARES},
                 "time/update": finished - rolled_out,
                 "throughput/generated_tokens_per_s": sampled / (rolled_out - started),
             }

@@ -9,8 +9,10 @@ after its rest one is started, to try it.
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import itertools
+import queue
 import time
 import zlib
 
@@ -19,12 +21,17 @@ from absl import logging
 from agents import drive, effects, prompts, solve
 from agents.backends import errors
 from agents.trajectory import Trajectory
-from flow_grpo_jax import processes
+from flow_grpo_jax import processes, timing
 from models.engine.types import Request, Sampling
 
 # What answers a role unless `collect` is told otherwise: a weight set of the engine.
 WEIGHTS = {role: "policy" if role == "planner" else "frozen" for role in effects.ROLES}
 IDLE_SECONDS = 0.02  # how long to wait for tools when the engine has nothing to do
+LATE_SECONDS = 0.1  # how often to look for what takes too long
+# What the driver's thread spends time on: token ids of prompts and texts of replies; prompts,
+# parsers and memory; handing out calls of tools and remote models; the rest of this file.
+OVERHEAD = ("tokens", "solvers", "calls", "driver")
+SHARES = ("engine", *OVERHEAD, "idle", "others")  # idle: it waits for calls; or for other processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +62,7 @@ class Stopped(Exception):
     """The caller asked to stop; no trajectory of the batch is returned."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _Running:
     """One solver and what it waits for: an engine request, a tool call, or its group's analysis."""
 
@@ -83,6 +90,7 @@ def collect(
     should_stop=lambda: False,
     on_finished=lambda trajectory: None,
     on_event=lambda event: None,
+    timer=None,
 ):
     """Solves every question `group` times; of several processes, each solves its share of them.
 
@@ -99,30 +107,44 @@ def collect(
       should_stop: polled while running; True raises `Stopped`.
       on_finished: called with each trajectory as it ends.
       on_event: called with every effect and every reply to one, as they happen.
+      timer: `timing.Timer` to count this thread's time with, under the names of `SHARES`.
 
     Returns:
       trajectories_QG: list of Q lists of G `Trajectory`, in order whatever finished first; the
       same in every process.
     """
+    timer = timer or timing.Timer()
     driver = _Driver(
-        questions, engine, tokenizer, tools, pool, settings, step, models, on_finished, on_event
+        questions,
+        engine,
+        tokenizer,
+        tools,
+        pool,
+        settings,
+        step,
+        models,
+        on_finished,
+        on_event,
+        timer,
     )
     mine = processes.share(len(questions))
 
     def solve_mine():
-        try:
-            driver.waiting.extend((q, g, 0) for q, g in itertools.product(mine, range(group)))
-            while driver.waiting or driver.running:
-                if should_stop():
-                    raise Stopped
-                while driver.waiting and driver.may_start():
-                    driver.start(*driver.waiting.popleft())
-                driver.turn_the_crank()
-        finally:
-            driver.abandon()
+        with timer.on("driver"):
+            try:
+                driver.waiting.extend((q, g, 0) for q, g in itertools.product(mine, range(group)))
+                while driver.waiting or driver.running:
+                    if should_stop():
+                        raise Stopped
+                    while driver.waiting and driver.may_start():
+                        driver.start(*driver.waiting.popleft())
+                    driver.turn_the_crank()
+            finally:
+                driver.abandon()
         return [(q, [driver.finished[q, g] for g in range(group)]) for q in mine]
 
-    group_of = dict(processes.together(solve_mine, stop=Stopped))
+    with timer.on("others"):
+        group_of = dict(processes.together(solve_mine, stop=Stopped))
     return [group_of[q] for q in range(len(questions))]
 
 
@@ -139,6 +161,7 @@ class _Driver:
         models,
         on_finished,
         on_event,
+        timer,
     ):
         if models and "planner" in models:
             raise ValueError("The planner is answered by the policy, which is trained.")
@@ -147,15 +170,20 @@ class _Driver:
         for question in questions:
             solve.refuse_images(question)
         self.budget = prompts.Budget(
-            settings.max_prompt_tokens, lambda messages: len(tokenizer.chat(messages))
+            settings.max_prompt_tokens, lambda messages: len(self.tokens_of(messages))
         )
+        self.timer = timer
         self.step, self.on_finished, self.on_event = step, on_finished, on_event
         self.models = WEIGHTS | (models or {})
         self.remote = [model for model in self.models.values() if not isinstance(model, str)]
         self.waiting = collections.deque()  # (question, rollout, attempt)
         self.running = {}  # (question, rollout) -> _Running
         self.finished = {}  # (question, rollout) -> Trajectory
-        self.by_request = {}  # engine request -> keys of the runs it answers, its prompt tokens
+        self.by_request = {}  # engine request -> runs it answers, its prompt tokens
+        self.by_call = {}  # call that was not received -> runs it answers
+        self.ended = queue.SimpleQueue()  # calls, put by the threads that ended them
+        self.late_check = 0.0  # when to look for late ones next
+        self.last_prompt = (), ()  # messages, their token ids
         self.analyses = {}  # question -> engine request or call of its analysis, or the Reply
         ids = [zlib.crc32(question["id"].encode()) for question in questions]
         # A batch may hold a question twice; its copies must not be solved alike.
@@ -188,7 +216,8 @@ class _Driver:
             self.on_event(sent)
         step = run.solver.throw if isinstance(sent, effects.Interrupted) else run.solver.send
         try:
-            effect = step(sent)
+            with self.timer.on("solvers"):
+                effect = step(sent)
         except StopIteration as stop:
             self.finish(run, stop.value)
             return
@@ -197,11 +226,20 @@ class _Driver:
             return
         self.on_event(effect)
         if isinstance(effect, effects.ToolCall):
-            run.call = self.pool.submit(_call_tool, run, self.tools[effect.tool], effect.arguments)
+            tool = self.tools[effect.tool]
+            with self.timer.on("calls"):
+                self.wait_for(run, self.pool.submit(_call_tool, run, tool, effect.arguments))
         elif effect.role == "analyst":
             self.ask_analysis(run, effect)
         else:
             self.ask(run, effect)
+
+    def tokens_of(self, messages):
+        """Token ids of a prompt; the last one is kept, for what was counted is sent next."""
+        if self.last_prompt[0] is not messages:
+            with self.timer.on("tokens"):
+                self.last_prompt = messages, tuple(self.tokenizer.chat(messages))
+        return self.last_prompt[1]
 
     def broken(self, run, error):
         return Trajectory(
@@ -219,13 +257,15 @@ class _Driver:
     def ask(self, run, request):
         model = self.models[request.role]
         if not isinstance(model, str):
-            run.call = model.submit(
-                request.messages,
-                max_tokens=self.settings.max_module_tokens,
-                deadline=run.started + self.settings.trajectory_seconds,
-            )
+            with self.timer.on("calls"):
+                call = model.submit(
+                    request.messages,
+                    max_tokens=self.settings.max_module_tokens,
+                    deadline=run.started + self.settings.trajectory_seconds,
+                )
+                self.wait_for(run, call)
             return
-        tokens = tuple(self.tokenizer.chat(request.messages))
+        tokens = self.tokens_of(request.messages)
         planner = request.role == "planner"
         analyst = request.role == "analyst"
         settings = self.settings
@@ -241,7 +281,8 @@ class _Driver:
             request.turn,
             effects.ROLES.index(request.role),
         )
-        run.request = self.engine.submit(Request(tokens, sampling, model, address))
+        with self.timer.on("engine"):
+            run.request = self.engine.submit(Request(tokens, sampling, model, address))
         self.by_request[run.request] = ([run], tokens)
 
     def ask_analysis(self, run, request):
@@ -256,36 +297,61 @@ class _Driver:
             self.advance(run, known)
         elif isinstance(known, concurrent.futures.Future):
             run.call = known
+            self.by_call[known].append(run)
         else:
             run.request = known
             self.by_request[known][0].append(run)
 
+    def wait_for(self, run, call):
+        run.call = call
+        self.by_call[call] = [run]
+        call.add_done_callback(self.ended.put)
+
     def turn_the_crank(self):
-        """One round: engine, finished tools, deadlines."""
+        """One round: engine, ended calls, deadlines."""
         if self.engine.pending:
-            for identity, completion in self.engine.step():
+            with self.timer.on("engine"):
+                answered = self.engine.step()
+            for identity, completion in answered:
                 self.deliver(identity, completion)
-        calls = [run.call for run in self.running.values() if run.call]
-        if calls and not self.engine.pending:
-            concurrent.futures.wait(
-                calls, IDLE_SECONDS, return_when=concurrent.futures.FIRST_COMPLETED
-            )
-        elif not self.running:
-            time.sleep(IDLE_SECONDS)
-        for run in list(self.running.values()):
-            done = run.call is not None and run.call.done()
-            now = time.monotonic()
-            over = now - run.started >= self.settings.trajectory_seconds
-            if done and isinstance(run.call.exception(), errors.Down):
+        if not self.engine.pending:
+            self.idle()
+        while not self.ended.empty():
+            self.receive(self.ended.get())
+        if time.monotonic() >= self.late_check:
+            self.end_late()
+
+    def idle(self):
+        """Waits until a call ends, but not for long."""
+        with self.timer.on("idle"), contextlib.suppress(queue.Empty):
+            self.ended.put(self.ended.get(timeout=IDLE_SECONDS))
+
+    def receive(self, call):
+        """Hands the result of a call to those that wait for it."""
+        for run in self.by_call.pop(call):
+            late = time.monotonic() - run.started >= self.settings.trajectory_seconds
+            if isinstance(call.exception(), errors.Down):
                 self.postpone(run)
-            elif done and not (over and run.call.exception()):
-                self.advance(run, _result_of(run.call))
-            elif over:
-                self.interrupt(run, "timeout", f"{self.settings.trajectory_seconds} s are over")
+            elif late and call.exception():
+                self.time_out(run)
+            else:
+                self.advance(run, _result_of(call))
+
+    def end_late(self):
+        now = time.monotonic()
+        self.late_check = now + LATE_SECONDS
+        for run in list(self.running.values()):
+            if run.call and run.call.done():
+                continue
+            if now - run.started >= self.settings.trajectory_seconds:
+                self.time_out(run)
             elif run.call and now - run.call_started > self.settings.call_seconds:
                 self.interrupt(
                     run, "infra_error", f"a tool call hung for {self.settings.call_seconds} s"
                 )
+
+    def time_out(self, run):
+        self.interrupt(run, "timeout", f"{self.settings.trajectory_seconds} s are over")
 
     def deliver(self, identity, completion):
         runs, prompt_tokens = self.by_request.pop(identity)
@@ -293,13 +359,15 @@ class _Driver:
             if self.analyses.get(runs[0].question) == identity:
                 del self.analyses[runs[0].question]
             return
-        tokens = tuple(int(token) for token in completion.tokens)
+        tokens = tuple(completion.tokens.tolist())
         ended = completion.stop_reason == "stop"
+        with self.timer.on("tokens"):
+            text = self.tokenizer.decode(tokens[:-1] if ended else tokens)
         reply = effects.Reply(
-            text=self.tokenizer.decode(tokens[:-1] if ended else tokens),
+            text=text,
             prompt_tokens=prompt_tokens,
             tokens=tokens,
-            logprobs=tuple(float(logprob) for logprob in completion.logprobs),
+            logprobs=tuple(completion.logprobs.tolist()),
             finished=ended,
         )
         for run in runs:
@@ -311,8 +379,11 @@ class _Driver:
     def interrupt(self, run, status, reason):
         if run.request is not None and len(self.by_request[run.request][0]) == 1:
             self.engine.cancel(run.request)
-        if run.call and sum(other.call is run.call for other in self.running.values()) == 1:
-            run.call.cancel()
+        if run.call in self.by_call:
+            others = self.by_call[run.call]
+            others.remove(run)
+            if not others:
+                run.call.cancel()
         self.advance(run, effects.Interrupted(status, reason))
 
     def postpone(self, run):

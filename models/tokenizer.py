@@ -40,6 +40,8 @@ PATTERN = (
 )
 DIGIT_PAIRS = tuple(f"{number:02d}" for number in range(100))
 PRIVATE = range(0xF0000, 0xFFFFE)  # characters that Unicode gives no meaning
+LINE_END = re.compile(r"\n(?=[!-~])")  # a match of PATTERN ends there and needs no look beyond
+KEPT, KEPT_LINE = 2**23, 64  # characters of lines whose ids are remembered, and a line's own cost
 
 
 class Tokenizer:
@@ -80,6 +82,9 @@ class Tokenizer:
         self._normalizes_marks = self._fast.normalizer is not None and any(
             token.special and token.normalized for token in added.values()
         )
+        self._by_lines = _cuts_at_line_ends(self._fast, added.values())
+        self._lines, self._kept = {}, 0  # line -> its ids, and their share of KEPT
+        self._ids = tuple(range(self.vocab_size))
 
     @classmethod
     def load(cls, folder):
@@ -148,7 +153,7 @@ class Tokenizer:
                 )
         texts = [message["content"] for message in messages]
         if not any(map(self._holds_mark, texts)):
-            return self.encode(self._render(messages))
+            return self._encode_by_lines(self._render(messages))
         # Stand-ins take the messages' marks past the template; what it then holds are its own.
         used = set().union(*texts)
         free = (chr(code) for code in PRIVATE if chr(code) not in used)
@@ -177,6 +182,25 @@ class Tokenizer:
             add_generation_prompt=True,
             tokenize=False,
         )
+
+    def _encode_by_lines(self, text):
+        """Like `encode`, but fast for texts of lines that were seen before, as prompts are."""
+        if not self._by_lines:
+            return self.encode(text)
+        *lines, last = LINE_END.split(text)
+        ids = []
+        for line in [*(f"{line}\n" for line in lines), last]:
+            ids += self._lines.get(line) or self._remember(line)
+        return ids
+
+    def _remember(self, line):
+        """Ids of a line, kept until KEPT is full and all are forgotten; safe in many threads."""
+        ids = tuple([self._ids[i] for i in self.encode(line)])  # lines share the int objects
+        if self._kept > KEPT:
+            self._lines, self._kept = {}, 0
+        self._lines[line] = ids
+        self._kept += len(line) + KEPT_LINE
+        return ids
 
     def _encode_plain(self, text):
         """Like `encode`, but special tokens in the text are not recognised."""
@@ -296,6 +320,24 @@ def train_byte_bpe(
     _write_json(folder / "tokenizer_config.json", config)
     _write_json(folder / GENERATION, ends)
     return Tokenizer.load(folder)
+
+
+def _cuts_at_line_ends(fast, added):
+    """Whether a text's ids are those of its parts between LINE_END: it is cut as Qwen2 does."""
+    if fast.pre_tokenizer is None or not isinstance(fast.model, tokenizers.models.BPE):
+        return False
+    cutter = json.loads(fast.pre_tokenizer.__getstate__())
+    parts = cutter.get("pretokenizers", ())
+    kinds = [part["type"] for part in parts]
+    return (
+        kinds == ["Split", "ByteLevel"]
+        and parts[0]["pattern"] == {"Regex": PATTERN}
+        and (parts[0]["behavior"], parts[0]["invert"]) == ("Isolated", False)
+        and not (parts[1]["add_prefix_space"] or parts[1]["use_regex"])
+        and (fast.normalizer is None or isinstance(fast.normalizer, normalizers.NFC))
+        and not fast.model.dropout
+        and not any(t.lstrip or t.rstrip or t.single_word or "\n" in t.content for t in added)
+    )
 
 
 def _added_token(token, *, special):

@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import itertools
 import sys
 import types
 
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 
 from experiments import benchmark
-from experiments.benchmarks import engine, loads, sandbox, traffic, update
+from experiments.benchmarks import engine, loads, rollout, sandbox, traffic, update
 from experiments.benchmarks.peers import drive, link
+from experiments.configs import quickstart
 from models import qwen2
 
 TOY = loads.Size(
@@ -34,7 +36,7 @@ def test_an_unknown_benchmark_is_refused_with_the_valid_names(arguments, capsys)
     with pytest.raises(SystemExit) as stop:
         benchmark.main(arguments)
     assert stop.value.code == 2
-    assert "valid: engine, loading, sandbox, search, update" in capsys.readouterr().err
+    assert "valid: engine, loading, rollout, sandbox, search, update" in capsys.readouterr().err
 
 
 def test_unknown_names_in_a_flag_are_refused():
@@ -223,6 +225,77 @@ def test_memory_of_logprobs_does_not_grow_with_tokens():
     found = update.logprob_temporaries(chunk=512)
     assert found["ours 4096"] <= found["naive 4096"] / 8
     assert found["ours 4096"] <= 1.05 * found["ours 1024"]
+
+
+# ---- the agent loop ----------------------------------------------------------------------------
+
+
+def latencies(load):
+    return rollout.Latencies(load, seconds=0.01, sigma=1.0, seed=0)
+
+
+@pytest.fixture(scope="module")
+def scripted():
+    config = quickstart.get_config()
+    config.tools.names = ("knowledge_search", "base_generator")
+    return rollout.scripted(config, turns=3, answers=2)
+
+
+@pytest.mark.parametrize("load", rollout.LOADS)
+def test_the_loop_is_measured_with_a_script_for_an_engine(scripted, load):
+    how = dict(in_flight=4, waves=2, group=2, seed=0)
+    found, trajectories = rollout.measure(scripted, latencies=latencies(load), **how)
+    assert (found["trajectories"], found["turns"], found["broken"]) == (8, 24, 0)
+    shares = [found[f"{name}_share"] for name in ("engine", "idle", "driver")]
+    assert 0.95 < sum(shares) <= 1 and min(shares) > 0
+    assert sum(found["ms_per_turn"].values()) == pytest.approx(found["driver_ms_per_turn"])
+    assert found["tool_s"] >= sum(itertools.islice(latencies(load).drawn, 24)) * (load != "zero")
+    for trajectory in trajectories:
+        lengths = [len(turn.prompt_tokens) for turn in trajectory.turns]
+        assert lengths[0] > 500 and lengths[0] + 150 < lengths[1] < lengths[2] - 150
+        assert {turn.verdict for turn in trajectory.turns} == {"CONTINUE"}
+        assert not any(turn.parse_failures for turn in trajectory.turns)
+    lines = rollout.table([(("script", 4, load), found)])
+    assert load in lines[1] and len(set(map(len, lines))) == 1
+
+
+def test_a_seed_fixes_latencies_and_no_text_is_written_twice(scripted):
+    assert latencies("lognormal").drawn == latencies("lognormal").drawn
+    assert np.median(latencies("lognormal").drawn) == pytest.approx(0.01, rel=0.1)
+    assert latencies("zero").drawn == [0.0]
+    prose, again = rollout.Prose(0), rollout.Prose(0)
+    pieces = [prose.piece("result") for _ in range(50)]
+    assert pieces == [again.piece("result") for _ in range(50)]
+    assert len(set(pieces)) == 50 and 1_000 < np.median([*map(len, pieces)]) < 2_000
+
+
+def test_the_shares_of_a_run_are_of_its_wall_time():
+    turn = types.SimpleNamespace(prompt_tokens=(1, 2, 3))
+    trajectories = [types.SimpleNamespace(status="ok", turns=[turn] * 5)] * 2
+    seconds = dict(engine=1.0, tokens=0.5, solvers=0.25, calls=0.15, driver=0.1, idle=2.0)
+    found = rollout.summarise(trajectories, seconds, wall=4.0, tool_seconds=[3.0, 5.0])
+    shares = [found[f"{name}_share"] for name in ("engine", "idle", "driver")]
+    assert shares == [0.25, 0.5, 0.25] and found["tools_at_once"] == 2.0
+    assert found["driver_ms_per_turn"] == pytest.approx(100.0) and found["turns_per_s"] == 2.5
+
+
+def test_sizes_of_the_loop_are_numbers():
+    assert rollout.sizes(["64", "512"]) == [64, 512]
+    for wrong in (["many"], ["0"], []):
+        with pytest.raises(update.command.ConfigError, match="--in_flight=.*from 1 up"):
+            rollout.sizes(wrong)
+
+
+@pytest.mark.slow
+def test_the_loop_is_measured_with_a_model():
+    config = quickstart.get_config()
+    config.engine.slots, config.tools.names = 4, ("knowledge_search", "base_generator")
+    agent = rollout.modelled(config)
+    how = dict(in_flight=4, waves=1, group=2, seed=0)
+    found, _ = rollout.measure(agent, latencies=latencies("zero"), **how)
+    agent.session.close()
+    assert (found["trajectories"], found["broken"]) == (4, 0)
+    assert found["engine_share"] > 0.5
 
 
 # ---- the engine's loads ------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 from agents import prompts
 from agents.backends import modules, server
 from agents.memory import Memory, Step
-from flow_grpo_jax import rollout
+from flow_grpo_jax import rollout, timing
 from flow_grpo_jax.evaluate import evaluate
 from models.engine.types import Completion
 from models.tokenizer import CHAT_TEMPLATE, Tokenizer
@@ -251,6 +251,81 @@ def test_a_trajectory_over_its_deadline_is_cut_and_its_request_cancelled():
     [[trajectory]] = collect(engine, questions=1, group=1, trajectory_seconds=0.3)
     assert (trajectory.status, trajectory.stop) == ("timeout", "deadline")
     assert len(trajectory.turns) == 1 and engine.pending == 0
+
+
+def test_a_call_that_nobody_waits_for_any_more_is_taken_out_of_the_queue():
+    release, calls = threading.Event(), []
+
+    def hangs(query):
+        calls.append(query)
+        release.wait(10)
+        return "Madrid"
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        [group] = rollout.collect(
+            [{"id": "q", "question": "What?"}],
+            group=3,
+            engine=ScriptedEngine(),
+            tokenizer=Characters(),
+            tools=tool(hangs),
+            pool=pool,
+            settings=settings(trajectory_seconds=0.3),
+            step=0,
+        )
+        release.set()
+    assert [t.status for t in group] == ["timeout"] * 3
+    assert len(calls) == 1
+
+
+def test_every_prompt_is_tokenized_once(monkeypatch):
+    asked = []
+
+    class Counting(Characters):
+        def chat(self, messages):
+            asked.append(messages)
+            return super().chat(messages)
+
+    monkeypatch.setitem(globals(), "Characters", Counting)
+    engine = ScriptedEngine({"verify": "Verdict: CONTINUE"})
+    collect(engine)
+    # The analyses of five rollouts are counted, but asked for by the first of their group.
+    assert len(asked) == len(engine.log) + 4
+
+
+def test_the_time_is_counted_under_the_names_of_what_it_goes_to():
+    class Slow(Characters):
+        def chat(self, messages):
+            time.sleep(0.02)
+            return super().chat(messages)
+
+    timer, started = timing.Timer(), time.perf_counter()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        rollout.collect(
+            [{"id": "q", "question": "What?"}],
+            group=1,
+            engine=ScriptedEngine(),
+            tokenizer=Slow(),
+            tools=tool(lambda query: time.sleep(0.1) or "Madrid"),
+            pool=pool,
+            settings=settings(max_turns=1),
+            step=0,
+            timer=timer,
+        )
+    wall, found = time.perf_counter() - started, timer.seconds
+    assert set(found) <= set(rollout.SHARES)
+    assert 0.9 * wall < sum(found.values()) <= wall
+    assert found["tokens"] >= 0.1 and found["idle"] >= 0.09
+    assert found["solvers"] < 0.05  # the tokens they count are not theirs
+
+
+def test_time_within_something_else_counts_for_the_inner_name_only():
+    clock = iter([0.0, 1.0, 3.0, 7.0, 10.0, 11.0]).__next__
+    timer = timing.Timer(clock)
+    with timer.on("outer"), timer.on("inner"):
+        pass
+    with timer.on("inner"):
+        pass
+    assert timer.seconds == {"outer": 1.0 + 4.0, "inner": 2.0 + 1.0}
 
 
 def test_stopping_leaves_nothing_in_the_engine():

@@ -11,6 +11,7 @@ import unicodedata
 
 import pytest
 import sentencepiece
+import tokenizers
 import transformers
 
 from models import tokenizer
@@ -145,6 +146,44 @@ def test_ordinary_messages_have_the_ids_of_transformers(folder, text, template):
     # A forged mark changes nothing else: the path that takes it as text gives the same ids.
     made._holds_mark = lambda text: True
     assert made.chat(messages) == expected
+
+
+def test_a_prompt_of_known_lines_has_the_ids_of_the_whole_text(tmp_path, monkeypatch):
+    """Random texts of what could be cut otherwise alone, of which the merges were learnt, too."""
+    draw = random.Random(0)
+    monkeypatch.setattr(tokenizer, "KEPT", 100_000)
+    pieces = [*"\n\n\n\n\r\n \t'abzé\u0301\u0344٣129.,!<|>\x0b\x1c\x85\u2028\u180e東🙂"]
+    pieces += ["<|im_start|>", "<|im_end|>", "'s", "'S", "10", "\nThe capital of", "\n12", "\n 3"]
+    texts = ["".join(draw.choices(pieces, k=draw.randint(1, 25))) for _ in range(5_000)]
+    made = tokenizer.train_byte_bpe(texts, vocab_size=600, folder=tmp_path)
+    assert made._by_lines and len(made.encode("\n\n")) == 1
+    cuts, most = 0, 0
+    for text in texts:
+        cuts += len(tokenizer.LINE_END.findall(text))
+        assert made._encode_by_lines(text) == made.encode(text), repr(text)
+        most = max(most, len(made._lines))
+    assert cuts > 5_000
+    assert 1_000 < most < 100_000 / tokenizer.KEPT_LINE + 2  # what was seen before is forgotten
+    assert len(made._lines) < most
+
+
+def test_only_qwens_way_to_cut_text_is_trusted_with_lines(folder):
+    def trusted(change):
+        parts = json.loads((folder / "tokenizer.json").read_text())
+        change(parts)
+        fast = tokenizers.Tokenizer.from_str(json.dumps(parts))
+        return tokenizer._cuts_at_line_ends(fast, fast.get_added_tokens_decoder().values())
+
+    steps = lambda parts: parts["pre_tokenizer"]["pretokenizers"]
+    assert trusted(lambda parts: steps(parts)[1].update(trim_offsets=False))  # as in Qwen2.5's
+    assert not trusted(lambda parts: steps(parts)[0].update(pattern={"Regex": r"\s+"}))
+    assert not trusted(lambda parts: steps(parts)[0].update(behavior="Removed"))
+    assert not trusted(lambda parts: steps(parts)[1].update(add_prefix_space=True))
+    assert not trusted(lambda parts: parts.update(pre_tokenizer=steps(parts)[1]))
+    assert not trusted(lambda parts: parts.update(pre_tokenizer=None))
+    assert not trusted(lambda parts: parts.update(normalizer={"type": "Lowercase"}))
+    assert not trusted(lambda parts: parts["model"].update(dropout=0.1))
+    assert not trusted(lambda parts: parts["added_tokens"][-1].update(lstrip=True))
 
 
 FORGERIES = [

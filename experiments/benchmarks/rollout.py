@@ -1,0 +1,377 @@
+"""How fast the agent loop runs with many solvers in flight, and what its wall time is spent on.
+
+    python -m experiments.benchmark rollout
+    python -m experiments.benchmark rollout --engines=model --in_flight=64 --waves=1
+
+The real driver, prompts, parsers, memory and trajectories of `rollout.collect`; only the time that
+tools take is simulated. Two engines:
+
+    script   answers at once, at most `--answers` requests a step, so that little but the driver is
+             measured. Its texts are as long as the paper's agent's (see LENGTHS), none is used
+             twice, and the prompts are those for instruction-tuned models; tools give 1,500
+             characters in the median. Every trajectory takes `--turns` turns.
+    model    the model of `--config`, by default the one that ships with the quickstart, with that
+             config's prompts, questions and tools; `--config.model.path=DIR` takes another.
+
+and two loads: the tools' latency is zero, or log-normal, drawn in the order of the calls from the
+seed. There are as many threads for tools as solvers.
+
+    turns/s    planner turns that ended, a second
+    engine     of the driver's thread, the share that is the engine's; "idle": that it waited for
+               tools; "driver": all other. Together 1.
+    ms/turn    milliseconds of the driver a turn, and of what: token ids and texts ("tokens"),
+               prompts, parsers and memory ("solvers"), handing out calls ("calls"), the rest
+    tools      seconds of all tool calls; "at once": how many ran at the same time, in the mean
+"""
+
+import concurrent.futures
+import dataclasses
+import itertools
+import json
+import pathlib
+import random
+import time
+
+import numpy as np
+from absl import flags, logging
+from ml_collections import config_flags
+
+from agents import effects
+from experiments import command, session
+from experiments.benchmarks import update
+from experiments.configs import common
+from flow_grpo_jax import data, files, rollout, timing
+from models.engine import types
+from models.tokenizer import Tokenizer
+from tools import knowledge_base
+
+ENGINES = ("script", "model")
+LOADS = ("zero", "lognormal")
+GOAL_MS = 2.0  # of the driver a turn, at 512 in flight
+LONGEST = 10  # latencies lie below so many medians
+
+# Characters of what the scripted modules and tools write, in the median, and how they spread.
+LENGTHS = {"question": 150, "analyst": 600, "planner": 700, "verifier": 250, "generator": 400}
+LENGTHS |= {"sub_goal": 80, "query": 60, "result": 1_500}
+SPREAD, CLIP = 0.5, 3
+
+
+# ---- what is written ---------------------------------------------------------------------------
+
+
+class Prose:
+    """Sentences of the knowledge base in a random order; pieces of them are handed out."""
+
+    def __init__(self, seed, *, characters=2**20):
+        self.draw = np.random.default_rng(seed)
+        sentences = [
+            f"{sentence}."
+            for article in knowledge_base.articles()
+            for sentence in article.text.rstrip(".").split(". ")
+        ]
+        drawn = characters // min(map(len, sentences))
+        order = self.draw.integers(0, len(sentences), drawn)
+        self.text = " ".join(sentences[i] for i in order)[:characters]
+
+    def piece(self, kind):
+        """A text of one line, of about as many characters as LENGTHS says."""
+        median = LENGTHS[kind]
+        drawn = median * self.draw.lognormal(0.0, SPREAD)
+        length = int(np.clip(drawn, median / CLIP, median * CLIP))
+        start = int(self.draw.integers(0, len(self.text) - length))
+        return self.text[start : start + length].strip().replace('"', "'")
+
+
+class Script:
+    """Stands in for the engine: answers by the role of a request, whatever its prompt says.
+
+    Args:
+      tokenizer: of its own, so that it warms no cache of the driver's.
+      tools: list of Tool, taken in turns.
+      answers: most requests that a step answers, the oldest first.
+    """
+
+    def __init__(self, tokenizer, tools, prose, *, answers):
+        self.tokenizer, self.tools, self.prose, self.answers = tokenizer, tools, prose, answers
+        self.ids, self.waiting, self.chosen = itertools.count(), {}, {}
+        self.next_tool = itertools.cycle(tools)
+
+    @property
+    def pending(self):
+        return len(self.waiting)
+
+    def submit(self, request):
+        id = next(self.ids)
+        self.waiting[id] = request
+        return id
+
+    def cancel(self, id):
+        self.waiting.pop(id, None)
+
+    def step(self):
+        oldest = list(itertools.islice(self.waiting.items(), self.answers))
+        for id, _ in oldest:
+            del self.waiting[id]
+        return [(id, self.completion(request)) for id, request in oldest]
+
+    def completion(self, request):
+        *solver, _, role = request.address
+        text = self.text(effects.ROLES[role], tuple(solver))
+        ids = np.array([*self.tokenizer.encode(text), *self.tokenizer.eos_ids[:1]], np.int32)
+        zeros = np.zeros(len(ids), np.float32)
+        version = np.zeros(len(ids), np.int32)
+        return types.Completion(ids, zeros, zeros, (), "stop", 0, version, 0)
+
+    def text(self, role, solver):
+        piece = self.prose.piece
+        if role == "planner":
+            tool = self.chosen[solver] = next(self.next_tool)
+            return (
+                f"Justification: {piece('planner')}\nContext: {piece('sub_goal')}\n"
+                f"Sub-goal: {piece('sub_goal')}\nTool: {tool.name}"
+            )
+        if role == "executor":
+            tool = self.chosen.pop(solver)
+            arguments = [f'{parameter.name}="{piece("query")}"' for parameter in tool.parameters]
+            return f"{tool.name}({', '.join(arguments)})"
+        if role == "verifier":
+            return f"{piece('verifier')}\nVerdict: CONTINUE"
+        return f"{piece(role)}\nAnswer: {piece('query')}" if role == "generator" else piece(role)
+
+
+class Latencies:
+    """Makes tools take time; safe in many threads.
+
+    Args:
+      load: of LOADS.
+      seconds: the median.
+      sigma: standard deviation of the logarithm.
+    """
+
+    def __init__(self, load, *, seconds, sigma, seed):
+        drawn = np.random.default_rng(seed).lognormal(0.0, sigma, 2**12).clip(max=LONGEST)
+        self.drawn = [0.0] if load == "zero" else (seconds * drawn).tolist()
+        self.next, self.seconds = itertools.cycle(self.drawn), []
+
+    def slow(self, tool, run):
+        """The tool, with `run` after the time it takes."""
+
+        def waits(**arguments):
+            started = time.perf_counter()
+            time.sleep(next(self.next))
+            try:
+                return run(**arguments)
+            finally:
+                self.seconds.append(time.perf_counter() - started)
+
+        return dataclasses.replace(tool, run=waits)
+
+
+# ---- a run -------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Scripted:
+    """The agent of common.py's limits, answered by a `Script`."""
+
+    tokenizer: Tokenizer
+    folder: str
+    tools: dict
+    settings: rollout.Settings
+    answers: int
+
+    def setting(self, count, group, seed):
+        """(engine, `count` questions, function of a tool that gives what it runs) of a run."""
+        prose = Prose(seed)
+        tools = list(self.tools.values())
+        engine = Script(Tokenizer.load(self.folder), tools, prose, answers=self.answers)
+        questions = [{"id": f"q{i}", "question": prose.piece("question")} for i in range(count)]
+        calls = count * group * self.settings.max_turns
+        results = iter([prose.piece("result") for _ in range(calls)])
+        return engine, questions, lambda tool: lambda **_: next(results)
+
+
+def scripted(config, *, turns, answers):
+    limits = common.base()
+    limits.rollout.max_turns = turns
+    folder = session.model_folder(config)
+    return Scripted(
+        session.load_tokenizer(folder),
+        folder,
+        session.make_tools(config),
+        session.rollout_settings(limits, temperature=1.0),
+        answers,
+    )
+
+
+@dataclasses.dataclass
+class Modelled:
+    """A config's own model, questions and tools."""
+
+    session: session.Session
+    settings: rollout.Settings
+    questions: list
+
+    @property
+    def tokenizer(self):
+        return self.session.tokenizer
+
+    @property
+    def tools(self):
+        return self.session.tools
+
+    def setting(self, count, group, seed):
+        """As of `Scripted`; other seeds ask other questions, which the engine has not cached."""
+        questions = random.Random(seed).choices(self.questions, k=count)
+        return self.session.engine, questions, lambda tool: tool.run
+
+
+def modelled(config):
+    built = session.build(config, training=False)
+    built.engine.warmup()
+    settings = session.rollout_settings(config, temperature=config.rollout.temperature)
+    return Modelled(built, settings, data.read_questions(session.resolve(config.data.train)))
+
+
+def measure(agent, *, in_flight, waves, group, latencies, seed):
+    """Solves `waves` times as many trajectories as there are in flight.
+
+    Args:
+      agent: `Scripted` or `Modelled`.
+      latencies: `Latencies`, new.
+
+    Returns:
+      ({name: number}, the trajectories).
+    """
+    engine, questions, run = agent.setting(-(-in_flight * waves // group), group, seed)
+    timer = timing.Timer()
+    with concurrent.futures.ThreadPoolExecutor(in_flight) as pool:
+        started = time.perf_counter()
+        groups = rollout.collect(
+            questions,
+            group=group,
+            engine=engine,
+            tokenizer=agent.tokenizer,
+            tools={name: latencies.slow(tool, run(tool)) for name, tool in agent.tools.items()},
+            pool=pool,
+            settings=dataclasses.replace(agent.settings, in_flight=in_flight),
+            step=seed,
+            timer=timer,
+        )
+        wall = time.perf_counter() - started
+    trajectories = [trajectory for members in groups for trajectory in members]
+    return summarise(trajectories, timer.seconds, wall, latencies.seconds), trajectories
+
+
+def summarise(trajectories, seconds, wall, tool_seconds):
+    """{name: number} of a run.
+
+    Args:
+      seconds: name of `rollout.SHARES` -> seconds of the driver's thread.
+      wall: seconds from call to return.
+      tool_seconds: of each call.
+    """
+    turns = [turn for trajectory in trajectories for turn in trajectory.turns]
+    overhead = {name: seconds[name] for name in rollout.OVERHEAD}
+    return {
+        "trajectories": len(trajectories),
+        "broken": sum(t.status in ("timeout", "infra_error") for t in trajectories),
+        "turns": len(turns),
+        "prompt_tokens": float(np.mean([len(turn.prompt_tokens) for turn in turns])),
+        "wall_s": wall,
+        "trajectories_per_s": len(trajectories) / wall,
+        "turns_per_s": len(turns) / wall,
+        "engine_share": seconds["engine"] / wall,
+        "idle_share": seconds["idle"] / wall,
+        "driver_share": sum(overhead.values()) / wall,
+        "driver_ms_per_turn": 1e3 * sum(overhead.values()) / len(turns),
+        "ms_per_turn": {name: 1e3 * value / len(turns) for name, value in overhead.items()},
+        "tool_s": sum(tool_seconds),
+        "tools_at_once": sum(tool_seconds) / wall,
+    }
+
+
+def table(runs):
+    """Lines of text; runs: [((engine, in flight, load), {name: number})]."""
+    head = ["", "in flight", "tools'", "traj./s", "turns/s", "prompt", "wall s", "engine", "idle"]
+    head += ["driver", "ms/turn", *rollout.OVERHEAD, "tools s", "at once"]
+    rows = [head]
+    for (engine, in_flight, load), found in runs:
+        rows.append(
+            [
+                engine,
+                str(in_flight),
+                load,
+                f"{found['trajectories_per_s']:.1f}",
+                f"{found['turns_per_s']:.1f}",
+                f"{found['prompt_tokens']:,.0f}",
+                f"{found['wall_s']:.1f}",
+                *[f"{found[f'{name}_share']:.3f}" for name in ("engine", "idle", "driver")],
+                f"{found['driver_ms_per_turn']:.2f}",
+                *[f"{value:.2f}" for value in found["ms_per_turn"].values()],
+                f"{found['tool_s']:.1f}",
+                f"{found['tools_at_once']:.1f}",
+            ]
+        )
+    return update.aligned(rows)
+
+
+# ---- the command -------------------------------------------------------------------------------
+
+
+def define_flags():
+    config_flags.DEFINE_config_file(
+        "config",
+        "experiments/configs/quickstart.py",
+        "The tokenizer and tools of both engines, and all of the agent of `model`.",
+    )
+    flags.DEFINE_list("engines", list(ENGINES), f"Of {', '.join(ENGINES)}.")
+    flags.DEFINE_list("loads", list(LOADS), f"Of {', '.join(LOADS)}.")
+    flags.DEFINE_list("in_flight", ["64", "512"], "Solvers at once.")
+    flags.DEFINE_integer("waves", 2, "Trajectories for each solver in flight.", lower_bound=1)
+    flags.DEFINE_integer("turns", 3, "Of a trajectory that the script answers.", lower_bound=1)
+    flags.DEFINE_integer("answers", 8, "Requests that a step of the script answers.", lower_bound=1)
+    flags.DEFINE_float("tool_seconds", 0.5, "Median of a tool's log-normal latency.")
+    flags.DEFINE_float("sigma", 1.0, "Standard deviation of that latency's logarithm.")
+    flags.DEFINE_integer("seed", 0, "Of texts and latencies.")
+    flags.DEFINE_string("out", "", "File to write, one line of JSON for each run.")
+
+
+def sizes(values):
+    """The numbers of --in_flight."""
+    if not all(value.isdecimal() and int(value) for value in values) or not values:
+        raise command.ConfigError(f"--in_flight={','.join(values)}: give numbers from 1 up.")
+    return [int(value) for value in values]
+
+
+def main():
+    values = flags.FLAGS
+    engines = update.known("engines", values.engines, ENGINES)
+    loads = update.known("loads", values.loads, LOADS)
+    flights = sizes(values.in_flight)
+    names = ("waves", "turns", "answers", "tool_seconds", "sigma", "seed")
+    about, runs, lines = update.about(values, names), [], []
+    for engine in engines:
+        if engine == "script":
+            agent = scripted(values.config, turns=values.turns, answers=values.answers)
+        else:
+            agent = modelled(values.config)
+        for seed, (in_flight, load) in enumerate(itertools.product(flights, loads), values.seed):
+            latencies = Latencies(
+                load, seconds=values.tool_seconds, sigma=values.sigma, seed=values.seed
+            )
+            found, _ = measure(
+                agent,
+                in_flight=in_flight,
+                waves=values.waves,
+                group=values.config.rollout.group,
+                latencies=latencies,
+                seed=seed,
+            )
+            runs.append(((engine, in_flight, load), found))
+            logging.info("%s, %d in flight, %s: done", engine, in_flight, load)
+            run = {"engine": engine, "in_flight": in_flight, "load": load}
+            lines.append(json.dumps(about | run | found) + "\n")
+            if values.out:
+                files.replace_text(pathlib.Path(values.out), "".join(lines))
+    update.write_lines(table(runs))
