@@ -73,7 +73,6 @@ def make(
     grammars = session.make_grammars(words, vocab_size=config.vocab_size) if grammar else None
     parser = protocol.Parser(
         words,
-        special_tokens=vocabulary.special_tokens,
         max_length=max_length,
         vocab_size=config.vocab_size,
         top_logprobs=top_logprobs,
