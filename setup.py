@@ -58,7 +58,7 @@ EXTRAS = {
     # The TPU compiler; it must match jaxlib, so give it an environment of its own. Needs no TPU.
     "plan": ["libtpu"],
     "serve": SERVE,
-    "grammar": GRAMMAR,  # response_format
+    "grammar": GRAMMAR,  # response_format of the server, rollout.grammar
     "web": ["trafilatura>=2,<3", "lxml_html_clean>=0.4,<1"],  # the main text of pages
     "mcp": MCP,
     "math": ["math-verify>=0.8", "sympy>=1.13"],

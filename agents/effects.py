@@ -16,11 +16,14 @@ class ModelRequest:
     role: one of ROLES. The planner is the trained one; the driver maps roles to weights.
     messages: chat messages, ({"role": "system" | "user", "content": str}, ...).
     turn: 1-based turn, 0 before the first and for requests outside a turn.
+    form: regular expression of the replies that the role's parser accepts (`forms`); "" for any
+      text, and always for the planner: it is trained on what it would write by itself.
     """
 
     role: str
     messages: tuple[dict, ...]
     turn: int = 0
+    form: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

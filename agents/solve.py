@@ -2,7 +2,7 @@
 
 import time
 
-from agents import parsing, prompts
+from agents import forms, parsing, prompts
 from agents.effects import Interrupted, ModelRequest, ToolCall
 from agents.memory import Memory, Step
 from agents.trajectory import Trajectory, Turn
@@ -74,7 +74,8 @@ def solve(
             budget,
         )
         try:
-            answer = parsing.answer((yield ModelRequest("generator", messages)).text)
+            wrote = yield ModelRequest("generator", messages, form=forms.ANSWER)
+            answer = parsing.answer(wrote.text)
         except parsing.ParseError:
             stop = "parse_error"
     except prompts.PromptTooLong as too_long:
@@ -113,7 +114,8 @@ def _turn(index, query, analysis, memory, tools, prompt_set, budget, clock):
         messages = prompts.executor(prompt_set, tool, context, sub_goal)
         if not budget.fits(messages):
             raise parsing.ParseError("The context and sub-goal are too long for the tool.")
-        command = (yield ModelRequest("executor", messages, index)).text.strip()
+        wrote = yield ModelRequest("executor", messages, index, forms.command(tool))
+        command = wrote.text.strip()
         results, failed = [], False
         for arguments in parsing.calls(command, tool):
             outcome = yield ToolCall(tool_name, arguments)
@@ -138,7 +140,8 @@ def _turn(index, query, analysis, memory, tools, prompt_set, budget, clock):
                 memory.add(step),
                 budget,
             )
-            stop = parsing.verdict((yield ModelRequest("verifier", messages, index)).text)
+            wrote = yield ModelRequest("verifier", messages, index, forms.VERDICT)
+            stop = parsing.verdict(wrote.text)
             verdict = "STOP" if stop else "CONTINUE"
         except (parsing.ParseError, prompts.PromptTooLong):
             parse_failures += 1  # no verdict: go on

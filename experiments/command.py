@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import logging as python_logging
 import signal
@@ -17,6 +18,7 @@ from flow_grpo_jax import files, processes, rollout
 STOPPED = 75
 BAR_WIDTH = 24
 SHARED_SECONDS = 60.0  # a network file system may show a new file this late
+EXTRAS = {"serve": ("starlette", "uvicorn"), "grammar": ("llguidance",)}
 
 
 class ConfigError(app.UsageError):
@@ -52,6 +54,17 @@ def checking_config():
         yield
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def installed(extra):
+    """Whether the packages of an extra are there."""
+    return all(importlib.util.find_spec(name) for name in EXTRAS[extra])
+
+
+def need(extra):
+    """Raises ConfigError where an extra is not installed."""
+    if not installed(extra):
+        raise ConfigError(f"This needs {' and '.join(EXTRAS[extra])}: pip install '.[{extra}]'.")
 
 
 def check_config(config, workdir):

@@ -65,6 +65,12 @@ CHARTS = [
         {"policy/logprob_gap_max": "max", "policy/logprob_gap_mean": "mean"},
     ),
     (
+        "KL of sampler and trainer",
+        "log",
+        "k3 estimate of KL(sampler ‖ trainer), nats per token, before the update.",
+        {"policy/logprob_gap_k3": "k3"},
+    ),
+    (
         "Clipped tokens",
         "share",
         "Share of tokens at the clip range.",

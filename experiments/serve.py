@@ -7,7 +7,6 @@ extra `grammar`. Without an API key it can be reached from this machine only. SI
 new requests, running ones may end within --stop_seconds, exit code 0.
 """
 
-import importlib.util
 import os
 import pathlib
 import signal
@@ -23,7 +22,6 @@ from models.engine.engine import Engine
 
 KEY_VARIABLE = "FLOW_GRPO_API_KEY"
 LENGTH = 4096
-EXTRAS = {"serve": ("starlette", "uvicorn"), "grammar": ("llguidance",)}
 
 
 def make(
@@ -49,14 +47,16 @@ def make(
     Raises:
       ConfigError: settings that do not fit the model, this machine or what is installed.
     """
-    need("serve")
+    command.need("serve")
     from experiments.serving import app, engine_thread, protocol, server, service, text
 
     config = huggingface.config_from_dict(huggingface.read_config(folder))
     words = session.load_tokenizer(folder)
     max_length = _max_length(max_length, config)
     if grammar is None:
-        grammar = installed("grammar")
+        grammar = command.installed("grammar")
+    elif grammar:
+        command.need("grammar")
     engine = _engine(
         folder,
         config,
@@ -70,9 +70,9 @@ def make(
         decode_text=words.decode,
     )
     vocabulary = text.Vocabulary(words)
+    grammars = session.make_grammars(words, vocab_size=config.vocab_size) if grammar else None
     parser = protocol.Parser(
         words,
-        special_tokens=vocabulary.special_tokens,
         max_length=max_length,
         vocab_size=config.vocab_size,
         top_logprobs=top_logprobs,
@@ -83,7 +83,7 @@ def make(
         thread,
         parser,
         vocabulary,
-        _grammars(words, config) if grammar else None,
+        grammars,
         model=name or pathlib.Path(folder).absolute().name,
         slots=slots,
         queue=queue,
@@ -123,18 +123,6 @@ def bind(host, port, *, api_key):
     return listener
 
 
-def installed(extra):
-    """Whether the packages of an extra are there."""
-    return all(importlib.util.find_spec(name) for name in EXTRAS[extra])
-
-
-def need(extra):
-    if not installed(extra):
-        raise command.ConfigError(
-            f"This needs {' and '.join(EXTRAS[extra])}: pip install '.[{extra}]'."
-        )
-
-
 def _max_length(asked, config):
     longest = config.max_position_embeddings
     if asked is not None and asked > longest:
@@ -159,13 +147,6 @@ def _engine(folder, config, *, dtype, tensor, **settings):
         engine = Engine({"policy": weights}, dtype=dtype, mesh=mesh, overlap=not on_cpu, **settings)
     engine.warmup()
     return engine
-
-
-def _grammars(words, config):
-    need("grammar")
-    from models.engine import grammar
-
-    return grammar.Grammars(words.json, vocab_size=config.vocab_size, eos_ids=words.eos_ids)
 
 
 def define_flags():
@@ -193,7 +174,7 @@ def define_flags():
 
 def main():
     values = flags.FLAGS
-    need("serve")
+    command.need("serve")
     api_key = values.api_key or os.environ.get(KEY_VARIABLE) or None
     listener = bind(values.host, values.port, api_key=api_key)
     server = make(

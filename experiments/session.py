@@ -39,6 +39,7 @@ class Session:
     serving: meshes of its replicas.
     serving_frozen: `frozen` on each of them; empty while the engine's memory is released.
     backends: what answers for each module and for the judge.
+    grammars: hold the frozen modules to their forms; None if the config leaves them free.
     scorer: decides on answers; there once the engine is started.
     """
 
@@ -53,6 +54,7 @@ class Session:
     dtype: jax.typing.DTypeLike
     serving: list
     backends: backends.Backends
+    grammars: Any = None
     serving_frozen: list = dataclasses.field(default_factory=list)
     engine: Replicas | None = None
     scorer: scoring.Scorer | None = None
@@ -179,6 +181,13 @@ def model_files(config):
     return huggingface.read_config(folder), folders.Folder(folder).names()
 
 
+def make_grammars(text, *, vocab_size):
+    """The `Grammars` of a Tokenizer for a model with so many rows. Needs the extra `grammar`."""
+    from models.engine import grammar
+
+    return grammar.Grammars(text.json, vocab_size=vocab_size, eos_ids=text.eos_ids)
+
+
 def load_tokenizer(folder):
     """The Tokenizer of a model's folder, with an end for its replies."""
     text = tokenizer.Tokenizer.load(folder)
@@ -196,6 +205,8 @@ def build(config, *, training=True):
     training: False keeps no float32 parameters beside those that answer.
     """
     folder = model_folder(config)
+    if config.rollout.grammar:
+        command.need("grammar")
     answering = backends.build(config.backends)
     with command.checking_config():
         sizes = config.mesh
@@ -222,6 +233,8 @@ def build(config, *, training=True):
         serving,
         answering,
     )
+    if config.rollout.grammar:
+        run.grammars = make_grammars(text, vocab_size=frozen.config.vocab_size)
     with command.checking_config():
         make_engine = functools.partial(
             Engine,
@@ -329,6 +342,7 @@ def engine_shapes(config):
         prefill_rows=chosen.prefill_rows,
         decode_steps=chosen.decode_steps,
         dtype=compute_dtype(config),
+        constraints=config.rollout.grammar,
     )
 
 

@@ -56,6 +56,7 @@ def solve(config, query, *, workdir=None, should_stop=lambda: False, on_event=la
             tools=run.tools,
             pool=run.pool,
             models=run.backends.models,
+            grammars=run.grammars,
             settings=session.rollout_settings(config, temperature=0.0),
             step=0,
             should_stop=should_stop,

@@ -124,6 +124,7 @@ def train(config, workdir, *, force=False):
             tools=run.tools,
             pool=run.pool,
             models=run.backends.models,
+            grammars=run.grammars,
             settings=session.rollout_settings(config, temperature=temperature),
             should_stop=stop,
             on_finished=on_finished,

@@ -99,8 +99,8 @@ def policy_loss(
       (loss, sums): float32 scalar; dict of float32 scalars to be added up over micro-batches,
       except `gap_max`, a maximum:
         policy, kl: the weighted terms, loss = policy + kl_coef * kl
-        tokens: sampled tokens; clipped, ratio, gap: sums over these of whether a clip bound was
-        active, ρ, and |log π_θ - log π_sampler|
+        tokens: sampled tokens; clipped, ratio, gap, gap_k3: sums over these of whether a clip
+        bound was active, ρ, |Δ|, and exp(Δ) - 1 - Δ, with Δ = log π_θ - log π_sampler
     """
     mask_BA, adv_BA = batch.mask_BA, batch.adv_BA
 
@@ -129,14 +129,17 @@ def policy_loss(
         k3_BA = jnp.exp(jnp.minimum(log_ref_BA, LARGEST_LOG_RATIO)) - log_ref_BA - 1.0
         kl = weighted(k3_BA)
 
-    gap_BA = jnp.where(mask_BA, jnp.abs(logp_BA - batch.sampler_logp_BA), 0.0)
+    gap_BA = jnp.where(mask_BA, logp_BA - batch.sampler_logp_BA, 0.0)
+    # expm1, because the gap is close to rounding in float32.
+    gap_k3_BA = jnp.expm1(jnp.minimum(gap_BA, LARGEST_LOG_RATIO)) - gap_BA
     sums = {
         "policy": policy,
         "kl": kl,
         "tokens": mask_BA.sum(dtype=jnp.float32),
         "clipped": jnp.where(mask_BA, clipped_BA, False).sum(dtype=jnp.float32),
         "ratio": jnp.where(mask_BA, ratio_BA, 0.0).sum(),
-        "gap": gap_BA.sum(),
-        "gap_max": gap_BA.max(),
+        "gap": jnp.abs(gap_BA).sum(),
+        "gap_k3": gap_k3_BA.sum(),
+        "gap_max": jnp.abs(gap_BA).max(),
     }
     return policy + kl_coef * kl, jax.lax.stop_gradient(sums)

@@ -87,6 +87,7 @@ def collect(
     settings,
     step,
     models=None,
+    grammars=None,
     should_stop=lambda: False,
     on_finished=lambda trajectory: None,
     on_event=lambda event: None,
@@ -104,6 +105,8 @@ def collect(
       models: role -> what answers it, "frozen" or "policy" of the engine, or a remote model
         (`agents.backends.modules.Module`). Roles left out are answered by "frozen"; the planner is
         always "policy".
+      grammars: None, or the `models.engine.grammar.Grammars` that hold the engine's replies to the
+        forms of their roles; the engine must be built for constraints. The planner is always free.
       should_stop: polled while running; True raises `Stopped`.
       on_finished: called with each trajectory as it ends.
       on_event: called with every effect and every reply to one, as they happen.
@@ -123,6 +126,7 @@ def collect(
         settings,
         step,
         models,
+        grammars,
         on_finished,
         on_event,
         timer,
@@ -159,6 +163,7 @@ class _Driver:
         settings,
         step,
         models,
+        grammars,
         on_finished,
         on_event,
         timer,
@@ -174,6 +179,7 @@ class _Driver:
         )
         self.timer = timer
         self.step, self.on_finished, self.on_event = step, on_finished, on_event
+        self.grammars = grammars
         self.models = WEIGHTS | (models or {})
         self.remote = [model for model in self.models.values() if not isinstance(model, str)]
         self.waiting = collections.deque()  # (question, rollout, attempt)
@@ -282,7 +288,12 @@ class _Driver:
             effects.ROLES.index(request.role),
         )
         with self.timer.on("engine"):
-            run.request = self.engine.submit(Request(tokens, sampling, model, address))
+            constraint = None
+            if self.grammars and request.form:
+                constraint = self.grammars.expression(request.form)
+            run.request = self.engine.submit(
+                Request(tokens, sampling, model, address, constraint=constraint)
+            )
         self.by_request[run.request] = ([run], tokens)
 
     def ask_analysis(self, run, request):

@@ -25,7 +25,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from flow_grpo_jax import batching, logprobs, loss
 
 OLD_LOGPROBS = ("sampler", "recompute")
-SUMS = ("policy", "kl", "tokens", "clipped", "ratio", "gap", "gap_max", "entropy")
+SUMS = ("policy", "kl", "tokens", "clipped", "ratio", "gap", "gap_k3", "gap_max", "entropy")
 
 
 @flax.struct.dataclass
@@ -397,6 +397,7 @@ class Update:
             "policy/ratio_mean": token_mean("ratio"),
             "policy/entropy": token_mean("entropy"),
             "policy/logprob_gap_mean": float(reports[0]["gap"] / reports[0]["tokens"]),
+            "policy/logprob_gap_k3": float(reports[0]["gap_k3"] / reports[0]["tokens"]),
             "policy/logprob_gap_max": float(reports[0]["gap_max"]),
             "optim/grad_norm": mean(lambda report: report["norm"]),
             "optim/steps": float(len(reports)),

@@ -82,6 +82,7 @@ def base():
     c.rollout.max_prompt_tokens = 18_432
     c.rollout.max_response_tokens = 2_048  # planner
     c.rollout.max_module_tokens = 2_048  # each frozen module
+    c.rollout.grammar = False  # hold the frozen modules to their forms; needs the extra `grammar`
     c.rollout.call_seconds = 60.0  # a tool call that hangs longer is an infrastructure failure
     c.rollout.trajectory_seconds = 600.0
     c.rollout.in_flight = 256  # trajectories at once; further ones start as these end

@@ -7,7 +7,6 @@ error. Knows neither HTTP nor threads.
 import dataclasses
 import json
 import math
-import re
 
 import jinja2
 
@@ -16,7 +15,6 @@ from models.engine import types
 
 COMPLETION_TOKENS = 16  # of a completion that does not say max_tokens
 MOST_STOPS, LONGEST_STOP = 16, 256
-BARRIER = "\u200b"  # zero width; breaks the mark of a special token in a message
 
 # Accepted and without effect here.
 WITHOUT_EFFECT = (
@@ -148,19 +146,14 @@ class Parser:
 
     Args:
       tokenizer: `models.tokenizer.Tokenizer`.
-      special_tokens: texts with a meaning in a prompt.
       max_length: most tokens of prompt and answer.
       vocab_size: rows of the model's vocabulary.
       top_logprobs: most alternatives per token.
       most_answers: most answers of one request.
     """
 
-    def __init__(
-        self, tokenizer, *, special_tokens, max_length, vocab_size, top_logprobs, most_answers
-    ):
+    def __init__(self, tokenizer, *, max_length, vocab_size, top_logprobs, most_answers):
         self._tokenizer = tokenizer
-        marks = [re.escape(token) for token in special_tokens if len(token) > 1]
-        self._special = re.compile("|".join(marks) or "(?!)")
         self._max_length, self._vocab_size = max_length, vocab_size
         self._top_logprobs, self._most_answers = top_logprobs, most_answers
 
@@ -265,14 +258,7 @@ class Parser:
                 raise invalid(f"{where}: only parts of type text are supported.", param="messages")
             texts = [_text(part.get("text"), f"{where}: the text of a part") for part in parts]
             content = "".join(texts)
-        content = self._harmless(_text(content, f"{where}: content"))
-        return {"role": ROLES[message["role"]], "content": content}
-
-    def _harmless(self, text):
-        """A text in which no special token will be recognised."""
-        while self._special.search(text):
-            text = self._special.sub(lambda found: found[0][0] + BARRIER + found[0][1:], text)
-        return text
+        return {"role": ROLES[message["role"]], "content": _text(content, f"{where}: content")}
 
     def _prompts(self, prompt):
         """Token ids of each prompt; in a text, special tokens are recognised."""

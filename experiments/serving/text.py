@@ -78,7 +78,6 @@ class Vocabulary:
 
     Attributes:
       decode: token ids -> text, without special tokens.
-      special_tokens: tuple of str.
     """
 
     def __init__(self, tokenizer):
@@ -90,7 +89,6 @@ class Vocabulary:
         in_bytes = _of_bytes if "ByteLevel" in json.dumps(values["decoder"]) else _of_pieces
         self._bytes = {index: in_bytes(token) for token, index in vocabulary.items()}
         self._bytes |= {token["id"]: token["content"].encode() for token in added}
-        self.special_tokens = tuple(token["content"] for token in added if token["special"])
 
     def bytes(self, index):
         """Bytes of a token; of an id that has none, b""."""

@@ -24,6 +24,7 @@ def lowered(
     prefill_rows,
     decode_steps,
     dtype,
+    constraints=False,
     attend=None,
 ):
     """The programs that an `Engine` of these settings runs, lowered for a mesh.
@@ -63,6 +64,7 @@ def lowered(
     split = NamedSharding(mesh, cache.spec(attend))
     pages = [shape(leaf, split) for leaf in jax.eval_shape(make)]
     state = placed(jax.eval_shape(functools.partial(programs.empty_slots, slots)))
+    words = -(-model.config.vocab_size // 32) if constraints else 0
     width = cache.widths(attend, -(-(max_length + prefill_tokens) // page_size))[-1]
     chunk = pool.chunk(
         [],
@@ -70,14 +72,15 @@ def lowered(
         count=prefill_rows,
         slots=slots,
         table_width=width,
-        vocabulary_words=0,
+        vocabulary_words=words,
     )
     integers_B = np.zeros(slots, np.int32)
     table_BM = np.zeros((slots, width), np.int32)
+    allowed_BW = np.zeros((slots, words), np.uint32) if words else None
     prefill, decode = engine.jitted(run, jax.tree.structure(model), steps=decode_steps)
     calls = {
         "prefill": (prefill, (chunk, np.uint32(0))),
-        "decode": (decode, (table_BM, integers_B > 0, integers_B, None)),
+        "decode": (decode, (table_BM, integers_B > 0, integers_B, allowed_BW)),
     }
     with _as_on(mesh.devices.flat[0]):
         return {

@@ -211,24 +211,33 @@ class Engine:
         leaves = jax.tree.leaves(jax.eval_shape(self._empty_cache))
         return sum(int(np.prod(place(leaf.shape))) * leaf.dtype.itemsize for leaf in leaves)
 
-    def submit(self, request):
-        """Queues a request and returns its id. ValueError says what the engine cannot serve."""
+    def prefix(self, tokens):
+        """Digests of a prompt's full pages, for `cached_tokens` and `submit`."""
+        return pages.prefix_digests(tokens, self._page)
+
+    def submit(self, request, prefix=None):
+        """Queues a request and returns its id. ValueError says what the engine cannot serve.
+
+        Args:
+          prefix: of its tokens, where the caller has it already.
+        """
         self._check(request)
+        if prefix is None:
+            prefix = self.prefix(request.tokens)
         # The token drawn last is never written.
         positions = len(request.tokens) + request.sampling.max_tokens - 1
-        running = pool.Running(next(self._ids), request, self._pages_for(positions))
+        running = pool.Running(next(self._ids), request, self._pages_for(positions), prefix)
         self._requests[running.id] = self._waiting[running.id] = running
         if request.deadline is not None:
             heapq.heappush(self._deadlines, (request.deadline, running.id))
         return running.id
 
-    def cached_tokens(self, weights, tokens):
-        """How many of a prompt's tokens are in the cache of the newest version of a weight set."""
+    def cached_tokens(self, weights, prefix):
+        """How many tokens of a prefix are in the cache of the newest version of a weight set."""
         found = self._pools.get((weights, self._versions.get(weights)))
         if found is None:
             return 0
-        keys = pages.prefix_keys(found.namespace, tokens, self._page)
-        return self._page * self._book.known(keys)
+        return self._page * self._book.known([found.namespace + digest for digest in prefix])
 
     def partial(self, id, first=0):
         """Completion, without a stop_reason, of what a pending request drew from `first` on."""
@@ -359,7 +368,7 @@ class Engine:
                 if len(full) == len(self._weights):
                     return
                 continue
-            keys = pages.prefix_keys(pool_.namespace, running.prompt, self._page)
+            keys = [pool_.namespace + digest for digest in running.digests]
             # The last token is always computed: its logits draw the first token.
             found = self._book.find(keys[: (len(running.prompt) - 1) // self._page])
             running.keys, running.pages = keys, found

@@ -1,9 +1,10 @@
-"""Output that follows a JSON schema, by the llguidance library (extra `grammar`).
+"""Output of a form: JSON of a schema, or what a regular expression matches.
 
     grammars = Grammars(tokenizer_json, vocab_size=model.config.vocab_size, eos_ids=eos_ids)
     engine.submit(Request(tokens, sampling, constraint=grammars.json_schema({"type": "object"})))
 
-Whoever trains on such a response must apply the same masks to its log-probs.
+Done by the llguidance library (extra `grammar`). Whoever trains on such a response must apply the
+same masks to its log-probs.
 """
 
 import json
@@ -30,6 +31,7 @@ class Grammars:
             tokenizer_json, n_vocab=vocab_size, eos_token=list(eos_ids)
         )
         self._words = -(-vocab_size // 32)
+        self._expressions = {}  # regular expression -> Constraint that nothing has used
 
     def json_schema(self, schema):
         """The Constraint of a JSON schema (dict).
@@ -40,10 +42,29 @@ class Grammars:
         grammar = llguidance.LLMatcher.grammar_from_json_schema(
             json.dumps(schema), defaults=DEFAULTS
         )
+        return self._constraint("JSON schema", grammar)
+
+    def expression(self, pattern):
+        """The Constraint of a regular expression, which the whole response matches.
+
+        It is compiled once and kept: meant for the few forms that a program has.
+
+        Args:
+          pattern: without look-around and back references.
+
+        Raises:
+          ValueError: the pattern is wrong, too large, or uses what llguidance does not support.
+        """
+        if pattern not in self._expressions:
+            grammar = llguidance.LLMatcher.grammar_from_regex(pattern)
+            self._expressions[pattern] = self._constraint("regular expression", grammar)
+        return self._expressions[pattern].copy()
+
+    def _constraint(self, what, grammar):
         matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
             reason = matcher.get_error().split("\n<state>")[0]
-            raise ValueError(f"The JSON schema cannot be followed: {reason}.")
+            raise ValueError(f"The {what} cannot be followed: {reason}.")
         return Constraint(matcher, self._words)
 
 

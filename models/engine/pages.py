@@ -100,20 +100,21 @@ class Pages:
             page.key = None
 
 
-def prefix_keys(weights, tokens, size):
-    """A key for each full page of a prompt.
+def prefix_digests(tokens, size):
+    """For each full page of a prompt, bytes that stand for all tokens up to its end.
+
+    A page's key is the name of the weights and this.
 
     Args:
-      weights: bytes that name the weights; every key begins with them.
       tokens: ids.
       size: tokens in a page.
     """
     ids = np.asarray(tokens, np.int32)
-    digest, keys = hashlib.blake2b(digest_size=16), []
+    digest, digests = hashlib.blake2b(digest_size=16), []
     for end in range(size, len(ids) + 1, size):
         digest.update(ids[end - size : end].tobytes())
-        keys.append(weights + digest.digest())
-    return keys
+        digests.append(digest.digest())
+    return digests
 
 
 def all_can_finish(wanted_R, freed_R, available):

@@ -11,7 +11,8 @@ from models.engine import programs, sampling, types
 class Running:
     """A request from its submission to its Completion.
 
-    keys: of its full prompt pages.    pages: those it holds, in order.    most_pages: to its end.
+    digests: of its full prompt pages.    keys: of these, while it has pages.
+    pages: those it holds, in order.    most_pages: to its end.
     shared: prompt tokens whose pages others had filled.
     cursor: prompt tokens that are shared or whose prefill was dispatched.
     dispatched: most tokens it may have drawn in all calls dispatched so far.
@@ -22,6 +23,7 @@ class Running:
     id: int
     request: types.Request
     most_pages: int
+    digests: list
     pool: "Pool | None" = None
     version: int = 0
     keys: list = dataclasses.field(default_factory=list)

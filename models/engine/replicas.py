@@ -41,10 +41,12 @@ class Replicas:
 
     def submit(self, request):
         """Queues a request and returns its id. ValueError says what no engine can serve."""
-        chosen = 0
+        chosen, prefix = 0, None
         if len(self._engines) > 1:
-            chosen = min(range(len(self._engines)), key=lambda n: self._cost(n, request))
-        inner = self._engines[chosen].submit(request)
+            prefix = self._engines[0].prefix(request.tokens)
+            cost = lambda n: self._cost(n, request.weights, prefix)
+            chosen = min(range(len(self._engines)), key=cost)
+        inner = self._engines[chosen].submit(request, prefix)
         id = next(self._ids)
         self._places[id], self._identities[chosen, inner] = (chosen, inner), id
         return id
@@ -85,7 +87,7 @@ class Replicas:
         for engine in self._engines:
             engine.warmup()
 
-    def _cost(self, index, request):
+    def _cost(self, index, weights, prefix):
         engine = self._engines[index]
-        known = engine.cached_tokens(request.weights, request.tokens)
+        known = engine.cached_tokens(weights, prefix)
         return (engine.pending * LEVELS // engine.slots, -known, engine.pending)

@@ -15,8 +15,8 @@ import time
 import loopback
 import pytest
 
-from agents import drive, effects
-from experiments import backends, command, panel, solve
+from agents import drive, effects, forms
+from experiments import backends, command, panel, session, solve
 from experiments.configs import common, quickstart
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -277,6 +277,31 @@ def test_what_is_no_question_is_refused(query, message):
     with pytest.raises(command.ConfigError, match=message):
         solve.check_query(query)
     solve.check_query("¿Cuál es la capital de España? 東京")
+
+
+def test_a_grammar_without_its_extra_says_what_to_install(monkeypatch):
+    config = quickstart.get_config()
+    config.rollout.grammar = True
+    monkeypatch.setattr(command, "installed", lambda extra: False)
+    with pytest.raises(command.ConfigError, match=r"llguidance: pip install '\.\[grammar\]'"):
+        session.build(config)
+
+
+@pytest.mark.slow
+def test_a_grammar_reaches_the_engine(monkeypatch):
+    grammar = pytest.importorskip("models.engine.grammar", reason="needs the extra grammar")
+    asked, expression = [], grammar.Grammars.expression
+
+    def noted(self, pattern):
+        asked.append(pattern)
+        return expression(self, pattern)
+
+    monkeypatch.setattr(grammar.Grammars, "expression", noted)
+    config = quickstart.get_config()
+    config.rollout.grammar, config.engine.slots = True, 1
+    found = solve.solve(config, "What is the capital of Spain?")
+    assert found.answer == "Madrid"
+    assert {forms.VERDICT, forms.ANSWER} < set(asked) and len(set(asked)) == 3
 
 
 def test_servers_alone_answer_every_module():

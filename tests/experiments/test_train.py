@@ -107,6 +107,7 @@ def test_a_run_leaves_everything_the_design_names(finished):
         "policy/clip_fraction",
         "policy/entropy",
         "policy/logprob_gap_mean",
+        "policy/logprob_gap_k3",
         "policy/logprob_gap_max",
         "optim/grad_norm",
         "time/rollout",
@@ -117,6 +118,7 @@ def test_a_run_leaves_everything_the_design_names(finished):
     ]
     assert not [name for name in required if name not in found[1]]
     assert max(line["policy/logprob_gap_max"] for line in found[1:]) <= 1e-4
+    assert max(abs(line["policy/logprob_gap_k3"]) for line in found[1:]) <= 1e-8
     assert {"eval/success", "eval/correct", "eval/total"} <= set(found[0]) & set(found[2])
     assert (finished / "report.html").stat().st_size > 10_000
     written = json.loads((finished / "config.json").read_text())

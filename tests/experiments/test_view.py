@@ -88,6 +88,7 @@ def fake_metrics(draw, step, steps):
         "policy/entropy": 0.9 - 0.5 * skill + draw.gauss(0, 0.03),
         "policy/logprob_gap_mean": 1.1e-6 * (1 + draw.random()),
         "policy/logprob_gap_max": 1.4e-5 * (1 + draw.random()),
+        "policy/logprob_gap_k3": 1e-12 * (1 + draw.random()),
         "policy/clip_fraction": 0.01 + 0.02 * draw.random(),
         "optim/grad_norm": 0.3 + 0.2 * draw.random(),
         "time/rollout": 5.2 + draw.random(),
@@ -212,6 +213,7 @@ def test_the_page_holds_curves_and_every_turn(page, run):
     reader = Reader(page)
     titles = {chart["title"]: chart for chart in reader.data("charts")["main"]}
     assert {"Held-out success", "Reward", "Tools chosen", "Log-prob gap"} <= set(titles)
+    assert "KL of sampler and trainer" in titles
     assert titles["Held-out success"]["series"][0]["x"] == [0, 10, 20]
     assert {s["label"] for s in titles["Tools chosen"]["series"]} == set(TOOLS)
     other = [chart["title"] for chart in reader.data("charts")["other"]]

@@ -366,7 +366,32 @@ def test_truncated_importance_weight_by_hand():
 def test_sums_count_tokens_and_gap():
     totals = run(built(rollouts_QG(), "flow"), "flow", **NUMBERS)[2]
     turns = [t for rollouts in rollouts_QG() for r in rollouts if r.valid for t in r.turns]
-    gaps = [abs(a - b) for t in turns for a, b in zip(t.logp, t.sampler, strict=True)]
+    gaps = [a - b for t in turns for a, b in zip(t.logp, t.sampler, strict=True)]
     assert sum(totals["tokens"]) == len(gaps)
-    assert sum(totals["gap"]) == pytest.approx(sum(gaps), rel=1e-5)
-    assert max(totals["gap_max"]) == pytest.approx(max(gaps), rel=1e-5)
+    assert sum(totals["gap"]) == pytest.approx(sum(map(abs, gaps)), rel=1e-5)
+    assert max(totals["gap_max"]) == pytest.approx(max(map(abs, gaps)), rel=1e-5)
+    k3 = sum(math.exp(gap) - 1 - gap for gap in gaps)
+    assert sum(totals["gap_k3"]) == pytest.approx(k3, rel=1e-5)
+
+
+def test_k3_is_the_divergence_of_the_sampler_from_the_trainer():
+    """Over all tokens, each as often as the sampler draws it, k3 is KL(sampler || trainer)."""
+    sampler, trainer = np.array([0.5, 0.25, 0.25]), np.array([0.2, 0.5, 0.3])
+    divergence = (sampler * np.log(sampler / trainer)).sum()
+    other_way = (trainer * np.log(trainer / sampler)).sum()
+    found = 0.0
+    for share, gap in zip(sampler, np.log(trainer / sampler), strict=True):
+        batch, logp_BA, _ = one_token(1.0, 0.0, sampler=gap)
+        sums = loss.policy_loss(logp_BA, None, batch, **NUMBERS | {"kl_coef": 0.0})[1]
+        found += share * float(sums["gap_k3"])
+    assert found == pytest.approx(divergence, rel=1e-5)
+    assert abs(divergence - other_way) > 0.01
+
+
+@pytest.mark.parametrize("gap", [0.3, -0.3, 3e-2, -1e-3, 1e-4])
+def test_small_gaps_are_not_lost_to_rounding(gap):
+    batch, logp_BA, _ = one_token(1.0, 0.0, sampler=gap)
+    sums = loss.policy_loss(logp_BA, None, batch, **NUMBERS | {"kl_coef": 0.0})[1]
+    exact = float(logp_BA[0, 0]) - float(batch.sampler_logp_BA[0, 0])
+    assert float(sums["gap"]) == pytest.approx(abs(exact), rel=1e-6)
+    assert float(sums["gap_k3"]) == pytest.approx(math.expm1(exact) - exact, rel=1e-2)

@@ -11,7 +11,7 @@ import loopback
 import numpy as np
 import pytest
 
-from agents import prompts
+from agents import forms, prompts
 from agents.backends import modules, server
 from agents.memory import Memory, Step
 from flow_grpo_jax import rollout, timing
@@ -139,6 +139,27 @@ def test_the_planner_is_the_only_one_on_policy_weights_and_temperature():
         assert request.weights == ("policy" if planner else "frozen")
         assert request.sampling.temperature == (1.0 if planner else 0.0)
         assert request.sampling.max_tokens == (64 if planner else 32)
+
+
+def test_a_grammar_holds_every_module_with_a_form_but_never_the_planner():
+    class Grammars:
+        def expression(self, pattern):
+            return [pattern]  # a new object each time
+
+    free, engine = ScriptedEngine(), ScriptedEngine()
+    assert collect(free) and all(request.constraint is None for request in free.log)
+    collect(engine, grammars=Grammars())
+    expected = {
+        "call": forms.command(tool(None)["search"]),
+        "verify": forms.VERDICT,
+        "answer": forms.ANSWER,
+    }
+    for request in engine.log:
+        prompt = "".join(map(chr, request.tokens))
+        role = next(name for name in REPLIES if prompt.startswith(name))
+        assert request.constraint == ([expected[role]] if role in expected else None)
+    constraints = [id(r.constraint) for r in engine.log if r.constraint]
+    assert len(set(constraints)) == len(constraints) == 3 * 6
 
 
 def test_analysis_is_asked_once_a_question_and_addresses_never_repeat():

@@ -367,7 +367,11 @@ def test_released_memory_comes_back_with_new_weights():
     engine.step()
     held = engine._cache
     engine.release()
-    assert engine._cache is None and held and engine.cached_tokens("policy", prompt(16)) == 0
+    assert (
+        engine._cache is None
+        and held
+        and engine.cached_tokens("policy", engine.prefix(prompt(16))) == 0
+    )
     with pytest.raises(ValueError, match="'policy' were released"):
         run(engine, [request()])
     engine.set_weights("policy", MODEL)

@@ -178,12 +178,11 @@ def test_a_cancelled_request_fills_the_pages_that_others_wait_for():
     check_all_pages_are_back(engine)
 
 
-def test_keys_follow_the_whole_prefix():
-    one = pages.prefix_keys(b"w", range(10), 4)
+def test_digests_follow_the_whole_prefix():
+    one = pages.prefix_digests(range(10), 4)
     assert len(one) == 2 and len(set(one)) == 2
-    assert pages.prefix_keys(b"w", range(12), 4)[:2] == one
-    assert pages.prefix_keys(b"v", range(10), 4)[0] != one[0]
-    assert pages.prefix_keys(b"w", [9, 1, 2, 3, 4, 5, 6, 7], 4)[1] != one[1]
+    assert pages.prefix_digests(range(12), 4)[:2] == one
+    assert pages.prefix_digests([9, 1, 2, 3, 4, 5, 6, 7], 4)[1] != one[1]
 
 
 @pytest.mark.parametrize("seed", range(50))
@@ -345,6 +344,19 @@ def test_replicas_share_the_load_and_change_no_result(alone):
     assert sum(taken) == len(requests) == together.statistics.requests
     assert min(taken) > len(requests) // 4
     assert together.pending == 0 and together.compile_count == 4
+
+
+def test_a_prompt_is_hashed_once(monkeypatch):
+    """Whichever replica takes it, and however long it waits for pages."""
+    hashed, digests = [], pages.prefix_digests
+    monkeypatch.setattr(pages, "prefix_digests", lambda *all: hashed.append(all) or digests(*all))
+    engines = [build(cache_tokens=48), build(cache_tokens=48)]
+    together = Replicas(engines)
+    for n in range(6):
+        together.submit(Request(tokens(n, 20), Sampling(20), address=(n,)))
+    for engine in engines * 2:
+        engine._admit()
+    assert len(hashed) == 6 and all(engine._waiting for engine in engines)
 
 
 def test_a_request_goes_where_its_prefix_is():

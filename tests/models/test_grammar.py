@@ -1,4 +1,4 @@
-"""Grammars: what their masks allow is what the schema allows, and the engine obeys them."""
+"""Grammars: what their masks allow is what the form allows, and the engine obeys them."""
 
 import itertools
 import json
@@ -9,14 +9,28 @@ import numpy as np
 import pytest
 import tokenizers
 
-from models import qwen2
+from agents import forms, memory, parsing, prompts
+from models import huggingface, qwen2, sharding
+from models.engine import ahead
 from models.engine.engine import Engine
 from models.engine.types import Request, Sampling
+from models.tokenizer import Tokenizer
+from tools.protocol import Parameter, Tool
 
 grammar = pytest.importorskip("models.engine.grammar", reason="needs the extra grammar")
 
 MODEL = pathlib.Path(__file__).parents[2] / "experiments/data/quickstart/model"
 ROWS, EOS = 2048, 2047
+TINY = qwen2.Config(
+    vocab_size=ROWS,
+    hidden_size=16,
+    intermediate_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=8,
+    initializer_range=0.3,
+)
 PERSON = {
     "type": "object",
     "properties": {
@@ -118,21 +132,40 @@ def test_an_unusable_schema_is_refused(schema, message):
         grammars().json_schema(schema)
 
 
+@pytest.mark.parametrize(
+    "answer, valid",
+    [("yes, 12", True), ("no, 7", True), ("yes", False), ("no, 1234", False), ("so: no, 7", False)],
+)
+def test_the_masks_let_through_what_an_expression_matches(text, answer, valid):
+    compiled = grammars()
+    ids = text.encode(answer, add_special_tokens=False).ids
+    for _ in range(2):  # the second one is a copy of what the first did not use up
+        assert follows(text, compiled.expression("(?:yes|no), [0-9]{1,3}"), [*ids, EOS]) == valid
+
+
+def test_an_unusable_expression_is_refused():
+    for pattern in ("(", "a(?=b)"):
+        with pytest.raises(ValueError, match="regular expression cannot be followed"):
+            grammars().expression(pattern)
+
+
+def test_programs_made_ahead_take_masks_too():
+    model = jax.eval_shape(lambda key: qwen2.Qwen2(key, TINY), jax.random.key(0))
+    mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
+    shapes = dict(slots=4, max_length=64, cache_tokens=256, page_size=16, prefill_tokens=16)
+    shapes |= dict(prefill_rows=2, decode_steps=2, dtype=np.float32)
+    for constraints in (True, False):
+        programs = ahead.lowered(model, mesh=mesh, constraints=constraints, **shapes)
+        for name, rows in {"prefill": 2, "decode": 4}.items():
+            masks = [x for x in jax.tree.leaves(programs[name].args_info) if x.dtype == np.uint32]
+            assert ((rows, ROWS // 32) in [x.shape for x in masks]) == constraints
+
+
 @pytest.mark.slow
 def test_the_engine_obeys_and_leaves_neighbours_alone(text):
     """Random draws at a high temperature: nothing but the masks can make them valid JSON."""
-    config = qwen2.Config(
-        vocab_size=ROWS,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        initializer_range=0.3,
-    )
     engine = Engine(
-        {"policy": qwen2.Qwen2(jax.random.key(0), config)},
+        {"policy": qwen2.Qwen2(jax.random.key(0), TINY)},
         slots=4,
         max_length=128,
         page_size=16,
@@ -167,3 +200,65 @@ def test_the_engine_obeys_and_leaves_neighbours_alone(text):
         assert person["name"] in ("Ann", "Bo") and type(person["age"]) is int
     assert all(c.stop_reason == "stop" for n, c in enumerate(mixed) if n != 3)
     assert all(np.isfinite(c.logprobs).all() for c in mixed)
+
+
+@pytest.mark.slow
+def test_frozen_modules_write_what_their_parsers_accept():
+    """At a temperature at which the shipped model forgets the forms that it was trained on."""
+    words, model = Tokenizer.load(MODEL), huggingface.load(MODEL, dtype=np.float32)
+    tool = Tool("knowledge_search", "", (Parameter("query", "str", ""),), "", "", str, 1.0)
+    asked = "What is the capital of Spain?", "capital", memory.Memory()
+    roles = [
+        (
+            prompts.executor(prompts.COMPACT, tool, "Spain", "capital"),
+            forms.command(tool),
+            lambda reply: parsing.calls(reply, tool),
+        ),
+        (
+            prompts.verifier(prompts.COMPACT, {tool.name: tool}, *asked),
+            forms.VERDICT,
+            parsing.verdict,
+        ),
+    ]
+    engine = Engine(
+        {"frozen": model},
+        slots=8,
+        max_length=800,
+        page_size=16,
+        prefill_tokens=32,
+        decode_steps=1,
+        constraints=True,
+    )
+    compiled = grammar.Grammars(
+        words.json, vocab_size=model.config.vocab_size, eos_ids=words.eos_ids
+    )
+
+    def replies(*, bound):
+        """[(reply, its parser)] of four draws of each role."""
+        asked = {}
+        for number, (messages, form, parse) in enumerate(roles):
+            for draw in range(4):
+                request = Request(
+                    tuple(words.chat(messages)),
+                    Sampling(max_tokens=700, temperature=2.0, stop_ids=words.eos_ids),
+                    weights="frozen",
+                    address=(number, draw),
+                    constraint=compiled.expression(form) if bound else None,
+                )
+                asked[engine.submit(request)] = parse
+        found = {}
+        while engine.pending:
+            found |= dict(engine.step())
+        return [(words.decode(found[id].tokens), parse) for id, parse in asked.items()]
+
+    def parses(reply, parse):
+        try:
+            parse(reply)
+        except parsing.ParseError:
+            return False
+        return True
+
+    held = replies(bound=True)
+    assert all(parses(*pair) for pair in held)
+    assert [reply for reply, _ in held] == [reply for reply, _ in replies(bound=True)]
+    assert sum(parses(*pair) for pair in replies(bound=False)) <= 4
