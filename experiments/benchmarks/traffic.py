@@ -40,8 +40,8 @@ class Size:
     engine: dict
 
 
-ON_CPU = dict(page_size=16, prefill_tokens=32, prefill_rows=8, decode_steps=4)
-ON_GPU = dict(page_size=64, prefill_tokens=512, prefill_rows=8, decode_steps=8)
+ON_CPU = dict(page_size=16, prefill_tokens=32, prefill_rows=8, prefill_calls=16, decode_steps=8)
+ON_GPU = dict(page_size=64, prefill_tokens=512, prefill_rows=8, prefill_calls=4, decode_steps=8)
 SIZES = {
     "nano": Size(
         loads.SIZES["nano"].shape,

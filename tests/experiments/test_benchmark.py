@@ -310,7 +310,7 @@ TINY = traffic.Size(
     divide=80,
     questions=1,
     tool_seconds=5.0,
-    engine=dict(page_size=4, prefill_tokens=8, prefill_rows=4, decode_steps=2),
+    engine=dict(page_size=4, prefill_tokens=8, prefill_rows=4, prefill_calls=4, decode_steps=2),
 )
 
 
