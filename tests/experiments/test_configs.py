@@ -64,7 +64,8 @@ def reduced(config, mesh, *, model):
     )
     config.engine.update(slots=4, prefill_rows=4, page_size=16, prefill_tokens=32)
     config.engine.tensor = min(config.engine.tensor, 2)  # of the small model's key/value heads
-    config.batch.row_lengths = config.batch.response_lengths = (256,)
+    lengths = (256, 512)[: len(config.batch.row_lengths)]
+    config.batch.row_lengths, config.batch.response_lengths = lengths, lengths
     if config.model.lora.rank:
         config.model.lora.rank = 4
     return config
