@@ -22,12 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models import attention, sharding
+from models import sharding
+from models.attention import kernels, masks
 
 REMAT = {  # what the backward pass of a block finds saved, besides the block's input
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "attention": jax.checkpoint_policies.save_only_these_names(attention.SAVED),
+    "attention": kernels.saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -42,14 +43,14 @@ class Execution:
       nothing, and weights are cast to `dtype` layer by layer, where the others cast them all
       beforehand: 4 bytes a parameter less (the copy and its gradient). In all cases also the input
       of each block.
-    attend: (q_BTNH, k_BTKH, v_BTKH, until_BT) -> o_BTNH, from `attention.make`.
+    attend: (q_BTNH, k_BTKH, v_BTKH, until_BT) -> o_BTNH, from `kernels.make`.
     residual: NamedSharding of x_BTD between blocks, from `sharding.residual_sharding`; the layout
       of embeddings and weights follows from it. None for one device.
     """
 
     dtype: jax.typing.DTypeLike = jnp.float32
     remat: str = "none"
-    attend: Callable = dataclasses.field(default_factory=attention.make)
+    attend: Callable = dataclasses.field(default_factory=kernels.make)
     residual: jax.sharding.Sharding | None = None
 
     def __post_init__(self):
@@ -330,13 +331,13 @@ class Qwen2(nnx.Module):
 
         Args:
           token_BT: int32 token ids; any valid id on padding.
-          until_BT: int32, who sees whom; see `models/attention.py`. Positions follow from it.
+          until_BT: int32, who sees whom; see `models/attention/masks.py`. Positions follow from it.
           execution: Execution; None takes its defaults.
 
         Outputs at padding are finite and meaningless.
         """
         run = execution or Execution()
-        rope = self.rope(attention.positions(until_BT))
+        rope = self.rope(masks.positions(until_BT))
 
         def attend(q_BTNH, k_BTKH, v_BTKH):
             return run.attend(q_BTNH, k_BTKH, v_BTKH, until_BT), None

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from models.attention import MASKED
+from models.attention.masks import MASKED
 
 SPANS = {"loop": 64, "gathered": 1024, "ragged": 1024}  # keys that are read at a time
 QUERIES = 32  # that `ragged` takes together

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flow_grpo_jax import batching, packing
-from models import attention
+from models.attention import masks
 
 EOS, PAD = 9, 0
 
@@ -155,7 +155,7 @@ def test_dtypes():
 # ---- reading batches back ----------------------------------------------------------------------
 
 
-positions = jax.jit(attention.positions)
+positions = jax.jit(masks.positions)
 
 
 def read_turns(micro_batches):

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flow_grpo_jax import batching, logprobs, loss, packing
-from models import attention, qwen2
+from models import qwen2
+from models.attention import kernels
 
 # ---- rows --------------------------------------------------------------------------------------
 
@@ -317,7 +318,7 @@ def one_by_one(model, ref_model, samples, execution):
 @pytest.mark.slow
 def test_every_layout_has_the_loss_and_gradient_of_turns_one_by_one(float64):
     model, ref_model, samples = make_model(0), make_model(1), agent_turns()
-    execution = qwen2.Execution(dtype=jnp.float64, attend=attention.make("reference"))
+    execution = qwen2.Execution(dtype=jnp.float64, attend=kernels.make("reference"))
     how = dict(temperature=TEMPERATURE, chunk=16, execution=execution)
 
     def in_batch(model, ref_model, batch):

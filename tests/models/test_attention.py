@@ -12,20 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import (
-    attention,
-    attention_blockwise,
-    attention_pallas,
-    attention_splash,
-    sharding,
-)
+from models import qwen2, sharding
+from models.attention import blockwise, kernels, masks, pallas, splash
 
 interpreted = lambda kernel: functools.partial(kernel, interpret=True)
 KERNELS = {  # Pallas kernels need blocks of 128 and are walked through step by step here
-    "reference": attention.make("reference"),
-    "blockwise": attention.whole_rows(attention_blockwise.attend, block=16),
-    "pallas": attention.whole_rows(interpreted(attention_pallas.attend), block=128),
-    "splash": attention.whole_rows(interpreted(attention_splash.attend), block=128),
+    "reference": kernels.make("reference"),
+    "blockwise": kernels.whole_rows(blockwise.attend, block=16),
+    "pallas": kernels.whole_rows(interpreted(pallas.attend), block=128),
+    "splash": kernels.whole_rows(interpreted(splash.attend), block=128),
 }
 TPU = ("pallas", "splash")
 EACH = ["reference", "blockwise", *(pytest.param(name, marks=pytest.mark.slow) for name in TPU)]
@@ -217,9 +212,9 @@ def test_blocks_that_do_not_see_each_other_are_never_touched(kernel):
     """A masked product with nan is nan: only skipping keeps segments of whole blocks apart."""
     block, size = (128, 64) if kernel in TPU else (16, 8)
     raw = {
-        "blockwise": attention_blockwise.attend,
-        "pallas": interpreted(attention_pallas.attend),
-        "splash": interpreted(attention_splash.attend),
+        "blockwise": blockwise.attend,
+        "pallas": interpreted(pallas.attend),
+        "splash": interpreted(splash.attend),
     }[kernel]
     until_BT = np.repeat(block * np.array([[1, 3, 3]], np.int32), block, axis=1)
     q, k, v, do = inputs(1, 3 * block, 2, 1, size)
@@ -230,7 +225,7 @@ def test_blocks_that_do_not_see_each_other_are_never_touched(kernel):
     assert np.isnan(o[:, :block]).all()
 
 
-visible_pairs = jax.jit(attention_blockwise.visible_pairs, static_argnames=("block", "by_key"))
+visible_pairs = jax.jit(blockwise.visible_pairs, static_argnames=("block", "by_key"))
 
 
 def pairs(until_T, block, **options):
@@ -254,7 +249,7 @@ def test_visible_pairs_miss_nothing_and_little_more():
     for seed in range(50):
         until_T = tree(np.random.default_rng(seed), tokens)
         until_T = np.maximum(until_T, np.arange(1, tokens + 1))
-        seen_TT = np.asarray(jax.jit(attention.visible)(until_T[None])[0])
+        seen_TT = np.asarray(jax.jit(masks.visible)(until_T[None])[0])
         blocks = seen_TT.reshape(tokens // block, block, -1, block).any(axis=(1, 3))
         found = pairs(until_T, block)
         assert found == sorted(found)
@@ -264,10 +259,10 @@ def test_visible_pairs_miss_nothing_and_little_more():
 
 def test_visibility_is_a_picture():
     segment_BT = jnp.array([[0, 0, 1, 1, 1, 2, 2, 0]])
-    until_BT = attention.until_of_segments(segment_BT)
+    until_BT = masks.until_of_segments(segment_BT)
     assert until_BT.tolist() == [[0, 0, 5, 5, 5, 7, 7, 0]]
-    assert attention.positions(until_BT).tolist() == [[0, 0, 0, 1, 2, 0, 1, 0]]
-    assert attention.visible(until_BT)[0].astype(int).tolist() == [
+    assert masks.positions(until_BT).tolist() == [[0, 0, 0, 1, 2, 0, 1, 0]]
+    assert masks.visible(until_BT)[0].astype(int).tolist() == [
         [0, 0, 0, 0, 0, 0, 0, 0],
         [0, 0, 0, 0, 0, 0, 0, 0],
         [0, 0, 1, 0, 0, 0, 0, 0],
@@ -282,8 +277,8 @@ def test_visibility_is_a_picture():
 def test_visibility_of_a_tree_is_a_picture():
     #         prompt  1st answer  2nd answer, its two ends
     until_BT = jnp.array([[8, 8, 4, 4, 8, 6, 8, 8]])
-    assert attention.positions(until_BT).tolist() == [[0, 1, 2, 3, 2, 3, 3, 4]]
-    assert attention.visible(until_BT)[0].astype(int).tolist() == [
+    assert masks.positions(until_BT).tolist() == [[0, 1, 2, 3, 2, 3, 3, 4]]
+    assert masks.visible(until_BT)[0].astype(int).tolist() == [
         [1, 0, 0, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0, 0, 0],
         [1, 1, 1, 0, 0, 0, 0, 0],
@@ -298,9 +293,9 @@ def test_visibility_of_a_tree_is_a_picture():
 def test_positions_count_what_is_seen():
     for seed in range(20):
         until_BT = jnp.asarray([tree(np.random.default_rng(seed), 60)])
-        expected_BT = np.asarray(jax.jit(attention.visible)(until_BT)).sum(axis=-1) - 1
+        expected_BT = np.asarray(jax.jit(masks.visible)(until_BT)).sum(axis=-1) - 1
         real_BT = np.asarray(until_BT) > np.arange(60)
-        positions_BT = np.asarray(jax.jit(attention.positions)(until_BT))
+        positions_BT = np.asarray(jax.jit(masks.positions)(until_BT))
         np.testing.assert_array_equal(positions_BT[real_BT], expected_BT[real_BT])
         assert (positions_BT >= 0).all()
 
@@ -313,7 +308,7 @@ def test_memory_of_blockwise_grows_with_the_row_and_not_its_square():
         compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*arrays).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    blockwise, reference = attention.make("blockwise"), attention.make("reference")
+    blockwise, reference = kernels.make("blockwise"), kernels.make("reference")
     assert temporaries(blockwise, 4096) < 4.5 * temporaries(blockwise, 1024)
     assert temporaries(blockwise, 4096) < temporaries(reference, 4096) / 16
     assert temporaries(reference, 4096) > 10 * temporaries(reference, 1024)
@@ -333,7 +328,7 @@ def primitives(jaxpr, names):
 @pytest.mark.parametrize("mesh", [None, dict(data=2, fsdp=2, tensor=2)], ids=["alone", "mesh"])
 def test_remat_policy_spares_the_forward_loop(mesh):
     """For kernels of Pallas see test_attention_tpu.py: there the compiler drops the call."""
-    attend = attention.make("blockwise", mesh=mesh and sharding.make_mesh(**mesh))
+    attend = kernels.make("blockwise", mesh=mesh and sharding.make_mesh(**mesh))
     *arrays, _ = inputs(4, 128, 4, 2, 64)
 
     def loops(policy):
@@ -342,8 +337,8 @@ def test_remat_policy_spares_the_forward_loop(mesh):
         jaxpr = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(*arrays).jaxpr
         return primitives(jaxpr, ["while"])
 
-    assert loops(attention.saveable) == 2
-    assert loops(jax.checkpoint_policies.save_only_these_names(attention.SAVED)) == 2
+    assert loops(qwen2.REMAT["attention"]) == 2
+    assert loops(jax.checkpoint_policies.save_only_these_names(masks.SAVED)) == 2
     assert loops(jax.checkpoint_policies.nothing_saveable) == 3
 
 
@@ -363,13 +358,13 @@ def test_a_mesh_changes_nothing(sizes, heads):
     rows = [layouts(tokens)[name] for name in ("packed", "tree", "left padding", "only padding")]
     until_BT = np.stack(rows * 2).astype(np.int32)
     arrays = inputs(8, tokens, *heads, 8)
-    alone = compiled(attention.make("blockwise"))(*arrays, until_BT)
-    split = compiled(attention.make("auto", mesh=mesh))(*arrays, until_BT)
+    alone = compiled(kernels.make("blockwise"))(*arrays, until_BT)
+    split = compiled(kernels.make("auto", mesh=mesh))(*arrays, until_BT)
     assert_close(split, [np.asarray(x) for x in alone], 1e-6)
 
 
 def test_a_mesh_that_does_not_fit_names_what_does():
-    attend = attention.make("blockwise", mesh=sharding.make_mesh(data=4, fsdp=1, tensor=2))
+    attend = kernels.make("blockwise", mesh=sharding.make_mesh(data=4, fsdp=1, tensor=2))
     with pytest.raises(ValueError, match=r"6 rows .* data \* fsdp = 4 devices; .* e.g. 8"):
         attend(*inputs(6, 8, 4, 2, 8)[:3], jnp.full((6, 8), 8))
     with pytest.raises(ValueError, match="3 query and 3 key/value heads .* valid: 1, 3"):
@@ -394,33 +389,33 @@ def test_a_mesh_that_does_not_fit_names_what_does():
     ],
 )
 def test_auto_chooses_by_platform_shape_and_dtype(platform, shape, dtype, expected):
-    assert attention.choose(platform, jax.ShapeDtypeStruct(shape, dtype)) == expected
+    assert kernels.choose(platform, jax.ShapeDtypeStruct(shape, dtype)) == expected
 
 
 def test_auto_counts_the_rows_of_one_device():
     queries = jax.ShapeDtypeStruct((8, 20480, 28, 128), jnp.bfloat16)
     mesh = sharding.make_mesh(data=2, fsdp=4)
-    assert attention.choose("gpu", queries) == "blockwise"
-    assert attention.choose("gpu", queries, mesh) == "cudnn"
+    assert kernels.choose("gpu", queries) == "blockwise"
+    assert kernels.choose("gpu", queries, mesh) == "cudnn"
 
 
 def test_unknown_names_and_wrong_platforms_are_refused():
     valid = "auto, reference, blockwise, cudnn, splash, pallas"
     with pytest.raises(ValueError, match=f"attention='flash' is unknown; valid: {valid}"):
-        attention.make("flash")
+        kernels.make("flash")
     with pytest.raises(ValueError, match="attention='splash' runs on tpu, but the devices are cpu"):
-        attention.make("splash")
+        kernels.make("splash")
     with pytest.raises(ValueError, match="attention='cudnn' runs on gpu, but the devices are cpu"):
-        attention.make("cudnn", mesh=sharding.make_mesh(data=8))
+        kernels.make("cudnn", mesh=sharding.make_mesh(data=8))
 
 
 def test_the_same_call_gives_the_same_function():
     """So that it can be a static argument of compiled functions."""
     mesh = sharding.make_mesh(data=8)
-    assert attention.make("auto", mesh=mesh) is attention.make("auto", mesh=mesh)
+    assert kernels.make("auto", mesh=mesh) is kernels.make("auto", mesh=mesh)
 
 
-CUDNN = attention.whole_rows(attention._cudnn, block=2)
+CUDNN = kernels.whole_rows(kernels._cudnn, block=2)
 
 
 def test_cudnn_refuses_float32():
@@ -478,5 +473,5 @@ def test_remat_policy_spares_the_cudnn_call(pretended_gpu):
         jaxpr = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(*arrays).jaxpr
         return primitives(jaxpr, ["dot_product_attention_fwd_wrapper"])
 
-    assert runs(attention.saveable) == 1
+    assert runs(qwen2.REMAT["attention"]) == 1
     assert runs(jax.checkpoint_policies.nothing_saveable) == 2

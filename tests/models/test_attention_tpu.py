@@ -13,7 +13,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from models import attention, sharding
+from models import qwen2, sharding
+from models.attention import kernels
 
 pytestmark = [
     pytest.mark.slow,
@@ -46,7 +47,7 @@ def compiled(devices, name, tokens, size, **options):
     dtype, policy = options.pop("dtype", jnp.bfloat16), options.pop("policy", None)
     sizes = {"data": 1, **options}
     mesh = sharding.make_mesh(devices=devices[: math.prod(sizes.values())], **sizes)
-    attend = attention.make(name, mesh=mesh)
+    attend = kernels.make(name, mesh=mesh)
     layer = lambda q_BTNH, *inputs: attend(2 * q_BTNH, *inputs)
     layer = jax.checkpoint(layer, policy=policy) if policy else layer
 
@@ -69,7 +70,7 @@ def temporaries(program):
     return program.memory_analysis().temp_size_in_bytes / 2**20
 
 
-def kernels(program):
+def kernel_calls(program):
     return program.as_text().count('custom_call_target="tpu_custom_call"')
 
 
@@ -79,7 +80,7 @@ def kernels(program):
 def test_pallas_compiles_and_its_memory_grows_with_the_row(devices, chip, size, tokens):
     program = compiled(devices(chip), "pallas", tokens, size)
     inputs = 2 * tokens * (14 + 2 + 2 + 14) * max(size, 128) / 2**20  # lanes are padded to 128
-    assert kernels(program) == 3
+    assert kernel_calls(program) == 3
     assert temporaries(program) < 2 * inputs + 32
 
 
@@ -87,7 +88,7 @@ def test_pallas_compiles_and_its_memory_grows_with_the_row(devices, chip, size, 
 @pytest.mark.parametrize("chip", CHIPS)
 def test_splash_compiles(devices, chip, size):
     program = compiled(devices(chip), "splash", 4096, size, rows=2)
-    assert kernels(program) == 3
+    assert kernel_calls(program) == 3
     assert temporaries(program) < 512
 
 
@@ -99,7 +100,7 @@ def test_small_heads_and_float32_compile(devices, kernel):
 @pytest.mark.parametrize("tokens", [4096, 12288])
 def test_auto_compiles_on_a_mesh(devices, tokens):
     program = compiled(devices("v5e"), "auto", tokens, 128, rows=4, heads=(28, 4), fsdp=2, tensor=2)
-    assert kernels(program) == 3
+    assert kernel_calls(program) == 3
     assert temporaries(program) < 1024
 
 
@@ -107,7 +108,9 @@ def test_auto_compiles_on_a_mesh(devices, tokens):
 @pytest.mark.parametrize("sizes", [dict(), dict(fsdp=2, tensor=2)], ids=["alone", "mesh"])
 def test_remat_policy_spares_the_forward_kernel(devices, kernel, sizes):
     def runs(policy):
-        return kernels(compiled(devices("v5e"), kernel, 1024, 128, rows=2, policy=policy, **sizes))
+        return kernel_calls(
+            compiled(devices("v5e"), kernel, 1024, 128, rows=2, policy=policy, **sizes)
+        )
 
-    assert runs(attention.saveable) == 3  # forward, query gradients, key and value gradients
+    assert runs(qwen2.REMAT["attention"]) == 3  # forward, query gradients, key and value gradients
     assert runs(jax.checkpoint_policies.nothing_saveable) == 4

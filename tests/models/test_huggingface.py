@@ -596,7 +596,7 @@ PEAK = """
 import sys
 import jax
 jax.config.update("jax_platforms", "cpu")
-from experiments.benchmarks import loading
+from experiments.speed import loading
 loading.make_folder(sys.argv[1], gigabytes=0.6)
 loading.load(sys.argv[1])
 print(loading.peak_beyond_model(sys.argv[1]), loading.largest_tensor(sys.argv[1]))

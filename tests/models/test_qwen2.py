@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import attention, huggingface, qwen2
+from models import huggingface, qwen2
+from models.attention import masks
 
 TOLERANCE = 1e-4  # of the largest logit
 
@@ -29,7 +30,7 @@ def tokens(rows, length, *, seed=0):
 
 def logits(model, token_BT, segment_BT=None):
     segment_BT = np.ones_like(token_BT) if segment_BT is None else segment_BT
-    until_BT = attention.until_of_segments(jnp.asarray(segment_BT))
+    until_BT = masks.until_of_segments(jnp.asarray(segment_BT))
     forward = lambda model, token_BT, until_BT: model.logits(model.hidden(token_BT, until_BT))
     return np.asarray(jax.jit(forward)(model, token_BT, until_BT))
 
@@ -74,7 +75,7 @@ def configured(**changes):
 
 
 def tiled_kv_heads(model, monkeypatch):
-    right = attention.attend_reference
+    right = masks.attend_reference
 
     def wrong(q_BTNH, k_BSKH, v_BSKH, mask_BTS):
         B, T, N, H = q_BTNH.shape
@@ -83,20 +84,20 @@ def tiled_kv_heads(model, monkeypatch):
         o_BTNH = right(regrouped, k_BSKH, v_BSKH, mask_BTS)
         return o_BTNH.reshape(B, T, K, N // K, H).swapaxes(2, 3).reshape(B, T, N, H)
 
-    monkeypatch.setattr(attention, "attend_reference", wrong)
+    monkeypatch.setattr(masks, "attend_reference", wrong)
 
 
 def unscaled_attention(model, monkeypatch):
-    right = attention.attend_reference
+    right = masks.attend_reference
     wrong = lambda q, k, v, mask: right(q * q.shape[-1] ** 0.5, k, v, mask)
-    monkeypatch.setattr(attention, "attend_reference", wrong)
+    monkeypatch.setattr(masks, "attend_reference", wrong)
 
 
 def no_causal_mask(model, monkeypatch):
     everything = lambda until_BT: jnp.broadcast_to(
         until_BT[:, None, :] > 0, (*until_BT.shape, until_BT.shape[1])
     )
-    monkeypatch.setattr(attention, "visible", everything)
+    monkeypatch.setattr(masks, "visible", everything)
 
 
 def interleaved_rotation(model, monkeypatch):

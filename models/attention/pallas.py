@@ -1,4 +1,4 @@
-"""Flash attention for TPU: Pallas kernels for the one family of masks of models/attention.py.
+"""Flash attention for TPU: Pallas kernels for the one family of masks of `masks.py`.
 
 The grid runs over the list of block pairs that see each other and over nothing else, so its size is
 data: packed segments and prefix trees cost what they contain, and no [T, T] mask is made. Forward,
@@ -18,15 +18,15 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from models.attention import MASKED, SAVED
-from models.attention_blockwise import visible_pairs
+from models.attention.blockwise import visible_pairs
+from models.attention.masks import MASKED, SAVED
 
 LANES = 128
 FIRST, LAST, WHOLE = 1, 2, 4  # of a pair: opens or closes the output block, needs no mask
 
 
 def attend(q_BTNH, k_BTKH, v_BTKH, until_BT, *, block, interpret=False):
-    """A kernel for attention.whole_rows.
+    """A kernel for kernels.whole_rows.
 
     Args:
       block: tokens of a block, a multiple of 128; divides T.

@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from models.attention import MASKED, SAVED
+from models.attention.masks import MASKED, SAVED
 
 
 def visible_pairs(until_BT, block, *, by_key=False):
     """The pairs of blocks in which some query sees some key.
 
     Args:
-      until_BT: int32, as in models/attention.py; every token sees itself.
+      until_BT: int32, as in `masks.py`; every token sees itself.
       block: tokens of a block; divides T.
       by_key: order by row, key block, query block; else by row, query block, key block.
 
@@ -48,7 +48,7 @@ def visible_pairs(until_BT, block, *, by_key=False):
 
 
 def attend(q_BTNH, k_BTKH, v_BTKH, until_BT, *, block):
-    """A kernel for attention.whole_rows."""
+    """A kernel for kernels.whole_rows."""
     B, T, N, H = q_BTNH.shape
     K = k_BTKH.shape[2]
     C, R = T // block, N // K

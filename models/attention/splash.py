@@ -14,11 +14,11 @@ import jax
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as masks
 
-from models.attention import SAVED, visible
+from models.attention.masks import SAVED, visible
 
 
 def attend(q_BTNH, k_BTKH, v_BTKH, until_BT, *, block, interpret=False):
-    """A kernel for attention.whole_rows.
+    """A kernel for kernels.whole_rows.
 
     Args:
       block: tokens of a block, a multiple of 128; divides T.

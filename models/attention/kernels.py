@@ -1,12 +1,9 @@
-"""Attention over grouped query heads: who sees whom, and on which kernel it runs.
+"""Attention over grouped query heads: which kernel runs it, on one device or a mesh.
 
-Who sees whom in a row is one vector, `until_BT`: query i sees key j iff j <= i < until_BT[b, j].
-Padding has until 0, packed segments the end of their segment, and the nodes of a prefix tree in
-depth-first order the end of their subtree (the column-wise bound of FlashMask, arXiv 2410.01359).
+Every kernel takes its mask as the vector `until_BT` of `masks.py`.
 
 Dimensions:
-  B rows    T query tokens    S key tokens    N query heads    K key/value heads
-  R query heads per key/value head (N = K * R)    H head size    X = R * T    1 broadcast
+  B rows    T tokens    N query heads    K key/value heads    H head size    1 broadcast
 """
 
 import functools
@@ -17,8 +14,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
-SAVED = "attention"  # `checkpoint_name` of what a backward pass wants of attention
-MASKED = -1e30  # finite: a query that sees no key must give a finite (unused) output
+from models.attention import blockwise, masks
 
 KERNELS = {  # platforms on which each runs; None is all
     "reference": None,
@@ -30,33 +26,6 @@ KERNELS = {  # platforms on which each runs; None is all
 SHORT = 128  # tokens of a row below which the reference is the fastest on CPU
 SPLASH_TOKENS = 4096  # up to here the masks of splash are small: 0.1 GiB a row, at 20,480 3.5 GiB
 CUDNN_PAIRS = 2**30  # rows * T * T up to which cuDNN's mask is small: 2 GiB
-
-
-def until_of_segments(segment_BT):
-    """int32 [B, T]: the end (exclusive) of the run each token is in, 0 on padding.
-
-    Args:
-      segment_BT: int; neighbours with the same positive number are one sequence, 0 is padding.
-    """
-    tokens = segment_BT.shape[1]
-    last_BT = jnp.diff(segment_BT, axis=1, append=-1) != 0
-    end_BT = jnp.where(last_BT, jnp.arange(1, tokens + 1, dtype=jnp.int32), tokens)
-    end_BT = jax.lax.cummin(end_BT, axis=1, reverse=True)
-    return jnp.where(segment_BT > 0, end_BT, 0)
-
-
-def positions(until_BT):
-    """int32 [B, T]: how many earlier tokens each token sees, its rotary position; 0 on padding."""
-    index_T = jnp.arange(until_BT.shape[1], dtype=jnp.int32)
-    opens_BT = (until_BT > index_T).astype(jnp.int32)  # a token that nobody sees opens nothing
-    closes = lambda until_T, opens_T: jnp.zeros_like(until_T).at[until_T].add(opens_T, mode="drop")
-    return jnp.maximum(jnp.cumsum(opens_BT - jax.vmap(closes)(until_BT, opens_BT), axis=1) - 1, 0)
-
-
-def visible(until_BT):
-    """bool [B, T, T], True where query t (first) may see key s: s <= t < until_BT[b, s]."""
-    index_T = jnp.arange(until_BT.shape[1], dtype=jnp.int32)
-    return (index_T <= index_T[:, None]) & (index_T[:, None] < until_BT[:, None, :])
 
 
 @functools.cache
@@ -128,22 +97,23 @@ def choose(platform, q_BTNH, mesh=None):
 
 def _kernel(name, platform, tokens):
     """(kernel(q, k, v, until, block=), block) for rows of `tokens` tokens."""
-    # Imported here: these import this module, and Pallas alone takes a second to load.
-    from models import attention_blockwise, attention_pallas, attention_splash
+    if name in ("splash", "pallas"):
+        # Imported here: Pallas takes a second to load, and only TPUs run these.
+        from models.attention import pallas, splash
 
-    kernels = {  # with the smallest and the largest block of tokens
-        "reference": (_reference, 1, 1),
-        "cudnn": (_cudnn, 2, 2),
-        "blockwise": (attention_blockwise.attend, 64, 64 if platform == "cpu" else 512),
-        "splash": (attention_splash.attend, 128, 512),
-        "pallas": (attention_pallas.attend, 128, 512),
-    }
-    kernel, smallest, largest = kernels[name]
+        kernel = {"splash": splash.attend, "pallas": pallas.attend}[name]
+        smallest, largest = 128, 512
+    else:
+        kernel, smallest, largest = {  # with the smallest and the largest block of tokens
+            "reference": (_reference, 1, 1),
+            "cudnn": (_cudnn, 2, 2),
+            "blockwise": (blockwise.attend, 64, 64 if platform == "cpu" else 512),
+        }[name]
     return kernel, min(largest, -(-tokens // smallest) * smallest)
 
 
 def whole_rows(kernel, *, block=1, mesh=None):
-    """Makes of a kernel what `make` promises.
+    """Wraps a raw kernel so that it meets the contract of `make`.
 
     Args:
       kernel: (q_BTNH, k_BTKH, v_BTKH, until_BT, block=) -> o_BTNH. It is handed rows whose length
@@ -207,15 +177,15 @@ def saveable(primitive, *inputs, **parameters):
 
     Kernels here name it SAVED. JAX does not name what cuDNN returns, so that call is kept whole.
     """
-    named = jax.checkpoint_policies.save_only_these_names(SAVED)
+    named = jax.checkpoint_policies.save_only_these_names(masks.SAVED)
     cudnn = primitive.name == "dot_product_attention_fwd_wrapper"
     return cudnn or named(primitive, *inputs, **parameters)
 
 
 def _reference(q_BTNH, k_BTKH, v_BTKH, until_BT, *, block):
     del block
-    o_BTNH = attend_reference(q_BTNH, k_BTKH, v_BTKH, visible(until_BT))
-    return checkpoint_name(o_BTNH, SAVED)
+    o_BTNH = masks.attend_reference(q_BTNH, k_BTKH, v_BTKH, masks.visible(until_BT))
+    return checkpoint_name(o_BTNH, masks.SAVED)
 
 
 def _cudnn(q_BTNH, k_BTKH, v_BTKH, until_BT, *, block):
@@ -233,33 +203,7 @@ def _cudnn(q_BTNH, k_BTKH, v_BTKH, until_BT, *, block):
         q_BTNH,
         k_BTKH,
         v_BTKH,
-        mask=visible(until_BT)[:, None],
+        mask=masks.visible(until_BT)[:, None],
         is_causal=True,
         implementation="cudnn",
     )
-
-
-def attend_reference(q_BTNH, k_BSKH, v_BSKH, mask_BTS):
-    """Softmax attention in float32, any backend; the definition the fast kernels are tested on.
-
-    Args:
-      q_BTNH, k_BSKH, v_BSKH: queries, keys and values; query head n reads kv head n // R.
-      mask_BTS: bool, True where query t sees key s.
-
-    Returns:
-      [B, T, N, H] in the dtype of q. Rows that see nothing are finite and meaningless.
-    """
-    B, T, N, H = q_BTNH.shape
-    S, K = k_BSKH.shape[1:3]
-    R = N // K
-    # T and R become one axis, X, of the small array q: else XLA:CPU transposes the scores in every
-    # product (a whole update takes 1.2 times as long).
-    q_BKXH = q_BTNH.reshape(B, T, K, R, H).transpose(0, 2, 3, 1, 4).reshape(B, K, R * T, H)
-    score_BKXS = jnp.einsum("BKXH,BSKH->BKXS", q_BKXH, k_BSKH, preferred_element_type=jnp.float32)
-    score_BKRTS = score_BKXS.reshape(B, K, R, T, S) * H**-0.5
-    score_BKRTS = jnp.where(mask_BTS[:, None, None], score_BKRTS, MASKED)
-    weight_BKRTS = jax.nn.softmax(score_BKRTS, axis=-1).astype(v_BSKH.dtype)
-    weight_BKXS = weight_BKRTS.reshape(B, K, R * T, S)
-    o_BKXH = jnp.einsum("BKXS,BSKH->BKXH", weight_BKXS, v_BSKH)
-    o_BTKRH = o_BKXH.reshape(B, K, R, T, H).transpose(0, 3, 1, 2, 4)
-    return o_BTKRH.reshape(B, T, N, H).astype(q_BTNH.dtype)
