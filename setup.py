@@ -10,21 +10,25 @@ PACKAGES = [
     "agents",
     "agents.backends",
     "experiments",
-    "experiments.benchmarks",
-    "experiments.benchmarks.peers",
     "experiments.configs",
     "experiments.planning",
     "experiments.quickstart",
+    "experiments.reporting",
+    "experiments.running",
     "experiments.serving",
+    "experiments.solving",
+    "experiments.speed",
+    "experiments.speed.peers",
     "flow_grpo_jax",
     "models",
+    "models.attention",
     "models.engine",
     "tools",
     "tools.sandbox",
 ]
 
 PACKAGE_DATA = {
-    "experiments": ["assets/*", "data/**/*"],
+    "experiments": ["data/**/*", "reporting/assets/*"],
     "tools": ["data/**/*"],
 }
 

@@ -1,12 +1,12 @@
-"""Measures speed: each benchmark is a module of experiments/benchmarks.
+"""Measures speed: each benchmark is a module of experiments/speed.
 
 python -m experiments.benchmark update --help
 """
 
 import sys
 
-from experiments import command, exits
-from experiments.benchmarks import engine, loading, rollout, sandbox, search, update
+from experiments.running import command, exits
+from experiments.speed import engine, loading, rollout, sandbox, search, update
 
 BENCHMARKS = {
     "engine": engine,

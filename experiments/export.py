@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from absl import flags, logging
 
-from experiments import command, session
+from experiments.running import command, session
 from flow_grpo_jax import metrics, scoring
 from models import huggingface, lora, model_card
 

@@ -12,7 +12,7 @@ import time
 
 from absl import app, flags, logging
 
-from experiments import exits
+from experiments.running import exits
 from tools import text_index
 
 EVERY = 100_000  # documents between two lines of the log

@@ -22,8 +22,9 @@ import jax.numpy as jnp
 from absl import flags, logging
 from ml_collections import config_flags
 
-from experiments import command, exits, session, train
+from experiments import train
 from experiments.planning import advice, formulas, programs, rollouts
+from experiments.running import command, exits, session
 from models import hardware, huggingface, published
 
 GiB = hardware.GiB

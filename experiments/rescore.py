@@ -16,8 +16,9 @@ import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
-from experiments import backends, command, report_trajectories, session
 from experiments.configs import common
+from experiments.reporting import trajectories
+from experiments.running import backends, command, session
 from flow_grpo_jax import data, files
 
 DRAWN = ("step_*.jsonl", "heldout_*.jsonl")
@@ -57,7 +58,7 @@ def rescore(workdir, out, *, config=None, question_files=()):
             scorer = session.make_scorer(deciding, answering)
         try:
             for path in paths:
-                read = list(report_trajectories.read_lines(path))
+                read = list(trajectories.read_lines(path))
                 lines = [line for line in read if line is not None]
                 tally.damaged += len(read) - len(lines)
                 _rescore_lines(lines, path, question_of, scorer, tally)

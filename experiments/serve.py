@@ -16,7 +16,7 @@ import time
 import jax
 from absl import flags, logging
 
-from experiments import command, session
+from experiments.running import command, session
 from models import huggingface, sharding
 from models.engine.engine import Engine
 

@@ -22,8 +22,9 @@ from ml_collections import config_flags
 from agents import drive, prompts, trajectory
 from agents import solve as agent
 from agents.backends import errors
-from experiments import backends, command, panel, session
 from experiments.configs import common, quickstart
+from experiments.running import backends, command, session
+from experiments.solving import panel
 from flow_grpo_jax import rollout
 from models import folders, huggingface
 

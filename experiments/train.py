@@ -26,7 +26,8 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from agents import trajectory
-from experiments import command, report, session
+from experiments.reporting import report
+from experiments.running import command, session
 from flow_grpo_jax import (
     batching,
     checkpoint,

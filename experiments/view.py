@@ -7,8 +7,8 @@ Exit codes: 0 done, 1 error, 2 bad flags.
 
 from absl import flags, logging
 
-from experiments import exits
-from experiments.report import write_report
+from experiments.reporting.report import write_report
+from experiments.running import exits
 
 __all__ = ["write_report"]
 

@@ -24,9 +24,10 @@ import optax
 from absl import flags, logging
 from ml_collections import config_flags
 
-from experiments import command
 from experiments.quickstart import demonstrations, questions
-from models import attention, huggingface, qwen2
+from experiments.running import command
+from models import huggingface, qwen2
+from models.attention import masks
 from models.tokenizer import Tokenizer, train_byte_bpe
 from tools import knowledge_base
 
@@ -109,7 +110,7 @@ def packed_rows(encoded, *, rows, length, prompt_weight):
 
 def prediction(model, token_BT, segment_BT):
     """Log-prob of each token given its own past, and whether it is the most likely one."""
-    hidden_BTD = model.hidden(token_BT, attention.until_of_segments(segment_BT))
+    hidden_BTD = model.hidden(token_BT, masks.until_of_segments(segment_BT))
     logits_BTV = model.logits(hidden_BTD[:, :-1])
     logp_BT = -optax.softmax_cross_entropy_with_integer_labels(logits_BTV, token_BT[:, 1:])
     return logp_BT, logits_BTV.argmax(-1) == token_BT[:, 1:]

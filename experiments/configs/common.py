@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 
 def backend(kind="frozen"):
-    """What answers for a module: see experiments/backends.py."""
+    """What answers for a module: see experiments/running/backends.py."""
     c = ConfigDict({"kind": kind})  # or "policy", "server": any with OpenAI's API; what follows
     c.url = ""  # e.g. "http://127.0.0.1:8000/v1"
     c.model = ""  # its name there
@@ -40,7 +40,7 @@ def base():
     c.model.path = ""  # Hugging Face folder of the initial planner and of the frozen modules
     c.model.dtype = "float32"  # compute dtype; masters are float32
     c.model.remat = "none"  # or "dots", "attention", "full": what is kept; models/qwen2.py
-    c.model.attention = "auto"  # or a backend by name; models/attention.py
+    c.model.attention = "auto"  # or a backend by name; models/attention/kernels.py
     c.model.lora = ConfigDict({"rank": 0, "alpha": 32.0})  # rank 0: all parameters are trained
     c.model.lora.targets = ("q_proj", "k_proj", "v_proj", "o_proj")
     c.model.lora.targets += ("gate_proj", "up_proj", "down_proj")

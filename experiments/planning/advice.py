@@ -3,8 +3,8 @@
 import copy
 import dataclasses
 
-from experiments import command
 from experiments.planning import formulas, programs
+from experiments.running import command
 from models import sharding
 
 SPARE = 0.1  # of a device's memory: estimates err, and other programs live there too

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from absl import logging
 from jax.experimental import topologies
 
-from experiments import command, session
+from experiments.running import command, session
 from flow_grpo_jax import batching, update
 from models import lora, sharding
 

@@ -7,8 +7,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from experiments import command, session
 from experiments.planning import programs
+from experiments.running import command, session
 from models import lora, sharding
 from models.engine import ahead, cache
 

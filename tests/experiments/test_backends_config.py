@@ -6,8 +6,9 @@ import loopback
 import pytest
 
 from agents.backends import modules, server
-from experiments import backends, command, rescore, session, train
+from experiments import rescore, train
 from experiments.configs import common, smoke
+from experiments.running import backends, command, session
 from flow_grpo_jax import metrics
 
 URL = "http://127.0.0.1:9/v1"

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from experiments import benchmark
-from experiments.benchmarks import engine, loads, rollout, sandbox, traffic, update
-from experiments.benchmarks.peers import drive, link
 from experiments.configs import quickstart
+from experiments.speed import engine, loads, rollout, sandbox, traffic, update
+from experiments.speed.peers import drive, link
 from models import qwen2
 
 TOY = loads.Size(
@@ -175,7 +175,7 @@ def test_a_peer_answers_requests_whatever_its_libraries_print(tmp_path):
     python = executable(
         tmp_path / "python",
         "import os, sys\n"
-        "from experiments.benchmarks.peers import serve\n"
+        "from experiments.speed.peers import serve\n"
         "def add(a, b):\n"
         "    print('noise'); os.write(1, b'more noise'); return {'sum': a + b}\n"
         "serve.serve({'add': add})\n",

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import export, session, train
+from experiments import export, train
 from experiments.configs import quickstart
+from experiments.running import session
 from flow_grpo_jax import metrics
 from models import huggingface, qwen2, sharding
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import command, export, session
+from experiments import export
 from experiments.configs import smoke
+from experiments.running import command, session
 from flow_grpo_jax import checkpoint, update
 from models import folders, huggingface, lora
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from experiments import index
-from experiments.benchmarks import search
+from experiments.speed import search
 from tools import text_index, wikipedia_search
 
 ROWS = [

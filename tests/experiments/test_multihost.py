@@ -14,8 +14,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import session, train
+from experiments import train
 from experiments.configs import smoke
+from experiments.running import session
 from flow_grpo_jax import metrics
 from models import sharding
 

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import command, plan, session, train
+from experiments import plan, train
 from experiments.configs import lora_7b_single_gpu, paper_7b, smoke
 from experiments.planning import advice, formulas, programs, rollouts
+from experiments.running import command, session
 from flow_grpo_jax import update
 from models import hardware, published, qwen2, sharding
 from models.engine.engine import Engine

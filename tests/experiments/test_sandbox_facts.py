@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from experiments import command, report, session
 from experiments.configs import common
+from experiments.reporting import report
+from experiments.running import command, session
 from tests.tools import sandboxes
 from tools import python_coder
 

@@ -19,7 +19,8 @@ import time
 import numpy as np
 import pytest
 
-from experiments import command, serve
+from experiments import serve
+from experiments.running import command
 from experiments.serving import engine_thread, monitoring, protocol, service, text
 from models import tokenizer
 from models.engine import types

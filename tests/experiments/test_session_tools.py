@@ -2,8 +2,8 @@
 
 import pytest
 
-from experiments import command, session
 from experiments.configs import common
+from experiments.running import command, session
 from tools import text_index
 
 

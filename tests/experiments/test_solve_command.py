@@ -16,8 +16,10 @@ import loopback
 import pytest
 
 from agents import drive, effects, forms
-from experiments import backends, command, panel, session, solve
+from experiments import solve
 from experiments.configs import common, quickstart
+from experiments.running import backends, command, session
+from experiments.solving import panel
 
 ROOT = pathlib.Path(__file__).parents[2]
 SAYS = {

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from agents import effects
-from experiments import command, export, panel, session, solve, train
+from experiments import export, solve, train
 from experiments.configs import common, quickstart, smoke
+from experiments.running import command, session
+from experiments.solving import panel
 from flow_grpo_jax import metrics, rewards
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from experiments import report, report_trajectories
+from experiments.reporting import report, trajectories
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028\u202e&amp;\x1b[31m"
 TOOLS = ("knowledge_search", "python_coder", "base_generator")
@@ -247,7 +247,7 @@ def test_hostile_texts_stay_texts(page):
 
 @pytest.mark.parametrize("value", [HOSTILE, "]]>", "<!--<script>", "\ud800", {"<": "&"}])
 def test_dumped_json_is_inert_and_whole(value):
-    dumped = report_trajectories.dump(value)
+    dumped = trajectories.dump(value)
     assert json.loads(dumped) == value
     assert not re.search(r"[<>&]|[^\x20-\x7e]", dumped)
 
@@ -294,9 +294,7 @@ def test_a_large_run_stays_within_the_budget(run, tmp_path):
 
 
 def test_rewards_are_bounded_too(run):
-    listing = report_trajectories.collect(
-        run / "trajectories", text_budget=10**9, listed_rollouts=100
-    )
+    listing = trajectories.collect(run / "trajectories", text_budget=10**9, listed_rollouts=100)
     listed = [step for step in listing.steps if step["groups"]]
     assert 0 < sum(step["rollouts"] for step in listed) <= 100
     assert all(step["mean"] is not None for step in listing.steps)
@@ -306,11 +304,11 @@ def test_rewards_are_bounded_too(run):
     "count, order", [(0, []), (1, [0]), (2, [0, 1]), (5, [0, 4, 2, 1, 3]), (3, [0, 2, 1])]
 )
 def test_spread_begins_with_the_ends(count, order):
-    assert report_trajectories.spread(count) == order
+    assert trajectories.spread(count) == order
 
 
 def test_spread_visits_all():
-    assert sorted(report_trajectories.spread(100)) == list(range(100))
+    assert sorted(trajectories.spread(100)) == list(range(100))
 
 
 def test_metrics_of_a_killed_run(tmp_path):
@@ -357,7 +355,7 @@ def test_an_empty_folder_is_an_error(tmp_path):
 
 
 def test_long_texts_say_what_was_cut():
-    cut = report_trajectories.text("x" * 7000)
+    cut = trajectories.text("x" * 7000)
     assert cut.startswith("x" * 6000 + "\n[1000 more characters")
 
 

@@ -272,7 +272,7 @@ def test_arrays_over_two_processes_are_copied_fingerprinted_saved_and_restored(t
 
 
 def test_a_signal_reaches_the_other_processes(monkeypatch):
-    from experiments import command
+    from experiments.running import command
 
     told = []
     monkeypatch.setattr(processes, "tell_stop", lambda: told.append(True))

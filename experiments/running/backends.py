@@ -7,7 +7,7 @@ a server of OpenAI's API ("server"). Modules that name the same url share its li
 import dataclasses
 
 from agents.backends import cache, modules, server
-from experiments import command
+from experiments.running import command
 
 ROLES = {
     "analyst": "analyst",

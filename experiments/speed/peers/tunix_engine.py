@@ -14,7 +14,7 @@ import numpy as np
 import tunix
 from tunix.generate import sampler
 
-from experiments.benchmarks.peers import drive, serve, tunix_model
+from experiments.speed.peers import drive, serve, tunix_model
 
 PAD, NO_STOP = 0, -1
 

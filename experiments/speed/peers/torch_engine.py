@@ -9,7 +9,7 @@ import time
 import torch
 import transformers
 
-from experiments.benchmarks.peers import drive, serve
+from experiments.speed.peers import drive, serve
 
 NO_STOP = -1
 

@@ -14,7 +14,7 @@ class Peer:
     """A running peer; use as a context manager, or `close` it."""
 
     def __init__(self, name, python, *, threads, benchmark="update"):
-        """Starts `python -m experiments.benchmarks.peers.{name}_{benchmark}`.
+        """Starts `python -m experiments.speed.peers.{name}_{benchmark}`.
 
         Args:
           name: "torch" or "tunix".
@@ -28,7 +28,7 @@ class Peer:
         values |= {"OMP_NUM_THREADS": str(threads)}
         try:
             self.process = subprocess.Popen(
-                [python, "-m", f"experiments.benchmarks.peers.{name}_{benchmark}"],
+                [python, "-m", f"experiments.speed.peers.{name}_{benchmark}"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self.log,
@@ -40,7 +40,7 @@ class Peer:
             self.log.close()
             raise ValueError(
                 f"--{name}_python={python} cannot be started: {error}. Name the interpreter of an "
-                f"environment made as the docstring of experiments/benchmarks/{benchmark}.py says, "
+                f"environment made as the docstring of experiments/speed/{benchmark}.py says, "
                 "or leave the flag empty to go without this peer."
             ) from error
 

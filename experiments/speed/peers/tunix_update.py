@@ -27,7 +27,7 @@ from tunix.rl import utils as rl_utils
 from tunix.rl.grpo import grpo_learner
 from tunix.rl.inference import inference_worker
 
-from experiments.benchmarks.peers import serve, tunix_model
+from experiments.speed.peers import serve, tunix_model
 
 PAD, EOS = 0, 1  # ids that no sample holds: Tunix finds padding by the id
 

@@ -10,7 +10,7 @@ import html
 import json
 import pathlib
 
-from experiments import report_trajectories as records
+from experiments.reporting import trajectories as records
 from flow_grpo_jax import files
 from flow_grpo_jax.metrics import wilson_interval
 

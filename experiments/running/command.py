@@ -12,7 +12,7 @@ import uuid
 
 from absl import app, logging
 
-from experiments import exits
+from experiments.running import exits
 from flow_grpo_jax import files, processes, rollout
 
 STOPPED = 75

@@ -53,12 +53,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags, logging
 
-from experiments import command
-from experiments.benchmarks import loads
-from experiments.benchmarks.peers import link
 from experiments.planning import formulas
+from experiments.running import command
+from experiments.speed import loads
+from experiments.speed.peers import link
 from flow_grpo_jax import files, logprobs, packing, update
-from models import attention, huggingface, lora, qwen2
+from models import huggingface, lora, qwen2
+from models.attention import kernels
 
 LOSS = dict(clip_low=0.2, clip_high=0.3, dual_clip=3.0, kl_coef=1e-3)
 # Too small to change a weight: every step starts from the same ones.
@@ -111,7 +112,7 @@ class Ours:
         self.make_update = functools.partial(
             update.Update,
             optimizer,
-            execution=qwen2.Execution(dtype=dtype, remat=remat, attend=attention.make(attend)),
+            execution=qwen2.Execution(dtype=dtype, remat=remat, attend=kernels.make(attend)),
             temperature=1.0,
             chunk=chunk,
             assemble=assemble,
@@ -415,7 +416,7 @@ def define_flags():
     flags.DEFINE_bool("torch_compile", False, "Compile the torch peer's models.")
     flags.DEFINE_integer("rounds", 5, "Timed steps of each contestant.", lower_bound=1)
     flags.DEFINE_integer("threads", 0, "CPU threads of torch; 0 = one for each core.")
-    flags.DEFINE_string("attention", "auto", "Of models/attention.py.")
+    flags.DEFINE_string("attention", "auto", "Of models/attention/kernels.py.")
     flags.DEFINE_string("remat", "dots", "What our backward pass recomputes; models/qwen2.py.")
     flags.DEFINE_integer("chunk", 512, "Tokens whose logits we hold at once.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Of weights and samples.")

@@ -37,9 +37,9 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from agents import effects
-from experiments import command, session
-from experiments.benchmarks import update
 from experiments.configs import common
+from experiments.running import command, session
+from experiments.speed import update
 from flow_grpo_jax import data, files, rollout, timing
 from models.engine import types
 from models.tokenizer import Tokenizer

@@ -58,10 +58,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags, logging
 
-from experiments import command
-from experiments.benchmarks import traffic, update
-from experiments.benchmarks.peers import drive, link
 from experiments.planning import formulas
+from experiments.running import command
+from experiments.speed import traffic, update
+from experiments.speed.peers import drive, link
 from flow_grpo_jax import files
 from models import huggingface, qwen2
 from models.engine import types

@@ -14,15 +14,16 @@ import ml_collections
 from absl import logging
 
 from agents import prompts
-from experiments import backends, command
+from experiments.running import backends, command
 from flow_grpo_jax import checkpoint, judge, rollout, scoring, symbolic, update
-from models import attention, folders, huggingface, lora, qwen2, sharding, tokenizer
+from models import folders, huggingface, lora, qwen2, sharding, tokenizer
+from models.attention import kernels
 from models.engine.engine import Engine
 from models.engine.replicas import Replicas
 from tools import toolbox
 from tools.sandbox import selftest
 
-ROOT = pathlib.Path(__file__).parent.parent  # relative paths of configs start here
+ROOT = pathlib.Path(__file__).parents[2]  # relative paths of configs start here
 WEIGHT_SETS = 2  # of the engine: policy and frozen
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -127,7 +128,7 @@ def execution(config, mesh):
     if mesh.size > 1:
         residual = sharding.residual_sharding(mesh, sequence=config.mesh.sequence)
     with command.checking_config():
-        attend = attention.make(config.model.attention, mesh=mesh)
+        attend = kernels.make(config.model.attention, mesh=mesh)
         return qwen2.Execution(compute_dtype(config), config.model.remat, attend, residual)
 
 

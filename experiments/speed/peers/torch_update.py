@@ -16,7 +16,7 @@ import time
 import torch
 import transformers
 
-from experiments.benchmarks.peers import serve
+from experiments.speed.peers import serve
 
 
 class Step:

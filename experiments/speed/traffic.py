@@ -8,8 +8,8 @@ import dataclasses
 
 import numpy as np
 
-from experiments.benchmarks import loads
-from experiments.benchmarks.peers import drive
+from experiments.speed import loads
+from experiments.speed.peers import drive
 from models import published, qwen2
 
 SPREAD = 0.6  # standard deviation of the logarithm, of the queue's lengths and the tools' seconds
