@@ -36,6 +36,7 @@ from flow_grpo_jax import (
     metrics,
     processes,
     rollout,
+    samples,
     timing,
     update,
 )
@@ -188,14 +189,14 @@ def train(config, workdir, *, force=False):
                 run.scorer.score_groups(batch, trajectories_QG) if writes else None
             )
             rewards_QG = np.array([[score.value for score in group] for group in scores_QG])
-            valid_QG = usable(trajectories_QG, scores_QG, least=settings.min_valid_share)
-            samples = turn_samples(trajectories_QG)
-            turns_QG = batching.turn_counts(samples, questions=len(batch), rollouts=settings.group)
+            valid_QG = samples.usable(trajectories_QG, scores_QG, least=settings.min_valid_share)
+            turns = samples.of_turns(trajectories_QG)
+            turns_QG = batching.turn_counts(turns, questions=len(batch), rollouts=settings.group)
             adv_QG = variant.advantages(rewards_QG, valid_QG, turns_QG)
 
             # ---- update ------------------------------------------------------------------------
             mini_batches = batching.build(
-                samples,
+                turns,
                 adv_QG=adv_QG,
                 valid_QG=valid_QG,
                 weigh=variant.weigh,
@@ -210,7 +211,7 @@ def train(config, workdir, *, force=False):
             finished = time.monotonic()
 
             # ---- record ------------------------------------------------------------------------
-            sampled = sum(len(sample.response_tokens) for sample in samples)
+            sampled = sum(len(turn.response_tokens) for turn in turns)
             trajectories = [t for group in trajectories_QG for t in group]
             values = {
                 **metrics.of_rewards(rewards_QG, valid_QG),
@@ -312,43 +313,6 @@ def check_limits(config):
     if not config.data.train:
         raise command.ConfigError("data.train is empty; give a file of questions.")
     session.rollout_settings(config, temperature=settings.temperature)
-
-
-def usable(trajectories_QG, scores_QG, *, least):
-    """bool [Q, G]: neither infrastructure nor a deadline ended it, and its reward is known.
-
-    Raises:
-      RuntimeError: the share of usable trajectories is below `least`: training must stop, not go
-        on from noise.
-    """
-    broken = ("infra_error", "timeout")
-    finished_QG = [[t.status not in broken for t in group] for group in trajectories_QG]
-    known_QG = [[score.known for score in group] for group in scores_QG]
-    valid_QG = np.array(finished_QG) & np.array(known_QG)
-    if valid_QG.mean() < least:
-        errors = {t.error for group in trajectories_QG for t in group if t.status in broken}
-        errors |= {s.source for group in scores_QG for s in group if not s.known}
-        raise RuntimeError(
-            f"Only {valid_QG.mean():.0%} of the trajectories are usable, fewer than "
-            f"rollout.min_valid_share={least:.0%}. Causes: {'; '.join(sorted(errors)[:3])}."
-        )
-    return valid_QG
-
-
-def turn_samples(trajectories_QG):
-    """The planner turns of all trajectories, with the very tokens that the engine saw."""
-    return [
-        batching.TurnSample(
-            prompt_tokens=turn.prompt_tokens,
-            response_tokens=turn.response_tokens,
-            logprobs=turn.logprobs,
-            trajectory=q * len(group) + g,
-            group=q,
-        )
-        for q, group in enumerate(trajectories_QG)
-        for g, trajectory in enumerate(group)
-        for turn in trajectory.turns
-    ]
 
 
 def write_trajectories(path, questions, trajectories_QG, scores_QG, *, step, adv_QG=None):

@@ -81,44 +81,6 @@ class TurnBatch:
     weight_BA: jax.Array | np.ndarray
 
 
-# ---- weights: loss = Σ_turns weight * (mean over the turn's sampled tokens) --------------------
-# One signature: sampled tokens, trajectory and micro-batch of each turn; how many valid
-# trajectories the optimizer step has; the length that "constant length" means.
-
-
-def weigh_turns(tokens_S, trajectory_S, micro_S, *, trajectories, constant_length):
-    """1 / (trajectories * turns of this one): Eq. 5, with its 1/|a| in the loss."""
-    turns_S = np.bincount(trajectory_S)[trajectory_S]
-    return 1.0 / (trajectories * turns_S)
-
-
-def weigh_rollout_tokens(tokens_S, trajectory_S, micro_S, *, trajectories, constant_length):
-    """Mean over trajectories of the mean over all tokens of the trajectory."""
-    total_S = np.bincount(trajectory_S, weights=tokens_S)[trajectory_S]
-    return tokens_S / (trajectories * total_S)
-
-
-def weigh_tokens(tokens_S, trajectory_S, micro_S, *, trajectories, constant_length):
-    """Mean over all tokens of the step, whoever's they are."""
-    return tokens_S / tokens_S.sum()
-
-
-def weigh_micro_batch_tokens(tokens_S, trajectory_S, micro_S, *, trajectories, constant_length):
-    """Token mean inside a micro-batch, then mean over micro-batches: depends on their size."""
-    total_S = np.bincount(micro_S, weights=tokens_S)[micro_S]
-    return tokens_S / (total_S * len(np.unique(micro_S)))
-
-
-def weigh_constant_length(tokens_S, trajectory_S, micro_S, *, trajectories, constant_length):
-    """Sum over a trajectory's tokens / constant_length, then mean over trajectories."""
-    if constant_length < 1:
-        raise ValueError(
-            f"constant_length={constant_length} must be positive. Use the tokens a trajectory may "
-            "sample at most: turns times response tokens."
-        )
-    return tokens_S / (trajectories * constant_length)
-
-
 # ---- samples -> micro-batches ------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from flow_grpo_jax import advantages, batching
+from flow_grpo_jax import credit
 
 # exp of more overflows in float32 products, and then 0 * inf in the gradient of `minimum` is NaN.
 LARGEST_LOG_RATIO = 20.0
@@ -23,7 +23,7 @@ LARGEST_LOG_RATIO = 20.0
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """Functions of `advantages.py` and `batching.py`, and an argument of `policy_loss`."""
+    """Functions of `credit.py`, and an argument of `policy_loss`."""
 
     advantages: Callable
     weigh: Callable
@@ -32,15 +32,15 @@ class Variant:
 
 VARIANTS = {
     # Eq. 5 literally: mean over trajectories, their turns, the turn's tokens.
-    "flow": Variant(advantages.flow, batching.weigh_turns),
+    "flow": Variant(credit.flow, credit.weigh_turns),
     # What the authors' code does. The only one that depends on the micro-batch size.
-    "original": Variant(advantages.original, batching.weigh_micro_batch_tokens),
-    "per_rollout_mean": Variant(advantages.flow, batching.weigh_rollout_tokens),
-    "token_mean": Variant(advantages.flow, batching.weigh_tokens),
+    "original": Variant(credit.original, credit.weigh_micro_batch_tokens),
+    "per_rollout_mean": Variant(credit.flow, credit.weigh_rollout_tokens),
+    "token_mean": Variant(credit.flow, credit.weigh_tokens),
     # arXiv 2503.20783.
-    "dr_grpo": Variant(advantages.dr_grpo, batching.weigh_constant_length),
+    "dr_grpo": Variant(credit.dr_grpo, credit.weigh_constant_length),
     # arXiv 2507.18071; its ε are smaller than a token ratio's by about the turn's length.
-    "gspo": Variant(advantages.flow, batching.weigh_turns, sequence_ratio=True),
+    "gspo": Variant(credit.flow, credit.weigh_turns, sequence_ratio=True),
 }
 
 

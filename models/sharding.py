@@ -11,18 +11,15 @@ Dimensions (parameter names end in them, as in models/qwen2.py):
   I, O inputs and outputs of an adapted matrix, flattened    P rank of an adapter
 """
 
-import functools
 import math
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "tensor")
-MOVED_BYTES = 256 * 2**20  # between meshes at a time
 
 RULES = [  # first match wins
     (r"embed/table_VD$", P(None, ("fsdp", "tensor"))),  # why: see `embedded_rows`
@@ -167,95 +164,6 @@ def embedded_rows(table_VD, token_BT, residual, dtype):
     x_BTD = put(x_BTD, "data", None, ("fsdp", "tensor"))
     x_BTD = put(x_BTD, "data", sequence, "fsdp")  # one axis at a time: each is one exchange
     return put(x_BTD, ("data", "fsdp"), sequence, None)
-
-
-def serving_meshes(*, tensor, replicas):
-    """Meshes over groups of this process's devices that only split heads and widths.
-
-    Args:
-      tensor: devices of each.
-      replicas: how many; 0 is as many as there are devices for, one where these are CPUs.
-
-    Raises:
-      ValueError: there are too few devices.
-    """
-    local = sorted(jax.local_devices(), key=lambda device: device.id)
-    if tensor < 1 or len(local) % tensor:
-        valid = [n for n in range(1, len(local) + 1) if len(local) % n == 0]
-        raise ValueError(f"tensor={tensor} does not divide {len(local)} devices; valid: {valid}.")
-    most = len(local) // tensor
-    replicas = replicas or (1 if local[0].platform == "cpu" else most)
-    if not 1 <= replicas <= most:
-        raise ValueError(
-            f"replicas={replicas} with tensor={tensor}, but {len(local)} devices are enough for "
-            f"at most {most}."
-        )
-    groups = [local[n * tensor : (n + 1) * tensor] for n in range(replicas)]
-    return [make_mesh(tensor=tensor, devices=group) for group in groups]
-
-
-def serving_copies(tree, dtype, meshes):
-    """A tree's values on each of `serving_meshes`, split as `parameter_shardings` says there.
-
-    Every process must call it, with the same sizes of meshes. The values travel between devices,
-    one array after the other; none where an array lies as it is wanted already.
-
-    Args:
-      tree: pytree of arrays, on a mesh of all devices or anywhere.
-      dtype: to cast to before anything is sent.
-
-    Returns:
-      List of trees. What occurs twice in `tree` occurs twice in these.
-    """
-    tensor = meshes[0].shape["tensor"]
-    rows = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    everyone = Mesh(np.array(rows).reshape(-1, 1, 1, tensor), ("replica", *AXES))
-    shardings = parameter_shardings(meshes[0], tree)
-    done = {}
-
-    def copies(array, spec):
-        array = array if array.dtype == dtype else _cast(array, dtype=dtype)
-        if jax.process_count() == 1 and len(meshes) * tensor < jax.device_count():
-            return [jax.device_put(array, NamedSharding(mesh, spec)) for mesh in meshes]
-        array = _moved(array, NamedSharding(everyone, spec))
-        part = {shard.device: shard.data for shard in array.addressable_shards}
-        return [
-            jax.make_array_from_single_device_arrays(
-                array.shape, NamedSharding(mesh, spec), [part[d] for d in mesh.devices.flat]
-            )
-            for mesh in meshes
-        ]
-
-    leaves, structure = jax.tree.flatten(tree)
-    for leaf, sharding_ in zip(leaves, jax.tree.leaves(shardings), strict=True):
-        if id(leaf) not in done:
-            done[id(leaf)] = copies(leaf, sharding_.spec)
-    trees = zip(*(done[id(leaf)] for leaf in leaves), strict=True)
-    return [structure.unflatten(tree) for tree in trees]
-
-
-def _moved(array, place):
-    """The array on another mesh, a few layers at a time: XLA may gather the whole of what moves."""
-    there = place.is_equivalent_to(array.sharding, array.ndim)
-    elsewhere = array.sharding.device_set != place.device_set
-    if there or elsewhere or array.nbytes <= MOVED_BYTES:
-        return jax.device_put(array, place)
-    rows = max(1, MOVED_BYTES * len(array) // array.nbytes)
-    whole = jax.jit(lambda: jnp.zeros(array.shape, array.dtype), out_shardings=place)()
-    for first in range(0, len(array), rows):
-        part = jax.device_put(array[first : first + rows], place)
-        whole = _placed(whole, part, first)
-    return whole
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _placed(whole, part, first):
-    return jax.lax.dynamic_update_slice_in_dim(whole, part, first, axis=0)
-
-
-@functools.partial(jax.jit, static_argnames="dtype")
-def _cast(array, *, dtype):
-    return array.astype(dtype)
 
 
 def _rule(name, shape):

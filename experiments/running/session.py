@@ -18,6 +18,7 @@ from experiments.running import backends, command
 from flow_grpo_jax import checkpoint, judge, rollout, scoring, symbolic, update
 from models import folders, huggingface, lora, qwen2, sharding, tokenizer
 from models.attention import kernels
+from models.engine import placement
 from models.engine.engine import Engine
 from models.engine.replicas import Replicas
 from tools import toolbox
@@ -92,11 +93,11 @@ class Session:
             self.scorer.close()
 
     def _serve_frozen(self):
-        self.serving_frozen = sharding.serving_copies(self.frozen, self.dtype, self.serving)
+        self.serving_frozen = placement.copies(self.frozen, self.dtype, self.serving)
 
     def _policies(self, params):
         """The policy on each replica."""
-        trained = sharding.serving_copies(params, self.dtype, self.serving)
+        trained = placement.copies(params, self.dtype, self.serving)
         return [self.assemble(*both) for both in zip(trained, self.serving_frozen, strict=True)]
 
     def _bases(self, policies):
@@ -217,9 +218,7 @@ def build(config, *, training=True):
     params, frozen, shardings, assemble = load_weights(config, folder, mesh, training=training)
     text = load_tokenizer(folder)
     with command.checking_config():
-        serving = sharding.serving_meshes(
-            tensor=config.engine.tensor, replicas=config.engine.replicas
-        )
+        serving = placement.meshes(tensor=config.engine.tensor, replicas=config.engine.replicas)
     pool = concurrent.futures.ThreadPoolExecutor(config.tools.workers, "tool")
     run = Session(
         mesh,

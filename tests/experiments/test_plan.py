@@ -17,6 +17,7 @@ from experiments.planning import advice, formulas, programs, rollouts
 from experiments.running import command, session
 from flow_grpo_jax import update
 from models import hardware, published, qwen2, sharding
+from models.engine import placement
 from models.engine.engine import Engine
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -127,8 +128,8 @@ def test_rollouts_count_the_bytes_of_a_real_engine():
     target = hardware.topology("cpu:2")
     found = rollouts.need(config, shape, target, advice.need(config, shape, 2))
     model = qwen2.Qwen2(jax.random.key(0), shape)
-    [mesh] = sharding.serving_meshes(tensor=2, replicas=1)
-    [copy] = sharding.serving_copies(model, jnp.float32, [mesh])
+    [mesh] = placement.meshes(tensor=2, replicas=1)
+    [copy] = placement.copies(model, jnp.float32, [mesh])
     engine = Engine({"policy": copy, "frozen": copy}, mesh=mesh, **session.engine_shapes(config))
     parts = [leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(copy)]
     assert found.weights == 2 * sum(parts)

@@ -17,7 +17,7 @@ from experiments import export, solve, train
 from experiments.configs import common, quickstart, smoke
 from experiments.running import command, session
 from experiments.solving import panel
-from flow_grpo_jax import metrics, rewards
+from flow_grpo_jax import metrics, rewards, samples
 
 ROOT = pathlib.Path(__file__).parents[2]
 VOLATILE = ("time/", "throughput/", "compile/")
@@ -324,13 +324,13 @@ def test_a_run_with_too_few_usable_trajectories_stops():
 
     known = rewards.Reward(1.0, "qa/exact_match")
     unknown = rewards.Reward(0.0, "judge/no_verdict", known=False)
-    assert train.usable([[Fine, Broken]], [[known] * 2], least=0.5).tolist() == [[True, False]]
-    found = train.usable([[Fine, Fine]], [[known, unknown]], least=0.5)
+    assert samples.usable([[Fine, Broken]], [[known] * 2], least=0.5).tolist() == [[True, False]]
+    found = samples.usable([[Fine, Fine]], [[known, unknown]], least=0.5)
     assert found.tolist() == [[True, False]]
     with pytest.raises(RuntimeError, match="search server is gone"):
-        train.usable([[Fine, Broken], [Broken, Broken]], [[known] * 2] * 2, least=0.5)
+        samples.usable([[Fine, Broken], [Broken, Broken]], [[known] * 2] * 2, least=0.5)
     with pytest.raises(RuntimeError, match="judge/no_verdict"):
-        train.usable([[Fine, Fine]], [[unknown] * 2], least=0.5)
+        samples.usable([[Fine, Fine]], [[unknown] * 2], least=0.5)
 
 
 def test_configs_agree_with_the_paper_where_nothing_is_said():

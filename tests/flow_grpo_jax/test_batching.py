@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flow_grpo_jax import batching, packing
+from flow_grpo_jax import batching, credit, packing
 from models.attention import masks
 
 EOS, PAD = 9, 0
@@ -25,7 +25,7 @@ def build(samples, **changes):
     options = dict(
         adv_QG=np.arange(1.0, 5.0).reshape(2, 2),
         valid_QG=np.ones((2, 2), bool),
-        weigh=batching.weigh_turns,
+        weigh=credit.weigh_turns,
         layout="padded",
         row_lengths=(8,),
         rows=(4,),
@@ -309,7 +309,7 @@ TOKENS_S, TRAJECTORY_S, MICRO_S = np.array([2, 4, 3]), np.array([0, 0, 1]), np.a
     ],
 )
 def test_weights_by_hand(name, expected_S):
-    weight_S = getattr(batching, name)(
+    weight_S = getattr(credit, name)(
         TOKENS_S, TRAJECTORY_S, MICRO_S, trajectories=2, constant_length=10
     )
     np.testing.assert_allclose(weight_S, expected_S)
@@ -318,7 +318,7 @@ def test_weights_by_hand(name, expected_S):
 @pytest.mark.parametrize("layout", packing.LAYOUTS)
 def test_the_original_weighs_tokens_inside_their_micro_batch(layout):
     (micro_batches,) = build(
-        many(41), layout=layout, weigh=batching.weigh_micro_batch_tokens, **BUCKETS
+        many(41), layout=layout, weigh=credit.weigh_micro_batch_tokens, **BUCKETS
     )
     assert len(micro_batches) > 2
     for batch in micro_batches:
@@ -369,7 +369,7 @@ ONE = [sample([1], [1])]
         (ONE, dict(row_lengths=(8, 4), rows=(4, 4), response_lengths=(4, 4)), "ascending"),
         (ONE, dict(row_lengths=(4, 8), rows=(4, 4), response_lengths=(4, 3)), "must not descend"),
         (ONE, dict(mini_batches=3), "between 1 and the 2 questions"),
-        (ONE, dict(weigh=batching.weigh_constant_length), "constant_length=0"),
+        (ONE, dict(weigh=credit.weigh_constant_length), "constant_length=0"),
     ],
 )
 def test_mistakes_are_named(samples, changes, message):

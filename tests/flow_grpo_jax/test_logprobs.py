@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flow_grpo_jax import batching, logprobs, packing
+from flow_grpo_jax import batching, credit, logprobs, packing
 from models import qwen2, sharding
 
 CONFIG = qwen2.Config(
@@ -276,7 +276,7 @@ def test_score_equals_whole_row_logits(model, layout):
         samples,
         adv_QG=np.ones((1, 1)),
         valid_QG=np.ones((1, 1), bool),
-        weigh=batching.weigh_turns,
+        weigh=credit.weigh_turns,
         layout=layout,
         row_lengths=(14,),
         rows=(6,),

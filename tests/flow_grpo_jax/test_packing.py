@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flow_grpo_jax import batching, logprobs, loss, packing
+from flow_grpo_jax import batching, credit, logprobs, loss, packing
 from models import qwen2
 from models.attention import kernels
 
@@ -343,7 +343,7 @@ def test_every_layout_has_the_loss_and_gradient_of_turns_one_by_one(float64):
             samples,
             adv_QG=ADV_QG,
             valid_QG=np.ones((2, 2), bool),
-            weigh=batching.weigh_turns,
+            weigh=credit.weigh_turns,
             layout=layout,
             row_lengths=(48,),
             rows=(2,),

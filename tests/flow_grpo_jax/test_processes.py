@@ -204,6 +204,7 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from flow_grpo_jax import checkpoint, processes
 from models import sharding
+from models.engine import placement
 
 processes.initialize()
 me, folder = processes.index(), pathlib.Path(folder)
@@ -222,9 +223,9 @@ state = {
 assert not state["embed/table_VD"].is_fully_addressable
 
 # ---- engine weights
-meshes = sharding.serving_meshes(tensor=2, replicas=0)
-for dtype, sharding.MOVED_BYTES in ((jnp.float32, 2**20), (jnp.bfloat16, 1000)):
-    [local] = sharding.serving_copies(state, dtype, meshes)
+meshes = placement.meshes(tensor=2, replicas=0)
+for dtype, placement.MOVED_BYTES in ((jnp.float32, 2**20), (jnp.bfloat16, 1000)):
+    [local] = placement.copies(state, dtype, meshes)
     for name, array in local.items():
         assert array.is_fully_addressable and array.dtype == dtype
         assert array.devices() == set(jax.local_devices())

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flow_grpo_jax import batching, logprobs, loss, update
+from flow_grpo_jax import batching, credit, logprobs, loss, update
 from models import qwen2, sharding
 
 CONFIG = qwen2.Config(
@@ -72,7 +72,7 @@ def micro_batches(model, *, rows=8, noise=0.0, seed=0, count=12, **changes):
     options = dict(
         adv_QG=np.array([[1.0, -1.0], [0.5, -0.5]]),
         valid_QG=np.ones((2, 2), bool),
-        weigh=batching.weigh_turns,
+        weigh=credit.weigh_turns,
         layout="padded",
         row_lengths=(16,),
         rows=(rows,),
@@ -157,7 +157,7 @@ def test_gap_is_between_the_sampler_and_the_first_parameters(model):
 @pytest.mark.slow
 def test_accumulated_step_is_that_of_the_whole_batch(model, ref_model):
     """Two micro-batches through the update; one batch through jax.grad and optax directly."""
-    noisy = dict(noise=0.2, weigh=batching.weigh_rollout_tokens)
+    noisy = dict(noise=0.2, weigh=credit.weigh_rollout_tokens)
     ((batch,),) = micro_batches(model, rows=12, **noisy)
 
     def objective(params):

@@ -11,6 +11,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from models import lora, qwen2, sharding, weights
+from models.engine import placement
 
 CONFIG = qwen2.Config(
     vocab_size=64,
@@ -198,13 +199,13 @@ def test_sharded_model_computes_the_same():
 @pytest.mark.parametrize("moved_bytes", [2**28, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("tensor", "replicas"), [(2, 4), (4, 2), (2, 1), (1, 0)])
 def test_replicas_get_the_values_in_their_shardings(monkeypatch, tensor, replicas, moved_bytes):
-    monkeypatch.setattr(sharding, "MOVED_BYTES", moved_bytes)
+    monkeypatch.setattr(placement, "MOVED_BYTES", moved_bytes)
     config = dataclasses.replace(CONFIG, num_attention_heads=8, num_key_value_heads=4)
     model = qwen2.Qwen2(jax.random.key(0), config)
     mesh = sharding.make_mesh(fsdp=4, tensor=2)
     spread = jax.device_put(model, sharding.parameter_shardings(mesh, model))
-    meshes = sharding.serving_meshes(tensor=tensor, replicas=replicas)
-    copies = sharding.serving_copies(spread, jnp.bfloat16, meshes)
+    meshes = placement.meshes(tensor=tensor, replicas=replicas)
+    copies = placement.copies(spread, jnp.bfloat16, meshes)
     assert len(copies) == len(meshes) == (replicas or 1)  # one where devices are CPUs
     assert len({device for mesh in meshes for device in mesh.devices.flat}) == tensor * len(meshes)
     for mesh, copy in zip(meshes, copies, strict=True):
@@ -216,9 +217,7 @@ def test_replicas_get_the_values_in_their_shardings(monkeypatch, tensor, replica
 
 def test_what_lies_as_wanted_is_not_copied():
     model = qwen2.Qwen2(jax.random.key(0), CONFIG)
-    [copy] = sharding.serving_copies(
-        model, jnp.float32, sharding.serving_meshes(tensor=1, replicas=1)
-    )
+    [copy] = placement.copies(model, jnp.float32, placement.meshes(tensor=1, replicas=1))
     for leaf, original in zip(*map(jax.tree.leaves, (copy, model)), strict=True):
         assert leaf.unsafe_buffer_pointer() == original.unsafe_buffer_pointer()
 
@@ -232,4 +231,4 @@ def test_what_lies_as_wanted_is_not_copied():
 )
 def test_replicas_that_do_not_fit_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):
-        sharding.serving_meshes(**sizes)
+        placement.meshes(**sizes)

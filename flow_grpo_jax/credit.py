@@ -1,13 +1,19 @@
-"""Group-relative advantages, one number a trajectory.
+"""Credit: what a trajectory earns, and what a turn counts in the loss.
 
-Every function has the signature (rewards_QG, valid_QG, turns_QG) -> float64 [Q, G] and gives 0 to
-invalid trajectories and to groups that carry no signal (equal rewards). Whoever reads the result
-may therefore average over all valid trajectories, groups without signal included.
+Advantages are group-relative, one number a trajectory. Each function has the signature
+(rewards_QG, valid_QG, turns_QG) -> float64 [Q, G] and gives 0 to invalid trajectories and to groups
+that carry no signal (equal rewards), so whoever reads the result may average over all valid
+trajectories, groups without signal included.
 
-Source: arXiv 2510.05592, Eq. 7 (`flow`); arXiv 2503.20783 (`dr_grpo`).
+Weights make loss = Σ_turns weight * (mean over the turn's sampled tokens). Each `weigh_*` has the
+signature (tokens_S, trajectory_S, micro_S, trajectories=, constant_length=) -> float64 [S]: sampled
+tokens, trajectory and micro-batch of each turn; the valid trajectories of the optimizer step; the
+length that `weigh_constant_length` divides by.
+
+Source: arXiv 2510.05592, Eq. 5 and 7 (`weigh_turns`, `flow`); arXiv 2503.20783 (`dr_grpo`).
 
 Dimensions:
-  Q questions    G rollouts of a question
+  Q questions    G rollouts of a question    S samples (turns) of an optimizer step
 """
 
 import numpy as np
@@ -15,6 +21,8 @@ import numpy as np
 # Added to the standard deviation, as in the code the paper was trained with. It is far below what
 # binary rewards can give: the smallest non-zero deviation of eight of them is 0.35.
 EPS = 1e-6
+
+# ---- what a trajectory earns -------------------------------------------------------------------
 
 
 def _checked(rewards_QG, valid_QG):
@@ -85,3 +93,39 @@ def original(rewards_QG, valid_QG, turns_QG):
     """
     rewards_QG, valid_QG = _checked(rewards_QG, valid_QG)
     return _normalised(rewards_QG, np.where(valid_QG, np.asarray(turns_QG), 0), by_std=True)
+
+
+# ---- what a turn counts ------------------------------------------------------------------------
+
+
+def weigh_turns(tokens_S, trajectory_S, micro_S, *, trajectories, constant_length):
+    """1 / (trajectories * turns of this one): Eq. 5, with its 1/|a| in the loss."""
+    turns_S = np.bincount(trajectory_S)[trajectory_S]
+    return 1.0 / (trajectories * turns_S)
+
+
+def weigh_rollout_tokens(tokens_S, trajectory_S, micro_S, *, trajectories, constant_length):
+    """Mean over trajectories of the mean over all tokens of the trajectory."""
+    total_S = np.bincount(trajectory_S, weights=tokens_S)[trajectory_S]
+    return tokens_S / (trajectories * total_S)
+
+
+def weigh_tokens(tokens_S, trajectory_S, micro_S, *, trajectories, constant_length):
+    """Mean over all tokens of the step, whoever's they are."""
+    return tokens_S / tokens_S.sum()
+
+
+def weigh_micro_batch_tokens(tokens_S, trajectory_S, micro_S, *, trajectories, constant_length):
+    """Token mean inside a micro-batch, then mean over micro-batches: depends on their size."""
+    total_S = np.bincount(micro_S, weights=tokens_S)[micro_S]
+    return tokens_S / (total_S * len(np.unique(micro_S)))
+
+
+def weigh_constant_length(tokens_S, trajectory_S, micro_S, *, trajectories, constant_length):
+    """Sum over a trajectory's tokens / constant_length, then mean over trajectories."""
+    if constant_length < 1:
+        raise ValueError(
+            f"constant_length={constant_length} must be positive. Use the tokens a trajectory may "
+            "sample at most: turns times response tokens."
+        )
+    return tokens_S / (trajectories * constant_length)

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from flow_grpo_jax import advantages
+from flow_grpo_jax import credit
 
 
 def call(name, rewards_QG, valid_QG=None, turns_QG=None):
     rewards_QG = np.array(rewards_QG, float)
     valid_QG = np.ones(rewards_QG.shape, bool) if valid_QG is None else np.array(valid_QG, bool)
     turns_QG = np.ones(rewards_QG.shape, int) if turns_QG is None else np.array(turns_QG)
-    return getattr(advantages, name)(rewards_QG, valid_QG, turns_QG)
+    return getattr(credit, name)(rewards_QG, valid_QG, turns_QG)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,6 @@ def test_original_equals_a_loop_over_turn_rows():
 
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match=r"rewards_QG \(2,\)"):
-        advantages.flow(np.zeros(2), np.ones(2, bool))
+        credit.flow(np.zeros(2), np.ones(2, bool))
     with pytest.raises(ValueError, match="question 0, rollout 1 is nan"):
         call("flow", [[1, np.nan]])
