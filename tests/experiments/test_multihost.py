@@ -45,13 +45,13 @@ DISTURBED = """
 import signal
 from experiments import command, train
 from flow_grpo_jax import processes, rollout
-crank = rollout._Driver.turn_the_crank
-def turn(driver):
-    if processes.index() == 1 and driver.step == {step}:
-        rollout._Driver.turn_the_crank = crank
+start = rollout.Driver._start
+def disturbed(driver, question, *rest):
+    if processes.index() == 1 and question.step == {step}:
+        rollout.Driver._start = start
         {disturb}
-    crank(driver)
-rollout._Driver.turn_the_crank = turn
+    start(driver, question, *rest)
+rollout.Driver._start = disturbed
 train.define_flags()
 command.run(train.main, required=("config", "workdir"))
 """
