@@ -24,7 +24,7 @@ from ml_collections import config_flags
 
 from experiments import train
 from experiments.planning import advice, formulas, programs, rollouts
-from experiments.running import command, exits, session
+from experiments.running import command, session
 from models import hardware, huggingface, published
 
 GiB = hardware.GiB
@@ -364,4 +364,4 @@ def main():
 
 if __name__ == "__main__":
     define_flags()
-    exits.run(lambda _: main(), required=("config", "topology"))
+    command.run(main, required=("config", "topology"))

@@ -3,19 +3,17 @@
 import concurrent.futures
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from absl import logging
 
 from agents import prompts
 from experiments.running import backends, command
-from flow_grpo_jax import checkpoint, judge, rollout, scoring, symbolic, update
+from flow_grpo_jax import batching, judge, rollout, scoring, symbolic, update
 from models import folders, huggingface, lora, qwen2, sharding, tokenizer
 from models.attention import kernels
 from models.engine import placement
@@ -37,12 +35,11 @@ class Session:
     frozen: Qwen2 in the compute dtype on the mesh: reference policy, LoRA's base.
     shardings: NamedSharding of each of `params`, structured like them.
     assemble: (params, frozen) -> Qwen2, the policy.
-    engine: serves "policy" and "frozen", the frozen modules, on the devices of this process.
-    serving: meshes of its replicas.
+    serving: meshes of the engine's replicas, on the devices of this process.
     serving_frozen: `frozen` on each of them; empty while the engine's memory is released.
     backends: what answers for each module and for the judge.
-    grammars: hold the frozen modules to their forms; None if the config leaves them free.
-    scorer: decides on answers; there once the engine is started.
+    system: engine, tokenizer, tools, ...; its engine serves "policy" and "frozen".
+    scorer: decides on answers.
     """
 
     mesh: jax.sharding.Mesh
@@ -50,23 +47,19 @@ class Session:
     frozen: qwen2.Qwen2
     shardings: Any
     assemble: Callable
-    tokenizer: tokenizer.Tokenizer
-    tools: dict
-    pool: concurrent.futures.ThreadPoolExecutor
     dtype: jax.typing.DTypeLike
     serving: list
     backends: backends.Backends
-    grammars: Any = None
     serving_frozen: list = dataclasses.field(default_factory=list)
-    engine: Replicas | None = None
+    system: rollout.System | None = None
     scorer: scoring.Scorer | None = None
 
-    def start(self, make_engine):
-        """Builds the engine from `make_engine(weights, mesh=)`."""
+    def start_engine(self, make_engine):
+        """Returns the engine, made by `make_engine(weights, mesh=)` for each replica."""
         self._serve_frozen()
         policies = self._policies(self.params)
         weights = zip(policies, self._bases(policies), self.serving, strict=True)
-        self.engine = Replicas(
+        return Replicas(
             [make_engine({"policy": p, "frozen": b}, mesh=mesh) for p, b, mesh in weights]
         )
 
@@ -76,21 +69,20 @@ class Session:
         if released:
             self._serve_frozen()
         policies = self._policies(params)
-        self.engine.set_weights("policy", policies)
+        self.system.engine.set_weights("policy", policies)
         if released:
-            self.engine.set_weights("frozen", self._bases(policies))
+            self.system.engine.set_weights("frozen", self._bases(policies))
 
     def release(self):
         """Frees the engine's memory on the devices until `serve`."""
-        self.engine.release()
+        self.system.engine.release()
         self.serving_frozen = []
 
     def close(self):
         """Ends what runs beside the engine: tools, calls of servers, checkers."""
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        self.system.pool.shutdown(wait=False, cancel_futures=True)
         self.backends.close()
-        if self.scorer is not None:
-            self.scorer.close()
+        self.scorer.close()
 
     def _serve_frozen(self):
         self.serving_frozen = placement.copies(self.frozen, self.dtype, self.serving)
@@ -163,6 +155,19 @@ def make_update(config, variant, *, mesh, shardings, donate_params, assemble=upd
         )
 
 
+def start_update(config, variant, run):
+    """Returns (Update, State at step 0) of a Session."""
+    optimizer, step_program = make_update(
+        config,
+        variant,
+        mesh=run.mesh,
+        shardings=run.shardings,
+        donate_params=donates_params(config),
+        assemble=run.assemble,
+    )
+    return step_program, update.init(run.params, optimizer, shardings=run.shardings)
+
+
 def donates_params(config):
     """Whether the update may take the old parameters' memory: not while the engine reads it."""
     return config.model.dtype != "float32"
@@ -183,22 +188,25 @@ def model_files(config):
     return huggingface.read_config(folder), folders.Folder(folder).names()
 
 
-def make_grammars(text, *, vocab_size):
-    """The `Grammars` of a Tokenizer for a model with so many rows. Needs the extra `grammar`."""
+def make_grammars(vocabulary, *, vocab_size):
+    """Returns the `Grammars` of a Tokenizer; needs the extra `grammar`.
+
+    vocab_size: of the model, at least that of the tokenizer.
+    """
     from models.engine import grammar
 
-    return grammar.Grammars(text.json, vocab_size=vocab_size, eos_ids=text.eos_ids)
+    return grammar.Grammars(vocabulary.json, vocab_size=vocab_size, eos_ids=vocabulary.eos_ids)
 
 
 def load_tokenizer(folder):
-    """The Tokenizer of a model's folder, with an end for its replies."""
-    text = tokenizer.Tokenizer.load(folder)
-    if not text.eos_ids:
+    """Loads the Tokenizer of a folder; ConfigError if the folder names no end-of-reply token."""
+    vocabulary = tokenizer.Tokenizer.load(folder)
+    if not vocabulary.eos_ids:
         raise command.ConfigError(
             f"Nothing ends a reply of the model in {folder}: neither generation_config.json nor "
             "the tokenizer names an end token. Add eos_token_id to generation_config.json."
         )
-    return text
+    return vocabulary
 
 
 def build(config, *, training=True):
@@ -216,36 +224,42 @@ def build(config, *, training=True):
     use_compile_cache(config, mesh)
     tools = start_tools(config)
     params, frozen, shardings, assemble = load_weights(config, folder, mesh, training=training)
-    text = load_tokenizer(folder)
+    vocabulary = load_tokenizer(folder)
     with command.checking_config():
         serving = placement.meshes(tensor=config.engine.tensor, replicas=config.engine.replicas)
-    pool = concurrent.futures.ThreadPoolExecutor(config.tools.workers, "tool")
     run = Session(
-        mesh,
-        params,
-        frozen,
-        shardings,
-        assemble,
-        text,
-        tools,
-        pool,
-        compute_dtype(config),
-        serving,
-        answering,
+        mesh=mesh,
+        params=params,
+        frozen=frozen,
+        shardings=shardings,
+        assemble=assemble,
+        dtype=compute_dtype(config),
+        serving=serving,
+        backends=answering,
     )
+    grammars = None
     if config.rollout.grammar:
-        run.grammars = make_grammars(text, vocab_size=frozen.config.vocab_size)
+        grammars = make_grammars(vocabulary, vocab_size=frozen.config.vocab_size)
     with command.checking_config():
-        make_engine = functools.partial(
-            Engine,
-            prefill_calls=config.engine.prefill_calls,
-            overlap=config.engine.overlap,
-            seed=config.seed,
-            decode_text=text.decode,
-            **engine_shapes(config),
+        engine = run.start_engine(
+            functools.partial(
+                Engine,
+                prefill_calls=config.engine.prefill_calls,
+                overlap=config.engine.overlap,
+                seed=config.seed,
+                decode_text=vocabulary.decode,
+                **engine_shapes(config),
+            )
         )
-        run.start(make_engine)
-    run.scorer = make_scorer(config, answering, engine=run.engine, text=text)
+    run.system = rollout.System(
+        engine,
+        vocabulary,
+        tools,
+        concurrent.futures.ThreadPoolExecutor(config.tools.workers, "tool"),
+        models=answering.models,
+        grammars=grammars,
+    )
+    run.scorer = make_scorer(config, answering, engine=engine, vocabulary=vocabulary)
     return run
 
 
@@ -293,10 +307,10 @@ def sandbox_facts(tools):
     return dict(tools["python_coder"].facts) if "python_coder" in tools else {}
 
 
-def make_scorer(config, answering, *, engine=None, text=None):
-    """The `Scorer` that a config's `reward` and `backends.judge` ask for.
+def make_scorer(config, answering, *, engine=None, vocabulary=None):
+    """Returns the `Scorer` that a config's `reward` and `backends.judge` ask for.
 
-    engine, text: the engine and the tokenizer, for a judge that is one of the engine's models.
+    engine, vocabulary: for a judge that is one of the engine's models.
     """
     chosen = config.reward
     deciders = {kind: chosen[kind] for kind in scoring.DECIDERS}
@@ -306,7 +320,7 @@ def make_scorer(config, answering, *, engine=None, text=None):
             longest = max(config.rollout.max_response_tokens, config.rollout.max_module_tokens)
             ask = judge.ask_engine(
                 engine,
-                text,
+                vocabulary,
                 weights=answering.judge,
                 max_tokens=min(chosen.judge_tokens, longest),
                 max_prompt_tokens=config.rollout.max_prompt_tokens,
@@ -386,14 +400,17 @@ def use_compile_cache(config, mesh):
 
 
 def batch_shapes(config, mesh):
-    """What `batching.check_buckets` and `batching.build` are told of shapes."""
+    """Returns the arguments of `batching.build` that say which shapes there are."""
     shares = mesh.shape["data"] * mesh.shape["fsdp"]
-    return dict(
+    shapes = dict(
         layout=config.batch.layout,
         row_lengths=tuple(config.batch.row_lengths),
         rows=tuple(rows * shares for rows in config.batch.rows),
         response_lengths=tuple(config.batch.response_lengths),
     )
+    with command.checking_config():
+        batching.check_buckets(**shapes)
+    return shapes
 
 
 def rollout_settings(config, *, temperature):
@@ -412,59 +429,5 @@ def rollout_settings(config, *, temperature):
         call_seconds=config.rollout.call_seconds,
         trajectory_seconds=config.rollout.trajectory_seconds,
         in_flight=config.rollout.in_flight,
+        infra_retries=config.rollout.infra_retries,
     )
-
-
-def run_config(workdir):
-    """(ConfigDict, hash) of a run."""
-    path = pathlib.Path(workdir) / "config.json"
-    if not path.exists():
-        raise command.ConfigError(f"{workdir} holds no run: {path} does not exist.")
-    stored = json.loads(path.read_text())
-    return ml_collections.ConfigDict(stored["config"]), stored["hash"]
-
-
-def restore_policy(workdir, config, *, step=None):
-    """(step, Qwen2 in host memory, meta) of a run's checkpoint; adapters are merged.
-
-    Raises:
-      ConfigError: the run has no checkpoint, or not that one.
-    """
-    step, params, meta = restore_params(workdir, config, step=step)
-    if not config.model.lora.rank:
-        return step, params, meta
-    with jax.default_device(jax.devices("cpu")[0]):
-        whole = huggingface.load(resolve(config.model.path), dtype=jnp.float32)
-        return step, lora.merged(lora.combine(params, whole)), meta
-
-
-def restore_params(workdir, config, *, step=None):
-    """(step, what was trained in host memory, meta) of a run's checkpoint; see `Session.params`.
-
-    Raises:
-      ConfigError: the run has no checkpoint, or not that one.
-    """
-    base = resolve(config.model.path)
-    trained = abstract_model(huggingface.config_from_dict(huggingface.read_config(base)))
-    if config.model.lora.rank:
-        make = functools.partial(lora.init, settings=lora.Settings(**config.model.lora))
-        trained = jax.eval_shape(make, trained, jax.random.key(0))
-    optimizer = update.make_optimizer(**config.optim)
-    # The optimizer's moments come along: host memory holds what one accelerator may not.
-    host = jax.devices("cpu")[0]
-    like = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(host)
-        ),
-        jax.eval_shape(lambda params: update.init(params, optimizer), trained),
-    )
-    folder = pathlib.Path(workdir) / "checkpoints"
-    if not folder.is_dir():
-        raise command.ConfigError(f"{workdir} has no checkpoint: {folder} does not exist.")
-    checkpoints = checkpoint.Checkpoints(folder, keep=None)
-    restored = checkpoints.restore(like, step=step)
-    checkpoints.close()
-    if restored is None:
-        raise command.ConfigError(f"{workdir} has no checkpoint yet.")
-    step, state, meta = restored
-    return step, state.params, meta

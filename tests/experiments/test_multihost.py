@@ -16,7 +16,7 @@ import pytest
 
 from experiments import train
 from experiments.configs import smoke
-from experiments.running import session
+from experiments.running import session, stored
 from flow_grpo_jax import metrics
 from models import sharding
 
@@ -154,8 +154,8 @@ def check_agreement(workdir, other):
 
 
 def policies(*workdirs):
-    config, _ = session.run_config(workdirs[0])
-    restored = [session.restore_policy(workdir, config) for workdir in workdirs]
+    config, _ = stored.read_config(workdirs[0])
+    restored = [stored.restore_policy(workdir, config) for workdir in workdirs]
     assert len({step for step, _, _ in restored}) == 1
     assert len({json.dumps(meta) for _, _, meta in restored}) == 1
     return [np.concatenate([np.ravel(x) for x in jax.tree.leaves(p)]) for _, p, _ in restored]

@@ -15,7 +15,7 @@ import pytest
 from agents import effects
 from experiments import export, solve, train
 from experiments.configs import common, quickstart, smoke
-from experiments.running import command, session
+from experiments.running import command, stored
 from experiments.solving import panel
 from flow_grpo_jax import metrics, rewards, samples
 
@@ -153,10 +153,10 @@ def test_a_run_goes_on_with_its_config_only(finished):
     c = small_config()
     c.steps = 3  # may differ: a run may be continued for longer
     c.mesh.update(data=2, fsdp=4)
-    command.check_config(c, finished)
+    stored.check_config(c, finished)
     c.optim.lr = 1.0
     with pytest.raises(command.ConfigError, match="it differs in optim.lr"):
-        command.check_config(c, finished)
+        stored.check_config(c, finished)
 
 
 @pytest.mark.slow
@@ -175,8 +175,8 @@ def test_export_has_the_logits_of_the_trained_policy(finished, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     export.export(finished, tmp_path / "out")
-    config, _ = session.run_config(finished)
-    _, params, _ = session.restore_policy(finished, config)
+    config, _ = stored.read_config(finished)
+    _, params, _ = stored.restore_policy(finished, config)
     token_BT = np.arange(40, dtype=np.int32).reshape(2, 20) * 7 % 2048
     with jax.default_matmul_precision("highest"):
         ours = params.logits(params.hidden(token_BT, np.full_like(token_BT, token_BT.shape[1])))
