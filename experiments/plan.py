@@ -22,9 +22,8 @@ import jax.numpy as jnp
 from absl import flags, logging
 from ml_collections import config_flags
 
-from experiments import train
 from experiments.planning import advice, formulas, programs, rollouts
-from experiments.running import command, exits, session
+from experiments.running import command, exits, limits, session
 from models import hardware, huggingface, published
 
 GiB = hardware.GiB
@@ -41,8 +40,8 @@ def plan(config, topology, *, model="", estimate=False, workload=None):
       workload: of `step_time`; None takes its defaults for the config.
     """
     shape = model_shape(config, model)
-    variant = train.choose_variant(config)
-    count, limits = topology.devices, topology.limits
+    variant = limits.choose_variant(config)
+    count, chip = topology.devices, topology.limits
     estimated = advice.need(config, shape, count)
     mesh = programs.abstract_mesh(config, count)
     sizes = session.batch_shapes(config, mesh)
@@ -106,16 +105,16 @@ def plan(config, topology, *, model="", estimate=False, workload=None):
             "total": sampling.total,
         },
     }
-    if limits is None:
+    if chip is None:
         return result
-    result["memory"] = round(limits.memory)
-    result["spare"] = 1 - total / limits.memory
-    result["rollouts"]["spare"] = 1 - sampling.total / limits.memory
+    result["memory"] = round(chip.memory)
+    result["spare"] = 1 - total / chip.memory
+    result["rollouts"]["spare"] = 1 - sampling.total / chip.memory
     result["step"] = step_time(
-        config, shape, mesh, limits, estimated, **(workload or default_workload(config))
+        config, shape, mesh, chip, estimated, **(workload or default_workload(config))
     )
     if result["spare"] < advice.SPARE:
-        alone, together = advice.advise(config, shape, count, limits.memory, scale=scale)
+        alone, together = advice.advise(config, shape, count, chip.memory, scale=scale)
         result["changes"] = [change_dict(change) for change in alone]
         result["together"] = together and change_dict(together)
     return result

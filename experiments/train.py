@@ -27,12 +27,11 @@ from ml_collections import config_flags
 
 from agents import trajectory
 from experiments.reporting import report
-from experiments.running import command, session
+from experiments.running import command, limits, session
 from flow_grpo_jax import (
     batching,
     checkpoint,
     data,
-    loss,
     metrics,
     processes,
     rollout,
@@ -41,7 +40,6 @@ from flow_grpo_jax import (
     update,
 )
 from flow_grpo_jax.evaluate import evaluate
-from models import qwen2
 
 
 def train(config, workdir, *, force=False):
@@ -49,8 +47,8 @@ def train(config, workdir, *, force=False):
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     settings = config.rollout
-    variant = choose_variant(config)
-    check_limits(config)
+    variant = limits.choose_variant(config)
+    limits.check_limits(config)
     writes = processes.index() == 0
     if not force:
         command.check_config(config, workdir)
@@ -262,57 +260,6 @@ def train(config, workdir, *, force=False):
         report.write_report(workdir)
         command.summary(metrics.read(workdir / "metrics.jsonl"))
     processes.gather([])  # the others end after process 0, which serves them all
-
-
-def choose_variant(config):
-    """The loss variant; refuses a policy sampler whose log-probs would not be the trainer's."""
-    name = config.loss.variant
-    if name not in loss.VARIANTS:
-        raise command.ConfigError(
-            f"loss.variant={name!r} is unknown; valid: {', '.join(loss.VARIANTS)}."
-        )
-    if config.rollout.temperature <= 0:
-        raise command.ConfigError(
-            f"rollout.temperature={config.rollout.temperature}: greedy rollouts of one question "
-            "are all alike and teach nothing. Use a temperature above 0."
-        )
-    neutral = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
-    neutral |= {"frequency_penalty": 0.0, "presence_penalty": 0.0}
-    for field, off in neutral.items():
-        if config.rollout.get(field, off) != off:
-            raise command.ConfigError(
-                f"rollout.{field}={config.rollout[field]} changes the distribution that is sampled "
-                f"but not the one that is trained. Set it to {off}."
-            )
-    return loss.VARIANTS[name]
-
-
-def check_limits(config):
-    """ConfigError if lengths, sizes or names of the config do not fit together."""
-    settings, batch = config.rollout, config.batch
-    prompt, response = settings.max_prompt_tokens, settings.max_response_tokens
-    needs = (
-        ("batch.row_lengths", max(batch.row_lengths), prompt + response),
-        ("batch.response_lengths", max(batch.response_lengths), response),
-    )
-    for name, largest, needed in needs:
-        if largest < needed:
-            raise command.ConfigError(
-                f"The largest of {name} is {largest}; rollout.max_prompt_tokens={prompt} and "
-                f"max_response_tokens={response} need {needed}."
-            )
-    if not 1 <= config.loss.mini_batches <= settings.questions:
-        raise command.ConfigError(
-            f"loss.mini_batches={config.loss.mini_batches} must be between 1 and "
-            f"rollout.questions={settings.questions}."
-        )
-    if config.model.remat not in qwen2.REMAT:
-        raise command.ConfigError(
-            f"model.remat={config.model.remat!r} is unknown; valid: {', '.join(qwen2.REMAT)}."
-        )
-    if not config.data.train:
-        raise command.ConfigError("data.train is empty; give a file of questions.")
-    session.rollout_settings(config, temperature=settings.temperature)
 
 
 def write_trajectories(path, questions, trajectories_QG, scores_QG, *, step, adv_QG=None):
