@@ -22,9 +22,8 @@ import jax.numpy as jnp
 from absl import flags, logging
 from ml_collections import config_flags
 
-from experiments import train
 from experiments.planning import advice, formulas, programs, rollouts
-from experiments.running import command, session
+from experiments.running import command, limits, session
 from models import hardware, huggingface, published
 
 GiB = hardware.GiB
@@ -41,7 +40,7 @@ def plan(config, topology, *, model="", estimate=False, workload=None):
       workload: of `step_time`; None takes its defaults for the config.
     """
     shape = model_shape(config, model)
-    variant = train.choose_variant(config)
+    variant = limits.choose_variant(config)
     count, limits = topology.devices, topology.limits
     estimated = advice.need(config, shape, count)
     mesh = programs.abstract_mesh(config, count)

@@ -232,7 +232,7 @@ def measured(turns, timer, rollout, update):
 
 
 def read_questions(config):
-    """Returns (training questions, held-out ones); ValueError unless all processes have the same."""
+    """Returns (training questions, held-out ones); raises where processes have different ones."""
     questions, held_out = data.read_questions(session.resolve(config.data.train)), []
     if config.data.held_out:
         held_out = data.read_questions(session.resolve(config.data.held_out))

@@ -11,7 +11,7 @@ import pytest
 
 from experiments import export, train
 from experiments.configs import quickstart
-from experiments.running import session
+from experiments.running import limits, session
 from flow_grpo_jax import metrics
 from models import huggingface, qwen2, sharding
 
@@ -92,7 +92,7 @@ def test_header_says_what_it_costs_and_how_to_start_it(name):
 def test_limits_fit_together(name):
     config = module(name).get_config()
     config.data.train = "somewhere"
-    train.check_limits(config)
+    limits.check_limits(config)
     points = []
     module(name).sweep(lambda **point: points.append(point))
     flat = config.copy_and_resolve_references()

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import plan, train
+from experiments import plan
 from experiments.configs import lora_7b_single_gpu, paper_7b, smoke
 from experiments.planning import advice, formulas, programs, rollouts
-from experiments.running import command, session
+from experiments.running import command, limits, session
 from flow_grpo_jax import update
 from models import hardware, published, qwen2, sharding
 from models.engine import placement
@@ -104,7 +104,7 @@ def test_the_gradient_of_a_micro_batch_never_exists_as_a_whole():
     config.model.remat, config.loss.kl_coef = "full", 0.0
     mesh = programs.mesh_over(config, jax.devices()[:1])
     values = programs.inputs(config, shape, mesh)
-    found = programs.compiled(config, train.choose_variant(config), values, mesh)
+    found = programs.compiled(config, limits.choose_variant(config), values, mesh)
     assert [program.name for program in found] == ["accumulate", "step", "zeros"]
     assert found[0].temporaries < 0.5 * programs.bytes_per_device(values.grads)
 
@@ -192,7 +192,7 @@ def test_tpu_programs_compile():
     config.mesh.sequence = True
     mesh = programs.mesh_over(config, programs.devices(hardware.topology("v5e:2x2")))
     found = programs.compiled(
-        config, train.choose_variant(config), programs.inputs(config, shape, mesh), mesh
+        config, limits.choose_variant(config), programs.inputs(config, shape, mesh), mesh
     )
     assert [program.name for program in found] == ["accumulate", "step", "zeros"]
     assert all(program.total > program.inputs for program in found[:1])

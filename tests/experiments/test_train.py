@@ -15,7 +15,7 @@ import pytest
 from agents import effects
 from experiments import export, solve, train
 from experiments.configs import common, quickstart, smoke
-from experiments.running import command, stored
+from experiments.running import command, limits, stored
 from experiments.solving import panel
 from flow_grpo_jax import metrics, rewards, samples
 
@@ -312,15 +312,15 @@ def test_training_refuses_a_sampler_whose_logprobs_are_not_the_trainers():
         c = common.base()
         c.rollout[field] = value
         with pytest.raises(command.ConfigError, match=field):
-            train.choose_variant(c)
+            limits.choose_variant(c)
 
 
 def test_a_run_with_too_few_usable_trajectories_stops():
     class Broken:
-        status, error = "infra_error", "the search server is gone"
+        broken, error = True, "the search server is gone"
 
     class Fine:
-        status, error = "ok", ""
+        broken, error = False, ""
 
     known = rewards.Reward(1.0, "qa/exact_match")
     unknown = rewards.Reward(0.0, "judge/no_verdict", known=False)
