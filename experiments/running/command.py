@@ -7,6 +7,7 @@ after saving. A traceback comes only with --verbosity=1.
 import contextlib
 import importlib.util
 import logging as python_logging
+import re
 import sys
 
 from absl import app, flags, logging
@@ -68,11 +69,21 @@ def _parsed(argv):
         sys.exit(0)
     except (flags.Error, ValueError, TypeError, OSError) as error:
         _stop(error, BAD_FLAGS)
-    except (AttributeError, KeyError) as error:  # ml_collections: --config.field=value
-        _stop(f"The configuration has no field {error}.", BAD_FLAGS)
+    except (AttributeError, KeyError) as error:  # ml_collections: a field set by flag or by file
+        _stop(_unknown_field(str(error)), BAD_FLAGS)
     if len(rest) > 1:
         _stop(f"Unexpected argument {rest[1]!r}; settings are flags, see --help.", BAD_FLAGS)
     return rest
+
+
+def _unknown_field(text):
+    """Returns one sentence for the text of ml_collections, which lists all fields."""
+    key = re.search(r'Key "(\w+)" does not exist', text)
+    meant = re.search(r'Did you mean "(\w+)"', text)
+    name = repr(key.group(1)) if key else text
+    return f"The configuration has no field {name}." + (
+        f" Did you mean {meant.group(1)!r}?" if meant else ""
+    )
 
 
 def _guarded(main):

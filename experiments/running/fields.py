@@ -35,6 +35,8 @@ def _problems(values, defaults, prefix):
             continue
         if name not in defaults:
             yield f"There is no field {full}."
+        elif isinstance(defaults[name], ConfigDict) and not isinstance(values[name], ConfigDict):
+            yield f"{full}={values[name]!r} must be a section with fields."
         elif isinstance(defaults[name], ConfigDict):
             yield from _problems(values[name], defaults[name], f"{full}.")
         elif wanted := _mismatch(values[name], defaults[name]):

@@ -43,7 +43,8 @@ SETTINGS = {
 }
 DISTURBED = """
 import signal
-from experiments import command, train
+from experiments import train
+from experiments.running import command
 from flow_grpo_jax import processes, rollout
 start = rollout.Driver._start
 def disturbed(driver, question, *rest):
