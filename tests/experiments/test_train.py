@@ -1,5 +1,6 @@
 """The commands, end to end, with the shipped nano model."""
 
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -83,7 +84,8 @@ def finished(tmp_path_factory):
     c = small_config()
     c.steps = 2
     c.mesh.update(data=2, fsdp=4)
-    train.train(c, workdir)
+    with concurrent.futures.ThreadPoolExecutor(1) as notebook:  # no signal handlers, so any thread
+        notebook.submit(train.train, c, workdir).result()
     return workdir
 
 
