@@ -396,7 +396,7 @@ def test_evaluation_counts_all_questions():
             questions,
             step=0,
             system=answering,
-            scorer=scoring.RULES,
+            scorer=scoring.Scorer({}, judge_characters=2_000),
             settings=settings(max_turns=1, temperature=0.0, infra_retries=0),
         )
     broken = [t for t in trajectories if t.status == "infra_error"]
