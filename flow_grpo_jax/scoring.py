@@ -76,7 +76,7 @@ class Scorer:
         return scores, self._metrics(scores, len(cases), counts)
 
     def score_groups(self, questions, trajectories_QG):
-        """Scores Q groups of trajectories as `score` does; returns the rewards in the same lists."""
+        """Scores Q groups of trajectories as `score` does; returns rewards_QG and its metrics."""
         flat = [
             (question, trajectory.answer)
             for question, group in zip(questions, trajectories_QG, strict=True)
