@@ -322,7 +322,7 @@ class _Driver:
         """One round: engine, ended calls, deadlines."""
         if self.engine.pending:
             with self.timer.on("engine"):
-                answered = self.engine.step()
+                answered = self.engine.advance()
             for identity, completion in answered:
                 self.deliver(identity, completion)
         if not self.engine.pending:
@@ -430,7 +430,7 @@ class _Driver:
         for identity in self.by_request:
             self.engine.cancel(identity)
         while self.by_request and self.engine.pending:
-            for identity, _ in self.engine.step():
+            for identity, _ in self.engine.advance():
                 self.by_request.pop(identity, None)
 
 

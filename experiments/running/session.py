@@ -240,6 +240,7 @@ def build(config, *, training=True):
             Engine,
             prefill_calls=config.engine.prefill_calls,
             overlap=config.engine.overlap,
+            in_flight="finish",
             seed=config.seed,
             decode_text=text.decode,
             **engine_shapes(config),

@@ -12,6 +12,35 @@ from models import sharding
 MOVED_BYTES = 256 * 2**20  # between meshes at a time
 
 
+class Place:
+    """Where an engine keeps weights of one architecture: on its mesh, in its dtype.
+
+    Args:
+      model: Qwen2 of arrays or shapes.
+    """
+
+    def __init__(self, model, *, mesh, dtype):
+        self._config, self._shapes = model.config, _shapes(model)
+        self._dtype = dtype
+        self._shardings = jax.tree.leaves(sharding.parameter_shardings(mesh, model))
+
+    def check(self, name, model):
+        """Raises ValueError unless a model has this architecture."""
+        shapes = _shapes(model)
+        if model.config != self._config or shapes != self._shapes:
+            different = sorted(set(shapes.items()) ^ set(self._shapes.items()))
+            raise ValueError(
+                f"Weights {name!r} differ from the engine's model in config or shapes "
+                f"({model.config} against {self._config}; {different}). Give every weight set the "
+                "same architecture, or build another engine."
+            )
+
+    def put(self, model):
+        """Returns the list of a model's arrays there; those already there are not copied."""
+        leaves = zip(jax.tree.leaves(model), self._shardings, strict=True)
+        return [jax.device_put(jnp.asarray(leaf, self._dtype), place) for leaf, place in leaves]
+
+
 def meshes(*, tensor, replicas):
     """Meshes over groups of this process's devices that only split heads and widths.
 
@@ -99,3 +128,10 @@ def _placed(whole, part, first):
 @functools.partial(jax.jit, static_argnames="dtype")
 def _cast(array, *, dtype):
     return array.astype(dtype)
+
+
+def _shapes(model):
+    """{name: shape} of a model's arrays."""
+    names = sharding.parameter_names(model)
+    shapes = (leaf.shape for leaf in jax.tree.leaves(model))
+    return dict(zip(names, shapes, strict=True))

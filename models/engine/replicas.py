@@ -7,7 +7,7 @@ holds most of its prompt. Its tokens do not depend on that choice.
 import dataclasses
 import itertools
 
-from models.engine.engine import Statistics
+from models.engine import types
 
 LEVELS = 4  # a quarter of the slots more makes an engine busier
 
@@ -37,7 +37,7 @@ class Replicas:
     def statistics(self):
         """Sums over the engines."""
         parts = [dataclasses.astuple(engine.statistics) for engine in self._engines]
-        return Statistics(*map(sum, zip(*parts, strict=True)))
+        return types.Statistics(*map(sum, zip(*parts, strict=True)))
 
     def submit(self, request):
         """Queues a request and returns its id. ValueError says what no engine can serve."""
@@ -61,8 +61,8 @@ class Replicas:
         chosen, inner = self._places[id]
         return self._engines[chosen].cancel(inner)
 
-    def step(self):
-        """One step of every engine; their devices work at the same time."""
+    def advance(self):
+        """Advances every engine; their devices work at the same time."""
         finished = []
         working = [(n, engine) for n, engine in enumerate(self._engines) if engine.pending]
         for _, engine in working:

@@ -104,3 +104,28 @@ class Completion:
     weights_version: int
     token_versions: np.ndarray
     shared_tokens: int
+
+
+@dataclasses.dataclass
+class Statistics:
+    """Totals since the engine was made.
+
+    prompt_tokens, shared_tokens: of admitted requests, and how many were found in the cache.
+    prefill_calls, prefill_tokens: and the real tokens in them.
+    decode_calls, slot_steps, drawn_tokens: calls, slots * steps of these, tokens they drew.
+    wasted_steps: slot steps of an occupied slot that drew nothing because its request had ended.
+    waited_steps: slot steps of an occupied slot that drew nothing for want of pages.
+    requests, cancelled: completions, and those of them that were cancelled or ran out of time.
+    """
+
+    prompt_tokens: int = 0
+    shared_tokens: int = 0
+    prefill_calls: int = 0
+    prefill_tokens: int = 0
+    decode_calls: int = 0
+    slot_steps: int = 0
+    drawn_tokens: int = 0
+    wasted_steps: int = 0
+    waited_steps: int = 0
+    requests: int = 0
+    cancelled: int = 0

@@ -13,9 +13,9 @@ import pytest
 
 from models import qwen2, sharding
 from models.engine import cache, pages
-from models.engine.engine import Engine
 from models.engine.replicas import Replicas
 from models.engine.types import Request, Sampling
+from tests.models import engines as small
 from tests.models.test_engine import CONFIG, MODEL, OTHER, nothing_compiles, run, same, text
 
 PAGE = 4
@@ -23,7 +23,8 @@ SETTINGS = dict(slots=3, max_length=48, page_size=PAGE, prefill_tokens=8, prefil
 
 
 def build(**options):
-    return Engine({"policy": MODEL, "frozen": OTHER}, decode_text=text, **SETTINGS | options)
+    weights = {"policy": MODEL, "frozen": OTHER}
+    return small.build(weights, decode_text=text, **SETTINGS | options)
 
 
 def tokens(seed, length):
@@ -91,7 +92,7 @@ def test_any_schedule_gives_the_same_results_bit_for_bit(alone, engines, seed):
                 victims.add(victim)
         if rng.random() < 0.05:
             engine.set_weights("frozen", OTHER)
-        done |= dict(engine.step())
+        done |= dict(engine.advance())
         if not queue and not engine.pending:
             break
     assert set(done) == set(expected) and victims
@@ -107,9 +108,9 @@ def test_any_schedule_gives_the_same_results_bit_for_bit(alone, engines, seed):
 
 
 def check_all_pages_are_back(engine):
-    book = engine._book
-    assert book.available == book.count
-    assert not engine._holders and engine._claimed == 0
+    ledger = engine._ledger
+    assert ledger.book.available == ledger.book.count
+    assert not ledger.holders and ledger.claimed == 0
 
 
 @pytest.mark.slow
@@ -164,13 +165,13 @@ def test_a_cancelled_request_fills_the_pages_that_others_wait_for():
     prompt = tokens(1, 33)
     (expected,) = run(build(prefill_rows=1), [Request(prompt, Sampling(5))])
     neighbour = engine.submit(Request(tokens(2, 1), Sampling(40)))
-    engine.step()
+    engine.advance()
     first, second = (engine.submit(Request(prompt, Sampling(5))) for _ in range(2))
-    engine.step()
+    engine.advance()
     engine.cancel(first)
     done = {}
     while engine.pending:
-        done |= dict(engine.step())
+        done |= dict(engine.advance())
     assert done[first].stop_reason == "cancelled"
     assert done[second].shared_tokens == 32
     same(done[second], expected)
@@ -237,7 +238,9 @@ def test_heads_over_several_devices(alone, tensor):
     config = qwen2.Config(**{**vars(CONFIG), "num_key_value_heads": 4, "num_attention_heads": 8})
     model = qwen2.Qwen2(jax.random.key(0), config)
     mesh = sharding.make_mesh(tensor=tensor, devices=jax.devices()[:tensor])
-    whole, split = (Engine({"policy": model}, **SETTINGS, mesh=mesh_) for mesh_ in (None, mesh))
+    whole, split = (
+        small.build({"policy": model}, **SETTINGS, mesh=where) for where in (None, mesh)
+    )
     requests = [Request(tokens(9, 21), Sampling(10), "policy", (n,)) for n in range(4)]
     for one, two in zip(run(whole, requests), run(split, requests), strict=True):
         np.testing.assert_array_equal(one.tokens, two.tokens)
@@ -283,7 +286,7 @@ def test_programs_never_ask_the_host(monkeypatch):
     get = jax.device_get
     monkeypatch.setattr(jax, "device_get", lambda tree: read.append(tree) or get(tree))
     engine.submit(Request(tokens(1, 9), Sampling(30)))
-    engine.step()
+    engine.advance()
     assert not read
     engine.dispatch()
     assert not read
@@ -323,9 +326,9 @@ def test_a_thousand_mixed_requests_compile_nothing():
             if index % 333 == 332:
                 engine.set_weights("policy", OTHER)
             if index % 3 == 0:
-                done += len(engine.step())
+                done += len(engine.advance())
         while engine.pending:
-            done += len(engine.step())
+            done += len(engine.advance())
     assert done == 1000 and engine.compile_count == 2
     check_all_pages_are_back(engine)
 
@@ -368,9 +371,9 @@ def test_a_request_goes_where_its_prefix_is():
         run(together, [Request(second + tokens(5, 3), Sampling(1))])
     assert [engine.statistics.requests for engine in engines] == [1, 4]
     id = together.submit(Request(second, Sampling(20)))
-    together.step()
+    together.advance()
     assert len(together.partial(id).tokens) == 9
     assert together.cancel(id) and not together.cancel(id + 1)
-    ((same_id, completion),) = together.step()
+    ((same_id, completion),) = together.advance()
     assert (same_id, completion.stop_reason) == (id, "cancelled")
     assert not together.cancel(id)
