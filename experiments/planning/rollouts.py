@@ -65,7 +65,7 @@ def need(config, shape, topology, estimated, found=()):
         weights -= base_bytes
         if topology.devices == 1:  # which is the trainer's
             weights -= base_bytes
-    layout = cache.implementation(topology.kind)
+    layout = cache.choose(topology.kind)
     cache_bytes = shapes.of(shape, layout=layout, **settings).cache_bytes(mesh)
     temporaries = {}
     if found:

@@ -28,7 +28,7 @@ def lowered(model, *, mesh, layout=None, **settings):
       {"prefill", "decode"}: `jax.stages.Lowered`; their second argument is the cache, a list over
       layers. With several widths of page tables, the programs of the widest.
     """
-    layout = layout or cache.implementation(mesh.devices.flat[0].platform)
+    layout = cache.choose(mesh.devices.flat[0].platform, layout)
     sizes = shapes.of(model.config, layout=layout, **settings)
     shape = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
     everywhere = NamedSharding(mesh, PartitionSpec())

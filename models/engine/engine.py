@@ -101,7 +101,7 @@ class Engine:
             mesh=mesh,
         )
         first = next(iter(weights.values()))
-        layout = layout or cache.implementation(mesh.devices.flat[0].platform)
+        layout = cache.choose(mesh.devices.flat[0].platform, layout)
         cache_tokens = cache_tokens or slots * max_length * len(weights)
         self._shapes = shapes.of(
             first.config,

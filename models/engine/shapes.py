@@ -55,12 +55,12 @@ class Shapes:
     def empty_cache(self):
         """Returns the cache, a list over layers of zeros."""
         return cache.empty(
-            self.config, pages=self.pages, size=self.page_size, dtype=self.dtype, name=self.layout
+            self.layout, self.config, pages=self.pages, size=self.page_size, dtype=self.dtype
         )
 
     def cache_sharding(self, mesh):
         """Returns the NamedSharding of each array of the cache."""
-        return NamedSharding(mesh, cache.spec(self.layout))
+        return NamedSharding(mesh, cache.LAYOUTS[self.layout].spec())
 
     def cache_bytes(self, mesh):
         """Returns the bytes of the cache on each device of a mesh, which may be abstract."""
@@ -93,6 +93,7 @@ def of(
       cache_tokens: over all weight sets.
       other: as of an `Engine`.
     """
+    most = pages.count_for(max_length + prefill_tokens, page_size)  # `ragged` reads a row's padding
     return Shapes(
         config=config,
         layout=layout,
@@ -102,8 +103,7 @@ def of(
         prefill_tokens=prefill_tokens,
         pages=cache_tokens // page_size,
         page_size=page_size,
-        # The padding of a row is read too, by `ragged`.
-        widths=cache.widths(layout, pages.count_for(max_length + prefill_tokens, page_size)),
+        widths=cache.LAYOUTS[layout].widths(most),
         decode_steps=decode_steps,
         words=-(-config.vocab_size // BITS) if constraints else 0,
     )
