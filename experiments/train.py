@@ -81,8 +81,8 @@ def train(config, workdir, *, force=False):
         config,
         variant,
         mesh=run.mesh,
+        params=run.params,
         shardings=run.shardings,
-        donate_params=session.donates_params(config),
         assemble=run.assemble,
     )
     state = update.init(run.params, optimizer, shardings=run.shardings)

@@ -18,8 +18,7 @@ from experiments.running import backends, command
 from flow_grpo_jax import checkpoint, judge, rollout, scoring, symbolic, update
 from models import folders, huggingface, lora, qwen2, sharding, tokenizer
 from models.attention import kernels
-from models.engine import placement
-from models.engine.engine import Engine
+from models.engine import placement, types
 from models.engine.replicas import Replicas
 from tools import toolbox
 from tools.sandbox import selftest
@@ -38,8 +37,7 @@ class Session:
     shardings: NamedSharding of each of `params`, structured like them.
     assemble: (params, frozen) -> Qwen2, the policy.
     engine: serves "policy" and "frozen", the frozen modules, on the devices of this process.
-    serving: meshes of its replicas.
-    serving_frozen: `frozen` on each of them; empty while the engine's memory is released.
+    released: whether the engine's memory is.
     backends: what answers for each module and for the judge.
     grammars: hold the frozen modules to their forms; None if the config leaves them free.
     scorer: decides on answers; there once the engine is started.
@@ -54,36 +52,28 @@ class Session:
     tools: dict
     pool: concurrent.futures.ThreadPoolExecutor
     dtype: jax.typing.DTypeLike
-    serving: list
     backends: backends.Backends
     grammars: Any = None
-    serving_frozen: list = dataclasses.field(default_factory=list)
-    engine: Replicas | None = None
+    released: bool = False
+    engine: types.Sampler | None = None
     scorer: scoring.Scorer | None = None
 
     def start(self, make_engine):
-        """Builds the engine from `make_engine(weights, mesh=)`."""
-        self._serve_frozen()
-        policies = self._policies(self.params)
-        weights = zip(policies, self._bases(policies), self.serving, strict=True)
-        self.engine = Replicas(
-            [make_engine({"policy": p, "frozen": b}, mesh=mesh) for p, b, mesh in weights]
-        )
+        """Builds the engine by `make_engine(weights)`."""
+        policy = self.assemble(self.params, self.frozen)
+        self.engine = make_engine({"policy": policy, "frozen": self._base()})
 
     def serve(self, params):
         """Hands the engine new weights of the policy; no copy is made where it can share them."""
-        released = not self.serving_frozen
-        if released:
-            self._serve_frozen()
-        policies = self._policies(params)
-        self.engine.set_weights("policy", policies)
-        if released:
-            self.engine.set_weights("frozen", self._bases(policies))
+        self.engine.set_weights("policy", self.assemble(params, self.frozen))
+        if self.released:
+            self.engine.set_weights("frozen", self._base())
+            self.released = False
 
     def release(self):
         """Frees the engine's memory on the devices until `serve`."""
         self.engine.release()
-        self.serving_frozen = []
+        self.released = True
 
     def close(self):
         """Ends what runs beside the engine: tools, calls of servers, checkers."""
@@ -92,22 +82,12 @@ class Session:
         if self.scorer is not None:
             self.scorer.close()
 
-    def _serve_frozen(self):
-        self.serving_frozen = placement.copies(self.frozen, self.dtype, self.serving)
-
-    def _policies(self, params):
-        """The policy on each replica."""
-        trained = placement.copies(params, self.dtype, self.serving)
-        return [self.assemble(*both) for both in zip(trained, self.serving_frozen, strict=True)]
-
-    def _bases(self, policies):
-        """The frozen model on each replica, in the structure of its policy: adapters are zero."""
+    def _base(self):
+        """Returns the frozen model in the structure of the policy: adapters are zero."""
         if self.assemble is update.whole_model:
-            return self.serving_frozen
-        return [
-            self.assemble(jax.tree.map(jnp.zeros_like, lora.split(policy)[0]), frozen)
-            for policy, frozen in zip(policies, self.serving_frozen, strict=True)
-        ]
+            return self.frozen
+        zeros = lambda leaf, place: jnp.zeros(leaf.shape, self.dtype, device=place)
+        return self.assemble(jax.tree.map(zeros, self.params, self.shardings), self.frozen)
 
 
 def resolve(path):
@@ -133,13 +113,15 @@ def execution(config, mesh):
         return qwen2.Execution(compute_dtype(config), config.model.remat, attend, residual)
 
 
-def make_update(config, variant, *, mesh, shardings, donate_params, assemble=update.whole_model):
+def make_update(config, variant, *, mesh, params, shardings, assemble=update.whole_model):
     """(optimizer, Update) of a config.
 
     Args:
       variant: of `loss.VARIANTS`.
-      shardings: of the trained parameters on `mesh`.
-      donate_params, assemble: of `update.Update`.
+      params: what is trained, arrays or shapes; their memory is taken for the new ones unless the
+        engine may read it.
+      shardings: of these on `mesh`.
+      assemble: of `update.Update`.
     """
     with command.checking_config():
         optimizer = update.make_optimizer(**config.optim)
@@ -157,15 +139,10 @@ def make_update(config, variant, *, mesh, shardings, donate_params, assemble=upd
             epochs=config.loss.epochs,
             old_logprobs=config.loss.old_logprobs,
             assemble=assemble,
-            donate_params=donate_params,
+            donate_params=not placement.shares(params, compute_dtype(config)),
             shardings=shardings,
             batch_sharding=sharding.batch_sharding(mesh),
         )
-
-
-def donates_params(config):
-    """Whether the update may take the old parameters' memory: not while the engine reads it."""
-    return config.model.dtype != "float32"
 
 
 def model_folder(config):
@@ -230,14 +207,14 @@ def build(config, *, training=True):
         tools,
         pool,
         compute_dtype(config),
-        serving,
         answering,
     )
     if config.rollout.grammar:
         run.grammars = make_grammars(text, vocab_size=frozen.config.vocab_size)
     with command.checking_config():
         make_engine = functools.partial(
-            Engine,
+            Replicas,
+            meshes=serving,
             prefill_calls=config.engine.prefill_calls,
             overlap=config.engine.overlap,
             in_flight="finish",

@@ -29,7 +29,7 @@ from models import sharding
 from models.engine import cache, limits, pages, placement, programs, seats, shapes, types
 
 
-class Engine:
+class Engine(types.Sampler):
     """Serves requests to the weight sets it is given.
 
     Args:
@@ -139,7 +139,7 @@ class Engine:
         self._calls_in_flight = collections.deque()  # of lists of functions that read results
         self._ids = itertools.count()
         self._compile_count = 0
-        self.statistics = types.Statistics()
+        self._statistics = types.Statistics()
         self._prefill, self._decode = programs.jitted(
             programs.Static(dtype, layout, mesh, top_logprobs),
             jax.tree.structure(first),
@@ -151,34 +151,28 @@ class Engine:
 
     @property
     def pending(self):
-        """Requests submitted whose Completion was not returned yet."""
         return len(self._requests)
 
     @property
     def compile_count(self):
-        """Traces of the engine's programs so far."""
         return self._compile_count
 
     @property
     def slots(self):
-        """Requests that run at once, for each weight set."""
         return self._shapes.slots
 
     @property
+    def statistics(self):
+        return self._statistics
+
+    @property
     def cache_bytes(self):
-        """Bytes of the KV cache on each device."""
         return self._shapes.cache_bytes(self._mesh)
 
     def prefix(self, tokens):
-        """Returns digests of a prompt's full pages, for `cached_tokens` and `submit`."""
         return pages.prefix_digests(tokens, self._shapes.page_size)
 
     def submit(self, request, prefix=None):
-        """Queues a request and returns its id. ValueError says what the engine cannot serve.
-
-        Args:
-          prefix: of its tokens, where the caller has it already.
-        """
         self._limits.check(request)
         if prefix is None:
             prefix = self.prefix(request.tokens)
@@ -191,7 +185,6 @@ class Engine:
         return running.id
 
     def cached_tokens(self, weights, prefix):
-        """Counts the tokens of a prefix in the cache of the newest version of a weight set."""
         served = self._served.get((weights, self._versions.get(weights)))
         if served is None:
             return 0
@@ -199,24 +192,14 @@ class Engine:
         return self._shapes.page_size * known
 
     def partial(self, id, first=0):
-        """Returns a Completion, without stop_reason, of what a request drew from `first` on."""
         return self._requests[id].completion(first=first)
 
     def cancel(self, id):
-        """Ends a request; the next `advance` returns what it has, with stop_reason "cancelled".
-
-        Returns whether there was anything to end: False if its Completion is made already.
-        """
         return self._give_up(id, "cancelled")
 
     # ---- weights -------------------------------------------------------------------------------
 
     def set_weights(self, name, model):
-        """Replaces a weight set from the next `advance` on and raises its version by one.
-
-        Pages that the old weights filled are shared no more. Running requests do as `in_flight`
-        says; waiting ones get the new weights.
-        """
         self._limits.check_name(name)
         old = self._served.get((name, self._versions[name]))
         self._place.check(name, model)
@@ -234,11 +217,6 @@ class Engine:
             self._served[name, old.version] = old
 
     def release(self):
-        """Frees the device memory of cache and weights; `set_weights` brings each set back.
-
-        Raises:
-          ValueError: requests are pending.
-        """
         if self._requests:
             raise ValueError(f"{self.pending} requests are pending; end them before release().")
         self._read(until=0)
@@ -267,18 +245,15 @@ class Engine:
     # ---- one advance ---------------------------------------------------------------------------
 
     def advance(self):
-        """Admits, prefills and decodes once; [(id, Completion)] of the requests that ended."""
         self.dispatch()
         return self.collect()
 
     def dispatch(self):
-        """Does the first half of `advance`: gives the devices work."""
         self._end_late()
         self._admit()
         self._calls_in_flight.append(self._prefill_all() + self._decode_all())
 
     def collect(self):
-        """Does the second half: reads what the devices drew; [(id, Completion)]."""
         self._read(until=self._depth if self._calls_in_flight[-1] else 0)
         newest = set(self._versions.items())
         for key in [k for k, old in self._served.items() if k not in newest and not old.busy]:
@@ -289,7 +264,6 @@ class Engine:
         return finished
 
     def warmup(self):
-        """Compiles every program, so that serving compiles nothing."""
         if self._requests:
             raise ValueError("warmup() must come before the first submit().")
         served = self._newest(next(iter(self._weights)))
@@ -328,8 +302,8 @@ class Engine:
             running.cursor = running.shared
             served.enter(running, slot)
             del self._waiting[running.id]
-            self.statistics.prompt_tokens += len(running.prompt)
-            self.statistics.shared_tokens += running.shared
+            self._statistics.prompt_tokens += len(running.prompt)
+            self._statistics.shared_tokens += running.shared
 
     def _prefill_all(self):
         """Dispatches prefill calls; returns the functions that read their results."""
@@ -363,8 +337,8 @@ class Engine:
                     entered.append((row, running))
             if running.ended:
                 self._let_go(running)
-        self.statistics.prefill_calls += 1
-        self.statistics.prefill_tokens += sum(tokens for *_, tokens in rows)
+        self._statistics.prefill_calls += 1
+        self._statistics.prefill_tokens += sum(tokens for *_, tokens in rows)
         version = served.version
 
         def read_first_tokens():
@@ -412,8 +386,8 @@ class Engine:
     def _decode_call(self, served, active, quota_B):
         width = self._shapes.width(max(len(running.pages) for _, running in active))
         drawn, live_B = self._call_decode(served, quota_B, [slot for slot, _ in active], width)
-        self.statistics.decode_calls += 1
-        self.statistics.slot_steps += self.slots * self._shapes.decode_steps
+        self._statistics.decode_calls += 1
+        self._statistics.slot_steps += self.slots * self._shapes.decode_steps
         version = served.version
 
         def read_drawn_tokens():
@@ -421,13 +395,13 @@ class Engine:
             drew_CB = fetched.token != programs.NO_TOKEN
             served.check_finite(fetched.logprob[drew_CB])
             count_B = drew_CB.sum(0).tolist()
-            self.statistics.drawn_tokens += sum(count_B)
+            self._statistics.drawn_tokens += sum(count_B)
             for slot, running in active:
                 count = count_B[slot]
                 if quota_B[slot]:
-                    self.statistics.wasted_steps += self._shapes.decode_steps - count
+                    self._statistics.wasted_steps += self._shapes.decode_steps - count
                 else:
-                    self.statistics.waited_steps += self._shapes.decode_steps
+                    self._statistics.waited_steps += self._shapes.decode_steps
                 if not running.ended and count:
                     cells = (slice(count), slot)
                     tokens = fetched.token[cells].tolist()
@@ -484,13 +458,13 @@ class Engine:
         if running is None or running.ended:
             return False
         self._end(running, reason)
-        self.statistics.cancelled += 1
+        self._statistics.cancelled += 1
         return True
 
     def _end(self, running, reason):
         running.ended = True
         self._finished.append((running.id, running.completion(reason)))
-        self.statistics.requests += 1
+        self._statistics.requests += 1
         if running.id in self._waiting:
             del self._waiting[running.id]
             return

@@ -1,6 +1,7 @@
 """Weights from the update's mesh to the devices of this process that serve them."""
 
 import functools
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -66,8 +67,54 @@ def meshes(*, tensor, replicas):
     return [sharding.make_mesh(tensor=tensor, devices=group) for group in groups]
 
 
-def copies(tree, dtype, meshes):
-    """A tree's values on each of `meshes`, split as `sharding.parameter_shardings` says there.
+class Copies:
+    """The copies of all weight sets on the meshes that serve them; each array is copied once.
+
+    A set that has arrays of another one, such as LoRA's base, gets the copies that are there.
+
+    Args:
+      dtype, meshes: of `copies`.
+    """
+
+    def __init__(self, dtype, meshes):
+        self._dtype, self._meshes = dtype, meshes
+        self._made = {}  # name -> {id of an array: (weak reference to it, its copies)}
+
+    def make(self, name, tree):
+        """Returns the list of `copies` of a weight set, which replaces the one of this name."""
+        self._made.pop(name, None)
+        known = {
+            key: made
+            for sets in self._made.values()
+            for key, (array, made) in sets.items()
+            if array() is not None
+        }
+        found = copies(tree, self._dtype, self._meshes, known=known)
+        columns = zip(*map(jax.tree.leaves, found), strict=True)
+        self._made[name] = {
+            id(array): (weakref.ref(array), made)
+            for array, made in zip(jax.tree.leaves(tree), columns, strict=True)
+        }
+        return found
+
+    def forget(self):
+        """Lets go of all copies."""
+        self._made.clear()
+
+
+def shares(tree, dtype):
+    """Returns whether `copies` of a tree may hold its very buffers.
+
+    They may where nothing is cast. The arrays must not be donated then.
+
+    Args:
+      tree: pytree of arrays or shapes.
+    """
+    return any(leaf.dtype == dtype for leaf in jax.tree.leaves(tree))
+
+
+def copies(tree, dtype, meshes, *, known=None):
+    """Puts a tree's values on each of `meshes`, split as `sharding.parameter_shardings` says there.
 
     Every process must call it, with the same sizes of meshes. Arrays are moved one at a time; those
     already placed correctly are not copied.
@@ -75,6 +122,7 @@ def copies(tree, dtype, meshes):
     Args:
       tree: pytree of arrays, on a mesh of all devices or anywhere.
       dtype: to cast to before anything is sent.
+      known: id of an array -> its copies, where there are some.
 
     Returns:
       List of trees. What occurs twice in `tree` occurs twice in these.
@@ -83,7 +131,7 @@ def copies(tree, dtype, meshes):
     rows = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     everyone = Mesh(np.array(rows).reshape(-1, 1, 1, tensor), ("replica", *sharding.AXES))
     shardings = sharding.parameter_shardings(meshes[0], tree)
-    done = {}
+    done = dict(known or {})
 
     def on_each(array, spec):
         array = array if array.dtype == dtype else _cast(array, dtype=dtype)

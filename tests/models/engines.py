@@ -1,8 +1,11 @@
 """Engines of small sizes, for tests of whatever needs one."""
 
+import jax
 import jax.numpy as jnp
 
+from models import sharding
 from models.engine.engine import Engine
+from models.engine.replicas import Replicas
 
 SETTINGS = dict(
     cache_tokens=0,
@@ -22,3 +25,9 @@ SETTINGS = dict(
 def build(weights, **options):
     """Returns an Engine; `options` must give `slots` and `max_length`."""
     return Engine(weights, **SETTINGS | options)
+
+
+def replicas(weights, count, **options):
+    """Returns Replicas of so many engines, all on the first device."""
+    mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
+    return Replicas(weights, meshes=[mesh] * count, **SETTINGS | options)

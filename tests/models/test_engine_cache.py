@@ -4,6 +4,7 @@ Dimensions: R requests
 """
 
 import functools
+import inspect
 import itertools
 import re
 
@@ -13,7 +14,8 @@ import numpy as np
 import pytest
 
 from models import qwen2, sharding
-from models.engine import cache, pages
+from models.engine import cache, pages, types
+from models.engine.engine import Engine
 from models.engine.replicas import Replicas
 from models.engine.types import Request, Sampling
 from tests.models import engines as small
@@ -27,9 +29,17 @@ BEST = cache.choose(jax.default_backend())
 SETTINGS = dict(slots=3, max_length=48, page_size=PAGE, prefill_tokens=8, prefill_rows=2)
 
 
+WEIGHTS = {"policy": MODEL, "frozen": OTHER}
+
+
 def build(**options):
-    weights = {"policy": MODEL, "frozen": OTHER}
-    return small.build(weights, decode_text=text, **SETTINGS | options)
+    return small.build(WEIGHTS, decode_text=text, **SETTINGS | options)
+
+
+def two(**options):
+    """Returns (Replicas, its two engines)."""
+    together = small.replicas(WEIGHTS, 2, decode_text=text, **SETTINGS | options)
+    return together, together._engines
 
 
 def tokens(seed, length):
@@ -369,8 +379,7 @@ def test_a_thousand_mixed_requests_compile_nothing():
 
 @pytest.mark.slow
 def test_replicas_share_the_load_and_change_no_result(alone):
-    engines = [build(), build()]
-    together = Replicas(engines)
+    together, engines = two()
     requests = [request for request, _ in alone]
     for (_, expected), got in zip(alone, run(together, requests), strict=True):
         same(got, expected)
@@ -384,8 +393,7 @@ def test_a_prompt_is_hashed_once(monkeypatch):
     """Whichever replica takes it, and however long it waits for pages."""
     hashed, digests = [], pages.prefix_digests
     monkeypatch.setattr(pages, "prefix_digests", lambda *all: hashed.append(all) or digests(*all))
-    engines = [build(cache_tokens=48), build(cache_tokens=48)]
-    together = Replicas(engines)
+    together, engines = two(cache_tokens=48)
     for n in range(6):
         together.submit(Request(tokens(n, 20), Sampling(20), address=(n,)))
     for engine in engines * 2:
@@ -394,8 +402,7 @@ def test_a_prompt_is_hashed_once(monkeypatch):
 
 
 def test_a_request_goes_where_its_prefix_is():
-    engines = [build(), build()]
-    together = Replicas(engines)
+    together, engines = two()
     first, second = FAMILIES[0], tokens(1, 20)
     run(together, [Request(first, Sampling(1)), Request(second, Sampling(1))])
     for _ in range(3):
@@ -408,3 +415,52 @@ def test_a_request_goes_where_its_prefix_is():
     ((same_id, completion),) = together.advance()
     assert (same_id, completion.stop_reason) == (id, "cancelled")
     assert not together.cancel(id)
+
+
+# ---- One interface -------------------------------------------------------------------------------
+
+
+def public(kind):
+    """{name: signature, or property} of what a class itself defines for others."""
+    return {
+        name: "property" if isinstance(member, property) else str(inspect.signature(member))
+        for name, member in vars(kind).items()
+        if not name.startswith("_")
+    }
+
+
+@pytest.mark.parametrize("kind", [Engine, Replicas])
+def test_engine_and_replicas_have_the_interface_and_nothing_else(kind):
+    assert public(kind) == public(types.Sampler)
+
+
+@pytest.mark.slow
+def test_either_may_be_driven(alone):
+    """The same calls, as of a driver that hands over weights between its steps."""
+    requests, expected = zip(*alone[:4], strict=True)
+
+    def drive(sampler):
+        sampler.warmup()
+        found = run(sampler, requests)
+        sampler.set_weights("policy", OTHER)
+        found += run(sampler, requests)
+        sampler.release()
+        for name, model in WEIGHTS.items():
+            sampler.set_weights(name, model)
+        found += run(sampler, requests)
+        id = sampler.submit(requests[0], sampler.prefix(requests[0].tokens))
+        assert sampler.pending == 1 and sampler.cancel(id)
+        sampler.dispatch()
+        ((_, cancelled),) = sampler.collect()
+        prefix = sampler.prefix(requests[0].tokens)
+        known = sampler.cached_tokens("policy", prefix)
+        assert cancelled.stop_reason == "cancelled" and known == 16
+        return found, sampler.slots, sampler.statistics.requests
+
+    one, slots, count = drive(build())
+    several, more_slots, same_count = drive(two()[0])
+    for got, other in zip(one, several, strict=True):
+        same(got, other)
+    for got, wanted in zip(one[:4] + one[8:], 2 * expected, strict=True):
+        same(got, wanted)
+    assert (more_slots, same_count) == (2 * slots, count)
