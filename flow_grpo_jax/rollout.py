@@ -214,7 +214,7 @@ class Driver:
         engine = self.system.engine
         if engine.pending:
             with self.timer.on("engine"):
-                answered = engine.step()
+                answered = engine.advance()
             for key, completion in answered:
                 self._deliver(key, completion)
         if not engine.pending:
@@ -230,7 +230,7 @@ class Driver:
             self._cancel(ticket)
         left = {key for key, ticket in self._tickets.items() if ticket.call is None}
         while left and self.system.engine.pending:
-            left -= {key for key, _ in self.system.engine.step()}
+            left -= {key for key, _ in self.system.engine.advance()}
         self._queue.clear()
         self._running.clear()
         self._tickets.clear()

@@ -262,8 +262,8 @@ def compiled(config, variant, values, mesh, *, on_program=lambda program: None):
         config,
         variant,
         mesh=mesh,
+        params=values.params,
         shardings=jax.tree.map(lambda x: x.sharding, values.params),
-        donate_params=session.donates_params(config),
         assemble=assemble,
     )
     own = functools.partial(bytes_per_device)

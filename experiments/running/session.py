@@ -17,7 +17,6 @@ from flow_grpo_jax import batching, judge, rollout, scoring, symbolic, update
 from models import folders, huggingface, lora, qwen2, sharding, tokenizer
 from models.attention import kernels
 from models.engine import placement
-from models.engine.engine import Engine
 from models.engine.replicas import Replicas
 from tools import toolbox
 from tools.sandbox import selftest
@@ -35,8 +34,7 @@ class Session:
     frozen: Qwen2 in the compute dtype on the mesh: reference policy, LoRA's base.
     shardings: NamedSharding of each of `params`, structured like them.
     assemble: (params, frozen) -> Qwen2, the policy.
-    serving: meshes of the engine's replicas, on the devices of this process.
-    serving_frozen: `frozen` on each of them; empty while the engine's memory is released.
+    released: whether the engine's memory is.
     backends: what answers for each module and for the judge.
     system: engine, tokenizer, tools, ...; its engine serves "policy" and "frozen".
     scorer: decides on answers.
@@ -48,35 +46,27 @@ class Session:
     shardings: Any
     assemble: Callable
     dtype: jax.typing.DTypeLike
-    serving: list
     backends: backends.Backends
-    serving_frozen: list = dataclasses.field(default_factory=list)
+    released: bool = False
     system: rollout.System | None = None
     scorer: scoring.Scorer | None = None
 
-    def start_engine(self, make_engine):
-        """Returns the engine, made by `make_engine(weights, mesh=)` for each replica."""
-        self._serve_frozen()
-        policies = self._policies(self.params)
-        weights = zip(policies, self._bases(policies), self.serving, strict=True)
-        return Replicas(
-            [make_engine({"policy": p, "frozen": b}, mesh=mesh) for p, b, mesh in weights]
-        )
+    def weights(self):
+        """Returns the engine's weight sets by name."""
+        return {"policy": self.assemble(self.params, self.frozen), "frozen": self._base()}
 
     def serve(self, params):
         """Hands the engine new weights of the policy; no copy is made where it can share them."""
-        released = not self.serving_frozen
-        if released:
-            self._serve_frozen()
-        policies = self._policies(params)
-        self.system.engine.set_weights("policy", policies)
-        if released:
-            self.system.engine.set_weights("frozen", self._bases(policies))
+        engine = self.system.engine
+        engine.set_weights("policy", self.assemble(params, self.frozen))
+        if self.released:
+            engine.set_weights("frozen", self._base())
+            self.released = False
 
     def release(self):
         """Frees the engine's memory on the devices until `serve`."""
         self.system.engine.release()
-        self.serving_frozen = []
+        self.released = True
 
     def close(self):
         """Ends what runs beside the engine: tools, calls of servers, checkers."""
@@ -84,22 +74,12 @@ class Session:
         self.backends.close()
         self.scorer.close()
 
-    def _serve_frozen(self):
-        self.serving_frozen = placement.copies(self.frozen, self.dtype, self.serving)
-
-    def _policies(self, params):
-        """The policy on each replica."""
-        trained = placement.copies(params, self.dtype, self.serving)
-        return [self.assemble(*both) for both in zip(trained, self.serving_frozen, strict=True)]
-
-    def _bases(self, policies):
-        """The frozen model on each replica, in the structure of its policy: adapters are zero."""
+    def _base(self):
+        """Returns the frozen model in the structure of the policy: adapters are zero."""
         if self.assemble is update.whole_model:
-            return self.serving_frozen
-        return [
-            self.assemble(jax.tree.map(jnp.zeros_like, lora.split(policy)[0]), frozen)
-            for policy, frozen in zip(policies, self.serving_frozen, strict=True)
-        ]
+            return self.frozen
+        zeros = lambda leaf, place: jnp.zeros(leaf.shape, self.dtype, device=place)
+        return self.assemble(jax.tree.map(zeros, self.params, self.shardings), self.frozen)
 
 
 def resolve(path):
@@ -125,13 +105,15 @@ def execution(config, mesh):
         return qwen2.Execution(compute_dtype(config), config.model.remat, attend, residual)
 
 
-def make_update(config, variant, *, mesh, shardings, donate_params, assemble=update.whole_model):
-    """(optimizer, Update) of a config.
+def make_update(config, variant, *, mesh, params, shardings, assemble=update.whole_model):
+    """Returns (optimizer, Update) of a config.
 
     Args:
       variant: of `loss.VARIANTS`.
-      shardings: of the trained parameters on `mesh`.
-      donate_params, assemble: of `update.Update`.
+      params: what is trained, arrays or shapes; their memory is taken for the new ones unless the
+        engine may read it.
+      shardings: of these on `mesh`.
+      assemble: of `update.Update`.
     """
     with command.checking_config():
         optimizer = update.make_optimizer(**config.optim)
@@ -149,7 +131,7 @@ def make_update(config, variant, *, mesh, shardings, donate_params, assemble=upd
             epochs=config.loss.epochs,
             old_logprobs=config.loss.old_logprobs,
             assemble=assemble,
-            donate_params=donate_params,
+            donate_params=not placement.shares(params, compute_dtype(config)),
             shardings=shardings,
             batch_sharding=sharding.batch_sharding(mesh),
         )
@@ -161,16 +143,11 @@ def start_update(config, variant, run):
         config,
         variant,
         mesh=run.mesh,
+        params=run.params,
         shardings=run.shardings,
-        donate_params=donates_params(config),
         assemble=run.assemble,
     )
     return step_program, update.init(run.params, optimizer, shardings=run.shardings)
-
-
-def donates_params(config):
-    """Whether the update may take the old parameters' memory: not while the engine reads it."""
-    return config.model.dtype != "float32"
 
 
 def model_folder(config):
@@ -234,22 +211,21 @@ def build(config, *, training=True):
         shardings=shardings,
         assemble=assemble,
         dtype=compute_dtype(config),
-        serving=serving,
         backends=answering,
     )
     grammars = None
     if config.rollout.grammar:
         grammars = make_grammars(vocabulary, vocab_size=frozen.config.vocab_size)
     with command.checking_config():
-        engine = run.start_engine(
-            functools.partial(
-                Engine,
-                prefill_calls=config.engine.prefill_calls,
-                overlap=config.engine.overlap,
-                seed=config.seed,
-                decode_text=vocabulary.decode,
-                **engine_shapes(config),
-            )
+        engine = Replicas(
+            run.weights(),
+            meshes=serving,
+            prefill_calls=config.engine.prefill_calls,
+            overlap=config.engine.overlap,
+            in_flight="finish",
+            seed=config.seed,
+            decode_text=vocabulary.decode,
+            **engine_shapes(config),
         )
     run.system = rollout.System(
         engine,

@@ -108,7 +108,7 @@ class Script:
     def cancel(self, id):
         self.waiting.pop(id, None)
 
-    def step(self):
+    def advance(self):
         oldest = list(itertools.islice(self.waiting.items(), self.answers))
         for id, _ in oldest:
             del self.waiting[id]

@@ -69,7 +69,7 @@ class ScriptedEngine:
     def cancel(self, identity):
         self.cancelled.append(identity)
 
-    def step(self):
+    def advance(self):
         for identity in [i for i in self.cancelled if i in self.waiting]:
             del self.waiting[identity]
             return [(identity, completion(np.zeros(0, np.int32), "cancelled"))]

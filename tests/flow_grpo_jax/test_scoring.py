@@ -14,8 +14,8 @@ from agents.backends import cache, server
 from agents.backends.errors import BadOutput, Retryable
 from flow_grpo_jax import judge, rewards, scoring
 from models import huggingface, tokenizer
-from models.engine.engine import Engine
 from models.engine.types import Completion
+from tests.models import engines
 
 NANO = pathlib.Path(__file__).parents[2] / "experiments/data/quickstart/model"
 
@@ -229,7 +229,7 @@ class Writes:
         self.waiting.append(len(self.requests) - 1)
         return self.waiting[-1]
 
-    def step(self):
+    def advance(self):
         tokens = np.array([*map(ord, self.texts.pop(0)), 0], np.int32)
         completion = Completion(tokens, None, None, (), "stop", 0, None, 0)
         return [(self.waiting.pop(0), completion)]
@@ -262,7 +262,7 @@ def nano():
     """(model, its tokenizer, the engine that serves it)"""
     model = huggingface.load(NANO, dtype=jnp.float32)
     sizes = dict(slots=2, max_length=768, cache_tokens=2048, decode_steps=4)
-    return model, tokenizer.Tokenizer.load(NANO), Engine({"frozen": model}, **sizes)
+    return model, tokenizer.Tokenizer.load(NANO), engines.build({"frozen": model}, **sizes)
 
 
 def greedy_text(model, words, tokens, *, count, whole=512):
