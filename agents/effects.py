@@ -1,4 +1,4 @@
-"""What an agent asks of the world, and what it gets back.
+"""An agent's requests to the world, and the replies.
 
 `solve` yields a `ModelRequest` or a `ToolCall` and is sent a `Reply` or a `ToolResult`. Its driver
 owns threads, batching, tokens and time.
@@ -19,7 +19,7 @@ class ModelRequest:
     messages: chat messages, ({"role": "system" | "user", "content": str}, ...).
     turn: 1-based turn, 0 before the first and for requests outside a turn.
     form: regular expression of the replies that the role's parser accepts (`forms`); "" for any
-      text, and always for the planner: it is trained on what it would write by itself.
+      text, and always for the planner, which is trained on its own free text.
     """
 
     role: str
@@ -30,7 +30,7 @@ class ModelRequest:
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """A model's answer: its text and the very tokens the model saw and sampled.
+    """A model's answer: its text and the exact tokens the model saw and sampled.
 
     logprobs: nats, one for each token, under the distribution the token was drawn from.
     finished: False when the token limit cut the answer off.
@@ -53,7 +53,7 @@ class ToolCall:
 
 @dataclasses.dataclass(frozen=True)
 class ToolResult:
-    """What a tool returned: text for the memory, or `ask`, a prompt the frozen model answers."""
+    """A tool's output: text for the memory, or `ask`, a prompt that the frozen model answers."""
 
     text: str
     error: bool = False

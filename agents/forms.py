@@ -1,16 +1,16 @@
 """The forms of the modules' replies, for an engine that can hold a reply to one.
 
-A form is a regular expression that the whole reply must match, without look-around and back
-references. It asks for what `prompts` asks for. What matches is accepted by `parsing`, which
-accepts more: several calls, positional arguments, prose around a fence.
+A form is a regular expression for the whole reply, without look-around and back references. It
+asks for what `prompts` asks for. `parsing` accepts every match and more: several calls, positional
+arguments, prose around a fence.
 
-A reply that the token limit cuts off is only the beginning of one.
+A reply that the token limit cuts off is only the beginning of a match.
 """
 
 import re
 
 _GAP = r"(?: |\n {0,8})?"
-# A wrong escape, a half of a surrogate pair and NUL are errors of Python's own parser or of ours.
+# A wrong escape, half a surrogate pair and NUL are errors of Python's own parser or of ours.
 _ESCAPE = (
     r"\\(?:[^xuUN\r\x00]|x[0-9a-fA-F]{2}"
     r"|u(?:[0-9abcefABCEF][0-9a-fA-F]{3}|[dD][0-7][0-9a-fA-F]{2})"
@@ -31,13 +31,13 @@ _LITERALS = {
     "bool": r"(?:True|False)",
 }
 
-# An explanation of a bounded length: a model that wanders comes back to what counts.
+# An explanation of bounded length, so that a model that wanders comes back to the point.
 VERDICT = r"(?:(?:.|\n){0,1000}\n)?Verdict: (?:STOP|CONTINUE)"
 ANSWER = r"(?:(?:.|\n){0,2000}\n)?Answer: [^\s\x00-\x1f][^\n]{0,500}"
 
 
 def command(tool):
-    """One call of a tool: all its parameters by name, in order, each a literal of its type."""
+    """Returns the form of one call of a tool: every parameter by name, in order, as a literal."""
     arguments = f",{_GAP}".join(
         f"{re.escape(parameter.name)}={_LITERALS[parameter.type]}" for parameter in tool.parameters
     )

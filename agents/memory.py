@@ -7,10 +7,10 @@ SHORTENED = " [shortened]"
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One remembered turn. `result` is what the tool gave, or the error that stopped the turn.
+    """One remembered turn.
 
-    seconds is kept for the record and left out of prompts: a prompt that holds a measured time
-    could not be reproduced.
+    result: the tool's text, or the error that stopped the turn.
+    seconds: for the record only; a prompt with a measured time could not be reproduced.
     """
 
     sub_goal: str

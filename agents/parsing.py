@@ -1,4 +1,4 @@
-"""Strict parsers of what the modules write. Commands are data: nothing here executes anything."""
+"""Strict parsers of the modules' texts. Commands are data: nothing here executes anything."""
 
 import ast
 import dataclasses
@@ -157,7 +157,7 @@ def _text(value):
 
 
 def verdict(text):
-    """True for STOP, False for CONTINUE; the last line must say `Verdict: STOP` or `CONTINUE`."""
+    """Returns True for STOP, False for CONTINUE; the last line must be a `Verdict:` line."""
     lines = text.strip().splitlines()
     match = re.fullmatch(r"Verdict:\s*(STOP|CONTINUE)\.?", lines[-1].strip()) if lines else None
     if not match:
@@ -166,7 +166,7 @@ def verdict(text):
 
 
 def answer(text):
-    """What follows the last line-leading `Answer:`, to the end of the text."""
+    """Returns the text after the last `Answer:` that begins a line."""
     found = re.split(r"^Answer:[ \t]*", text.strip(), flags=re.MULTILINE)
     if len(found) < 2 or not found[-1].strip():
         raise ParseError("There is no `Answer:` line.")

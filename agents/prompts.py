@@ -18,8 +18,8 @@ SHORTENED_FIELDS = ("result", "command", "sub_goal")  # all results before the f
 class Prompts:
     """A set of prompts.
 
-    system: role -> system text; `{tools}` is replaced by the metadata of all tools, and in the
-      executor's `{tool}` by that of the chosen one.
+    system: role -> system text; `{tools}` becomes the metadata of all tools, the executor's
+      `{tool}` that of the chosen one.
     entry: template of one entry of the memory, fields of `memory.Entry` and `number`.
     full_metadata: whether tools are described in full or by name and parameters.
     """
@@ -111,7 +111,7 @@ class Budget:
     """How long a prompt may be.
 
     limit: most tokens, the header of the reply included.
-    count: messages -> tokens of the prompt that is made of them.
+    count: messages -> tokens of their prompt.
     """
 
     limit: float = math.inf

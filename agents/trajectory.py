@@ -30,14 +30,14 @@ BROKEN = (Status.TIMEOUT, Status.INFRA_ERROR)
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """One planner turn and what came of it.
+    """One planner turn and its outcome.
 
     prompt_tokens, response_tokens: the token ids the planner saw and sampled; training uses these,
       never a re-tokenised text.
     logprobs: nats, log π_old of response_tokens under the distribution they were drawn from.
-    finished: False when the token limit cut the planner off.
-    tool_error: the turn gave no result: unreadable plan or command, unknown tool, failed call.
-    parse_failures: texts of this turn's modules that their strict parser refused.
+    finished: False if the token limit cut the planner off.
+    tool_error: the turn has no result: unreadable plan or command, unknown tool, failed call.
+    parse_failures: how many texts of this turn's modules their parsers refused.
     verdict: "CONTINUE" or "STOP".
     """
 

@@ -2,8 +2,8 @@
 
     python -m experiments.export --workdir=runs/quickstart --out=planner
 
-A planner that was trained as a LoRA adapter is merged into its base; with --adapter it becomes a
-folder of PEFT instead, far smaller, that is loaded on top of the base.
+A planner trained as a LoRA adapter is merged into its base; with --adapter it becomes a far smaller
+PEFT folder instead, which is loaded on top of the base.
 """
 
 import pathlib
@@ -152,7 +152,7 @@ def export(workdir, out, *, step=None, dtype=None, base_model=None, adapter=Fals
 
 
 def _deciders(config):
-    """Says who gave the reward."""
+    """Returns a text that says who gave the reward."""
     others = {kind: config.reward[kind] for kind in scoring.DECIDERS}
     others = {kind: decider for kind, decider in others.items() if decider != "rule"}
     named = [f"{kind} by {decider}" for kind, decider in others.items()]
@@ -171,7 +171,7 @@ def _held_out(workdir, step):
 
 
 def _sampled_as_trained(temperature):
-    """Servers sample by generation_config.json: it must be the distribution that was trained."""
+    """Returns a generation config that makes servers sample the distribution that was trained."""
     values = {"do_sample": True, "temperature": temperature}
     return values | {"top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
 

@@ -1,9 +1,9 @@
-"""Build the file that knowledge_search and wikipedia_search can search, from JSONL or Parquet.
+"""Builds a search index for knowledge_search and wikipedia_search from JSONL or Parquet.
 
     python -m experiments.index --source=docs.jsonl --out=index.sqlite
 
-Every line or row has the fields title and text, and may have url; text may be called contents, as
-in other projects: its first line is the title then. Exit codes: 0 done, 1 error, 2 bad flags.
+Every line or row has the fields title and text, and may have url. As in other projects, text may be
+called contents; its first line is then the title. Exit codes: 0 done, 1 error, 2 bad flags.
 """
 
 import glob
@@ -37,10 +37,10 @@ def read(path):
 
 
 def document(row, where):
-    """(title, text, url) of one row.
+    """Returns (title, text, url) of one row.
 
     Raises:
-      ValueError: it has not the fields, or they are no text.
+      ValueError: fields are missing, or they are not text.
     """
     if not isinstance(row, dict):
         raise ValueError(f"{where} is no object with the fields title and text.")

@@ -3,9 +3,9 @@
     python -m experiments.rescore --workdir=runs/quickstart --out=runs/rescored
 
 The run's own config says which questions were asked and who decides; another --config replaces its
-`reward` and `backends`. Files of the same names are written to --out, each line with the new
-`reward` and `reward_source` and the old ones as `reward_before` and `reward_source_before`, and
-summary.json. The run folder is left as it is, and so is `advantage`: it is what was trained with.
+`reward` and `backends`. --out gets files of the same names, each line with the new `reward` and
+`reward_source` and the old ones as `reward_before` and `reward_source_before`, and summary.json.
+The run folder stays as it is, and so does `advantage`, which was trained with.
 """
 
 import collections

@@ -4,13 +4,13 @@
 
 Exit codes: 0 done, 1 error, 2 bad flags or config, 75 stopped by a signal after saving.
 
-On several hosts the same command runs once on each, with the same files and one shared workdir;
-SLURM, Open MPI, Kubernetes jobs and TPU slices are recognised, elsewhere every process is told:
+On several hosts, run the same command once on each, with the same files and one shared workdir.
+SLURM, Open MPI, Kubernetes jobs and TPU slices are recognised; elsewhere tell every process:
 
     ... --coordinator=HOST0:PORT --processes=2 --process_id=0        # and 1 on the other host
 
-Every process solves its share of the questions, all of them train on all of it, and process 0
-writes the run folder. The results are those of one process with as many devices.
+Every process solves its share of the questions and trains on all of them; process 0 writes the run
+folder. The results are those of one process with as many devices.
 
 Dimensions:
   Q questions    G rollouts of a question
@@ -178,7 +178,7 @@ def train(config, workdir, *, force=False, should_stop=lambda: False):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Held-out questions and when they are asked."""
+    """Evaluates held-out questions when the config asks for it."""
 
     questions: list
     config: ConfigDict

@@ -13,8 +13,7 @@ def usable(trajectories_QG, scores_QG, *, least):
     """Returns bool [Q, G]: neither infrastructure nor a deadline ended it; its reward is known.
 
     Raises:
-      RuntimeError: the share of usable trajectories is below `least`: training must stop, not go
-        on from noise.
+      RuntimeError: the share of usable trajectories is below `least`; training on noise must stop.
     """
     finished_QG = [[not t.broken for t in group] for group in trajectories_QG]
     known_QG = [[score.known for score in group] for group in scores_QG]
@@ -30,7 +29,7 @@ def usable(trajectories_QG, scores_QG, *, least):
 
 
 def of_turns(trajectories_QG):
-    """Returns the planner turns of all trajectories, with the very tokens that the engine saw."""
+    """Returns the planner turns of all trajectories, with the exact tokens that the engine saw."""
     return [
         batching.TurnSample(
             prompt_tokens=turn.prompt_tokens,

@@ -3,7 +3,7 @@
   rule         the exact checker of the kind (`rewards`)
   f1           kind qa: token F1 instead of exact match
   math_verify  kind math: the rule; formulas it finds unequal are compared by math-verify
-  judge        an LLM (`judge`); the rule is asked too, and how often they agree is counted
+  judge        an LLM (`judge`); the rule is asked too, and their agreement is counted
 
 Where no decider comes to a verdict the reward is not `known`: the trajectory is left out of
 training.

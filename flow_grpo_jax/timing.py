@@ -1,4 +1,4 @@
-"""Where a thread's time goes."""
+"""Measures where a thread's time goes."""
 
 import collections
 import contextlib
@@ -6,10 +6,9 @@ import time
 
 
 class Timer:
-    """Seconds that one thread spends on things with names; every moment counts for one name.
+    """Wall-clock seconds per label; a nested label pauses the outer one.
 
-    seconds: name -> float, in a Counter. What is done within something else counts for the inner
-      name only, so the sum is the time spent under any name.
+    seconds: label -> float, in a Counter. The sum is the time spent under any label.
     """
 
     def __init__(self, clock=time.perf_counter):
@@ -18,7 +17,7 @@ class Timer:
 
     @contextlib.contextmanager
     def on(self, name):
-        """Counts what happens inside for a name."""
+        """Counts the time inside the context under a label."""
         outer = self._switch(name)
         try:
             yield
@@ -26,7 +25,7 @@ class Timer:
             self._switch(outer)
 
     def _switch(self, name):
-        """Counts from now on for a name, None for none; returns the name until now."""
+        """Counts from now on under a label, None for none; returns the label until now."""
         now = self._clock()
         if self._name is not None:
             self.seconds[self._name] += now - self._since

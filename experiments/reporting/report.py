@@ -1,7 +1,7 @@
 """One self-contained HTML page for a run folder: before and after, curves, every trajectory.
 
-The page loads nothing from anywhere: styles and scripts stand in it, its content security policy
-admits only those (by hash), and texts of models and tools reach the document as text nodes.
+The page loads nothing: it contains its styles and scripts, its content security policy admits only
+those (by hash), and texts of models and tools reach the document as text nodes.
 """
 
 import base64
@@ -103,7 +103,7 @@ CHARTS = [
     ),
 ]
 
-# Facts of the configuration that head the page, where the run has them.
+# Facts of the config at the head of the page, where the run has them.
 FACTS = (
     ("model", "model.path"),
     ("steps", "steps"),
@@ -120,7 +120,7 @@ FACTS = (
 
 
 def write_report(workdir, out=None, *, text_budget=12_000_000):
-    """Write the page for the run in `workdir` and return its path.
+    """Writes the page of the run in `workdir`; returns its path.
 
     workdir: folder with config.json, metrics.jsonl and trajectories/, of which any may be missing
       or end in a truncated line.
@@ -145,7 +145,7 @@ def write_report(workdir, out=None, *, text_budget=12_000_000):
 
 
 def read_metrics(path):
-    """([one {name: value} a step, in order of step], number of damaged lines)."""
+    """Returns ([one {name: value} a step, in order], number of damaged lines)."""
     steps, damaged = {}, 0
     for record in records.read_lines(path) if path.exists() else ():
         step = None if record is None else record.get("step")
@@ -160,7 +160,7 @@ def read_metrics(path):
 
 
 def read_config(path):
-    """{dotted name: value} of the resolved configuration; empty if there is none."""
+    """Returns {dotted name: value} of the resolved config; empty if there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -177,7 +177,7 @@ def _flat(value, name):
 
 
 def charts(metrics):
-    """JSON-ready charts of what `metrics` holds: the named ones, then one for each other metric."""
+    """Returns JSON-ready charts: the named ones, then one for each other metric."""
     names = list(dict.fromkeys(name for step in metrics for name in step if name != "step"))
     used, shown = {"eval/correct", "eval/total"}, []
     for title, unit, note, wanted in CHARTS:
@@ -221,9 +221,9 @@ def _series(metrics, name, label):
 
 
 def comparison(metrics):
-    """The held-out table: (column titles, rows of cells); ([], []) without an evaluation.
+    """Returns the held-out table: (column titles, rows of cells); ([], []) without an evaluation.
 
-    Measures other than the first three stand there if they are not 0 throughout.
+    Measures after the first three are left out where they are 0 throughout.
     """
     evaluated = [step for step in metrics if any(name.startswith("eval/") for name in step)]
     if not evaluated:
@@ -282,7 +282,7 @@ def _change(ends, name):
 
 
 def totals(metrics):
-    """Short facts about the whole run: [(value, what it is)]."""
+    """Returns short facts about the whole run: [(value, label)]."""
     trained = [step for step in metrics if step["step"] > 0]
     facts = [(f"{trained[-1]['step']:,}", "steps")] if trained else []
     seconds = sum(step.get("time/step", 0.0) for step in metrics)

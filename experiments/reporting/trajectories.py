@@ -1,4 +1,4 @@
-"""What a report shows of a run's trajectories, within a size budget.
+"""Selects the trajectories that a report shows, within a size budget.
 
 Every step is listed with the rewards of its groups. The texts, which are the bulk, are kept for the
 first and the last steps and for steps spread evenly between them, until the budget is spent.
@@ -34,7 +34,7 @@ class Listing:
 
 
 def read_lines(path):
-    """The JSON objects of a .jsonl file one by one, and None for every line that is none.
+    """Yields the JSON objects of a .jsonl file, and None for every line that is not one.
 
     A run that was killed leaves a truncated last line; a report must still be possible.
     """
@@ -50,13 +50,13 @@ def read_lines(path):
 
 
 def dump(value):
-    """JSON that is inert inside an HTML script element: no "<", no "&", nothing outside ASCII."""
+    """Returns JSON that is inert inside an HTML script element: ASCII without "<" and "&"."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def number(value):
-    """A finite number of six digits, or None."""
+    """Returns a finite number rounded to six digits, or None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -69,7 +69,7 @@ def number(value):
 
 
 def visible(value):
-    """`value` with control and direction-changing characters written out, so that nothing hides."""
+    """Writes out control and direction-changing characters, so that nothing hides."""
     return _HIDDEN.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", value)
 
 
@@ -84,14 +84,14 @@ def text(value, limit=FIELD_CHARACTERS):
 
 
 def gold(value):
-    """Accepted answers as one line."""
+    """Returns the accepted answers as one line."""
     if isinstance(value, list):
         return " | ".join(text(item) for item in value)
     return text(value)
 
 
 def spread(count):
-    """Indices 0..count-1: the ends first, then always the middle of what is still open.
+    """Orders the indices 0..count-1: the ends first, then the middle of each gap.
 
     spread(5) -> [0, 4, 2, 1, 3]
     """
@@ -107,7 +107,7 @@ def spread(count):
 
 
 def files_of(folder):
-    """[(step, is held-out, path)] in order of step, held-out evaluations behind training."""
+    """Returns [(step, is held-out, path)] in order of step, held-out ones after training."""
     found = []
     for path in pathlib.Path(folder).glob("*.jsonl"):
         if match := _NAME.fullmatch(path.name):
@@ -116,7 +116,7 @@ def files_of(folder):
 
 
 def collect(folder, *, text_budget, listed_rollouts=200_000):
-    """A `Listing` of a run's `trajectories/` folder, which may be missing.
+    """Returns the `Listing` of a run's `trajectories/` folder, which may be missing.
 
     text_budget: bytes of trajectory texts to keep, at most a quarter of them for one step, so that
       both ends of training and of the evaluations are there. A step that does not fit whole keeps
@@ -145,7 +145,7 @@ def collect(folder, *, text_budget, listed_rollouts=200_000):
 
 
 def _read_groups(path):
-    """({question id: {rollout: trajectory}}, number of damaged lines); a repeated line wins."""
+    """Returns ({question id: {rollout: trajectory}}, damaged lines); a repeated line wins."""
     groups, damaged = {}, 0
     for record in read_lines(path):
         if record is None:
@@ -189,7 +189,7 @@ def _is_list(value):
 
 
 def _summary(groups, step, is_held, *, listed):
-    """One step: its mean reward, and a line a question with [reward, turns, errors] a rollout."""
+    """Summarises a step: mean reward, and for each question [reward, turns, errors] a rollout."""
     trajectories = [t for rollouts in groups.values() for t in rollouts.values()]
     rewards = [t["reward"] for t in trajectories if t["reward"] is not None]
     summary = {
@@ -219,7 +219,7 @@ def _summary(groups, step, is_held, *, listed):
 
 
 def _texts(groups, budget):
-    """(JSON text of a list with the trajectories of each question, number of questions kept)."""
+    """Returns (JSON text of the trajectories of each question, number of questions kept)."""
     kept, size = [], 2
     for rollouts in groups.values():
         part = dump([{"rollout": r} | t for r, t in sorted(rollouts.items())])

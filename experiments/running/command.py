@@ -42,7 +42,7 @@ def exit_code(error):
 
 @contextlib.contextmanager
 def checking_config():
-    """Turns a ValueError about something the config asked for into a ConfigError."""
+    """Turns a ValueError about a value of the config into a ConfigError."""
     try:
         yield
     except ValueError as error:

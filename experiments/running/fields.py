@@ -9,8 +9,8 @@ from experiments.running import command
 def check(config):
     """Refuses a config with a field too many, too few, or of another type than its default.
 
-    A locked ConfigDict refuses most of these where they are written; what it lets pass are sections
-    and tuples that are replaced as a whole, None, and True for a number.
+    A locked ConfigDict refuses most of these where they are written. It lets pass: a section or a
+    tuple that is replaced as a whole, None, and True for a number.
 
     Raises:
       ConfigError: names all such fields.

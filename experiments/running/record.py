@@ -1,4 +1,4 @@
-"""What a training run writes down of its steps, and shows while it goes on.
+"""The record of a training run: files, log lines, progress.
 
 Dimensions:
   Q questions    G rollouts of a question

@@ -1,4 +1,4 @@
-"""Builds from a config what every command needs: model, tokenizer, engine, tools, limits."""
+"""Turns a config into the parts of a run: model, tokenizer, engine, tools, limits."""
 
 import concurrent.futures
 import dataclasses
@@ -28,13 +28,13 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 @dataclasses.dataclass
 class Session:
-    """What a run works with.
+    """The parts of a run.
 
     params: what is trained, float32 on the mesh: a whole Qwen2, or LoRA adapters.
     frozen: Qwen2 in the compute dtype on the mesh: reference policy, LoRA's base.
     shardings: NamedSharding of each of `params`, structured like them.
     assemble: (params, frozen) -> Qwen2, the policy.
-    released: whether the engine's memory is.
+    released: whether the engine's memory is given up.
     backends: what answers for each module and for the judge.
     system: engine, tokenizer, tools, ...; its engine serves "policy" and "frozen".
     scorer: decides on answers.
@@ -69,7 +69,7 @@ class Session:
         self.released = True
 
     def close(self):
-        """Ends what runs beside the engine: tools, calls of servers, checkers."""
+        """Ends everything beside the engine: tools, calls of servers, checkers."""
         self.system.pool.shutdown(wait=False, cancel_futures=True)
         self.backends.close()
         self.scorer.close()
@@ -83,7 +83,7 @@ class Session:
 
 
 def resolve(path):
-    """A path of a config: absolute and remote ones as they are, others from the repository root."""
+    """Returns a config's path: absolute and remote ones as they are, others from the repository."""
     return path if "://" in path or pathlib.Path(path).is_absolute() else str(ROOT / path)
 
 
@@ -96,7 +96,7 @@ def compute_dtype(config):
 
 
 def execution(config, mesh):
-    """How the config runs whole rows on a mesh."""
+    """Returns the `Execution` of whole rows that a config asks for."""
     residual = None
     if mesh.size > 1:
         residual = sharding.residual_sharding(mesh, sequence=config.mesh.sequence)
@@ -160,7 +160,7 @@ def model_folder(config):
 
 
 def model_files(config):
-    """(config.json, names of the files) of the model's folder."""
+    """Returns (config.json, names of the files) of the model's folder."""
     folder = model_folder(config)
     return huggingface.read_config(folder), folders.Folder(folder).names()
 
@@ -279,7 +279,7 @@ def make_tools(config):
 
 
 def sandbox_facts(tools):
-    """What holds for programs that the model writes, see `selftest.examine`; {} if none run."""
+    """Returns the facts of `selftest.examine` about model-written programs; {} if none run."""
     return dict(tools["python_coder"].facts) if "python_coder" in tools else {}
 
 
@@ -319,7 +319,7 @@ def make_scorer(config, answering, *, engine=None, vocabulary=None):
 
 
 def engine_shapes(config):
-    """Arguments of `Engine` that decide the shapes of its programs, but its weights and mesh."""
+    """Returns the engine's arguments that decide its shapes, except weights and mesh."""
     settings, chosen = config.rollout, config.engine
     longest = max(settings.max_response_tokens, settings.max_module_tokens)
     max_length = settings.max_prompt_tokens + longest
@@ -337,7 +337,7 @@ def engine_shapes(config):
 
 
 def load_weights(config, folder, mesh, *, training=True):
-    """(params, frozen, shardings, assemble) of a run that starts from a folder; see `Session`."""
+    """Loads (params, frozen, shardings, assemble) from a folder; see `Session`."""
     dtype = compute_dtype(config)
     shape = huggingface.config_from_dict(huggingface.read_config(folder))
     with command.checking_config():
@@ -360,7 +360,7 @@ def load_weights(config, folder, mesh, *, training=True):
 
 
 def abstract_model(shape, dtype=jnp.float32):
-    """Qwen2 of shapes."""
+    """Returns a Qwen2 of shapes."""
     return jax.eval_shape(lambda key: qwen2.Qwen2(key, shape, dtype), jax.random.key(0))
 
 

@@ -1,4 +1,4 @@
-"""What a run folder holds of its run: the resolved config, and the weights of its checkpoints."""
+"""The run folder as data: its resolved config, and the weights of its checkpoints."""
 
 import functools
 import hashlib
