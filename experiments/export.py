@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from absl import flags, logging
 
-from experiments.running import command, session, stored
+from experiments.running import command, sessions, stored
 from flow_grpo_jax import metrics, scoring
 from models import huggingface, lora, model_card
 
@@ -105,10 +105,10 @@ def export(workdir, out, *, step=None, dtype=None, base_model=None, adapter=Fals
             f"The run in {workdir} has no adapter: with model.lora.rank=0 all parameters were "
             "trained. Leave out --adapter to write them."
         )
-    dtype = np.dtype(session.DTYPES[dtype] if dtype else session.compute_dtype(config))
+    dtype = np.dtype(sessions.DTYPES[dtype] if dtype else sessions.compute_dtype(config))
     restore = stored.restore_params if adapter else stored.restore_policy
     step, params, meta = restore(workdir, config, step=step)
-    base = session.resolve(config.model.path)
+    base = sessions.resolve(config.model.path)
     known = model_card.of_base(base, name=base_model)
     temperature = config.rollout.temperature
     use = USE_ADAPTER if adapter else USE_WEIGHTS
@@ -183,7 +183,7 @@ def define_flags():
     )
     flags.DEFINE_integer("step", None, "Checkpoint to export; the newest if not given.")
     flags.DEFINE_enum(
-        "dtype", None, list(session.DTYPES), "Of the weights; model.dtype if not given."
+        "dtype", None, list(sessions.DTYPES), "Of the weights; model.dtype if not given."
     )
     flags.DEFINE_string("base_model", None, "Hub name of the initial weights, for the model card.")
     flags.DEFINE_bool("adapter", False, "Write the LoRA adapter for PEFT instead of merging it.")

@@ -23,7 +23,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from experiments.planning import advice, formulas, programs, rollouts
-from experiments.running import command, fields, limits, session
+from experiments.running import command, fields, limits, sessions
 from models import hardware, huggingface, published
 
 GiB = hardware.GiB
@@ -45,7 +45,7 @@ def plan(config, topology, *, model="", estimate=False, workload=None):
     count, peak = topology.devices, topology.limits
     estimated = advice.need(config, shape, count)
     mesh = programs.abstract_mesh(config, count)
-    sizes = session.batch_shapes(config, mesh)
+    sizes = sessions.batch_shapes(config, mesh)
     batch_rows = dict(zip(sizes["row_lengths"], sizes["rows"], strict=True))
     found, basis, scale, engine_devices = [], "formula", 1.0, ()
     if not estimate:
@@ -135,7 +135,9 @@ def model_shape(config, model):
             "Which model? Set --config.model.path to a folder with a config.json, or --model to a "
             f"published size: {', '.join(published.SIZES)}."
         )
-    return huggingface.config_from_dict(huggingface.read_config(session.resolve(config.model.path)))
+    return huggingface.config_from_dict(
+        huggingface.read_config(sessions.resolve(config.model.path))
+    )
 
 
 def compile_programs(config, variant, shape, topology):

@@ -17,7 +17,7 @@ from ml_collections import config_flags
 
 from agents import trajectory
 from experiments.reporting import trajectories
-from experiments.running import backends, command, session, stored
+from experiments.running import backends, command, sessions, stored
 from flow_grpo_jax import data, files
 
 DRAWN = ("step_*.jsonl", "heldout_*.jsonl")
@@ -44,16 +44,16 @@ def rescore(workdir, out, *, config=None, question_files=()):
         raise command.ConfigError(f"--out={out} is the run itself; name another folder.")
     question_of = _questions(asked, question_files)
     out.mkdir(parents=True, exist_ok=True)
-    tally, run = _Tally(), None
+    tally, session = _Tally(), None
     answering = backends.build(deciding.backends)
     try:
         if isinstance(answering.judge, str):
-            run = session.build(deciding)
+            session = sessions.build(deciding)
             if answering.judge == "policy":
-                run.serve(stored.restore_params(workdir, deciding)[1])
-            scorer = run.scorer
+                session.serve(stored.restore_params(workdir, deciding)[1])
+            scorer = session.scorer
         else:
-            scorer = session.make_scorer(deciding, answering)
+            scorer = sessions.make_scorer(deciding, answering)
         try:
             for path in paths:
                 read = list(trajectories.read_lines(path))
@@ -66,8 +66,8 @@ def rescore(workdir, out, *, config=None, question_files=()):
             scorer.close()
     finally:
         answering.close()
-        if run is not None:
-            run.close()
+        if session is not None:
+            session.close()
     summary = tally.summary()
     files.replace_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
@@ -87,7 +87,7 @@ def _questions(asked, question_files):
     return {
         question["id"]: question
         for path in named
-        for question in data.read_questions(session.resolve(path))
+        for question in data.read_questions(sessions.resolve(path))
     }
 
 

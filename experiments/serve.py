@@ -16,7 +16,7 @@ import time
 import jax
 from absl import flags, logging
 
-from experiments.running import command, session
+from experiments.running import command, sessions
 from models import huggingface, sharding
 from models.engine.engine import Engine
 
@@ -60,7 +60,7 @@ def make(
     from experiments.serving import app, engine_thread, protocol, server, service, text
 
     config = huggingface.config_from_dict(huggingface.read_config(folder))
-    words = session.load_tokenizer(folder)
+    words = sessions.load_tokenizer(folder)
     max_length = _max_length(max_length, config)
     if grammar is None:
         grammar = command.installed("grammar")
@@ -79,7 +79,7 @@ def make(
         decode_text=words.decode,
     )
     vocabulary = text.Vocabulary(words)
-    grammars = session.make_grammars(words, vocab_size=config.vocab_size) if grammar else None
+    grammars = sessions.make_grammars(words, vocab_size=config.vocab_size) if grammar else None
     parser = protocol.Parser(
         words,
         max_length=max_length,
@@ -147,10 +147,10 @@ def _engine(folder, config, *, dtype, tensor, **settings):
     if not 1 <= tensor <= len(devices):
         raise command.ConfigError(f"--tensor={tensor}, but there are {len(devices)} devices.")
     on_cpu = devices[0].platform == "cpu"
-    dtype = session.DTYPES[dtype or ("float32" if on_cpu else "bfloat16")]
+    dtype = sessions.DTYPES[dtype or ("float32" if on_cpu else "bfloat16")]
     mesh = sharding.make_mesh(tensor=tensor, devices=devices[:tensor])
     with command.checking_config():
-        shardings = sharding.parameter_shardings(mesh, session.abstract_model(config))
+        shardings = sharding.parameter_shardings(mesh, sessions.abstract_model(config))
     weights = huggingface.load(folder, dtype=dtype, shardings=shardings)
     with command.checking_config():
         engine = Engine(
@@ -173,7 +173,7 @@ def define_flags():
         "max_length", None, f"Tokens of prompt and answer; {LENGTH}, or fewer if it must be.", 2
     )
     flags.DEFINE_integer("cache_tokens", 0, "Tokens in the cache; 0 is slots * max_length.", 0)
-    flags.DEFINE_enum("dtype", None, list(session.DTYPES), "bfloat16, or on a CPU float32.")
+    flags.DEFINE_enum("dtype", None, list(sessions.DTYPES), "bfloat16, or on a CPU float32.")
     flags.DEFINE_integer("tensor", 1, "Devices that share the model.", 1)
     flags.DEFINE_integer("queue", 512, "Answers that may wait for a slot; more get status 429.", 0)
     flags.DEFINE_integer("top_logprobs", 5, "Most alternatives that clients may ask for.", 0)

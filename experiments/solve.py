@@ -23,7 +23,7 @@ from agents import drive, prompts, trajectory
 from agents import solve as agent
 from agents.backends import errors
 from experiments.configs import common, quickstart
-from experiments.running import backends, command, session, signals, stored
+from experiments.running import backends, command, sessions, signals, stored
 from experiments.solving import panel
 from flow_grpo_jax import rollout
 from models import folders, huggingface
@@ -45,21 +45,21 @@ def solve(config, query, *, workdir=None, should_stop=lambda: False, on_event=la
 
     workdir: of a run, for the planner of its newest checkpoint.
     """
-    run = session.build(config, training=False)
+    session = sessions.build(config, training=False)
     try:
         if workdir:
-            run.serve(stored.restore_params(workdir, config)[1])
+            session.serve(stored.restore_params(workdir, config)[1])
         [[found]] = rollout.collect(
             [_question(query)],
             group=1,
             step=0,
-            system=run.system,
-            settings=session.rollout_settings(config, temperature=0.0),
+            system=session.system,
+            settings=sessions.rollout_settings(config, temperature=0.0),
             should_stop=should_stop,
             on_event=on_event,
         )
     finally:
-        run.close()
+        session.close()
     return found
 
 
@@ -76,11 +76,11 @@ def solve_by_servers(config, query, *, on_event=lambda event: None):
     Raises:
       drive.Failed: what failed in the last attempt.
     """
-    settings = session.rollout_settings(config, temperature=0.0)
+    settings = sessions.rollout_settings(config, temperature=0.0)
     made = backends.build(config.backends)
     try:
         planner = dataclasses.replace(made.models["base"], role="planner", structured=False)
-        models, tools = made.models | {"planner": planner}, session.start_tools(config)
+        models, tools = made.models | {"planner": planner}, sessions.start_tools(config)
         for attempt in range(1, settings.infra_retries + 2):
             deadline = time.monotonic() + settings.trajectory_seconds
             try:

@@ -29,7 +29,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from experiments.reporting import report
-from experiments.running import command, limits, session, signals, stored
+from experiments.running import command, limits, sessions, signals, stored
 from experiments.running.record import Record, progress
 from flow_grpo_jax import (
     batching,
@@ -64,12 +64,12 @@ def train(config, workdir, *, force=False, should_stop=lambda: False):
     # ---- data, model, engine, tools ----------------------------------------------------------
     questions, held_out = read_questions(config)
     batches = data.QuestionBatches(questions, batch=config.rollout.questions, seed=config.seed)
-    run = session.build(config)
-    shapes = session.batch_shapes(config, run.mesh)
-    sandbox = session.sandbox_facts(run.system.tools)
+    session = sessions.build(config)
+    shapes = sessions.batch_shapes(config, session.mesh)
+    sandbox = sessions.sandbox_facts(session.system.tools)
     stored.write_config(config, workdir, sandbox=sandbox)
-    step_program, state = session.start_update(config, variant, run)
-    facts = {"reference": checkpoint.fingerprint(run.frozen), "sandbox": sandbox}
+    step_program, state = sessions.start_update(config, variant, session)
+    facts = {"reference": checkpoint.fingerprint(session.frozen), "sandbox": sandbox}
 
     # ---- resume --------------------------------------------------------------------------------
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
@@ -78,11 +78,11 @@ def train(config, workdir, *, force=False, should_stop=lambda: False):
     if restored:
         check_reference(meta["reference"], facts["reference"], config)
         batches.set_state(meta["data"])
-        run.serve(state.params)
+        session.serve(state.params)
         logging.info("resumed after step %d", done)
     record = Record(workdir, steps=config.steps, resumed_after=done if restored else None)
-    evaluation = Evaluation(held_out, config, run, record, should_stop)
-    settings = session.rollout_settings(config, temperature=config.rollout.temperature)
+    evaluation = Evaluation(held_out, config, session, record, should_stop)
+    settings = sessions.rollout_settings(config, temperature=config.rollout.temperature)
     rollouts = config.rollout.group
     last = done, state, {"data": batches.get_state(), **facts}
     try:
@@ -100,7 +100,7 @@ def train(config, workdir, *, force=False, should_stop=lambda: False):
                     batch,
                     group=rollouts,
                     step=step,
-                    system=run.system,
+                    system=session.system,
                     settings=settings,
                     should_stop=should_stop,
                     on_finished=advance,
@@ -110,7 +110,7 @@ def train(config, workdir, *, force=False, should_stop=lambda: False):
 
             # ---- rewards and advantages --------------------------------------------------------
             scores_QG, judged = processes.of_first(  # one verdict for all
-                run.scorer.score_groups(batch, trajectories_QG) if record.writes else None
+                session.scorer.score_groups(batch, trajectories_QG) if record.writes else None
             )
             rewards_QG = np.array([[score.value for score in group] for group in scores_QG])
             valid_QG = samples.usable(
@@ -131,21 +131,21 @@ def train(config, workdir, *, force=False, should_stop=lambda: False):
                 constant_length=config.rollout.max_turns * config.rollout.max_response_tokens,
             )
             if config.engine.release:
-                run.release()
-            state, updated = step_program(state, run.frozen, mini_batches)
-            run.serve(state.params)
+                session.release()
+            state, updated = step_program(state, session.frozen, mini_batches)
+            session.serve(state.params)
             finished = time.monotonic()
 
             # ---- record ------------------------------------------------------------------------
             values = {
                 **metrics.of_rewards(rewards_QG, valid_QG),
                 **metrics.of_trajectories(
-                    sum(trajectories_QG, []), run.system.tools, prefix="rollout"
+                    sum(trajectories_QG, []), session.system.tools, prefix="rollout"
                 ),
                 **judged,
-                **run.backends.counts(),
+                **session.backends.counts(),
                 **updated,
-                "compile/count": updated["compile/count"] + run.system.engine.compile_count,
+                "compile/count": updated["compile/count"] + session.system.engine.compile_count,
                 **measured(turns, timer, rolled_out - started, finished - rolled_out),
             }
             last, stopped = (step, state, {"data": batches.get_state(), **facts}), None
@@ -169,7 +169,7 @@ def train(config, workdir, *, force=False, should_stop=lambda: False):
     finally:
         checkpoints.close()
         record.close()
-        run.close()
+        session.close()
     if record.writes:
         report.write_report(workdir)
         record.summarise()
@@ -182,7 +182,7 @@ class Evaluation:
 
     questions: list
     config: ConfigDict
-    session: session.Session
+    session: sessions.Session
     record: Record
     should_stop: Callable
 
@@ -199,7 +199,7 @@ class Evaluation:
                 self.questions,
                 step=step,
                 system=self.session.system,
-                settings=session.rollout_settings(
+                settings=sessions.rollout_settings(
                     self.config, temperature=self.config.eval.temperature
                 ),
                 scorer=self.session.scorer,
@@ -233,15 +233,15 @@ def measured(turns, timer, rollout, update):
 
 def read_questions(config):
     """Returns (training questions, held-out ones); raises where processes have different ones."""
-    questions, held_out = data.read_questions(session.resolve(config.data.train)), []
+    questions, held_out = data.read_questions(sessions.resolve(config.data.train)), []
     if config.data.held_out:
-        held_out = data.read_questions(session.resolve(config.data.held_out))
+        held_out = data.read_questions(sessions.resolve(config.data.held_out))
     held_out = held_out[: config.eval.questions or len(held_out)]
     processes.same(
         {
             "the config": stored.config_hash(config),
             "the questions": stored.hash_of([questions, held_out]),
-            "the model": stored.hash_of(session.model_files(config)),
+            "the model": stored.hash_of(sessions.model_files(config)),
             "the version of jax": jax.__version__,
         }
     )

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from absl import logging
 from jax.experimental import topologies
 
-from experiments.running import command, session
+from experiments.running import command, sessions
 from flow_grpo_jax import batching, update
 from models import lora, sharding
 
@@ -156,7 +156,7 @@ def adapters(config):
         return lora.Settings(**config.model.lora)
 
 
-abstract_model = functools.cache(session.abstract_model)  # advice asks for it again and again
+abstract_model = functools.cache(sessions.abstract_model)  # advice asks for it again and again
 
 
 def inputs(config, shape, mesh):
@@ -171,7 +171,7 @@ def inputs(config, shape, mesh):
     """
     settings = adapters(config)
     model = abstract_model(shape, jnp.float32)
-    frozen = abstract_model(shape, session.compute_dtype(config))
+    frozen = abstract_model(shape, sessions.compute_dtype(config))
     params = model
     if settings is not None:
         make = functools.partial(lora.init, settings=settings)
@@ -203,7 +203,7 @@ def _placed(tree, shardings):
 
 
 def _batches(config, mesh):
-    sizes = session.batch_shapes(config, mesh)
+    sizes = sessions.batch_shapes(config, mesh)
     with command.checking_config():
         batching.check_buckets(**sizes)
     if config.mesh.sequence:
@@ -258,7 +258,7 @@ def compiled(config, variant, values, mesh, *, on_program=lambda program: None):
       MemoryError: the compiler found no way to fit one; the message is its own.
     """
     assemble = update.whole_model if adapters(config) is None else lora.combine
-    _, programs = session.make_update(
+    _, programs = sessions.make_update(
         config,
         variant,
         mesh=mesh,

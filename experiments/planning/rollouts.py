@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.planning import programs
-from experiments.running import command, session
+from experiments.running import command, sessions
 from models import lora, sharding
 from models.engine import ahead, cache, shapes
 
@@ -44,7 +44,7 @@ def need(config, shape, topology, estimated, found=()):
     Raises:
       ConfigError: the engine's devices do not divide what they should.
     """
-    tensor, settings = config.engine.tensor, session.engine_shapes(config)
+    tensor, settings = config.engine.tensor, sessions.engine_shapes(config)
     dtype = jnp.dtype(settings["dtype"])
     if tensor < 1 or topology.devices % tensor:
         raise command.ConfigError(

@@ -1,6 +1,6 @@
 """What a training config must satisfy before anything is loaded."""
 
-from experiments.running import command, fields, session
+from experiments.running import command, fields, sessions
 from flow_grpo_jax import loss
 from models import qwen2
 
@@ -64,4 +64,4 @@ def check_limits(config):
         )
     if not config.data.train:
         raise command.ConfigError("data.train is empty; give a file of questions.")
-    session.rollout_settings(config, temperature=settings.temperature)
+    sessions.rollout_settings(config, temperature=settings.temperature)

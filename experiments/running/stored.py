@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from experiments.configs import common
-from experiments.running import command, session
+from experiments.running import command, sessions
 from flow_grpo_jax import checkpoint, files, processes
 from models import huggingface, lora
 
@@ -149,7 +149,7 @@ def restore_policy(workdir, config, *, step=None):
     if not config.model.lora.rank:
         return step, params, meta
     with jax.default_device(jax.devices("cpu")[0]):
-        whole = huggingface.load(session.resolve(config.model.path), dtype=jnp.float32)
+        whole = huggingface.load(sessions.resolve(config.model.path), dtype=jnp.float32)
         return step, lora.merged(lora.combine(params, whole)), meta
 
 
@@ -162,8 +162,8 @@ def restore_params(workdir, config, *, step=None):
     Raises:
       ConfigError: the run has no checkpoint, or not that one.
     """
-    base = session.resolve(config.model.path)
-    trained = session.abstract_model(huggingface.config_from_dict(huggingface.read_config(base)))
+    base = sessions.resolve(config.model.path)
+    trained = sessions.abstract_model(huggingface.config_from_dict(huggingface.read_config(base)))
     if config.model.lora.rank:
         make = functools.partial(lora.init, settings=lora.Settings(**config.model.lora))
         trained = jax.eval_shape(make, trained, jax.random.key(0))

@@ -38,7 +38,7 @@ from ml_collections import config_flags
 
 from agents import effects
 from experiments.configs import common
-from experiments.running import command, session
+from experiments.running import command, sessions
 from experiments.speed import update
 from flow_grpo_jax import data, files, rollout, timing
 from models.engine import types
@@ -194,12 +194,12 @@ class Scripted:
 def scripted(config, *, turns, answers):
     limits = common.base()
     limits.rollout.max_turns = turns
-    folder = session.model_folder(config)
+    folder = sessions.model_folder(config)
     return Scripted(
-        session.load_tokenizer(folder),
+        sessions.load_tokenizer(folder),
         folder,
-        session.make_tools(config),
-        session.rollout_settings(limits, temperature=1.0),
+        sessions.make_tools(config),
+        sessions.rollout_settings(limits, temperature=1.0),
         answers,
     )
 
@@ -208,7 +208,7 @@ def scripted(config, *, turns, answers):
 class Modelled:
     """A config's own model, questions and tools."""
 
-    session: session.Session
+    session: sessions.Session
     settings: rollout.Settings
     questions: list
 
@@ -227,10 +227,10 @@ class Modelled:
 
 
 def modelled(config):
-    built = session.build(config, training=False)
+    built = sessions.build(config, training=False)
     built.system.engine.warmup()
-    settings = session.rollout_settings(config, temperature=config.rollout.temperature)
-    return Modelled(built, settings, data.read_questions(session.resolve(config.data.train)))
+    settings = sessions.rollout_settings(config, temperature=config.rollout.temperature)
+    return Modelled(built, settings, data.read_questions(sessions.resolve(config.data.train)))
 
 
 def measure(agent, *, in_flight, waves, group, latencies, seed):

@@ -8,7 +8,7 @@ import pytest
 from agents.backends import modules, server
 from experiments import rescore, train
 from experiments.configs import common, smoke
-from experiments.running import backends, command, session, stored
+from experiments.running import backends, command, sessions, stored
 from flow_grpo_jax import metrics
 
 URL = "http://127.0.0.1:9/v1"
@@ -81,7 +81,7 @@ def test_what_cannot_be_used_is_said_with_its_place(changes, message):
 
 def test_a_judge_that_decides_nothing_is_no_error_but_a_decider_without_judge_is():
     with pytest.raises(command.ConfigError, match="backends.judge.kind"):
-        session.make_scorer(config(**{"reward.qa": "judge"}), build())
+        sessions.make_scorer(config(**{"reward.qa": "judge"}), build())
 
 
 # ------------------------------------------------------------------------------------- rescoring

@@ -271,7 +271,7 @@ def test_a_seed_fixes_latencies_and_no_text_is_written_twice(scripted):
 
 def test_the_shares_of_a_run_are_of_its_wall_time():
     turn = types.SimpleNamespace(prompt_tokens=(1, 2, 3))
-    trajectories = [types.SimpleNamespace(status="ok", turns=[turn] * 5)] * 2
+    trajectories = [types.SimpleNamespace(broken=False, turns=[turn] * 5)] * 2
     seconds = dict(engine=1.0, tokens=0.5, solvers=0.25, calls=0.15, driver=0.1, idle=2.0)
     found = rollout.summarise(trajectories, seconds, wall=4.0, tool_seconds=[3.0, 5.0])
     shares = [found[f"{name}_share"] for name in ("engine", "idle", "driver")]

@@ -11,7 +11,7 @@ import pytest
 
 from experiments import export, train
 from experiments.configs import quickstart
-from experiments.running import limits, session
+from experiments.running import limits, sessions
 from flow_grpo_jax import metrics
 from models import huggingface, qwen2, sharding
 
@@ -38,7 +38,10 @@ def module(name):
 @pytest.fixture(scope="module")
 def one_layer(tmp_path_factory):
     """Folder of a model with the quickstart's tokenizer; the engine compiles layer by layer."""
-    base, folder = session.resolve(quickstart.get_config().model.path), tmp_path_factory.mktemp("m")
+    base, folder = (
+        sessions.resolve(quickstart.get_config().model.path),
+        tmp_path_factory.mktemp("m"),
+    )
     shape = huggingface.config_from_dict(huggingface.read_config(base))
     shape = dataclasses.replace(shape, num_hidden_layers=1)
     model = jax.jit(lambda: qwen2.Qwen2(jax.random.key(0), shape))()

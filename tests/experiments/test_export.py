@@ -11,7 +11,7 @@ import pytest
 
 from experiments import export
 from experiments.configs import smoke
-from experiments.running import command, session, stored
+from experiments.running import command, sessions, stored
 from flow_grpo_jax import checkpoint, update
 from models import folders, huggingface, lora
 
@@ -21,7 +21,7 @@ def run(tmp_path_factory):
     """(workdir, trained parameters): a checkpoint of step 7, evaluated, and one of step 3."""
     workdir, config = tmp_path_factory.mktemp("run"), smoke.get_config()
     stored.write_config(config, workdir)
-    base = huggingface.load(session.resolve(config.model.path), dtype=jnp.float32)
+    base = huggingface.load(sessions.resolve(config.model.path), dtype=jnp.float32)
     trained = jax.jit(lambda tree: jax.tree.map(lambda x: x * 1.01 + 1e-3, tree))(base)
     optimizer = update.make_optimizer(**config.optim)
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=2)
@@ -39,7 +39,7 @@ def lora_run(tmp_path_factory):
     workdir, config = tmp_path_factory.mktemp("lora"), smoke.get_config()
     config.model.lora.update(rank=4, alpha=8.0)
     stored.write_config(config, workdir)
-    base = huggingface.load(session.resolve(config.model.path), dtype=jnp.float32)
+    base = huggingface.load(sessions.resolve(config.model.path), dtype=jnp.float32)
     adapters = lora.init(base, jax.random.key(0), lora.Settings(**config.model.lora))
     noisy = lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)
     state = update.init(jax.tree.map(noisy, adapters), update.make_optimizer(**config.optim))
@@ -70,7 +70,7 @@ def test_the_newest_checkpoint_is_exported_with_all_that_serving_needs(run, tmp_
     settings = json.loads((tmp_path / "generation_config.json").read_text())
     assert settings["eos_token_id"] == 2047 and settings["top_k"] == 0
     assert settings["temperature"] == smoke.get_config().rollout.temperature
-    original = huggingface.read_config(session.resolve(smoke.get_config().model.path))
+    original = huggingface.read_config(sessions.resolve(smoke.get_config().model.path))
     assert huggingface.read_config(tmp_path) == original
     card = huggingface_hub.ModelCard.load(tmp_path / "README.md")
     assert card.data.library_name == "transformers" and "flow-grpo" in card.data.tags
@@ -86,7 +86,7 @@ def test_step_dtype_and_place_can_be_chosen(run):
     out = "memory://bucket/planner"
     assert export.export(workdir, out, step=3, dtype="bfloat16") == 3
     assert huggingface.read_config(out)["torch_dtype"] == "bfloat16"
-    base = huggingface.load(session.resolve(smoke.get_config().model.path))
+    base = huggingface.load(sessions.resolve(smoke.get_config().model.path))
     rounded = jax.tree.map(lambda x: np.asarray(x).astype(jnp.bfloat16), base)
     assert_equal(huggingface.load(out), rounded)
     card = folders.Folder(out).read("README.md").decode()
@@ -107,7 +107,7 @@ def test_an_adapter_in_peft_is_the_merged_model_in_transformers(lora_run, tmp_pa
     assert export.export(lora_run, tmp_path / "adapter", adapter=True) == 5
     assert not list((tmp_path / "adapter").glob("model*"))
     load = transformers.AutoModelForCausalLM.from_pretrained
-    base = load(session.resolve(smoke.get_config().model.path), dtype=torch.float32)
+    base = load(sessions.resolve(smoke.get_config().model.path), dtype=torch.float32)
     merged = logits(load(tmp_path / "merged", dtype=torch.float32))
     # As the card says: it finds the base by itself.
     adapted = peft.AutoPeftModelForCausalLM.from_pretrained(

@@ -16,7 +16,7 @@ import pytest
 
 from experiments import train
 from experiments.configs import smoke
-from experiments.running import session, stored
+from experiments.running import sessions, stored
 from flow_grpo_jax import metrics
 from models import sharding
 
@@ -166,7 +166,7 @@ def check_same_policy(workdir, other):
     """Equal to rounding, measured by how far training moved it."""
     ours, theirs = policies(workdir, other)
     c = smoke.get_config()
-    initial = np.concatenate([np.ravel(x) for x in jax.tree.leaves(session.build(c).params)])
+    initial = np.concatenate([np.ravel(x) for x in jax.tree.leaves(sessions.build(c).params)])
     moved = np.linalg.norm(theirs - initial)
     assert moved > 0.1
     assert np.linalg.norm(ours - theirs) <= 1e-3 * moved

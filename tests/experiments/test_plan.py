@@ -14,7 +14,7 @@ import pytest
 from experiments import plan
 from experiments.configs import lora_7b_single_gpu, paper_7b, smoke
 from experiments.planning import advice, formulas, programs, rollouts
-from experiments.running import command, limits, session
+from experiments.running import command, limits, sessions
 from flow_grpo_jax import update
 from models import hardware, published, qwen2, sharding
 from models.engine import placement
@@ -131,7 +131,7 @@ def test_rollouts_count_the_bytes_of_a_real_engine():
     [mesh] = placement.meshes(tensor=2, replicas=1)
     [copy] = placement.copies(model, jnp.float32, [mesh])
     weights = {"policy": copy, "frozen": copy}
-    engine = engines.build(weights, mesh=mesh, **session.engine_shapes(config))
+    engine = engines.build(weights, mesh=mesh, **sessions.engine_shapes(config))
     parts = [leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(copy)]
     assert found.weights == 2 * sum(parts)
     assert found.cache == engine.cache_bytes

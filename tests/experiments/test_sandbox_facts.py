@@ -6,7 +6,7 @@ import pytest
 
 from experiments.configs import common
 from experiments.reporting import report
-from experiments.running import command, session, stored
+from experiments.running import command, sessions, stored
 from tests.tools import sandboxes
 from tools import python_coder
 
@@ -25,27 +25,27 @@ def without_landlock(monkeypatch):
 
 def test_a_missing_layer_ends_the_command_and_is_named(without_landlock):
     with pytest.raises(command.ConfigError) as error:
-        session.make_tools(config_of("standard"))
+        sessions.make_tools(config_of("standard"))
     assert "landlock (missing: left out on request)" in str(error.value)
     assert "--config.tools.sandbox=minimal" in str(error.value)
 
 
 def test_the_model_is_not_loaded_before_the_check(without_landlock, monkeypatch, tmp_path):
-    monkeypatch.setattr(session, "load_weights", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(sessions, "load_weights", lambda *_: pytest.fail("loaded"))
     c = config_of("standard")
     c.model.path = str(tmp_path)
     with pytest.raises(command.ConfigError, match="landlock"):
-        session.build(c)
+        sessions.build(c)
 
 
 def test_the_flag_of_the_message_accepts_it(without_landlock):
-    facts = session.sandbox_facts(session.make_tools(config_of("minimal")))
+    facts = sessions.sandbox_facts(sessions.make_tools(config_of("minimal")))
     assert facts["level"] == "minimal"
 
 
 def test_what_holds_stands_in_the_records_of_a_run(without_landlock, tmp_path):
     c = config_of("minimal")
-    facts = session.sandbox_facts(session.make_tools(c))
+    facts = sessions.sandbox_facts(sessions.make_tools(c))
     stored.write_config(c, tmp_path, sandbox=facts)
     assert json.loads((tmp_path / "config.json").read_text())["sandbox"] == facts
     stored.check_config(c, tmp_path)  # the machine is no part of the config
@@ -57,5 +57,5 @@ def test_what_holds_stands_in_the_records_of_a_run(without_landlock, tmp_path):
 
 def test_a_run_without_programs_needs_no_sandbox(monkeypatch):
     monkeypatch.setattr(python_coder.client, "Sandbox", lambda: pytest.fail("started"))
-    tools = session.make_tools(config_of("strict", ("base_generator",)))
-    assert session.sandbox_facts(tools) == {}
+    tools = sessions.make_tools(config_of("strict", ("base_generator",)))
+    assert sessions.sandbox_facts(tools) == {}

@@ -18,7 +18,7 @@ import pytest
 from agents import drive, effects, forms
 from experiments import solve
 from experiments.configs import common, quickstart
-from experiments.running import backends, command, session, stored
+from experiments.running import backends, command, sessions, stored
 from experiments.solving import panel
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -286,7 +286,7 @@ def test_a_grammar_without_its_extra_says_what_to_install(monkeypatch):
     config.rollout.grammar = True
     monkeypatch.setattr(command, "installed", lambda extra: False)
     with pytest.raises(command.ConfigError, match=r"llguidance: pip install '\.\[grammar\]'"):
-        session.build(config)
+        sessions.build(config)
 
 
 @pytest.mark.slow

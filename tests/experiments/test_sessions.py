@@ -5,7 +5,7 @@ import pytest
 
 from experiments.configs import smoke
 from experiments.planning import programs
-from experiments.running import session
+from experiments.running import sessions
 from flow_grpo_jax import loss, update
 from models import published
 
@@ -18,7 +18,7 @@ def test_the_update_donates_what_the_engine_does_not_read(monkeypatch, dtype, do
     mesh = programs.mesh_over(config, jax.devices())
     params = programs.inputs(config, published.SIZES["0.5b"], mesh).params
     monkeypatch.setattr(update, "Update", lambda _, **settings: settings)
-    _, settings = session.make_update(
+    _, settings = sessions.make_update(
         config, loss.VARIANTS["flow"], mesh=mesh, params=params, shardings=None
     )
     assert settings["donate_params"] == donated

@@ -137,17 +137,17 @@ def make_update(config, variant, *, mesh, params, shardings, assemble=update.who
         )
 
 
-def start_update(config, variant, run):
+def start_update(config, variant, session):
     """Returns (Update, State at step 0) of a Session."""
     optimizer, step_program = make_update(
         config,
         variant,
-        mesh=run.mesh,
-        params=run.params,
-        shardings=run.shardings,
-        assemble=run.assemble,
+        mesh=session.mesh,
+        params=session.params,
+        shardings=session.shardings,
+        assemble=session.assemble,
     )
-    return step_program, update.init(run.params, optimizer, shardings=run.shardings)
+    return step_program, update.init(session.params, optimizer, shardings=session.shardings)
 
 
 def model_folder(config):
@@ -204,7 +204,7 @@ def build(config, *, training=True):
     vocabulary = load_tokenizer(folder)
     with command.checking_config():
         serving = placement.meshes(tensor=config.engine.tensor, replicas=config.engine.replicas)
-    run = Session(
+    session = Session(
         mesh=mesh,
         params=params,
         frozen=frozen,
@@ -218,7 +218,7 @@ def build(config, *, training=True):
         grammars = make_grammars(vocabulary, vocab_size=frozen.config.vocab_size)
     with command.checking_config():
         engine = Replicas(
-            run.weights(),
+            session.weights(),
             meshes=serving,
             prefill_calls=config.engine.prefill_calls,
             overlap=config.engine.overlap,
@@ -227,7 +227,7 @@ def build(config, *, training=True):
             decode_text=vocabulary.decode,
             **engine_shapes(config),
         )
-    run.system = rollout.System(
+    session.system = rollout.System(
         engine,
         vocabulary,
         tools,
@@ -235,8 +235,8 @@ def build(config, *, training=True):
         models=answering.models,
         grammars=grammars,
     )
-    run.scorer = make_scorer(config, answering, engine=engine, vocabulary=vocabulary)
-    return run
+    session.scorer = make_scorer(config, answering, engine=engine, vocabulary=vocabulary)
+    return session
 
 
 def start_tools(config):
