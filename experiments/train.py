@@ -70,8 +70,6 @@ def train(config, workdir, *, force=False):
     )
     run = session.build(config)
     shapes = session.batch_shapes(config, run.mesh)
-    with command.checking_config():
-        batching.check_buckets(**shapes)
     if writes:
         command.write_config(config, workdir, sandbox=session.sandbox_facts(run.tools))
     command.check_shared(workdir)

@@ -23,7 +23,7 @@ from absl import logging
 from jax.experimental import topologies
 
 from experiments.running import command, session
-from flow_grpo_jax import batching, update
+from flow_grpo_jax import batching, optimizer, update
 from models import lora, sharding
 
 INSTALL = (
@@ -176,25 +176,20 @@ def inputs(config, shape, mesh):
     if settings is not None:
         make = functools.partial(lora.init, settings=settings)
         params = jax.eval_shape(make, frozen, jax.random.key(0))
-    optimizer = _optimizer(config)
     with command.checking_config():
-        places = update.state_shardings(optimizer, sharding.parameter_shardings(mesh, params))
+        adamw = optimizer.make(**config.optim)
+        places = update.state_shardings(adamw, sharding.parameter_shardings(mesh, params))
         frozen = _placed(frozen, sharding.parameter_shardings(mesh, frozen))
     scalar = functools.partial(jax.ShapeDtypeStruct, (), sharding=places.step)
     return Inputs(
         params=_placed(params, places.params),
-        opt_state=_placed(jax.eval_shape(optimizer.init, params), places.opt_state),
+        opt_state=_placed(jax.eval_shape(adamw.init, params), places.opt_state),
         count=scalar(jnp.int32),
         frozen=frozen if config.loss.kl_coef or settings is not None else None,
         grads=_placed(params, places.params),
-        sums={name: scalar(jnp.float32) for name in update.SUMS},
+        sums={name: scalar(jnp.float32) for name in update.sum_names()},
         batches=_batches(config, mesh),
     )
-
-
-def _optimizer(config):
-    with command.checking_config():
-        return update.make_optimizer(**config.optim)
 
 
 def _placed(tree, shardings):
@@ -215,24 +210,12 @@ def _batches(config, mesh):
                 )
     place = sharding.batch_sharding(mesh)
 
-    def batch(T, B, A):
-        of = lambda dtype: lambda size: jax.ShapeDtypeStruct((B, size), dtype, sharding=place)
-        integers, floats, flags = of(jnp.int32), of(jnp.float32), of(jnp.bool_)
-        return batching.TurnBatch(
-            token_BT=integers(T),
-            until_BT=integers(T),
-            index_BA=integers(A),
-            target_BA=integers(A),
-            mask_BA=flags(A),
-            turn_BA=integers(A),
-            old_logp_BA=floats(A),
-            sampler_logp_BA=floats(A),
-            adv_BA=floats(A),
-            weight_BA=floats(A),
-        )
-
-    rows = zip(sizes["row_lengths"], sizes["rows"], sizes["response_lengths"], strict=True)
-    return tuple(batch(*row) for row in rows)
+    buckets = zip(sizes["rows"], sizes["row_lengths"], sizes["response_lengths"], strict=True)
+    batches = tuple(
+        batching.shapes(rows=rows, tokens=tokens, sampled=sampled)
+        for rows, tokens, sampled in buckets
+    )
+    return jax.tree.map(lambda x: x.update(sharding=place), batches)
 
 
 def bytes_per_device(tree):
@@ -247,7 +230,7 @@ def bytes_per_device(tree):
 
 
 def compiled(config, variant, values, mesh, *, on_program=lambda program: None):
-    """[Program] of the config's update: one for each row length, `zeros` and `step`.
+    """Compiles the config's update: a Program for each row length, `zeros` and `finish` ("step").
 
     Args:
       variant: of `loss.VARIANTS`.
@@ -296,7 +279,7 @@ def compiled(config, variant, values, mesh, *, on_program=lambda program: None):
             beside = own(values.opt_state)
             add("rescore", programs.rescore, *arguments, batch=batch, beside=beside)
     step = (values.params, values.opt_state, values.count, values.grads, values.sums)
-    add("step", programs.step, *step, beside=frozen)
+    add("step", programs.finish, *step, beside=frozen)
     add("zeros", programs.zeros, values.params, beside=state - own(values.params) + frozen)
     return found
 

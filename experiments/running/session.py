@@ -15,7 +15,16 @@ from absl import logging
 
 from agents import prompts
 from experiments.running import backends, command
-from flow_grpo_jax import checkpoint, judge, rollout, scoring, symbolic, update
+from flow_grpo_jax import (
+    checkpoint,
+    judge,
+    loss,
+    optimizer,
+    rollout,
+    scoring,
+    symbolic,
+    update,
+)
 from models import folders, huggingface, lora, qwen2, sharding, tokenizer
 from models.attention import kernels
 from models.engine import placement
@@ -141,19 +150,22 @@ def make_update(config, variant, *, mesh, shardings, donate_params, assemble=upd
       shardings: of the trained parameters on `mesh`.
       donate_params, assemble: of `update.Update`.
     """
+    numbers = loss.Numbers(
+        clip_low=config.loss.clip_low,
+        clip_high=config.loss.clip_high,
+        dual_clip=config.loss.dual_clip,
+        kl_coef=config.loss.kl_coef,
+        sequence_ratio=variant.sequence_ratio,
+        tis_cap=config.loss.tis_cap,
+    )
     with command.checking_config():
-        optimizer = update.make_optimizer(**config.optim)
-        return optimizer, update.Update(
-            optimizer,
+        adamw = optimizer.make(**config.optim)
+        return adamw, update.Update(
+            adamw,
+            numbers=numbers,
             execution=execution(config, mesh),
             temperature=config.rollout.temperature,
             chunk=config.batch.logprob_chunk,
-            clip_low=config.loss.clip_low,
-            clip_high=config.loss.clip_high,
-            dual_clip=config.loss.dual_clip,
-            kl_coef=config.loss.kl_coef,
-            sequence_ratio=variant.sequence_ratio,
-            tis_cap=config.loss.tis_cap,
             epochs=config.loss.epochs,
             old_logprobs=config.loss.old_logprobs,
             assemble=assemble,
@@ -449,14 +461,14 @@ def restore_params(workdir, config, *, step=None):
     if config.model.lora.rank:
         make = functools.partial(lora.init, settings=lora.Settings(**config.model.lora))
         trained = jax.eval_shape(make, trained, jax.random.key(0))
-    optimizer = update.make_optimizer(**config.optim)
+    adamw = optimizer.make(**config.optim)
     # The optimizer's moments come along: host memory holds what one accelerator may not.
     host = jax.devices("cpu")[0]
     like = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(host)
         ),
-        jax.eval_shape(lambda params: update.init(params, optimizer), trained),
+        jax.eval_shape(lambda params: update.init(params, adamw), trained),
     )
     folder = pathlib.Path(workdir) / "checkpoints"
     if not folder.is_dir():

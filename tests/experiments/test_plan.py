@@ -15,7 +15,7 @@ from experiments import plan
 from experiments.configs import lora_7b_single_gpu, paper_7b, smoke
 from experiments.planning import advice, formulas, programs, rollouts
 from experiments.running import command, limits, session
-from flow_grpo_jax import update
+from flow_grpo_jax import optimizer, update
 from models import hardware, published, qwen2, sharding
 from models.engine import placement
 from models.engine.engine import Engine
@@ -87,10 +87,10 @@ def test_bytes_of_a_whole_state_are_those_of_its_arrays():
     config, shape = nano(fsdp=4, tensor=2)
     mesh = programs.mesh_over(config, jax.devices())
     values = programs.inputs(config, shape, mesh)
-    optimizer = update.make_optimizer(**config.optim)
+    adamw = optimizer.make(**config.optim)
     shardings = jax.tree.map(lambda x: x.sharding, values.params)
     zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), values.params)
-    state = update.init(jax.jit(zeros, out_shardings=shardings)(), optimizer, shardings=shardings)
+    state = update.init(jax.jit(zeros, out_shardings=shardings)(), adamw, shardings=shardings)
     counted = programs.bytes_per_device((values.params, values.opt_state, values.count))
     for device in jax.devices():
         shards = [s for x in jax.tree.leaves(state) for s in x.addressable_shards]
