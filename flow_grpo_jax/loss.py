@@ -134,8 +134,8 @@ def policy_loss(logp_BA, ref_logp_BA, batch, *, numbers):
     lowest, highest = 1.0 - numbers.clip_low, 1.0 + numbers.clip_high
     gain_BA = jnp.minimum(free_BA, jnp.clip(ratio_BA, lowest, highest) * adv_BA)
     if numbers.dual_clip:
-        bound_BA = numbers.dual_clip * adv_BA
-        gain_BA = jnp.where(adv_BA < 0, jnp.maximum(gain_BA, bound_BA), gain_BA)
+        bad_BA = adv_BA < 0
+        gain_BA = jnp.where(bad_BA, jnp.maximum(gain_BA, numbers.dual_clip * adv_BA), gain_BA)
     clipped_BA = gain_BA != free_BA
     if numbers.tis_cap:
         log_tis_BA = jnp.where(mask_BA, batch.old_logp_BA - batch.sampler_logp_BA, 0.0)
