@@ -23,6 +23,7 @@ PACKAGES = [
     "models",
     "models.attention",
     "models.engine",
+    "models.engine.layouts",
     "tools",
     "tools.sandbox",
 ]

@@ -1,6 +1,7 @@
 """Drives one solver in the thread of its caller: for one question, where nothing is batched."""
 
 from agents import effects
+from agents.trajectory import Status
 from tools import protocol
 
 
@@ -9,7 +10,7 @@ class Failed(Exception):
 
 
 def call_tool(tool, arguments):
-    """The `effects.ToolResult` of a call; what the model did wrong is a result too."""
+    """Returns the `effects.ToolResult` of a call; a mistake of the model is a result too."""
     try:
         output = protocol.call(tool, arguments)
     except protocol.ToolError as error:
@@ -29,7 +30,7 @@ def to_the_end(solver, *, ask, tools, on_event=lambda event: None):
       on_event: called with every effect and every reply to one.
 
     Raises:
-      Failed: `ask` or a tool raised something else than a `ToolError`.
+      Failed: `ask` or a tool raised anything but a `ToolError`.
     """
     sent = None
     while True:
@@ -44,7 +45,7 @@ def to_the_end(solver, *, ask, tools, on_event=lambda event: None):
         except Exception as error:
             who = f"the tool {effect.tool}" if called else f"the {effect.role}"
             failed = Failed(f"{who} gave no answer. {error or type(error).__name__}")
-            on_event(effects.Interrupted("infra_error", str(failed)))
+            on_event(effects.Interrupted(Status.INFRA_ERROR, str(failed)))
             solver.close()
             raise failed from error
         on_event(sent)

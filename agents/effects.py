@@ -1,11 +1,13 @@
 """What an agent asks of the world, and what it gets back.
 
-`solve` yields a `ModelRequest` or a `ToolCall` and is sent a `Reply` or a `ToolResult`. Whoever
-drives it owns threads, batching, tokens and time.
+`solve` yields a `ModelRequest` or a `ToolCall` and is sent a `Reply` or a `ToolResult`. Its driver
+owns threads, batching, tokens and time.
 """
 
 import dataclasses
 
+# A role's place in this tuple is part of every request's random address: another order changes all
+# draws. New roles go to the end.
 ROLES = ("analyst", "planner", "executor", "verifier", "generator", "base")
 
 
@@ -61,7 +63,7 @@ class ToolResult:
 class Interrupted(Exception):
     """Thrown into `solve` by its driver; the trajectory so far is returned with this status.
 
-    status: "timeout" or "infra_error".
+    status: one of `trajectory.BROKEN`.
     """
 
     def __init__(self, status, reason):

@@ -6,7 +6,7 @@ SHORTENED = " [shortened]"
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class Entry:
     """One remembered turn. `result` is what the tool gave, or the error that stopped the turn.
 
     seconds is kept for the record and left out of prompts: a prompt that holds a measured time
@@ -24,18 +24,19 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Steps in order; `Memory()` starts empty in every `solve`."""
+    """Entries in order; `Memory()` starts empty in every `solve`."""
 
-    steps: tuple[Step, ...] = ()
+    entries: tuple[Entry, ...] = ()
 
-    def add(self, step):
-        return Memory((*self.steps, step))
+    def add(self, entry):
+        """Returns a memory that ends with this entry."""
+        return Memory((*self.entries, entry))
 
     def shortened(self, index, field, *, characters):
-        """A copy in which a text of the step at `index` keeps this many characters."""
-        step = self.steps[index]
-        text = getattr(step, field)
+        """Returns a copy in which a text of the entry at `index` keeps this many characters."""
+        entry = self.entries[index]
+        text = getattr(entry, field)
         if len(text) <= characters + len(SHORTENED):
             return self
-        cut = dataclasses.replace(step, **{field: text[:characters] + SHORTENED})
-        return Memory((*self.steps[:index], cut, *self.steps[index + 1 :]))
+        cut = dataclasses.replace(entry, **{field: text[:characters] + SHORTENED})
+        return Memory((*self.entries[:index], cut, *self.entries[index + 1 :]))

@@ -1,6 +1,6 @@
 """Every word the modules are told, in one place.
 
-What never changes comes first (role, tools, form), then the question, then the memory, so that
+The constant part comes first (role, tools, form), then the question, then the memory, so that
 prompts share prefixes across questions, rollouts and turns.
 """
 
@@ -20,12 +20,12 @@ class Prompts:
 
     system: role -> system text; `{tools}` is replaced by the metadata of all tools, and in the
       executor's `{tool}` by that of the chosen one.
-    step: template of one remembered step, fields of `memory.Step` and `number`.
+    entry: template of one entry of the memory, fields of `memory.Entry` and `number`.
     full_metadata: whether tools are described in full or by name and parameters.
     """
 
     system: dict
-    step: str
+    entry: str
     full_metadata: bool
 
 
@@ -38,7 +38,7 @@ COMPACT = Prompts(
         "generator": "answer",
         "base": "base",
     },
-    step="{number}. {sub_goal} | {command} | {result} | {verdict}",
+    entry="{number}. {sub_goal} | {command} | {result} | {verdict}",
     full_metadata=False,
 )
 """For models trained on these prompts (the quickstart's): the form is in the weights."""
@@ -91,7 +91,7 @@ INSTRUCT = Prompts(
         ),
         "base": "Answer the question from your own knowledge, briefly and precisely.",
     },
-    step=(
+    entry=(
         "Step {number}\nSub-goal: {sub_goal}\nTool: {tool}\nCommand: {command}\n"
         "Result: {result}\nVerdict: {verdict}"
     ),
@@ -103,7 +103,7 @@ SETS = {"compact": COMPACT, "instruct": INSTRUCT}
 
 
 class PromptTooLong(Exception):
-    """The prompt does not fit although every older step was shortened."""
+    """The prompt does not fit although every older entry was shortened."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,52 +121,55 @@ class Budget:
         return self.count(messages) <= self.limit
 
 
-def analyst(prompts, tools, question):
-    return _messages(_with_tools(prompts, "analyst", tools), f"Question: {question}")
+# Each of these returns the messages of a role: ({"role", "content"}, …).
 
 
-def planner(prompts, tools, question, analysis, memory):
-    system = _with_tools(prompts, "planner", tools)
-    return _messages(system, _state(prompts, question, analysis, memory))
+def analyst(prompt_set, tools, question):
+    return _messages(_with_tools(prompt_set, "analyst", tools), f"Question: {question}")
 
 
-def executor(prompts, tool, context, sub_goal):
-    described = toolbox.describe(tool, full=prompts.full_metadata)
-    system = prompts.system["executor"].replace("{tool}", described)
+def planner(prompt_set, tools, question, analysis, memory):
+    system = _with_tools(prompt_set, "planner", tools)
+    return _messages(system, _state(prompt_set, question, analysis, memory))
+
+
+def executor(prompt_set, tool, context, sub_goal):
+    described = toolbox.describe(tool, full=prompt_set.full_metadata)
+    system = prompt_set.system["executor"].replace("{tool}", described)
     return _messages(system, f"Context: {context}\nSub-goal: {sub_goal}")
 
 
-def verifier(prompts, tools, question, analysis, memory):
-    system = _with_tools(prompts, "verifier", tools)
-    return _messages(system, _state(prompts, question, analysis, memory))
+def verifier(prompt_set, tools, question, analysis, memory):
+    system = _with_tools(prompt_set, "verifier", tools)
+    return _messages(system, _state(prompt_set, question, analysis, memory))
 
 
-def generator(prompts, question, analysis, memory):
-    return _messages(prompts.system["generator"], _state(prompts, question, analysis, memory))
+def generator(prompt_set, question, analysis, memory):
+    return _messages(prompt_set.system["generator"], _state(prompt_set, question, analysis, memory))
 
 
-def base(prompts, ask):
-    return _messages(prompts.system["base"], ask)
+def base(prompt_set, ask):
+    return _messages(prompt_set.system["base"], ask)
 
 
 def fit(build, memory, budget):
-    """Builds messages within a budget, shortening the oldest results first, never the newest step.
+    """Builds messages within a budget, shortening the oldest results first, never the newest entry.
 
-    Results go first, then commands, then sub-goals, each from the oldest step on, and no more than
-    it takes: of the last one shortened as much stays as is sure to fit.
+    Results go first, then commands, then sub-goals, each from the oldest entry on, and only as many
+    as it takes; the last one shortened keeps as much as is sure to fit.
 
     Args:
       build: memory -> messages.
 
     Returns:
-      (messages, number of steps shortened).
+      (messages, number of entries shortened).
 
     Raises:
-      PromptTooLong: even with every older step shortened.
+      PromptTooLong: even with every older entry shortened.
     """
     messages = build(memory)
     length = budget.count(messages)
-    older = range(len(memory.steps) - 1)
+    older = range(len(memory.entries) - 1)
     places = iter([(index, field) for field in SHORTENED_FIELDS for index in older])
     changed = set()
     while length > budget.limit:
@@ -190,11 +193,11 @@ def fit(build, memory, budget):
 
 
 def _roomier(build, memory, index, field, spare, budget):
-    """Messages in which a text keeps more characters than it must; None if that does not fit.
+    """Returns messages in which a text keeps more characters than it must; None if none fit.
 
-    spare: share of the tokens cut off that there is room for.
+    spare: share of the tokens cut off for which there is room.
     """
-    cut = len(getattr(memory.steps[index], field)) - SHORTENED_CHARACTERS
+    cut = len(getattr(memory.entries[index], field)) - SHORTENED_CHARACTERS
     for share in (0.95, 0.75, 0.5):  # tokens are not spread evenly over the characters
         characters = SHORTENED_CHARACTERS + int(cut * spare * share)
         messages = build(memory.shortened(index, field, characters=characters))
@@ -203,18 +206,18 @@ def _roomier(build, memory, index, field, spare, budget):
     return None
 
 
-def _with_tools(prompts, role, tools):
-    described = [toolbox.describe(tool, full=prompts.full_metadata) for tool in tools.values()]
-    listed = ("\n" if prompts.full_metadata else " ").join(described)
-    return prompts.system[role].replace("{tools}", listed)
+def _with_tools(prompt_set, role, tools):
+    described = [toolbox.describe(tool, full=prompt_set.full_metadata) for tool in tools.values()]
+    listed = ("\n" if prompt_set.full_metadata else " ").join(described)
+    return prompt_set.system[role].replace("{tools}", listed)
 
 
 def _messages(system, user):
     return ({"role": "system", "content": system}, {"role": "user", "content": user})
 
 
-def _state(prompts, question, analysis, memory):
+def _state(prompt_set, question, analysis, memory):
     lines = [f"Question: {question}", f"Analysis: {analysis}"]
-    for number, step in enumerate(memory.steps, start=1):
-        lines.append(prompts.step.format(number=number, **vars(step)).rstrip())
+    for number, entry in enumerate(memory.entries, start=1):
+        lines.append(prompt_set.entry.format(number=number, **vars(entry)).rstrip())
     return "\n".join(lines)

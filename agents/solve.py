@@ -1,26 +1,25 @@
 """The agent loop (paper section 3.1) as a generator of effects: no threads, no sockets, no JAX."""
 
+import dataclasses
 import time
+from collections.abc import Callable
 
-from agents import forms, parsing, prompts
+from agents import forms, parsing, prompts, questions
 from agents.effects import Interrupted, ModelRequest, ToolCall
-from agents.memory import Memory, Step
-from agents.trajectory import Trajectory, Turn
-
-IMAGE_FIELDS = ("image", "images")
+from agents.memory import Entry, Memory
+from agents.trajectory import Status, Stop, Trajectory, Turn
 
 
-def refuse_images(question):
-    """Raises ValueError if a question is not text alone."""
-    held = [field for field in IMAGE_FIELDS if question.get(field)]
-    if not isinstance(question["question"], str):
-        held.append("question")
-    if held:
-        raise ValueError(
-            f"Question {question['id']!r} is more than text (field {held[0]!r}). Images are not "
-            "supported: the models read text only. Leave it out, or put what the image shows into "
-            "words."
-        )
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """What stays the same from turn to turn."""
+
+    query: str
+    analysis: str
+    tools: dict
+    prompt_set: prompts.Prompts
+    budget: prompts.Budget
+    clock: Callable
 
 
 def solve(
@@ -39,7 +38,7 @@ def solve(
     `Trajectory`. An `Interrupted` thrown in at a yield ends it with the turns finished so far.
 
     Args:
-      question: dict with "id" and "question", see `refuse_images`.
+      question: dict with "id" and "question", see `questions.refuse_images`.
       tools: dict name -> `tools.protocol.Tool`.
       prompt_set: `prompts.Prompts`.
       max_turns: turn budget, at least 1.
@@ -49,24 +48,23 @@ def solve(
     """
     if max_turns < 1:
         raise ValueError(f"max_turns={max_turns} is less than 1.")
-    refuse_images(question)
+    questions.refuse_images(question)
     start, query = clock(), question["question"]
     memory, turns, analysis, answer = Memory(), [], "", ""
-    status, stop, error = "ok", "budget", ""
+    status, stop, error = Status.OK, Stop.BUDGET, ""
     try:
         messages, _ = prompts.fit(
             lambda _: prompts.analyst(prompt_set, tools, query), memory, budget
         )
         analysis = (yield ModelRequest("analyst", messages)).text.strip()
+        task = _Task(query, analysis, tools, prompt_set, budget, clock)
         for index in range(1, max_turns + 1):
-            turn, memory = yield from _turn(
-                index, query, analysis, memory, tools, prompt_set, budget, clock
-            )
+            turn, memory = yield from _turn(task, index, memory)
             turns.append(turn)
             if not turn.finished:
-                status = "truncated"
+                status = Status.TRUNCATED
             if turn.verdict == "STOP":
-                stop = "verified"
+                stop = Stop.VERIFIED
                 break
         messages, _ = prompts.fit(
             lambda m: prompts.generator(prompt_set, query, analysis, m),
@@ -77,12 +75,12 @@ def solve(
             wrote = yield ModelRequest("generator", messages, form=forms.ANSWER)
             answer = parsing.answer(wrote.text)
         except parsing.ParseError:
-            stop = "parse_error"
+            stop = Stop.PARSE_ERROR
     except prompts.PromptTooLong as too_long:
-        status, error = "truncated", str(too_long)
+        status, error = Status.TRUNCATED, str(too_long)
     except Interrupted as interrupted:
         status, error = interrupted.status, str(interrupted)
-        stop = "deadline" if status == "timeout" else stop
+        stop = Stop.DEADLINE if status == Status.TIMEOUT else stop
     return Trajectory(
         question_id=question["id"],
         rollout=rollout,
@@ -96,11 +94,11 @@ def solve(
     )
 
 
-def _turn(index, query, analysis, memory, tools, prompt_set, budget, clock):
-    """Plan, command, tool, verdict, memory. Returns (Turn, Memory)."""
-    start = clock()
+def _turn(task, index, memory):
+    """Runs one turn: plan, command, tool, verdict, memory. Returns (Turn, Memory)."""
+    start, tools, prompt_set, budget = task.clock(), task.tools, task.prompt_set, task.budget
     messages, shortened = prompts.fit(
-        lambda m: prompts.planner(prompt_set, tools, query, analysis, m),
+        lambda m: prompts.planner(prompt_set, tools, task.query, task.analysis, m),
         memory,
         budget,
     )
@@ -132,12 +130,12 @@ def _turn(index, query, analysis, memory, tools, prompt_set, budget, clock):
         result = "\n".join(results)
     except parsing.ParseError as refused:
         result, failed, parse_failures = f"Error: {refused}", True, 1
-    step = Step(sub_goal, tool_name, command, result, failed)
+    entry = Entry(sub_goal, tool_name, command, result, failed)
     if not failed:  # a turn without a result cannot complete the memory: no need to ask
         try:
             messages, _ = prompts.fit(
-                lambda m: prompts.verifier(prompt_set, tools, query, analysis, m),
-                memory.add(step),
+                lambda m: prompts.verifier(prompt_set, tools, task.query, task.analysis, m),
+                memory.add(entry),
                 budget,
             )
             wrote = yield ModelRequest("verifier", messages, index, forms.VERDICT)
@@ -145,7 +143,7 @@ def _turn(index, query, analysis, memory, tools, prompt_set, budget, clock):
             verdict = "STOP" if stop else "CONTINUE"
         except (parsing.ParseError, prompts.PromptTooLong):
             parse_failures += 1  # no verdict: go on
-    seconds = clock() - start
+    seconds = task.clock() - start
     turn = Turn(
         index=index,
         prompt_tokens=planned.prompt_tokens,
@@ -164,5 +162,4 @@ def _turn(index, query, analysis, memory, tools, prompt_set, budget, clock):
         shortened=shortened,
         seconds=seconds,
     )
-    step = Step(sub_goal, tool_name, command, result, failed, verdict, seconds)
-    return turn, memory.add(step)
+    return turn, memory.add(dataclasses.replace(entry, verdict=verdict, seconds=seconds))

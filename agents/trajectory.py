@@ -1,8 +1,31 @@
 """The record of one solved question, and its stable JSON form."""
 
 import dataclasses
+import enum
 
 VERSION = 1
+
+
+class Status(enum.StrEnum):
+    """How the attempt at a question went."""
+
+    OK = "ok"
+    TRUNCATED = "truncated"  # a planner response or a prompt met its limit
+    TIMEOUT = "timeout"
+    INFRA_ERROR = "infra_error"  # not the model's fault
+
+
+class Stop(enum.StrEnum):
+    """What ended the turns."""
+
+    VERIFIED = "verified"
+    BUDGET = "budget"
+    DEADLINE = "deadline"
+    PARSE_ERROR = "parse_error"  # no answer could be read
+
+
+# Statuses of trajectories that say nothing about the planner: not trained on, not scored.
+BROKEN = (Status.TIMEOUT, Status.INFRA_ERROR)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,24 +61,32 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
-    """status: "ok", "truncated" (a planner response or prompt met its limit), "timeout" or
-    "infra_error". stop: "verified", "budget", "deadline" or "parse_error" (no answer came).
-    attempts: times it was started; more than 1 after infrastructure failures."""
+    """One solved question.
+
+    seconds: wall-clock.
+    error: what ended a trajectory that is not ok, or "".
+    attempts: times it was started; more than 1 after infrastructure failures.
+    """
 
     question_id: str
     rollout: int
     analysis: str
     turns: tuple[Turn, ...]
     answer: str
-    status: str
-    stop: str
+    status: Status
+    stop: Stop
     seconds: float
     error: str = ""
     attempts: int = 1
 
+    @property
+    def broken(self):
+        """Whether infrastructure or a deadline ended it, so that it says nothing of the planner."""
+        return self.status in BROKEN
+
 
 def to_json(trajectory, *, question, step, reward, reward_source, advantage):
-    """The line written to `trajectories/*.jsonl`; see docs/design.md for the schema."""
+    """Returns the line written to `trajectories/*.jsonl`; docs/design.md has the schema."""
     turns = [
         {
             "index": turn.index,

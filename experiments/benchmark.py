@@ -5,7 +5,7 @@ python -m experiments.benchmark update --help
 
 import sys
 
-from experiments.running import command, exits
+from experiments.running import command
 from experiments.speed import engine, loading, rollout, sandbox, search, update
 
 BENCHMARKS = {
@@ -26,10 +26,10 @@ def main(arguments):
             f"error: benchmark {name!r} is unknown; valid: {', '.join(BENCHMARKS)}. For example: "
             f"python -m experiments.benchmark {next(iter(BENCHMARKS))} --help\n"
         )
-        sys.exit(exits.BAD_FLAGS)
+        sys.exit(command.BAD_FLAGS)
     sys.argv = [f"{arguments[0]} {name}", *arguments[2:]]
     BENCHMARKS[name].define_flags()
-    command.run(BENCHMARKS[name].main, required=())
+    command.run(BENCHMARKS[name].main)
 
 
 if __name__ == "__main__":

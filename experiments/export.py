@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from absl import flags, logging
 
-from experiments.running import command, session
+from experiments.running import command, session, stored
 from flow_grpo_jax import metrics, scoring
 from models import huggingface, lora, model_card
 
@@ -98,7 +98,7 @@ def export(workdir, out, *, step=None, dtype=None, base_model=None, adapter=Fals
     Raises:
       ConfigError: there is no such checkpoint, or an adapter is asked for that was not trained.
     """
-    config, config_hash = session.run_config(workdir)
+    config, config_hash = stored.read_config(workdir)
     rank = config.model.lora.rank
     if adapter and not rank:
         raise command.ConfigError(
@@ -106,7 +106,7 @@ def export(workdir, out, *, step=None, dtype=None, base_model=None, adapter=Fals
             "trained. Leave out --adapter to write them."
         )
     dtype = np.dtype(session.DTYPES[dtype] if dtype else session.compute_dtype(config))
-    restore = session.restore_params if adapter else session.restore_policy
+    restore = stored.restore_params if adapter else stored.restore_policy
     step, params, meta = restore(workdir, config, step=step)
     base = session.resolve(config.model.path)
     known = model_card.of_base(base, name=base_model)
@@ -152,9 +152,9 @@ def export(workdir, out, *, step=None, dtype=None, base_model=None, adapter=Fals
 
 
 def _deciders(config):
-    """Who gave the reward; of a run of before there was a choice, the rule."""
-    chosen = config.get("reward", {})
-    others = {kind: chosen[kind] for kind in scoring.DECIDERS if chosen.get(kind, "rule") != "rule"}
+    """Says who gave the reward."""
+    others = {kind: config.reward[kind] for kind in scoring.DECIDERS}
+    others = {kind: decider for kind, decider in others.items() if decider != "rule"}
     named = [f"{kind} by {decider}" for kind, decider in others.items()]
     return ", ".join(["exact checkers by question kind", *named])
 

@@ -12,13 +12,13 @@ import time
 
 from absl import app, flags, logging
 
-from experiments.running import exits
+from experiments.running import command
 from tools import text_index
 
 EVERY = 100_000  # documents between two lines of the log
 
 
-def main(_):
+def main():
     values = flags.FLAGS
     paths = sorted(glob.glob(values.source))
     if not paths:
@@ -88,4 +88,4 @@ def define_flags():
 
 if __name__ == "__main__":
     define_flags()
-    exits.run(main, required=["source", "out"])
+    command.run(main, required=["source", "out"])

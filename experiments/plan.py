@@ -23,7 +23,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from experiments.planning import advice, formulas, programs, rollouts
-from experiments.running import command, exits, limits, session
+from experiments.running import command, fields, limits, session
 from models import hardware, huggingface, published
 
 GiB = hardware.GiB
@@ -40,8 +40,9 @@ def plan(config, topology, *, model="", estimate=False, workload=None):
       workload: of `step_time`; None takes its defaults for the config.
     """
     shape = model_shape(config, model)
+    fields.check(config)
     variant = limits.choose_variant(config)
-    count, chip = topology.devices, topology.limits
+    count, peak = topology.devices, topology.limits
     estimated = advice.need(config, shape, count)
     mesh = programs.abstract_mesh(config, count)
     sizes = session.batch_shapes(config, mesh)
@@ -105,16 +106,16 @@ def plan(config, topology, *, model="", estimate=False, workload=None):
             "total": sampling.total,
         },
     }
-    if chip is None:
+    if peak is None:
         return result
-    result["memory"] = round(chip.memory)
-    result["spare"] = 1 - total / chip.memory
-    result["rollouts"]["spare"] = 1 - sampling.total / chip.memory
+    result["memory"] = round(peak.memory)
+    result["spare"] = 1 - total / peak.memory
+    result["rollouts"]["spare"] = 1 - sampling.total / peak.memory
     result["step"] = step_time(
-        config, shape, mesh, chip, estimated, **(workload or default_workload(config))
+        config, shape, mesh, peak, estimated, **(workload or default_workload(config))
     )
     if result["spare"] < advice.SPARE:
-        alone, together = advice.advise(config, shape, count, chip.memory, scale=scale)
+        alone, together = advice.advise(config, shape, count, peak.memory, scale=scale)
         result["changes"] = [change_dict(change) for change in alone]
         result["together"] = together and change_dict(together)
     return result
@@ -363,4 +364,4 @@ def main():
 
 if __name__ == "__main__":
     define_flags()
-    exits.run(lambda _: main(), required=("config", "topology"))
+    command.run(main, required=("config", "topology"))

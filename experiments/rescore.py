@@ -12,17 +12,15 @@ import collections
 import json
 import pathlib
 
-import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
-from experiments.configs import common
+from agents import trajectory
 from experiments.reporting import trajectories
-from experiments.running import backends, command, session
+from experiments.running import backends, command, session, stored
 from flow_grpo_jax import data, files
 
 DRAWN = ("step_*.jsonl", "heldout_*.jsonl")
-UNSCORED = ("infra_error", "timeout")
 
 
 def rescore(workdir, out, *, config=None, question_files=()):
@@ -37,14 +35,14 @@ def rescore(workdir, out, *, config=None, question_files=()):
       ConfigError: no trajectories, `out` is the run itself, or a question is not in the files.
     """
     workdir, out = pathlib.Path(workdir), pathlib.Path(out)
-    stored, _ = session.run_config(workdir)
-    deciding = _deciding(stored, config)
+    asked, _ = stored.read_config(workdir)
+    deciding = _deciding(asked, config)
     paths = [path for name in DRAWN for path in sorted((workdir / "trajectories").glob(name))]
     if not paths:
         raise command.ConfigError(f"{workdir}/trajectories holds no trajectories.")
     if out.resolve() in (workdir.resolve(), (workdir / "trajectories").resolve()):
         raise command.ConfigError(f"--out={out} is the run itself; name another folder.")
-    question_of = _questions(stored, question_files)
+    question_of = _questions(asked, question_files)
     out.mkdir(parents=True, exist_ok=True)
     tally, run = _Tally(), None
     answering = backends.build(deciding.backends)
@@ -52,7 +50,7 @@ def rescore(workdir, out, *, config=None, question_files=()):
         if isinstance(answering.judge, str):
             run = session.build(deciding)
             if answering.judge == "policy":
-                run.serve(session.restore_params(workdir, deciding)[1])
+                run.serve(stored.restore_params(workdir, deciding)[1])
             scorer = run.scorer
         else:
             scorer = session.make_scorer(deciding, answering)
@@ -75,18 +73,17 @@ def rescore(workdir, out, *, config=None, question_files=()):
     return summary
 
 
-def _deciding(stored, config):
-    """The run's config with the `reward` and `backends` that decide; defaults if it has none."""
-    defaults = common.base()
-    source = stored if config is None else config
-    values = stored.to_dict()
-    for name in ("reward", "backends"):
-        values[name] = (source[name] if name in source else defaults[name]).to_dict()
-    return ml_collections.ConfigDict(values)
+def _deciding(asked, config):
+    """Returns the run's config with the `reward` and `backends` that decide."""
+    if config is not None:
+        asked = asked.copy_and_resolve_references()
+        with asked.unlocked():
+            asked.reward, asked.backends = config.reward, config.backends
+    return asked
 
 
-def _questions(stored, question_files):
-    named = question_files or [p for p in (stored.data.train, stored.data.held_out) if p]
+def _questions(asked, question_files):
+    named = question_files or [p for p in (asked.data.train, asked.data.held_out) if p]
     return {
         question["id"]: question
         for path in named
@@ -96,7 +93,7 @@ def _questions(stored, question_files):
 
 def _rescore_lines(lines, path, question_of, scorer, tally):
     """Scores the lines of one file, in place."""
-    scored = [line for line in lines if line["status"] not in UNSCORED]
+    scored = [line for line in lines if line["status"] not in trajectory.BROKEN]
     questions = []
     for line in scored:
         question = question_of.get(line["question_id"])

@@ -20,6 +20,15 @@ from experiments.running import command, session
 from models import huggingface, sharding
 from models.engine.engine import Engine
 
+ENGINE = dict(
+    page_size=32,
+    prefill_tokens=64,
+    prefill_rows=8,
+    prefill_calls=4,
+    decode_steps=8,
+    in_flight="finish",
+    seed=0,
+)
 KEY_VARIABLE = "FLOW_GRPO_API_KEY"
 LENGTH = 4096
 
@@ -144,7 +153,9 @@ def _engine(folder, config, *, dtype, tensor, **settings):
         shardings = sharding.parameter_shardings(mesh, session.abstract_model(config))
     weights = huggingface.load(folder, dtype=dtype, shardings=shardings)
     with command.checking_config():
-        engine = Engine({"policy": weights}, dtype=dtype, mesh=mesh, overlap=not on_cpu, **settings)
+        engine = Engine(
+            {"policy": weights}, dtype=dtype, mesh=mesh, overlap=not on_cpu, **ENGINE, **settings
+        )
     engine.warmup()
     return engine
 

@@ -23,7 +23,7 @@ from agents import drive, prompts, trajectory
 from agents import solve as agent
 from agents.backends import errors
 from experiments.configs import common, quickstart
-from experiments.running import backends, command, session
+from experiments.running import backends, command, session, signals, stored
 from experiments.solving import panel
 from flow_grpo_jax import rollout
 from models import folders, huggingface
@@ -48,18 +48,13 @@ def solve(config, query, *, workdir=None, should_stop=lambda: False, on_event=la
     run = session.build(config, training=False)
     try:
         if workdir:
-            run.serve(session.restore_params(workdir, config)[1])
+            run.serve(stored.restore_params(workdir, config)[1])
         [[found]] = rollout.collect(
             [_question(query)],
             group=1,
-            engine=run.engine,
-            tokenizer=run.tokenizer,
-            tools=run.tools,
-            pool=run.pool,
-            models=run.backends.models,
-            grammars=run.grammars,
-            settings=session.rollout_settings(config, temperature=0.0),
             step=0,
+            system=run.system,
+            settings=session.rollout_settings(config, temperature=0.0),
             should_stop=should_stop,
             on_event=on_event,
         )
@@ -157,7 +152,7 @@ def choose_config(config, *, model, url, workdir, api_key_variable):
     folder = model if url or not model or "://" in model else str(pathlib.Path(model).absolute())
     if config is None:
         if workdir:
-            config = session.run_config(workdir)[0]
+            config = stored.read_config(workdir)[0]
         elif url:
             config = common.base()
         else:
@@ -190,25 +185,6 @@ def for_one_question(folder):
     return c
 
 
-class Interrupt:
-    """Ctrl-C: the first ends a rollout between two steps of the engine, and anything before it
-    where it is; the second ends the process at once."""
-
-    def __init__(self):
-        self._received = self._polled = False
-        signal.signal(signal.SIGINT, self._receive)
-
-    def _receive(self, number, frame):
-        self._received = True
-        signal.signal(number, signal.SIG_DFL)
-        if not self._polled:
-            raise KeyboardInterrupt
-
-    def __call__(self):
-        self._polled = True
-        return self._received
-
-
 def define_flags():
     config_flags.DEFINE_config_file(
         "config", lock_config=True, help_string="Limits, tools and model; chosen if not given."
@@ -230,7 +206,7 @@ def main():
     check_query(values.query)
     if not values["verbosity"].present:  # else lines of the log between those of the trace
         logging.set_verbosity(logging.WARNING)
-    interrupt = Interrupt()
+    interrupt = signals.StopSignal(signal.SIGINT)
     try:
         found = _shown(values, interrupt)
     except (KeyboardInterrupt, rollout.Stopped):
@@ -239,7 +215,7 @@ def main():
     except drive.Failed as failed:
         advice = what_to_do(failed)
         raise RuntimeError(f"The question was not solved: {failed} {advice}".strip()) from failed
-    if found.status in ("infra_error", "timeout"):
+    if found.broken:
         raise RuntimeError(f"The question was not solved: {found.error}")
     if values.json:
         question = {"question": values.query, "answer": None}
@@ -249,7 +225,8 @@ def main():
         sys.stdout.write(json.dumps(line) + "\n")
     else:
         turns = f"{len(found.turns)} turn" + "s" * (len(found.turns) != 1)
-        notes = [note for note in (found.stop, found.error) if note != "verified" and note]
+        notes = [found.stop] if found.stop != trajectory.Stop.VERIFIED else []
+        notes += [found.error] if found.error else []
         sys.stderr.write(" · ".join([turns, f"{found.seconds:.1f} s", *notes]) + "\n")
         sys.stderr.flush()
     if not found.answer:

@@ -16,18 +16,21 @@ Dimensions:
   Q questions    G rollouts of a question
 """
 
-import json
+import dataclasses
 import pathlib
+import signal
+import sys
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
 from absl import flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from agents import trajectory
 from experiments.reporting import report
-from experiments.running import command, limits, session
+from experiments.running import command, limits, session, signals, stored
+from experiments.running.record import Record, progress
 from flow_grpo_jax import (
     batching,
     checkpoint,
@@ -37,157 +40,84 @@ from flow_grpo_jax import (
     rollout,
     samples,
     timing,
-    update,
 )
 from flow_grpo_jax.evaluate import evaluate
+from flow_grpo_jax.rollout import SHARES
 
 
-def train(config, workdir, *, force=False):
-    """Runs or resumes the training that `config` describes in `workdir`."""
+def train(config, workdir, *, force=False, should_stop=lambda: False):
+    """Runs or resumes the training that `config` describes in `workdir`.
+
+    Args:
+      force: resume although the config differs from the run's.
+      should_stop: polled during rollouts; True saves the last finished step and ends the training.
+
+    Raises:
+      rollout.Stopped: `should_stop` said so.
+    """
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    settings = config.rollout
-    variant = limits.choose_variant(config)
-    limits.check_limits(config)
-    writes = processes.index() == 0
+    variant = limits.check(config)
     if not force:
-        command.check_config(config, workdir)
+        stored.check_config(config, workdir)
 
     # ---- data, model, engine, tools ----------------------------------------------------------
-    questions = data.read_questions(session.resolve(config.data.train))
-    held_out = []
-    if config.data.held_out:
-        held_out = data.read_questions(session.resolve(config.data.held_out))
-        held_out = held_out[: config.eval.questions or len(held_out)]
-    batches = data.question_batches(questions, batch=settings.questions, seed=config.seed)
-    processes.same(
-        {
-            "the config": command.config_hash(config),
-            "the questions": command.hash_of([questions, held_out]),
-            "the model": command.hash_of(session.model_files(config)),
-            "the version of jax": jax.__version__,
-        }
-    )
+    questions, held_out = read_questions(config)
+    batches = data.QuestionBatches(questions, batch=config.rollout.questions, seed=config.seed)
     run = session.build(config)
     shapes = session.batch_shapes(config, run.mesh)
-    if writes:
-        command.write_config(config, workdir, sandbox=session.sandbox_facts(run.tools))
-    command.check_shared(workdir)
-    optimizer, step_program = session.make_update(
-        config,
-        variant,
-        mesh=run.mesh,
-        shardings=run.shardings,
-        donate_params=session.donates_params(config),
-        assemble=run.assemble,
-    )
-    state = update.init(run.params, optimizer, shardings=run.shardings)
-    reference = checkpoint.fingerprint(run.frozen)
+    sandbox = session.sandbox_facts(run.system.tools)
+    stored.write_config(config, workdir, sandbox=sandbox)
+    step_program, state = session.start_update(config, variant, run)
+    facts = {"reference": checkpoint.fingerprint(run.frozen), "sandbox": sandbox}
 
     # ---- resume --------------------------------------------------------------------------------
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     restored = checkpoints.restore(state)
-    first_step, keep_to_step = 1, None
+    done, state, meta = restored or (0, state, None)
     if restored:
-        done, state, meta = restored
-        if meta["reference"] != reference:
-            raise ValueError(
-                f"The weights in {config.model.path} are not those this run started from; KL and "
-                "the frozen modules would change. Restore the folder or use a new --workdir."
-            )
+        check_reference(meta["reference"], facts["reference"], config)
         batches.set_state(meta["data"])
         run.serve(state.params)
-        first_step, keep_to_step = done + 1, done
         logging.info("resumed after step %d", done)
-    results = board = None
-    if writes:
-        results = metrics.MetricsFile(workdir / "metrics.jsonl", keep_to_step=keep_to_step)
-        board = metrics.tensorboard(workdir / "tensorboard", first_step=first_step)
-    stop = command.StopSignal()
-
-    def record(step, values):
-        if not writes:
-            return
-        results.write(step, values)
-        if board:
-            for name, value in values.items():
-                board.add_scalar(name, value, step)
-        logging.info("%s", command.step_line(step, config.steps, values))
-
-    def setting(temperature, on_finished):
-        """What training rollouts and evaluation share."""
-        return dict(
-            engine=run.engine,
-            tokenizer=run.tokenizer,
-            tools=run.tools,
-            pool=run.pool,
-            models=run.backends.models,
-            grammars=run.grammars,
-            settings=session.rollout_settings(config, temperature=temperature),
-            should_stop=stop,
-            on_finished=on_finished,
-        )
-
-    def due(step):
-        regular = config.eval.every and step % config.eval.every == 0
-        return bool(held_out) and (step in (0, config.steps) or regular)
-
-    def evaluated(step):
-        mine = len(processes.share(len(held_out)))
-        with command.progress(mine, f"held-out {step}") as advance:
-            values, trajectories, scores = evaluate(
-                held_out,
-                step=step,
-                tool_names=tuple(run.tools),
-                scorer=run.scorer,
-                **setting(config.eval.temperature, advance),
-            )
-        if writes:
-            write_trajectories(
-                workdir / "trajectories" / f"heldout_{step:06d}.jsonl",
-                held_out,
-                [[t] for t in trajectories],
-                [[s] for s in scores],
-                step=step,
-            )
-        return values
-
-    def save(step, state, cursor):
-        facts = {"reference": reference, "sandbox": session.sandbox_facts(run.tools)}
-        checkpoints.save(step, state, {"data": cursor, **facts})
-
-    last = (first_step - 1, state, batches.get_state())
+    record = Record(workdir, steps=config.steps, resumed_after=done if restored else None)
+    evaluation = Evaluation(held_out, config, run, record, should_stop)
+    settings = session.rollout_settings(config, temperature=config.rollout.temperature)
+    rollouts = config.rollout.group
+    last = done, state, {"data": batches.get_state(), **facts}
     try:
-        # Also makes good what a stop during an evaluation left out.
-        before = processes.of_first(results.lines.get(first_step - 1, {}) if writes else None)
-        if due(first_step - 1) and "eval/success" not in before:
-            record(first_step - 1, before | evaluated(first_step - 1))
+        # Also runs an evaluation that a stop signal cut off.
+        if evaluation.due(done) and "eval/success" not in record.line(done):
+            record.write(done, record.line(done) | evaluation.run(done))
 
-        for step in range(first_step, config.steps + 1):
+        for step in range(done + 1, config.steps + 1):
             started = time.monotonic()
 
             # ---- rollouts ----------------------------------------------------------------------
-            batch = next(batches)
-            mine = len(processes.share(len(batch))) * settings.group
-            timer = timing.Timer()
-            with command.progress(mine, f"step {step}") as advance:
+            batch, timer = next(batches), timing.Timer()
+            with progress(batch, f"step {step}", rollouts) as advance:
                 trajectories_QG = rollout.collect(
                     batch,
-                    group=settings.group,
+                    group=rollouts,
                     step=step,
+                    system=run.system,
+                    settings=settings,
+                    should_stop=should_stop,
+                    on_finished=advance,
                     timer=timer,
-                    **setting(settings.temperature, advance),
                 )
             rolled_out = time.monotonic()
 
             # ---- rewards and advantages --------------------------------------------------------
             scores_QG, judged = processes.of_first(  # one verdict for all
-                run.scorer.score_groups(batch, trajectories_QG) if writes else None
+                run.scorer.score_groups(batch, trajectories_QG) if record.writes else None
             )
             rewards_QG = np.array([[score.value for score in group] for group in scores_QG])
-            valid_QG = samples.usable(trajectories_QG, scores_QG, least=settings.min_valid_share)
+            valid_QG = samples.usable(
+                trajectories_QG, scores_QG, least=config.rollout.min_valid_share
+            )
             turns = samples.of_turns(trajectories_QG)
-            turns_QG = batching.turn_counts(turns, questions=len(batch), rollouts=settings.group)
+            turns_QG = batching.turn_counts(turns, questions=len(batch), rollouts=rollouts)
             adv_QG = variant.advantages(rewards_QG, valid_QG, turns_QG)
 
             # ---- update ------------------------------------------------------------------------
@@ -198,7 +128,7 @@ def train(config, workdir, *, force=False):
                 weigh=variant.weigh,
                 **shapes,
                 mini_batches=config.loss.mini_batches,
-                constant_length=settings.max_turns * settings.max_response_tokens,
+                constant_length=config.rollout.max_turns * config.rollout.max_response_tokens,
             )
             if config.engine.release:
                 run.release()
@@ -207,73 +137,135 @@ def train(config, workdir, *, force=False):
             finished = time.monotonic()
 
             # ---- record ------------------------------------------------------------------------
-            sampled = sum(len(turn.response_tokens) for turn in turns)
-            trajectories = [t for group in trajectories_QG for t in group]
             values = {
                 **metrics.of_rewards(rewards_QG, valid_QG),
-                **metrics.of_trajectories(trajectories, tuple(run.tools), prefix="rollout"),
+                **metrics.of_trajectories(
+                    sum(trajectories_QG, []), run.system.tools, prefix="rollout"
+                ),
                 **judged,
                 **run.backends.counts(),
                 **updated,
-                "tokens/generated": float(sampled),
-                "compile/count": updated["compile/count"] + run.engine.compile_count,
-                "time/rollout": rolled_out - started,
-                **{f"time/rollout/{name}": timer.seconds[name] for name in rollout.SHARES},
-                "time/update": finished - rolled_out,
-                "throughput/generated_tokens_per_s": sampled / (rolled_out - started),
+                "compile/count": updated["compile/count"] + run.system.engine.compile_count,
+                **measured(turns, timer, rolled_out - started, finished - rolled_out),
             }
-            last = (step, state, batches.get_state())
-            stopped = None
-            if due(step):
+            last, stopped = (step, state, {"data": batches.get_state(), **facts}), None
+            if evaluation.due(step):
                 try:
-                    values |= evaluated(step)
-                except rollout.Stopped as signal:  # the step itself is done: keep it
-                    stopped = signal
+                    values |= evaluation.run(step)
+                except rollout.Stopped as stop:  # the step itself is done: keep it
+                    stopped = stop
             values["time/step"] = time.monotonic() - started
-            if writes:
-                write_trajectories(
-                    workdir / "trajectories" / f"step_{step:06d}.jsonl",
-                    batch,
-                    trajectories_QG,
-                    scores_QG,
-                    step=step,
-                    adv_QG=adv_QG,
-                )
-            record(step, values)
-            if values["group/zero_variance"] == 1.0:
-                logging.warning("step %d: all groups scored alike and taught nothing", step)
+            record.write_trajectories(
+                "step", batch, trajectories_QG, scores_QG, step=step, adv_QG=adv_QG
+            )
+            record.write(step, values)
             if stopped:
                 raise stopped
             if step % config.checkpoint.every == 0 or step == config.steps:
-                save(*last)
+                checkpoints.save(*last)
     except rollout.Stopped:
-        save(*last)
+        checkpoints.save(*last)
         raise
     finally:
         checkpoints.close()
-        if board:
-            board.close()
+        record.close()
         run.close()
-    if writes:
+    if record.writes:
         report.write_report(workdir)
-        command.summary(metrics.read(workdir / "metrics.jsonl"))
+        record.summarise()
     processes.gather([])  # the others end after process 0, which serves them all
 
 
-def write_trajectories(path, questions, trajectories_QG, scores_QG, *, step, adv_QG=None):
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w") as file:
-        for q, question in enumerate(questions):
-            for g, found in enumerate(trajectories_QG[q]):
-                line = trajectory.to_json(
-                    found,
-                    question=question,
-                    step=step,
-                    reward=scores_QG[q][g].value if scores_QG[q][g].known else None,
-                    reward_source=scores_QG[q][g].source,
-                    advantage=0.0 if adv_QG is None else float(adv_QG[q, g]),
-                )
-                file.write(json.dumps(line) + "\n")
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Held-out questions and when they are asked."""
+
+    questions: list
+    config: ConfigDict
+    session: session.Session
+    record: Record
+    should_stop: Callable
+
+    def due(self, step):
+        """Whether the config asks for an evaluation after a step."""
+        every = self.config.eval.every
+        at_an_end = step in (0, self.config.steps)
+        return bool(self.questions) and (at_an_end or bool(every and step % every == 0))
+
+    def run(self, step):
+        """Evaluates, writes the trajectories and returns the metrics."""
+        with progress(self.questions, f"held-out {step}") as advance:
+            values, trajectories, scores = evaluate(
+                self.questions,
+                step=step,
+                system=self.session.system,
+                settings=session.rollout_settings(
+                    self.config, temperature=self.config.eval.temperature
+                ),
+                scorer=self.session.scorer,
+                should_stop=self.should_stop,
+                on_finished=advance,
+            )
+        self.record.write_trajectories(
+            "heldout",
+            self.questions,
+            [[trajectory] for trajectory in trajectories],
+            [[score] for score in scores],
+            step=step,
+        )
+        return values
+
+
+def measured(turns, timer, rollout, update):
+    """Returns tokens and seconds of a step as metrics.
+
+    timer: of the rollouts.    rollout, update: seconds.
+    """
+    sampled = sum(len(turn.response_tokens) for turn in turns)
+    return {
+        "tokens/generated": float(sampled),
+        "time/rollout": rollout,
+        **{f"time/rollout/{name}": timer.seconds[name] for name in SHARES},
+        "time/update": update,
+        "throughput/generated_tokens_per_s": sampled / rollout,
+    }
+
+
+def read_questions(config):
+    """Returns (training questions, held-out ones); raises where processes have different ones."""
+    questions, held_out = data.read_questions(session.resolve(config.data.train)), []
+    if config.data.held_out:
+        held_out = data.read_questions(session.resolve(config.data.held_out))
+    held_out = held_out[: config.eval.questions or len(held_out)]
+    processes.same(
+        {
+            "the config": stored.config_hash(config),
+            "the questions": stored.hash_of([questions, held_out]),
+            "the model": stored.hash_of(session.model_files(config)),
+            "the version of jax": jax.__version__,
+        }
+    )
+    return questions, held_out
+
+
+def check_reference(stored_fingerprint, fingerprint, config):
+    """Raises ValueError if a run started from other weights than those in `model.path`."""
+    if stored_fingerprint != fingerprint:
+        raise ValueError(
+            f"The weights in {config.model.path} are not those this run started from; KL and "
+            "the frozen modules would change. Restore the folder or use a new --workdir."
+        )
+
+
+def stop_signal():
+    """Returns a `should_stop` for SIGTERM and SIGINT; the signal of one process stops all."""
+
+    def tell(number):
+        processes.tell_stop()
+        logging.info("signal %d: stopping after a save; send it again to stop at once", number)
+
+    received = signals.StopSignal(signal.SIGTERM, signal.SIGINT, on_first=tell)
+    return lambda: received() or processes.told_to_stop()
 
 
 def define_flags():
@@ -293,7 +285,14 @@ def main():
             processes=values.processes,
             process_id=values.process_id,
         )
-    train(values.config, values.workdir, force=values.force)
+    try:
+        train(values.config, values.workdir, force=values.force, should_stop=stop_signal())
+    except rollout.Stopped:
+        logging.info("stopped by a signal; run the same command again to go on")
+        sys.exit(command.STOPPED)
+    except Exception as error:
+        processes.tell_failure(error, exit_code=command.exit_code(error))
+        raise
 
 
 if __name__ == "__main__":

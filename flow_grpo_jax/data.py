@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import grain
 
-from agents import solve
+from agents import questions
 from flow_grpo_jax import rewards
 
 # Kind of each benchmark that `read_questions(..., benchmark=name)` converts.
@@ -102,7 +102,7 @@ def as_question(row: Mapping) -> dict:
             raise BadField(f"field {field!r} is {_shown(value)}; expected a non-empty string")
         question[field] = value
     try:
-        solve.refuse_images(question)
+        questions.refuse_images(question)
     except ValueError as problem:
         raise BadField(str(problem)) from None
     kind = question["kind"]
@@ -144,7 +144,7 @@ def convert(row: Mapping, *, benchmark: str, index: int) -> dict:
         "answer": row.get("answer"),
         "kind": BENCHMARKS[benchmark],
         "source": benchmark,
-        **{field: row[field] for field in solve.IMAGE_FIELDS if row.get(field)},
+        **{field: row[field] for field in questions.IMAGE_FIELDS if row.get(field)},
     }
     if question["kind"] == "choice":
         question["choices"] = row.get("choices", row.get("options"))

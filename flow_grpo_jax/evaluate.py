@@ -1,22 +1,39 @@
 """Held-out evaluation: every question once, all of them in the denominator."""
 
-from flow_grpo_jax import metrics, processes, rollout, scoring
+from flow_grpo_jax import metrics, processes, rollout
 
 
-def evaluate(questions, *, step, tool_names, scorer=scoring.RULES, **how):
+def evaluate(
+    questions,
+    *,
+    step,
+    system,
+    settings,
+    scorer,
+    should_stop=lambda: False,
+    on_finished=lambda trajectory: None,
+):
     """Solves each question once and scores it.
 
     Args:
       questions: list of question dicts.
-      step: training step after which this is; part of the random address.
+      step: the training step before this evaluation; part of the random address.
+      system, settings, should_stop, on_finished: of `rollout.collect`.
       scorer: `scoring.Scorer`.
-      how: further arguments of `rollout.collect`.
 
     Returns:
-      (metrics, trajectories, scores): `eval/*` floats; what did not come to an answer counts as
-      wrong, whatever the cause, and infrastructure failures are also counted on their own.
+      (metrics, trajectories, scores): `eval/*` floats. A trajectory without an answer counts as
+      wrong, whatever the cause; infrastructure failures are also counted on their own.
     """
-    groups = rollout.collect(questions, group=1, step=step, **how)
+    groups = rollout.collect(
+        questions,
+        group=1,
+        step=step,
+        system=system,
+        settings=settings,
+        should_stop=should_stop,
+        on_finished=on_finished,
+    )
     trajectories = [group[0] for group in groups]
     scores_QG, judged = processes.of_first(  # one verdict for all, whatever a checker depends on
         scorer.score_groups(questions, groups) if processes.index() == 0 else None
@@ -35,5 +52,5 @@ def evaluate(questions, *, step, tool_names, scorer=scoring.RULES, **how):
     if len(by_source) > 1:
         for source, right in sorted(by_source.items()):
             values[f"eval/success/{source}"] = sum(right) / len(right)
-    values |= metrics.of_trajectories(trajectories, tool_names, prefix="eval")
+    values |= metrics.of_trajectories(trajectories, tuple(system.tools), prefix="eval")
     return values, trajectories, scores

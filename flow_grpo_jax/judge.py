@@ -163,7 +163,7 @@ def ask_engine(engine, tokenizer, *, weights, max_tokens, max_prompt_tokens):
                 identity = engine.submit(Request(tokens, sampling, weights, (place,)))
                 places[identity] = place
         while engine.pending:
-            for identity, completion in engine.step():
+            for identity, completion in engine.advance():
                 tokens = [int(token) for token in completion.tokens]
                 ended = completion.stop_reason == "stop"
                 texts[places[identity]] = tokenizer.decode(tokens[:-1] if ended else tokens)

@@ -10,6 +10,7 @@ import pathlib
 
 import numpy as np
 
+from agents.trajectory import Status, Stop
 from flow_grpo_jax import files
 
 
@@ -19,7 +20,7 @@ def of_trajectories(trajectories, tool_names, *, prefix):
     Shares of turns are over the planner turns of all trajectories that infrastructure did not
     break; shares of trajectories are over all of them.
     """
-    usable = [t for t in trajectories if t.status != "infra_error"]
+    usable = [t for t in trajectories if t.status != Status.INFRA_ERROR]
     turns = [turn for t in usable for turn in t.turns]
     count, turn_count = max(len(trajectories), 1), max(len(turns), 1)
     found = {
@@ -27,12 +28,14 @@ def of_trajectories(trajectories, tool_names, *, prefix):
         f"{prefix}/tool_error_rate": sum(turn.tool_error for turn in turns) / turn_count,
         f"{prefix}/parse_failure_rate": sum(bool(t.parse_failures) for t in turns) / turn_count,
         f"{prefix}/shortened_prompts": sum(turn.shortened > 0 for turn in turns) / turn_count,
-        f"{prefix}/truncated": sum(t.status == "truncated" for t in trajectories) / count,
-        f"{prefix}/timeouts": sum(t.status == "timeout" for t in trajectories),
-        f"{prefix}/infra_errors": sum(t.status == "infra_error" for t in trajectories),
+        f"{prefix}/truncated": sum(t.status == Status.TRUNCATED for t in trajectories) / count,
+        f"{prefix}/timeouts": sum(t.status == Status.TIMEOUT for t in trajectories),
+        f"{prefix}/infra_errors": sum(t.status == Status.INFRA_ERROR for t in trajectories),
         f"{prefix}/infra_retries": sum(t.attempts - 1 for t in trajectories),
-        f"{prefix}/unreadable_answers": sum(t.stop == "parse_error" for t in trajectories) / count,
-        f"{prefix}/verified": sum(t.stop == "verified" for t in trajectories) / count,
+        f"{prefix}/unreadable_answers": (
+            sum(t.stop == Stop.PARSE_ERROR for t in trajectories) / count
+        ),
+        f"{prefix}/verified": sum(t.stop == Stop.VERIFIED for t in trajectories) / count,
     }
     if prefix == "rollout":
         for name in tool_names:

@@ -1,30 +1,34 @@
 """The rollout driver: all solvers in flight at once, against one engine and a pool of tools.
 
-Requests go to the engine as they come, tools and remote models run in threads meanwhile; nobody
+Requests go to the engine as they come, tools and remote models run in threads meanwhile; no solver
 waits for the slowest member of a round. The driver is one thread: the engine's.
 
-While a remote model is down no trajectory is started, and those that need it go back to the queue;
-after its rest one is started, to try it.
+While a remote model is down no trajectory is started, and trajectories that need it go back to the
+queue; after its rest one is started, to try it.
+
+Dimensions:
+  Q questions    G rollouts of a question
 """
 
 import collections
 import concurrent.futures
 import contextlib
 import dataclasses
-import itertools
 import queue
 import time
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 from absl import logging
 
-from agents import drive, effects, prompts, solve
+from agents import drive, effects, prompts, questions, solve
 from agents.backends import errors
-from agents.trajectory import Trajectory
-from flow_grpo_jax import processes, timing
+from agents.trajectory import Status
+from flow_grpo_jax import attempts, processes, timing
 from models.engine.types import Request, Sampling
 
-# What answers a role unless `collect` is told otherwise: a weight set of the engine.
+# The weight set of the engine that answers a role, unless `System.models` names something else.
 WEIGHTS = {role: "policy" if role == "planner" else "frozen" for role in effects.ROLES}
 IDLE_SECONDS = 0.02  # how long to wait for tools when the engine has nothing to do
 LATE_SECONDS = 0.1  # how often to look for what takes too long
@@ -46,7 +50,7 @@ class Settings:
     infra_retries: how often a trajectory is started again after an infrastructure failure.
     """
 
-    prompt_set: object
+    prompt_set: prompts.Prompts
     max_turns: int
     temperature: float
     max_prompt_tokens: int
@@ -54,40 +58,52 @@ class Settings:
     max_module_tokens: int
     call_seconds: float
     trajectory_seconds: float
-    in_flight: int = 256
-    infra_retries: int = 1
+    in_flight: int
+    infra_retries: int
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """What answers the requests and calls of solvers.
+
+    engine: `models.engine.engine.Engine` or `Replicas` serving "policy" and "frozen".
+    tokenizer: `models.tokenizer.Tokenizer` of its models.
+    tools: dict name -> Tool.
+    pool: ThreadPoolExecutor for the tools.
+    models: role -> what answers it, "frozen" or "policy" of the engine, or a remote model
+      (`agents.backends.modules.Module`). Roles left out are answered by "frozen"; the planner is
+      always "policy".
+    grammars: None, or the `models.engine.grammar.Grammars` that hold the engine's replies to the
+      forms of their roles; the engine must be built for constraints. The planner is always free.
+    """
+
+    engine: Any
+    tokenizer: Any
+    tools: dict
+    pool: concurrent.futures.Executor
+    models: dict = dataclasses.field(default_factory=dict)
+    grammars: Any = None
+
+    def __post_init__(self):
+        if "planner" in self.models:
+            raise ValueError("The planner is answered by the policy, which is trained.")
+
+    def model_of(self, role):
+        """Returns the weight set or the remote model that answers a role."""
+        return self.models.get(role, WEIGHTS[role])
 
 
 class Stopped(Exception):
     """The caller asked to stop; no trajectory of the batch is returned."""
 
 
-@dataclasses.dataclass(eq=False)
-class _Running:
-    """One solver and what it waits for: an engine request, a tool call, or its group's analysis."""
-
-    solver: object
-    question: int
-    rollout: int
-    started: float
-    attempt: int = 0
-    request: int | None = None
-    call: concurrent.futures.Future | None = None
-    call_started: float = float("inf")  # until a thread of the pool takes it up
-
-
 def collect(
     questions,
     *,
     group,
-    engine,
-    tokenizer,
-    tools,
-    pool,
-    settings,
     step,
-    models=None,
-    grammars=None,
+    system,
+    settings,
     should_stop=lambda: False,
     on_finished=lambda trajectory: None,
     on_event=lambda event: None,
@@ -98,350 +114,357 @@ def collect(
     Args:
       questions: Q dicts with "id" and "question", the same in every process.
       group: G, trajectories of each question.
-      engine: `models.engine.engine.Engine` serving "policy" and "frozen".
-      tools: dict name -> Tool.
-      pool: ThreadPoolExecutor for the tools.
       step: training step, part of every request's random address.
-      models: role -> what answers it, "frozen" or "policy" of the engine, or a remote model
-        (`agents.backends.modules.Module`). Roles left out are answered by "frozen"; the planner is
-        always "policy".
-      grammars: None, or the `models.engine.grammar.Grammars` that hold the engine's replies to the
-        forms of their roles; the engine must be built for constraints. The planner is always free.
+      system, settings, on_finished, on_event, timer: of `Driver`.
       should_stop: polled while running; True raises `Stopped`.
-      on_finished: called with each trajectory as it ends.
-      on_event: called with every effect and every reply to one, as they happen.
-      timer: `timing.Timer` to count this thread's time with, under the names of `SHARES`.
 
     Returns:
       trajectories_QG: list of Q lists of G `Trajectory`, in order whatever finished first; the
       same in every process.
     """
     timer = timer or timing.Timer()
-    driver = _Driver(
-        questions,
-        engine,
-        tokenizer,
-        tools,
-        pool,
-        settings,
-        step,
-        models,
-        grammars,
-        on_finished,
-        on_event,
-        timer,
-    )
-    mine = processes.share(len(questions))
+    driver = Driver(system, settings, on_finished=on_finished, on_event=on_event, timer=timer)
+    driver.add(questions, group=group, step=step, share=processes.share(len(questions)))
 
-    def solve_mine():
+    def solve_share():
         with timer.on("driver"):
             try:
-                driver.waiting.extend((q, g, 0) for q, g in itertools.product(mine, range(group)))
-                while driver.waiting or driver.running:
+                while driver.busy:
                     if should_stop():
                         raise Stopped
-                    while driver.waiting and driver.may_start():
-                        driver.start(*driver.waiting.popleft())
-                    driver.turn_the_crank()
+                    driver.round()
             finally:
                 driver.abandon()
-        return [(q, [driver.finished[q, g] for g in range(group)]) for q in mine]
+        return [(index, group) for _, index, group in driver.ready()]
 
     with timer.on("others"):
-        group_of = dict(processes.together(solve_mine, stop=Stopped))
+        group_of = dict(processes.together(solve_share, stop=Stopped))
     return [group_of[q] for q in range(len(questions))]
 
 
-class _Driver:
-    def __init__(
-        self,
-        questions,
-        engine,
-        tokenizer,
-        tools,
-        pool,
-        settings,
-        step,
-        models,
-        grammars,
-        on_finished,
-        on_event,
-        timer,
-    ):
-        if models and "planner" in models:
-            raise ValueError("The planner is answered by the policy, which is trained.")
-        self.questions, self.engine, self.tokenizer = questions, engine, tokenizer
-        self.tools, self.pool, self.settings = tools, pool, settings
-        for question in questions:
-            solve.refuse_images(question)
-        self.budget = prompts.Budget(
-            settings.max_prompt_tokens, lambda messages: len(self.tokens_of(messages))
+@dataclasses.dataclass(eq=False)
+class Driver:
+    """Solves questions that are added at any time. One thread, the engine's, calls its methods.
+
+        driver.add(questions, group=8, step=1)
+        while driver.busy:
+            driver.round()
+            for step, index, trajectories_G in driver.ready(): ...
+
+    on_finished: called with each trajectory as it ends.
+    on_event: called with every effect and every reply to one, as they happen.
+    timer: counts this thread's time under the names of `SHARES`.
+    """
+
+    system: System
+    settings: Settings
+    _: dataclasses.KW_ONLY
+    on_finished: Callable = lambda trajectory: None
+    on_event: Callable = lambda event: None
+    timer: timing.Timer = dataclasses.field(default_factory=timing.Timer)
+
+    def __post_init__(self):
+        self._budget = prompts.Budget(
+            self.settings.max_prompt_tokens, lambda messages: len(self._tokens_of(messages))
         )
-        self.timer = timer
-        self.step, self.on_finished, self.on_event = step, on_finished, on_event
-        self.grammars = grammars
-        self.models = WEIGHTS | (models or {})
-        self.remote = [model for model in self.models.values() if not isinstance(model, str)]
-        self.waiting = collections.deque()  # (question, rollout, attempt)
-        self.running = {}  # (question, rollout) -> _Running
-        self.finished = {}  # (question, rollout) -> Trajectory
-        self.by_request = {}  # engine request -> runs it answers, its prompt tokens
-        self.by_call = {}  # call that was not received -> runs it answers
-        self.ended = queue.SimpleQueue()  # calls, put by the threads that ended them
-        self.late_check = 0.0  # when to look for late ones next
-        self.last_prompt = (), ()  # messages, their token ids
-        self.analyses = {}  # question -> engine request or call of its analysis, or the Reply
-        ids = [zlib.crc32(question["id"].encode()) for question in questions]
-        # A batch may hold a question twice; its copies must not be solved alike.
-        self.addresses = [(id, ids[:index].count(id)) for index, id in enumerate(ids)]
+        models = map(self.system.model_of, effects.ROLES)
+        self._remote = [model for model in models if not isinstance(model, str)]
+        self._queue = collections.deque()  # (Question, rollout, number of the attempt)
+        self._running = {}  # Attempt -> None, in the order of their start
+        self._tickets = {}  # key -> Ticket
+        self._ended = queue.SimpleQueue()  # calls, put by the threads that ended them
+        self._ready = []  # Questions whose rollouts are all finished
+        self._late_check = 0.0  # when to look for late ones next
+        self._last_prompt = (), ()  # messages, their token ids
 
-    def may_start(self):
-        states = {model.state for model in self.remote}
-        if "down" in states or ("unknown" in states and self.running):
+    def add(self, batch, *, group, step, share=None):
+        """Queues `group` rollouts of each question of a batch.
+
+        Args:
+          batch: dicts with "id" and "question".
+          step: training step, part of every request's random address.
+          share: indices of the questions to solve; None is all of them. The others only count as
+            copies: a batch may hold a question twice, which must not be solved alike.
+
+        Raises:
+          ValueError: a question holds more than text.
+        """
+        for question in batch:
+            questions.refuse_images(question)
+        ids = [zlib.crc32(question["id"].encode()) for question in batch]
+        for index in range(len(batch)) if share is None else share:
+            address = step, ids[index], ids[:index].count(ids[index])
+            question = attempts.Question(batch[index], step, index, group, address)
+            self._queue.extend((question, rollout, 0) for rollout in range(group))
+
+    @property
+    def busy(self):
+        """Whether a rollout that was added has not ended."""
+        return bool(self._queue or self._running)
+
+    def ready(self):
+        """Hands out the groups that ended since the last call: [(step, index, trajectories_G)]."""
+        ended, self._ready = self._ready, []
+        return [(q.step, q.index, [q.finished[g] for g in range(q.group)]) for q in ended]
+
+    def round(self):
+        """Starts what may start, advances the engine, hands out results, ends what is late."""
+        while self._queue and self._may_start():
+            self._start(*self._queue.popleft())
+        engine = self.system.engine
+        if engine.pending:
+            with self.timer.on("engine"):
+                answered = engine.advance()
+            for key, completion in answered:
+                self._deliver(key, completion)
+        if not engine.pending:
+            self._idle()
+        while not self._ended.empty():
+            self._receive(self._ended.get())
+        if time.monotonic() >= self._late_check:
+            self._end_late()
+
+    def abandon(self):
+        """Drops what is not finished; leaves no request in the engine and no call in the pool."""
+        for ticket in self._tickets.values():
+            self._cancel(ticket)
+        left = {key for key, ticket in self._tickets.items() if ticket.call is None}
+        while left and self.system.engine.pending:
+            left -= {key for key, _ in self.system.engine.advance()}
+        self._queue.clear()
+        self._running.clear()
+        self._tickets.clear()
+
+    # ---- attempts --------------------------------------------------------------------------------
+
+    def _may_start(self):
+        states = {model.state for model in self._remote}
+        if "down" in states or ("unknown" in states and self._running):
             return False
-        return len(self.running) < self.settings.in_flight
+        return len(self._running) < self.settings.in_flight
 
-    def start(self, question, rollout, attempt=0):
+    def _start(self, question, rollout, number):
         solver = solve.solve(
-            self.questions[question],
-            tools=self.tools,
+            question.fields,
+            tools=self.system.tools,
             prompt_set=self.settings.prompt_set,
             max_turns=self.settings.max_turns,
-            budget=self.budget,
+            budget=self._budget,
             rollout=rollout,
         )
-        run = _Running(solver, question, rollout, time.monotonic(), attempt)
-        self.running[question, rollout] = run
-        self.advance(run, None)
+        attempt = attempts.Attempt(solver, question, rollout, number, time.monotonic())
+        self._running[attempt] = None
+        self._advance(attempt, None)
 
-    def advance(self, run, sent):
+    def _advance(self, attempt, sent):
         """Sends a reply into the solver and starts what it asks for next."""
-        run.request = run.call = None
-        run.call_started = float("inf")
+        attempt.ticket = None
         if sent is not None:
             self.on_event(sent)
-        step = run.solver.throw if isinstance(sent, effects.Interrupted) else run.solver.send
+        solver = attempt.solver
+        resume = solver.throw if isinstance(sent, effects.Interrupted) else solver.send
         try:
             with self.timer.on("solvers"):
-                effect = step(sent)
+                effect = resume(sent)
         except StopIteration as stop:
-            self.finish(run, stop.value)
+            self._finish(attempt, stop.value)
             return
         except Exception as error:  # noqa: BLE001  a defect costs its trajectory, not the run
-            self.finish(run, self.broken(run, f"{type(error).__name__}: {error}"))
+            self._finish(attempt, attempts.as_broken(attempt, f"{type(error).__name__}: {error}"))
             return
         self.on_event(effect)
         if isinstance(effect, effects.ToolCall):
-            tool = self.tools[effect.tool]
-            with self.timer.on("calls"):
-                self.wait_for(run, self.pool.submit(_call_tool, run, tool, effect.arguments))
+            self._call(attempt, effect)
         elif effect.role == "analyst":
-            self.ask_analysis(run, effect)
+            self._ask_analysis(attempt, effect)
         else:
-            self.ask(run, effect)
+            self._ask(attempt, effect)
 
-    def tokens_of(self, messages):
-        """Token ids of a prompt; the last one is kept, for what was counted is sent next."""
-        if self.last_prompt[0] is not messages:
-            with self.timer.on("tokens"):
-                self.last_prompt = messages, tuple(self.tokenizer.chat(messages))
-        return self.last_prompt[1]
+    def _finish(self, attempt, trajectory):
+        question, rollout = attempt.question, attempt.rollout
+        del self._running[attempt]
+        if trajectory.status == Status.INFRA_ERROR:
+            logging.warning(
+                "question %s rollout %d attempt %d failed: %s",
+                trajectory.question_id,
+                rollout,
+                attempt.number,
+                trajectory.error,
+            )
+            if attempt.number < self.settings.infra_retries:
+                self._queue.appendleft((question, rollout, attempt.number + 1))
+                return
+        trajectory = dataclasses.replace(trajectory, attempts=attempt.number + 1)
+        question.finished[rollout] = trajectory
+        if len(question.finished) == question.group:
+            self._ready.append(question)
+        self.on_finished(trajectory)
 
-    def broken(self, run, error):
-        return Trajectory(
-            question_id=self.questions[run.question]["id"],
-            rollout=run.rollout,
-            analysis="",
-            turns=(),
-            answer="",
-            status="infra_error",
-            stop="budget",
-            seconds=time.monotonic() - run.started,
-            error=error,
-        )
+    def _requeue(self, attempt):
+        """Requeues a trajectory whose server was down before it was asked."""
+        attempt.solver.close()
+        del self._running[attempt]
+        self._queue.appendleft((attempt.question, attempt.rollout, attempt.number))
 
-    def ask(self, run, request):
-        model = self.models[request.role]
+    # ---- requests and calls ----------------------------------------------------------------------
+
+    def _call(self, attempt, effect):
+        """Runs a tool in the pool."""
+        tool, ticket = self.system.tools[effect.tool], attempts.Ticket([attempt])
+
+        def run():
+            ticket.started = time.monotonic()
+            return drive.call_tool(tool, effect.arguments)
+
+        with self.timer.on("calls"):
+            self._wait_for(ticket, self.system.pool.submit(run))
+
+    def _ask(self, attempt, request):
+        """Puts a request to what answers its role; returns the ticket."""
+        model = self.system.model_of(request.role)
         if not isinstance(model, str):
             with self.timer.on("calls"):
                 call = model.submit(
                     request.messages,
                     max_tokens=self.settings.max_module_tokens,
-                    deadline=run.started + self.settings.trajectory_seconds,
+                    deadline=attempt.started + self.settings.trajectory_seconds,
                 )
-                self.wait_for(run, call)
-            return
-        tokens = self.tokens_of(request.messages)
+                return self._wait_for(attempts.Ticket([attempt]), call)
+        tokens = self._tokens_of(request.messages)
         planner = request.role == "planner"
         analyst = request.role == "analyst"
         settings = self.settings
         sampling = Sampling(
             max_tokens=settings.max_response_tokens if planner else settings.max_module_tokens,
             temperature=settings.temperature if planner else 0.0,
-            stop_ids=self.tokenizer.eos_ids,
+            stop_ids=self.system.tokenizer.eos_ids,
         )
         address = (
-            self.step,
-            *self.addresses[run.question],
-            0 if analyst else run.rollout,
+            *attempt.question.address,
+            0 if analyst else attempt.rollout,
             request.turn,
             effects.ROLES.index(request.role),
         )
         with self.timer.on("engine"):
             constraint = None
-            if self.grammars and request.form:
-                constraint = self.grammars.expression(request.form)
-            run.request = self.engine.submit(
+            if self.system.grammars and request.form:
+                constraint = self.system.grammars.expression(request.form)
+            key = self.system.engine.submit(
                 Request(tokens, sampling, model, address, constraint=constraint)
             )
-        self.by_request[run.request] = ([run], tokens)
+        return self._wait_for(attempts.Ticket([attempt], tokens), key)
 
-    def ask_analysis(self, run, request):
-        """The analysis is greedy and depends on the question only: one request for the group."""
-        known = self.analyses.get(run.question)
-        if isinstance(known, concurrent.futures.Future) and known.done():
-            known = None if known.cancelled() or known.exception() else known.result()
-        if known is None:
-            self.ask(run, request)
-            self.analyses[run.question] = run.request if run.call is None else run.call
+    def _ask_analysis(self, attempt, request):
+        """Asks for the analysis once a question: it is greedy and depends on nothing else."""
+        question = attempt.question
+        known = question.analysis
+        if known is None or (isinstance(known, attempts.Ticket) and known.failed):
+            question.analysis = self._ask(attempt, request)
         elif isinstance(known, effects.Reply):
-            self.advance(run, known)
-        elif isinstance(known, concurrent.futures.Future):
-            run.call = known
-            self.by_call[known].append(run)
+            self._advance(attempt, known)
         else:
-            run.request = known
-            self.by_request[known][0].append(run)
+            attempt.ticket = known
+            known.attempts.append(attempt)
 
-    def wait_for(self, run, call):
-        run.call = call
-        self.by_call[call] = [run]
-        call.add_done_callback(self.ended.put)
+    def _wait_for(self, ticket, key):
+        """Lists a ticket under a request's id or a call's Future; returns it."""
+        ticket.key = key
+        self._tickets[key] = ticket
+        for attempt in ticket.attempts:
+            attempt.ticket = ticket
+        if ticket.call:
+            ticket.call.add_done_callback(self._ended.put)
+        return ticket
 
-    def turn_the_crank(self):
-        """One round: engine, ended calls, deadlines."""
-        if self.engine.pending:
-            with self.timer.on("engine"):
-                answered = self.engine.step()
-            for identity, completion in answered:
-                self.deliver(identity, completion)
-        if not self.engine.pending:
-            self.idle()
-        while not self.ended.empty():
-            self.receive(self.ended.get())
-        if time.monotonic() >= self.late_check:
-            self.end_late()
+    def _tokens_of(self, messages):
+        """Returns the token ids of a prompt; keeps the last one: what was counted is sent next."""
+        if self._last_prompt[0] is not messages:
+            with self.timer.on("tokens"):
+                self._last_prompt = messages, tuple(self.system.tokenizer.chat(messages))
+        return self._last_prompt[1]
 
-    def idle(self):
+    # ---- results ---------------------------------------------------------------------------------
+
+    def _idle(self):
         """Waits until a call ends, but not for long."""
         with self.timer.on("idle"), contextlib.suppress(queue.Empty):
-            self.ended.put(self.ended.get(timeout=IDLE_SECONDS))
+            self._ended.put(self._ended.get(timeout=IDLE_SECONDS))
 
-    def receive(self, call):
-        """Hands the result of a call to those that wait for it."""
-        for run in self.by_call.pop(call):
-            late = time.monotonic() - run.started >= self.settings.trajectory_seconds
-            if isinstance(call.exception(), errors.Down):
-                self.postpone(run)
-            elif late and call.exception():
-                self.time_out(run)
-            else:
-                self.advance(run, _result_of(call))
-
-    def end_late(self):
-        now = time.monotonic()
-        self.late_check = now + LATE_SECONDS
-        for run in list(self.running.values()):
-            if run.call and run.call.done():
-                continue
-            if now - run.started >= self.settings.trajectory_seconds:
-                self.time_out(run)
-            elif run.call and now - run.call_started > self.settings.call_seconds:
-                self.interrupt(
-                    run, "infra_error", f"a tool call hung for {self.settings.call_seconds} s"
-                )
-
-    def time_out(self, run):
-        self.interrupt(run, "timeout", f"{self.settings.trajectory_seconds} s are over")
-
-    def deliver(self, identity, completion):
-        runs, prompt_tokens = self.by_request.pop(identity)
-        if completion.stop_reason == "cancelled":
-            if self.analyses.get(runs[0].question) == identity:
-                del self.analyses[runs[0].question]
+    def _deliver(self, key, completion):
+        """Hands what the engine drew to the attempts that wait for it."""
+        ticket = self._tickets.pop(key)
+        if completion.stop_reason == "cancelled":  # its last attempt left
             return
         tokens = tuple(completion.tokens.tolist())
         ended = completion.stop_reason == "stop"
         with self.timer.on("tokens"):
-            text = self.tokenizer.decode(tokens[:-1] if ended else tokens)
+            text = self.system.tokenizer.decode(tokens[:-1] if ended else tokens)
         reply = effects.Reply(
             text=text,
-            prompt_tokens=prompt_tokens,
+            prompt_tokens=ticket.prompt_tokens,
             tokens=tokens,
             logprobs=tuple(completion.logprobs.tolist()),
             finished=ended,
         )
-        for run in runs:
-            if self.analyses.get(run.question) == identity:
-                self.analyses[run.question] = reply
-            if run.request == identity:  # else it was interrupted meanwhile
-                self.advance(run, reply)
+        self._settle(ticket, reply)
 
-    def interrupt(self, run, status, reason):
-        if run.request is not None and len(self.by_request[run.request][0]) == 1:
-            self.engine.cancel(run.request)
-        if run.call in self.by_call:
-            others = self.by_call[run.call]
-            others.remove(run)
-            if not others:
-                run.call.cancel()
-        self.advance(run, effects.Interrupted(status, reason))
+    def _receive(self, call):
+        """Hands the result of a call to the attempts that wait for it."""
+        ticket = self._tickets.pop(call)
+        if ticket.attempts:  # else it was cancelled
+            error = call.exception()
+            self._settle(ticket, call.result() if error is None else error)
 
-    def postpone(self, run):
-        """Starts the trajectory anew when the server that was not even asked is up again."""
-        run.solver.close()
-        key = run.question, run.rollout
-        del self.running[key]
-        self.waiting.appendleft((*key, run.attempt))
+    def _settle(self, ticket, outcome):
+        """Sends the outcome of a ticket to its attempts.
 
-    def finish(self, run, trajectory):
-        key = run.question, run.rollout
-        del self.running[key]
-        if trajectory.status == "infra_error":
-            logging.warning(
-                "question %s rollout %d attempt %d failed: %s",
-                trajectory.question_id,
-                run.rollout,
-                run.attempt,
-                trajectory.error,
-            )
-            if run.attempt < self.settings.infra_retries:
-                self.waiting.appendleft((*key, run.attempt + 1))
-                return
-        trajectory = dataclasses.replace(trajectory, attempts=run.attempt + 1)
-        self.finished[key] = trajectory
-        self.on_finished(trajectory)
+        outcome: a `Reply` or a `ToolResult`; or the exception that a call ended with, which is not
+          the model's fault and interrupts the trajectory.
+        """
+        failed = isinstance(outcome, BaseException)
+        for attempt in list(ticket.attempts):
+            if attempt.question.analysis is ticket:
+                attempt.question.analysis = None if failed else outcome
+            late = time.monotonic() - attempt.started >= self.settings.trajectory_seconds
+            if isinstance(outcome, errors.Down):
+                self._requeue(attempt)
+            elif failed and late:
+                self._time_out(attempt)
+            elif failed:
+                reason = f"{type(outcome).__name__}: {outcome}"
+                self._advance(attempt, effects.Interrupted(Status.INFRA_ERROR, reason))
+            else:
+                self._advance(attempt, outcome)
 
-    def abandon(self):
-        """Leaves no request in the engine and no call in the queue."""
-        for run in self.running.values():
-            if run.call:
-                run.call.cancel()
-        for identity in self.by_request:
-            self.engine.cancel(identity)
-        while self.by_request and self.engine.pending:
-            for identity, _ in self.engine.step():
-                self.by_request.pop(identity, None)
+    def _end_late(self):
+        """Interrupts trajectories past their deadline and tool calls that hang."""
+        now = time.monotonic()
+        self._late_check = now + LATE_SECONDS
+        for attempt in list(self._running):
+            ticket, seconds = attempt.ticket, self.settings.call_seconds
+            if ticket.call and ticket.call.done():
+                continue
+            if now - attempt.started >= self.settings.trajectory_seconds:
+                self._time_out(attempt)
+            elif now - ticket.started > seconds:
+                self._interrupt(attempt, Status.INFRA_ERROR, f"a tool call hung for {seconds} s")
 
+    def _time_out(self, attempt):
+        seconds = self.settings.trajectory_seconds
+        self._interrupt(attempt, Status.TIMEOUT, f"{seconds} s are over")
 
-def _call_tool(run, tool, arguments):
-    run.call_started = time.monotonic()
-    return drive.call_tool(tool, arguments)
+    def _interrupt(self, attempt, status, reason):
+        """Ends an attempt where it is; cancels what only it waited for."""
+        ticket = attempt.ticket
+        ticket.attempts.remove(attempt)
+        if not ticket.attempts:
+            self._cancel(ticket)
+            if attempt.question.analysis is ticket:
+                attempt.question.analysis = None
+        self._advance(attempt, effects.Interrupted(status, reason))
 
-
-def _result_of(call):
-    """The tool's result; what broke that was not the model's doing interrupts the trajectory."""
-    error = call.exception()
-    if error is None:
-        return call.result()
-    return effects.Interrupted("infra_error", f"{type(error).__name__}: {error}")
+    def _cancel(self, ticket):
+        if ticket.call:
+            ticket.call.cancel()
+        else:
+            self.system.engine.cancel(ticket.key)

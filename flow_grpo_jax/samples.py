@@ -10,18 +10,17 @@ from flow_grpo_jax import batching
 
 
 def usable(trajectories_QG, scores_QG, *, least):
-    """bool [Q, G]: neither infrastructure nor a deadline ended it, and its reward is known.
+    """Returns bool [Q, G]: neither infrastructure nor a deadline ended it; its reward is known.
 
     Raises:
       RuntimeError: the share of usable trajectories is below `least`: training must stop, not go
         on from noise.
     """
-    broken = ("infra_error", "timeout")
-    finished_QG = [[t.status not in broken for t in group] for group in trajectories_QG]
+    finished_QG = [[not t.broken for t in group] for group in trajectories_QG]
     known_QG = [[score.known for score in group] for group in scores_QG]
     valid_QG = np.array(finished_QG) & np.array(known_QG)
     if valid_QG.mean() < least:
-        errors = {t.error for group in trajectories_QG for t in group if t.status in broken}
+        errors = {t.error for group in trajectories_QG for t in group if t.broken}
         errors |= {s.source for group in scores_QG for s in group if not s.known}
         raise RuntimeError(
             f"Only {valid_QG.mean():.0%} of the trajectories are usable, fewer than "
@@ -31,7 +30,7 @@ def usable(trajectories_QG, scores_QG, *, least):
 
 
 def of_turns(trajectories_QG):
-    """The planner turns of all trajectories, with the very tokens that the engine saw."""
+    """Returns the planner turns of all trajectories, with the very tokens that the engine saw."""
     return [
         batching.TurnSample(
             prompt_tokens=turn.prompt_tokens,

@@ -5,19 +5,19 @@
   math_verify  kind math: the rule; formulas it finds unequal are compared by math-verify
   judge        an LLM (`judge`); the rule is asked too, and how often they agree is counted
 
-Where nobody comes to a verdict the reward is not `known`: the trajectory is left out of training.
+Where no decider comes to a verdict the reward is not `known`: the trajectory is left out of
+training.
+
+Dimensions:
+  Q questions    G rollouts of a question
 """
 
 import collections
 
 from flow_grpo_jax import judge, rewards
 
-DECIDERS = {
-    "qa": ("rule", "f1", "judge"),
-    "math": ("rule", "math_verify", "judge"),
-    "gameof24": ("rule", "judge"),
-    "choice": ("rule", "judge"),
-}
+_FURTHER = {"qa": ("f1",), "math": ("math_verify",)}
+DECIDERS = {kind: ("rule", *_FURTHER.get(kind, ()), "judge") for kind in rewards.CHECKERS}
 _DELIMITERS = ("$", "\\boxed", "\\(", "\\[", "\n", "<", ";", " or ", " and ")
 
 
@@ -25,7 +25,7 @@ class Scorer:
     """Scores answers.
 
     Args:
-      deciders: kind -> one of DECIDERS; kinds left out are decided by the rule.
+      deciders: kind -> one of its DECIDERS; kinds left out are decided by the rule.
       judged_by: `judge.Judge`, if any kind needs it.
       symbolic: `symbolic.Symbolic`, if kind math needs it.
       judge_characters: an answer that is longer is wrong without asking the judge.
@@ -34,8 +34,8 @@ class Scorer:
       ValueError: a decider is unknown or what it needs is missing.
     """
 
-    def __init__(self, deciders=None, *, judged_by=None, symbolic=None, judge_characters=2_000):
-        self._deciders = {kind: "rule" for kind in DECIDERS} | dict(deciders or {})
+    def __init__(self, deciders, *, judge_characters, judged_by=None, symbolic=None):
+        self._deciders = {kind: "rule" for kind in DECIDERS} | dict(deciders)
         for kind, decider in self._deciders.items():
             if decider not in DECIDERS.get(kind, ()):
                 valid = ", ".join(DECIDERS.get(kind, ()))
@@ -62,46 +62,48 @@ class Scorer:
         """
         pairs = list(zip(questions, answers, strict=True))
         rules = [rewards.score(question, answer) for question, answer in pairs]
-        found, cases = list(rules), {}
-        for i, (question, answer) in enumerate(pairs):
-            decider = self._deciders[question["kind"]]
-            if decider == "f1":
-                found[i] = rewards.score(question, answer, metric="f1")
-            elif decider == "math_verify" and rules[i].value == 0:
-                found[i] = self._compared(question, answer, rules[i])
-            elif decider == "judge":
-                text = rewards.tagged_answer(answer)
-                if not text:
-                    found[i] = rewards.Reward(0.0, "judge/empty")
-                elif len(text) > self._judge_characters:
-                    found[i] = rewards.Reward(0.0, "judge/too_long")
-                else:
-                    golds = rewards.golds_of(question)
-                    cases[i] = judge.Case(question["question"], golds, text)
+        scores = [self._decide(*pair, rule) for pair, rule in zip(pairs, rules, strict=True)]
+        cases = {i: case for i, case in enumerate(scores) if isinstance(case, judge.Case)}
         counts = collections.Counter()
         verdicts = self._judge.verdicts(list(cases.values())) if cases else []
         for i, verdict in zip(cases, verdicts, strict=True):
             if verdict is None:
-                found[i] = rewards.Reward(0.0, "judge/no_verdict", known=False)
+                scores[i] = rewards.Reward(0.0, "judge/no_verdict", known=False)
                 counts["none"] += 1
             else:
-                found[i] = rewards.Reward(float(verdict), "judge/verdict")
+                scores[i] = rewards.Reward(float(verdict), "judge/verdict")
                 counts["agree"] += verdict == (rules[i].value == 1)
-        return found, self._metrics(found, len(cases), counts)
+        return scores, self._metrics(scores, len(cases), counts)
 
     def score_groups(self, questions, trajectories_QG):
-        """As `score`, for Q groups of trajectories; the rewards in the same lists."""
+        """Scores Q groups of trajectories as `score` does; returns rewards_QG and its metrics."""
         flat = [
             (question, trajectory.answer)
             for question, group in zip(questions, trajectories_QG, strict=True)
             for trajectory in group
         ]
-        found, values = self.score(*zip(*flat, strict=True)) if flat else ([], {})
-        left = iter(found)
+        scores, values = self.score(*zip(*flat, strict=True)) if flat else ([], {})
+        left = iter(scores)
         return [[next(left) for _ in group] for group in trajectories_QG], values
 
-    def _compared(self, question, answer, rule):
-        """The verdict of math-verify where the rule found no equality."""
+    def _decide(self, question, answer, rule):
+        """Returns the `Reward`, or the `judge.Case` to put to the judge."""
+        decider = self._deciders[question["kind"]]
+        if decider == "f1":
+            return rewards.score(question, answer, metric="f1")
+        if decider == "math_verify" and rule.value == 0:
+            return self._compare(question, answer, rule)
+        if decider != "judge":
+            return rule
+        text = rewards.tagged_answer(answer)
+        if not text:
+            return rewards.Reward(0.0, "judge/empty")
+        if len(text) > self._judge_characters:
+            return rewards.Reward(0.0, "judge/too_long")
+        return judge.Case(question["question"], rewards.golds_of(question), text)
+
+    def _compare(self, question, answer, rule):
+        """Asks math-verify where the rule found no equality."""
         text = rewards.final_answer(rewards.tagged_answer(answer)).strip("$ ")
         if not text or any(part in text for part in _DELIMITERS):
             return rule  # nothing is picked out of running text
@@ -115,16 +117,13 @@ class Scorer:
             return rewards.Reward(0.0, "math/no_verdict", known=False)
         return rule if not verdicts else rewards.Reward(0.0, "math/math_verify")
 
-    def _metrics(self, found, asked, counts):
+    def _metrics(self, scores, asked, counts):
         values = {}
         if set(self._deciders.values()) & {"judge", "math_verify"}:
-            values["reward/no_verdict"] = float(sum(not reward.known for reward in found))
+            values["reward/no_verdict"] = float(sum(not reward.known for reward in scores))
         if "judge" in self._deciders.values():
             values["judge/asked"] = float(asked)
             values["judge/no_verdict"] = float(counts["none"])
             if asked > counts["none"]:
                 values["judge/agreement"] = counts["agree"] / (asked - counts["none"])
         return values
-
-
-RULES = Scorer()

@@ -13,7 +13,8 @@ from tools import protocol, toolbox
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = ("README.md",) + tuple(
-    f"docs/{name}.md" for name in ("algorithm", "backends", "design", "serving", "tools")
+    f"docs/{name}.md"
+    for name in ("algorithm", "backends", "commands", "design", "serving", "tools")
 )
 
 NAMED = re.compile(r"`([\w./]+\.py):([\w.]+)`")
@@ -82,9 +83,12 @@ def test_every_row_of_the_algorithm_names_code_and_test():
     rows = [line for line in rows if line.startswith("|")]
     assert len(rows) > 40
     for row in rows:
-        files = [file for file, _ in NAMED.findall(row)]
+        named = NAMED.findall(row)
+        files = [file for file, _ in named]
         assert any(file.startswith("tests/") for file in files), row
         assert any(not file.startswith("tests/") for file in files), row
+        above = {f"{file}:{name}" for file, name in named if file.startswith("experiments/")}
+        assert above <= {"experiments/train.py:train"}, row  # the loop; the rest is one package
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -99,9 +103,8 @@ def test_relative_links_lead_somewhere(page):
     assert not [link for link in links if not (folder / link.split("#")[0]).exists()]
 
 
-def test_flags_of_the_readme_exist():
-    readme = read("README.md")
-    rows = dict(COMMAND_ROW.findall(readme))
+def test_the_table_of_commands_has_every_command_and_its_flags():
+    rows = dict(COMMAND_ROW.findall(read("docs/commands.md")))
     modules = {
         f"experiments.{path.stem}"
         for path in (ROOT / "experiments").glob("*.py")
@@ -115,7 +118,8 @@ def test_flags_of_the_readme_exist():
 
 
 def test_flags_of_example_commands_exist():
-    commands = re.findall(r"-m (experiments\.\w+)((?:[^\n`]|\\\n)*)", read("README.md"))
+    text = read("README.md") + read("docs/commands.md")
+    commands = re.findall(r"-m (experiments\.\w+)((?:[^\n`]|\\\n)*)", text)
     assert len(commands) > 5
     for module, rest in commands:
         known = DEFINED_FLAG.findall(read(module.replace(".", "/") + ".py"))

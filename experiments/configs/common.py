@@ -2,6 +2,10 @@
 
 from ml_collections import ConfigDict
 
+MODULES = ("analyst", "executor", "verifier", "generator", "base_generator")  # all but the planner
+# Sections whose fields are not fixed here: the warm start's own, and fields of a server's requests.
+FREE = ("warmstart", *(f"backends.{name}.extra" for name in (*MODULES, "judge")))
+
 
 def backend(kind="frozen"):
     """What answers for a module: see experiments/running/backends.py."""
@@ -31,6 +35,7 @@ def backend(kind="frozen"):
 
 
 def base():
+    """Returns all fields with their defaults, locked: an unknown field is an error."""
     c = ConfigDict()
     c.seed = 0
     c.steps = 100
@@ -86,6 +91,7 @@ def base():
     c.rollout.call_seconds = 60.0  # a tool call that hangs longer is an infrastructure failure
     c.rollout.trajectory_seconds = 600.0
     c.rollout.in_flight = 256  # trajectories at once; further ones start as these end
+    c.rollout.infra_retries = 1  # times a trajectory is started again after such a failure
     c.rollout.min_valid_share = 0.5  # abort the run below this share of usable trajectories
 
     c.engine = ConfigDict()
@@ -104,7 +110,7 @@ def base():
     c.engine.release = True  # give weights and cache up while the update runs
 
     c.backends = ConfigDict()
-    for name in ("analyst", "executor", "verifier", "generator", "base_generator"):
+    for name in MODULES:
         c.backends[name] = backend()
     c.backends.judge = backend("none")
 
@@ -150,4 +156,8 @@ def base():
     c.eval.temperature = 0.0
 
     c.checkpoint = ConfigDict({"every": 10, "keep": 2})
+
+    c.lock()
+    for module in c.backends.values():
+        module.extra.unlock()
     return c

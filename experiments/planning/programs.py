@@ -199,8 +199,6 @@ def _placed(tree, shardings):
 
 def _batches(config, mesh):
     sizes = session.batch_shapes(config, mesh)
-    with command.checking_config():
-        batching.check_buckets(**sizes)
     if config.mesh.sequence:
         for tokens in sizes["row_lengths"]:
             if tokens % mesh.shape["tensor"]:
@@ -245,8 +243,8 @@ def compiled(config, variant, values, mesh, *, on_program=lambda program: None):
         config,
         variant,
         mesh=mesh,
+        params=values.params,
         shardings=jax.tree.map(lambda x: x.sharding, values.params),
-        donate_params=session.donates_params(config),
         assemble=assemble,
     )
     own = functools.partial(bytes_per_device)

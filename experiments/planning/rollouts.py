@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from experiments.planning import programs
 from experiments.running import command, session
 from models import lora, sharding
-from models.engine import ahead, cache
+from models.engine import ahead, cache, shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +44,8 @@ def need(config, shape, topology, estimated, found=()):
     Raises:
       ConfigError: the engine's devices do not divide what they should.
     """
-    tensor, shapes = config.engine.tensor, session.engine_shapes(config)
-    dtype = jnp.dtype(shapes["dtype"])
+    tensor, settings = config.engine.tensor, session.engine_shapes(config)
+    dtype = jnp.dtype(settings["dtype"])
     if tensor < 1 or topology.devices % tensor:
         raise command.ConfigError(
             f"engine.tensor={tensor} does not divide {topology.devices} devices."
@@ -65,11 +65,12 @@ def need(config, shape, topology, estimated, found=()):
         weights -= base_bytes
         if topology.devices == 1:  # which is the trainer's
             weights -= base_bytes
-    cache_bytes = _cache_bytes(mesh, shape, cache.implementation(topology.kind), shapes)
+    layout = cache.choose(topology.kind)
+    cache_bytes = shapes.of(shape, layout=layout, **settings).cache_bytes(mesh)
     temporaries = {}
     if found:
         lowered = ahead.lowered(
-            model, mesh=sharding.make_mesh(tensor=tensor, devices=found), **shapes
+            model, mesh=sharding.make_mesh(tensor=tensor, devices=found), **settings
         )
         for name, program in lowered.items():
             total = programs.memory(program, name)
@@ -86,19 +87,3 @@ def _bytes(mesh, model, dtype):
     shardings = jax.tree.leaves(sharding.parameter_shardings(mesh, model))
     leaves = zip(jax.tree.leaves(model), shardings, strict=True)
     return sum(math.prod(place.shard_shape(leaf.shape)) for leaf, place in leaves) * dtype.itemsize
-
-
-def _cache_bytes(mesh, shape, attend, shapes):
-    make = functools.partial(
-        cache.empty,
-        shape,
-        pages=shapes["cache_tokens"] // shapes["page_size"],
-        size=shapes["page_size"],
-        dtype=shapes["dtype"],
-        name=attend,
-    )
-    place = jax.sharding.NamedSharding(mesh, cache.spec(attend))
-    return sum(
-        math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.eval_shape(make)
-    )

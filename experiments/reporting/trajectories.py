@@ -10,6 +10,8 @@ import math
 import pathlib
 import re
 
+from agents.trajectory import Status
+
 FIELD_CHARACTERS = 6000
 QUESTION_CHARACTERS = 300
 
@@ -205,7 +207,7 @@ def _summary(groups, step, is_held, *, listed):
             first = next(iter(rollouts.values()))
             rows = [
                 [
-                    t["reward"] if t["status"] != "infra_error" else None,
+                    t["reward"] if t["status"] != Status.INFRA_ERROR else None,
                     len(t["turns"]),
                     sum(turn["tool_error"] for turn in t["turns"]),
                 ]

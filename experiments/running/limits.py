@@ -1,23 +1,25 @@
 """What a training config must satisfy before anything is loaded."""
 
-from experiments.running import command, session
+from experiments.running import command, fields, session
 from flow_grpo_jax import batching, loss
 from models import qwen2
 
 
+def check(config):
+    """Returns the loss variant of a config whose fields are right and fit together.
+
+    Raises:
+      ConfigError: says what does not.
+    """
+    fields.check(config)
+    check_limits(config)
+    return choose_variant(config)
+
+
 def choose_variant(config):
-    """Returns the loss variant; refuses a sampler whose log-probs would not be the trainer's."""
+    """Returns the loss variant that a config names."""
     with command.checking_config():
-        variant = loss.choose(config.loss.variant, temperature=config.rollout.temperature)
-    neutral = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
-    neutral |= {"frequency_penalty": 0.0, "presence_penalty": 0.0}
-    for field, off in neutral.items():
-        if config.rollout.get(field, off) != off:
-            raise command.ConfigError(
-                f"rollout.{field}={config.rollout[field]} changes the distribution that is sampled "
-                f"but not the one that is trained. Set it to {off}."
-            )
-    return variant
+        return loss.choose(config.loss.variant, temperature=config.rollout.temperature)
 
 
 def check_limits(config):

@@ -3,32 +3,20 @@
 import concurrent.futures
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from absl import logging
 
 from agents import prompts
 from experiments.running import backends, command
-from flow_grpo_jax import (
-    checkpoint,
-    judge,
-    loss,
-    optimizer,
-    rollout,
-    scoring,
-    symbolic,
-    update,
-)
+from flow_grpo_jax import batching, judge, loss, optimizer, rollout, scoring, symbolic, update
 from models import folders, huggingface, lora, qwen2, sharding, tokenizer
 from models.attention import kernels
 from models.engine import placement
-from models.engine.engine import Engine
 from models.engine.replicas import Replicas
 from tools import toolbox
 from tools.sandbox import selftest
@@ -46,12 +34,10 @@ class Session:
     frozen: Qwen2 in the compute dtype on the mesh: reference policy, LoRA's base.
     shardings: NamedSharding of each of `params`, structured like them.
     assemble: (params, frozen) -> Qwen2, the policy.
-    engine: serves "policy" and "frozen", the frozen modules, on the devices of this process.
-    serving: meshes of its replicas.
-    serving_frozen: `frozen` on each of them; empty while the engine's memory is released.
+    released: whether the engine's memory is.
     backends: what answers for each module and for the judge.
-    grammars: hold the frozen modules to their forms; None if the config leaves them free.
-    scorer: decides on answers; there once the engine is started.
+    system: engine, tokenizer, tools, ...; its engine serves "policy" and "frozen".
+    scorer: decides on answers.
     """
 
     mesh: jax.sharding.Mesh
@@ -59,64 +45,41 @@ class Session:
     frozen: qwen2.Qwen2
     shardings: Any
     assemble: Callable
-    tokenizer: tokenizer.Tokenizer
-    tools: dict
-    pool: concurrent.futures.ThreadPoolExecutor
     dtype: jax.typing.DTypeLike
-    serving: list
     backends: backends.Backends
-    grammars: Any = None
-    serving_frozen: list = dataclasses.field(default_factory=list)
-    engine: Replicas | None = None
+    released: bool = False
+    system: rollout.System | None = None
     scorer: scoring.Scorer | None = None
 
-    def start(self, make_engine):
-        """Builds the engine from `make_engine(weights, mesh=)`."""
-        self._serve_frozen()
-        policies = self._policies(self.params)
-        weights = zip(policies, self._bases(policies), self.serving, strict=True)
-        self.engine = Replicas(
-            [make_engine({"policy": p, "frozen": b}, mesh=mesh) for p, b, mesh in weights]
-        )
+    def weights(self):
+        """Returns the engine's weight sets by name."""
+        return {"policy": self.assemble(self.params, self.frozen), "frozen": self._base()}
 
     def serve(self, params):
         """Hands the engine new weights of the policy; no copy is made where it can share them."""
-        released = not self.serving_frozen
-        if released:
-            self._serve_frozen()
-        policies = self._policies(params)
-        self.engine.set_weights("policy", policies)
-        if released:
-            self.engine.set_weights("frozen", self._bases(policies))
+        engine = self.system.engine
+        engine.set_weights("policy", self.assemble(params, self.frozen))
+        if self.released:
+            engine.set_weights("frozen", self._base())
+            self.released = False
 
     def release(self):
         """Frees the engine's memory on the devices until `serve`."""
-        self.engine.release()
-        self.serving_frozen = []
+        self.system.engine.release()
+        self.released = True
 
     def close(self):
         """Ends what runs beside the engine: tools, calls of servers, checkers."""
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        self.system.pool.shutdown(wait=False, cancel_futures=True)
         self.backends.close()
-        if self.scorer is not None:
-            self.scorer.close()
+        self.scorer.close()
 
-    def _serve_frozen(self):
-        self.serving_frozen = placement.copies(self.frozen, self.dtype, self.serving)
-
-    def _policies(self, params):
-        """The policy on each replica."""
-        trained = placement.copies(params, self.dtype, self.serving)
-        return [self.assemble(*both) for both in zip(trained, self.serving_frozen, strict=True)]
-
-    def _bases(self, policies):
-        """The frozen model on each replica, in the structure of its policy: adapters are zero."""
+    def _base(self):
+        """Returns the frozen model in the structure of the policy: adapters are zero."""
         if self.assemble is update.whole_model:
-            return self.serving_frozen
-        return [
-            self.assemble(jax.tree.map(jnp.zeros_like, lora.split(policy)[0]), frozen)
-            for policy, frozen in zip(policies, self.serving_frozen, strict=True)
-        ]
+            return self.frozen
+        zeros = lambda leaf, place: jnp.zeros(leaf.shape, self.dtype, device=place)
+        return self.assemble(jax.tree.map(zeros, self.params, self.shardings), self.frozen)
 
 
 def resolve(path):
@@ -142,13 +105,15 @@ def execution(config, mesh):
         return qwen2.Execution(compute_dtype(config), config.model.remat, attend, residual)
 
 
-def make_update(config, variant, *, mesh, shardings, donate_params, assemble=update.whole_model):
-    """(optimizer, Update) of a config.
+def make_update(config, variant, *, mesh, params, shardings, assemble=update.whole_model):
+    """Returns (optimizer, Update) of a config.
 
     Args:
       variant: of `loss.VARIANTS`.
-      shardings: of the trained parameters on `mesh`.
-      donate_params, assemble: of `update.Update`.
+      params: what is trained, arrays or shapes; their memory is taken for the new ones unless the
+        engine may read it.
+      shardings: of these on `mesh`.
+      assemble: of `update.Update`.
     """
     numbers = loss.Numbers(
         clip_low=config.loss.clip_low,
@@ -169,15 +134,23 @@ def make_update(config, variant, *, mesh, shardings, donate_params, assemble=upd
             epochs=config.loss.epochs,
             old_logprobs=config.loss.old_logprobs,
             assemble=assemble,
-            donate_params=donate_params,
+            donate_params=not placement.shares(params, compute_dtype(config)),
             shardings=shardings,
             batch_sharding=sharding.batch_sharding(mesh),
         )
 
 
-def donates_params(config):
-    """Whether the update may take the old parameters' memory: not while the engine reads it."""
-    return config.model.dtype != "float32"
+def start_update(config, variant, run):
+    """Returns (Update, State at step 0) of a Session."""
+    adamw, step_program = make_update(
+        config,
+        variant,
+        mesh=run.mesh,
+        params=run.params,
+        shardings=run.shardings,
+        assemble=run.assemble,
+    )
+    return step_program, update.init(run.params, adamw, shardings=run.shardings)
 
 
 def model_folder(config):
@@ -195,22 +168,25 @@ def model_files(config):
     return huggingface.read_config(folder), folders.Folder(folder).names()
 
 
-def make_grammars(text, *, vocab_size):
-    """The `Grammars` of a Tokenizer for a model with so many rows. Needs the extra `grammar`."""
+def make_grammars(vocabulary, *, vocab_size):
+    """Returns the `Grammars` of a Tokenizer; needs the extra `grammar`.
+
+    vocab_size: of the model, at least that of the tokenizer.
+    """
     from models.engine import grammar
 
-    return grammar.Grammars(text.json, vocab_size=vocab_size, eos_ids=text.eos_ids)
+    return grammar.Grammars(vocabulary.json, vocab_size=vocab_size, eos_ids=vocabulary.eos_ids)
 
 
 def load_tokenizer(folder):
-    """The Tokenizer of a model's folder, with an end for its replies."""
-    text = tokenizer.Tokenizer.load(folder)
-    if not text.eos_ids:
+    """Loads the Tokenizer of a folder; ConfigError if the folder names no end-of-reply token."""
+    vocabulary = tokenizer.Tokenizer.load(folder)
+    if not vocabulary.eos_ids:
         raise command.ConfigError(
             f"Nothing ends a reply of the model in {folder}: neither generation_config.json nor "
             "the tokenizer names an end token. Add eos_token_id to generation_config.json."
         )
-    return text
+    return vocabulary
 
 
 def build(config, *, training=True):
@@ -228,36 +204,41 @@ def build(config, *, training=True):
     use_compile_cache(config, mesh)
     tools = start_tools(config)
     params, frozen, shardings, assemble = load_weights(config, folder, mesh, training=training)
-    text = load_tokenizer(folder)
+    vocabulary = load_tokenizer(folder)
     with command.checking_config():
         serving = placement.meshes(tensor=config.engine.tensor, replicas=config.engine.replicas)
-    pool = concurrent.futures.ThreadPoolExecutor(config.tools.workers, "tool")
     run = Session(
-        mesh,
-        params,
-        frozen,
-        shardings,
-        assemble,
-        text,
-        tools,
-        pool,
-        compute_dtype(config),
-        serving,
-        answering,
+        mesh=mesh,
+        params=params,
+        frozen=frozen,
+        shardings=shardings,
+        assemble=assemble,
+        dtype=compute_dtype(config),
+        backends=answering,
     )
+    grammars = None
     if config.rollout.grammar:
-        run.grammars = make_grammars(text, vocab_size=frozen.config.vocab_size)
+        grammars = make_grammars(vocabulary, vocab_size=frozen.config.vocab_size)
     with command.checking_config():
-        make_engine = functools.partial(
-            Engine,
+        engine = Replicas(
+            run.weights(),
+            meshes=serving,
             prefill_calls=config.engine.prefill_calls,
             overlap=config.engine.overlap,
+            in_flight="finish",
             seed=config.seed,
-            decode_text=text.decode,
+            decode_text=vocabulary.decode,
             **engine_shapes(config),
         )
-        run.start(make_engine)
-    run.scorer = make_scorer(config, answering, engine=run.engine, text=text)
+    run.system = rollout.System(
+        engine,
+        vocabulary,
+        tools,
+        concurrent.futures.ThreadPoolExecutor(config.tools.workers, "tool"),
+        models=answering.models,
+        grammars=grammars,
+    )
+    run.scorer = make_scorer(config, answering, engine=engine, vocabulary=vocabulary)
     return run
 
 
@@ -305,10 +286,10 @@ def sandbox_facts(tools):
     return dict(tools["python_coder"].facts) if "python_coder" in tools else {}
 
 
-def make_scorer(config, answering, *, engine=None, text=None):
-    """The `Scorer` that a config's `reward` and `backends.judge` ask for.
+def make_scorer(config, answering, *, engine=None, vocabulary=None):
+    """Returns the `Scorer` that a config's `reward` and `backends.judge` ask for.
 
-    engine, text: the engine and the tokenizer, for a judge that is one of the engine's models.
+    engine, vocabulary: for a judge that is one of the engine's models.
     """
     chosen = config.reward
     deciders = {kind: chosen[kind] for kind in scoring.DECIDERS}
@@ -318,7 +299,7 @@ def make_scorer(config, answering, *, engine=None, text=None):
             longest = max(config.rollout.max_response_tokens, config.rollout.max_module_tokens)
             ask = judge.ask_engine(
                 engine,
-                text,
+                vocabulary,
                 weights=answering.judge,
                 max_tokens=min(chosen.judge_tokens, longest),
                 max_prompt_tokens=config.rollout.max_prompt_tokens,
@@ -398,14 +379,17 @@ def use_compile_cache(config, mesh):
 
 
 def batch_shapes(config, mesh):
-    """What `batching.check_buckets` and `batching.build` are told of shapes."""
+    """Returns the arguments of `batching.build` that say which shapes there are."""
     shares = mesh.shape["data"] * mesh.shape["fsdp"]
-    return dict(
+    shapes = dict(
         layout=config.batch.layout,
         row_lengths=tuple(config.batch.row_lengths),
         rows=tuple(rows * shares for rows in config.batch.rows),
         response_lengths=tuple(config.batch.response_lengths),
     )
+    with command.checking_config():
+        batching.check_buckets(**shapes)
+    return shapes
 
 
 def rollout_settings(config, *, temperature):
@@ -424,59 +408,5 @@ def rollout_settings(config, *, temperature):
         call_seconds=config.rollout.call_seconds,
         trajectory_seconds=config.rollout.trajectory_seconds,
         in_flight=config.rollout.in_flight,
+        infra_retries=config.rollout.infra_retries,
     )
-
-
-def run_config(workdir):
-    """(ConfigDict, hash) of a run."""
-    path = pathlib.Path(workdir) / "config.json"
-    if not path.exists():
-        raise command.ConfigError(f"{workdir} holds no run: {path} does not exist.")
-    stored = json.loads(path.read_text())
-    return ml_collections.ConfigDict(stored["config"]), stored["hash"]
-
-
-def restore_policy(workdir, config, *, step=None):
-    """(step, Qwen2 in host memory, meta) of a run's checkpoint; adapters are merged.
-
-    Raises:
-      ConfigError: the run has no checkpoint, or not that one.
-    """
-    step, params, meta = restore_params(workdir, config, step=step)
-    if not config.model.lora.rank:
-        return step, params, meta
-    with jax.default_device(jax.devices("cpu")[0]):
-        whole = huggingface.load(resolve(config.model.path), dtype=jnp.float32)
-        return step, lora.merged(lora.combine(params, whole)), meta
-
-
-def restore_params(workdir, config, *, step=None):
-    """(step, what was trained in host memory, meta) of a run's checkpoint; see `Session.params`.
-
-    Raises:
-      ConfigError: the run has no checkpoint, or not that one.
-    """
-    base = resolve(config.model.path)
-    trained = abstract_model(huggingface.config_from_dict(huggingface.read_config(base)))
-    if config.model.lora.rank:
-        make = functools.partial(lora.init, settings=lora.Settings(**config.model.lora))
-        trained = jax.eval_shape(make, trained, jax.random.key(0))
-    adamw = optimizer.make(**config.optim)
-    # The optimizer's moments come along: host memory holds what one accelerator may not.
-    host = jax.devices("cpu")[0]
-    like = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(host)
-        ),
-        jax.eval_shape(lambda params: update.init(params, adamw), trained),
-    )
-    folder = pathlib.Path(workdir) / "checkpoints"
-    if not folder.is_dir():
-        raise command.ConfigError(f"{workdir} has no checkpoint: {folder} does not exist.")
-    checkpoints = checkpoint.Checkpoints(folder, keep=None)
-    restored = checkpoints.restore(like, step=step)
-    checkpoints.close()
-    if restored is None:
-        raise command.ConfigError(f"{workdir} has no checkpoint yet.")
-    step, state, meta = restored
-    return step, state.params, meta

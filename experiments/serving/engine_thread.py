@@ -136,7 +136,7 @@ class EngineThread:
             self.engine.cancel(ticket.id)
 
     def _step(self):
-        for id, completion in self.engine.step():
+        for id, completion in self.engine.advance():
             self._tell(self._tickets.pop(id), completion, ended=True)
         for id, ticket in self._tickets.items():
             if ticket.stream:

@@ -161,7 +161,7 @@ def context(load):
 
 @dataclasses.dataclass
 class Step:
-    """One step of our engine. queued: requests waited for a slot."""
+    """One `advance` of our engine. queued: requests waited for a slot."""
 
     seconds: float
     queued: bool
@@ -185,6 +185,9 @@ class Ours:
             cache_tokens=2 * size.slots * most,
             dtype=dtype,
             overlap=overlap,
+            in_flight="finish",
+            seed=0,
+            constraints=False,
             **settings,
         )
         self.engine.warmup()
@@ -232,7 +235,7 @@ class Ours:
     def poll(self, wait):
         before = dataclasses.asdict(self.engine.statistics)
         queued, started = self.engine.pending > self.slots, time.perf_counter()
-        finished = self.engine.step()
+        finished = self.engine.advance()
         now = time.perf_counter()
         after = dataclasses.asdict(self.engine.statistics)
         counts = {name: after[name] - before[name] for name in after}

@@ -108,7 +108,7 @@ class Script:
     def cancel(self, id):
         self.waiting.pop(id, None)
 
-    def step(self):
+    def advance(self):
         oldest = list(itertools.islice(self.waiting.items(), self.answers))
         for id, _ in oldest:
             del self.waiting[id]
@@ -214,21 +214,21 @@ class Modelled:
 
     @property
     def tokenizer(self):
-        return self.session.tokenizer
+        return self.session.system.tokenizer
 
     @property
     def tools(self):
-        return self.session.tools
+        return self.session.system.tools
 
     def setting(self, count, group, seed):
         """As of `Scripted`; other seeds ask other questions, which the engine has not cached."""
         questions = random.Random(seed).choices(self.questions, k=count)
-        return self.session.engine, questions, lambda tool: tool.run
+        return self.session.system.engine, questions, lambda tool: tool.run
 
 
 def modelled(config):
     built = session.build(config, training=False)
-    built.engine.warmup()
+    built.system.engine.warmup()
     settings = session.rollout_settings(config, temperature=config.rollout.temperature)
     return Modelled(built, settings, data.read_questions(session.resolve(config.data.train)))
 
@@ -250,12 +250,14 @@ def measure(agent, *, in_flight, waves, group, latencies, seed):
         groups = rollout.collect(
             questions,
             group=group,
-            engine=engine,
-            tokenizer=agent.tokenizer,
-            tools={name: latencies.slow(tool, run(tool)) for name, tool in agent.tools.items()},
-            pool=pool,
-            settings=dataclasses.replace(agent.settings, in_flight=in_flight),
             step=seed,
+            system=rollout.System(
+                engine,
+                agent.tokenizer,
+                {name: latencies.slow(tool, run(tool)) for name, tool in agent.tools.items()},
+                pool,
+            ),
+            settings=dataclasses.replace(agent.settings, in_flight=in_flight),
             timer=timer,
         )
         wall = time.perf_counter() - started
@@ -275,7 +277,7 @@ def summarise(trajectories, seconds, wall, tool_seconds):
     overhead = {name: seconds[name] for name in rollout.OVERHEAD}
     return {
         "trajectories": len(trajectories),
-        "broken": sum(t.status in ("timeout", "infra_error") for t in trajectories),
+        "broken": sum(t.broken for t in trajectories),
         "turns": len(turns),
         "prompt_tokens": float(np.mean([len(turn.prompt_tokens) for turn in turns])),
         "wall_s": wall,

@@ -1,90 +1,62 @@
-"""The engine's programs from shapes alone, for devices that need not be there."""
+"""The engine's programs from shapes alone, for devices that need not be there.
+
+Dimensions:
+  B slots    M pages of a page table    W words of a mask of allowed tokens
+"""
 
 import contextlib
 import functools
-from unittest import mock
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from models import sharding
-from models.engine import cache, engine, pool, programs
+from models.engine import cache, programs, seats, shapes
 
 
-def lowered(
-    model,
-    *,
-    mesh,
-    slots,
-    max_length,
-    cache_tokens,
-    page_size,
-    prefill_tokens,
-    prefill_rows,
-    decode_steps,
-    dtype,
-    constraints=False,
-    attend=None,
-):
-    """The programs that an `Engine` of these settings runs, lowered for a mesh.
+def lowered(model, *, mesh, layout=None, **settings):
+    """Lowers the programs that an `Engine` of these settings runs, for a mesh.
 
     Args:
       model: Qwen2 of shapes.
       mesh: as of an Engine; its devices may be of `jax.experimental.topologies`.
-      cache_tokens: the engine's, for all of its weight sets.
-      attend: of `cache.attend`; None is the one for the mesh's platform.
+      layout: of the cache; None chooses by the mesh's platform.
+      settings: the others of `shapes.of`.
 
     Returns:
       {"prefill", "decode"}: `jax.stages.Lowered`; their second argument is the cache, a list over
       layers. With several widths of page tables, the programs of the widest.
     """
-    attend = attend or cache.implementation(mesh.devices.flat[0].platform)
-    run = engine.Run(dtype, attend, mesh, 0)
+    layout = cache.choose(mesh.devices.flat[0].platform, layout)
+    sizes = shapes.of(model.config, layout=layout, **settings)
     shape = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
     everywhere = NamedSharding(mesh, PartitionSpec())
     placed = functools.partial(jax.tree.map, lambda leaf: shape(leaf, everywhere))
 
     leaves = [
-        jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place)
+        jax.ShapeDtypeStruct(leaf.shape, sizes.dtype, sharding=place)
         for leaf, place in zip(
             jax.tree.leaves(model),
             jax.tree.leaves(sharding.parameter_shardings(mesh, model)),
             strict=True,
         )
     ]
-    make = functools.partial(
-        cache.empty,
-        model.config,
-        pages=cache_tokens // page_size,
-        size=page_size,
-        dtype=dtype,
-        name=attend,
-    )
-    split = NamedSharding(mesh, cache.spec(attend))
-    pages = [shape(leaf, split) for leaf in jax.eval_shape(make)]
-    state = placed(jax.eval_shape(functools.partial(programs.empty_slots, slots)))
-    words = -(-model.config.vocab_size // 32) if constraints else 0
-    width = cache.widths(attend, -(-(max_length + prefill_tokens) // page_size))[-1]
-    chunk = pool.chunk(
-        [],
-        size=prefill_tokens,
-        count=prefill_rows,
-        slots=slots,
-        table_width=width,
-        vocabulary_words=words,
-    )
-    integers_B = np.zeros(slots, np.int32)
-    table_BM = np.zeros((slots, width), np.int32)
-    allowed_BW = np.zeros((slots, words), np.uint32) if words else None
-    prefill, decode = engine.jitted(run, jax.tree.structure(model), steps=decode_steps)
+    kv = [shape(leaf, sizes.cache_sharding(mesh)) for leaf in jax.eval_shape(sizes.empty_cache)]
+    state = placed(jax.eval_shape(functools.partial(programs.empty_slots, sizes.slots)))
+    chunk = seats.chunk([], shapes=sizes, width=sizes.widths[-1])
+    integers_B = np.zeros(sizes.slots, np.int32)
+    table_BM = np.zeros((sizes.slots, sizes.widths[-1]), np.int32)
+    allowed_BW = sizes.all_allowed(sizes.slots)
+    static = programs.Static(sizes.dtype, layout, mesh, 0)
+    prefill, decode = programs.jitted(static, jax.tree.structure(model), steps=sizes.decode_steps)
     calls = {
         "prefill": (prefill, (chunk, np.uint32(0))),
         "decode": (decode, (table_BM, integers_B > 0, integers_B, allowed_BW)),
     }
     with _as_on(mesh.devices.flat[0]):
         return {
-            name: program.lower(leaves, pages, state, *placed(rest))
+            name: program.lower(leaves, kv, state, *placed(rest))
             for name, (program, rest) in calls.items()
         }
 
@@ -101,9 +73,15 @@ def _as_on(device):
         get_device_kind=lambda: device.device_kind,
         get_num_device_cores=lambda: device.num_cores,
     )
-    with mock.patch.multiple(tpu_info, **answers):
-        tpu_info.get_tpu_info.cache_clear()
-        try:
-            yield
-        finally:
-            tpu_info.get_tpu_info.cache_clear()
+    asked = {name: getattr(tpu_info, name) for name in answers}
+    try:
+        _replace(tpu_info, answers)
+        yield
+    finally:
+        _replace(tpu_info, asked)
+
+
+def _replace(tpu_info, functions):
+    for name, function in functions.items():
+        setattr(tpu_info, name, function)
+    tpu_info.get_tpu_info.cache_clear()

@@ -6,6 +6,9 @@ device knows nothing of this file; it reads page tables.
 A full page of a prompt is listed under a key made of the weights that compute it and of all tokens
 up to its end. Requests whose prompts begin alike hold the same pages. A page that nobody holds
 stays listed until the space is wanted; the least recently used goes first.
+
+Dimensions:
+  R requests
 """
 
 import collections
@@ -98,6 +101,86 @@ class Pages:
         if page.key is not None:
             del self._listed[page.key]
             page.key = None
+
+
+class Ledger:
+    """Which requests hold pages, and whether one may take more so that all can still end.
+
+    book: the `Pages`.
+    holders: id -> request with pages, a `seats.Running`.
+    claimed: pages that the holders may still want, all together.
+    """
+
+    def __init__(self, count, size):
+        self.book = Pages(count, size)
+        self.holders, self.claimed = {}, 0
+
+    def admit(self, running, keys):
+        """Gives a request the pages of its prompt; False if it has to wait for them.
+
+        Args:
+          keys: of the full pages of its prompt.
+        """
+        size, tokens = self.book.size, len(running.prompt)
+        # The last token is always computed: its logits draw the first token.
+        found = self.book.find(keys[: (tokens - 1) // size])
+        running.keys, running.pages = keys, found
+        wanted = count_for(tokens, size) - len(found)
+        if not self.may_take(np.array([wanted]), [running]):
+            for page in found:
+                self.book.release(page)
+            running.keys, running.pages = [], []
+            return False
+        first = len(found)
+        running.shared = first * size
+        self.holders[running.id] = running
+        self.claimed += running.wanted_pages
+        self.take(running, wanted)
+        for key, page in zip(keys[first:], running.pages[first:], strict=False):
+            self.book.list_under(key, page)
+        return True
+
+    def may_take(self, wanted_R, runnings):
+        """Whether requests may take pages and everybody that runs can still end after that."""
+        total, left = int(wanted_R.sum()), self.book.available
+        if total == 0:
+            return True
+        new = [running for running in runnings if running.id not in self.holders]
+        if self.claimed + sum(running.wanted_pages for running in new) <= left:
+            return True
+        if total > left:
+            return False
+        taken = dict(zip([running.id for running in runnings], wanted_R.tolist(), strict=True))
+        everybody = [*self.holders.values(), *new]
+        taken_R = np.array([taken.get(running.id, 0) for running in everybody])
+        most_R = np.array([running.wanted_pages for running in everybody])
+        private_R = np.array([running.private_pages for running in everybody])
+        return all_can_finish(most_R - taken_R, private_R + taken_R, left - total)
+
+    def take(self, running, count):
+        """Gives a holder so many pages, which `may_take` allowed."""
+        running.pages += [self.book.take() for _ in range(count)]
+        self.claimed -= count
+
+    def settle(self, running):
+        """Gives up what an ended request might still have wanted."""
+        self.claimed -= running.wanted_pages
+        running.most_pages = len(running.pages)
+
+    def let_go(self, running):
+        """Takes back the pages of a settled request; False while others wait for it to fill one."""
+        if any(page.holders > 1 and not page.ready for page in running.pages):
+            return False
+        for page in running.pages:
+            self.book.release(page)
+        running.pages = []
+        del self.holders[running.id]
+        return True
+
+
+def count_for(tokens, size):
+    """Returns how many pages of `size` tokens hold so many tokens."""
+    return -(-tokens // size)
 
 
 def prefix_digests(tokens, size):

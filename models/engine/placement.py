@@ -1,6 +1,7 @@
 """Weights from the update's mesh to the devices of this process that serve them."""
 
 import functools
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,35 @@ from jax.sharding import Mesh, NamedSharding
 from models import sharding
 
 MOVED_BYTES = 256 * 2**20  # between meshes at a time
+
+
+class Place:
+    """Where an engine keeps weights of one architecture: on its mesh, in its dtype.
+
+    Args:
+      model: Qwen2 of arrays or shapes.
+    """
+
+    def __init__(self, model, *, mesh, dtype):
+        self._config, self._shapes = model.config, _shapes(model)
+        self._dtype = dtype
+        self._shardings = jax.tree.leaves(sharding.parameter_shardings(mesh, model))
+
+    def check(self, name, model):
+        """Raises ValueError unless a model has this architecture."""
+        shapes = _shapes(model)
+        if model.config != self._config or shapes != self._shapes:
+            different = sorted(set(shapes.items()) ^ set(self._shapes.items()))
+            raise ValueError(
+                f"Weights {name!r} differ from the engine's model in config or shapes "
+                f"({model.config} against {self._config}; {different}). Give every weight set the "
+                "same architecture, or build another engine."
+            )
+
+    def put(self, model):
+        """Returns the list of a model's arrays there; those already there are not copied."""
+        leaves = zip(jax.tree.leaves(model), self._shardings, strict=True)
+        return [jax.device_put(jnp.asarray(leaf, self._dtype), place) for leaf, place in leaves]
 
 
 def meshes(*, tensor, replicas):
@@ -37,8 +67,54 @@ def meshes(*, tensor, replicas):
     return [sharding.make_mesh(tensor=tensor, devices=group) for group in groups]
 
 
-def copies(tree, dtype, meshes):
-    """A tree's values on each of `meshes`, split as `sharding.parameter_shardings` says there.
+class Copies:
+    """The copies of all weight sets on the meshes that serve them; each array is copied once.
+
+    A set that has arrays of another one, such as LoRA's base, gets the copies that are there.
+
+    Args:
+      dtype, meshes: of `copies`.
+    """
+
+    def __init__(self, dtype, meshes):
+        self._dtype, self._meshes = dtype, meshes
+        self._made = {}  # name -> {id of an array: (weak reference to it, its copies)}
+
+    def make(self, name, tree):
+        """Returns the list of `copies` of a weight set, which replaces the one of this name."""
+        self._made.pop(name, None)
+        known = {
+            key: made
+            for sets in self._made.values()
+            for key, (array, made) in sets.items()
+            if array() is not None
+        }
+        found = copies(tree, self._dtype, self._meshes, known=known)
+        columns = zip(*map(jax.tree.leaves, found), strict=True)
+        self._made[name] = {
+            id(array): (weakref.ref(array), made)
+            for array, made in zip(jax.tree.leaves(tree), columns, strict=True)
+        }
+        return found
+
+    def forget(self):
+        """Lets go of all copies."""
+        self._made.clear()
+
+
+def shares(tree, dtype):
+    """Returns whether `copies` of a tree may hold its very buffers.
+
+    They may where nothing is cast. The arrays must not be donated then.
+
+    Args:
+      tree: pytree of arrays or shapes.
+    """
+    return any(leaf.dtype == dtype for leaf in jax.tree.leaves(tree))
+
+
+def copies(tree, dtype, meshes, *, known=None):
+    """Puts a tree's values on each of `meshes`, split as `sharding.parameter_shardings` says there.
 
     Every process must call it, with the same sizes of meshes. Arrays are moved one at a time; those
     already placed correctly are not copied.
@@ -46,6 +122,7 @@ def copies(tree, dtype, meshes):
     Args:
       tree: pytree of arrays, on a mesh of all devices or anywhere.
       dtype: to cast to before anything is sent.
+      known: id of an array -> its copies, where there are some.
 
     Returns:
       List of trees. What occurs twice in `tree` occurs twice in these.
@@ -54,7 +131,7 @@ def copies(tree, dtype, meshes):
     rows = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     everyone = Mesh(np.array(rows).reshape(-1, 1, 1, tensor), ("replica", *sharding.AXES))
     shardings = sharding.parameter_shardings(meshes[0], tree)
-    done = {}
+    done = dict(known or {})
 
     def on_each(array, spec):
         array = array if array.dtype == dtype else _cast(array, dtype=dtype)
@@ -99,3 +176,10 @@ def _placed(whole, part, first):
 @functools.partial(jax.jit, static_argnames="dtype")
 def _cast(array, *, dtype):
     return array.astype(dtype)
+
+
+def _shapes(model):
+    """{name: shape} of a model's arrays."""
+    names = sharding.parameter_names(model)
+    shapes = (leaf.shape for leaf in jax.tree.leaves(model))
+    return dict(zip(names, shapes, strict=True))

@@ -1,4 +1,4 @@
-"""The engine's device programs: `prefill` continues prompts, `decode` draws tokens, `copy_page`.
+"""The engine's device programs: `prefill` continues prompts, `decode` draws tokens.
 
 The cache is a list over layers of one array each, pages of interleaved key and value heads; see
 `cache.py`. Programs take it donated and walk the layers in a Python loop, because a cache that
@@ -14,8 +14,11 @@ Dimensions:
   B slots    P rows of one prefill call    T tokens of a row    M pages of a page table
   C steps of one decode call    E stop ids of a slot    A address parts    I top log-probs
   D width    V vocabulary    N query heads    K key/value heads    H head size
+  W words of a mask of allowed tokens
 """
 
+import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -26,6 +29,20 @@ from models.engine import cache, sampling
 STOP_IDS = 8
 ADDRESS_PARTS = 8
 NO_TOKEN = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Static:
+    """What is the same in all calls of the programs; static in their compilation.
+
+    dtype: of activations.    layout: of the cache, see `cache`.    mesh: splits the heads.
+    top_logprobs: I.
+    """
+
+    dtype: jax.typing.DTypeLike
+    layout: str
+    mesh: jax.sharding.Mesh | None
+    top_logprobs: int
 
 
 class Slots(NamedTuple):
@@ -55,6 +72,8 @@ class Chunk(NamedTuple):
     slot_P: int32, slot that the request enters if its prompt ends here, else B.
     limit_P: int32.                             stop_PE: int32, padded with NO_TOKEN.
     address_PA, parts_P: see `sampling.request_keys`.    parameters: `sampling.Parameters`.
+    allowed_PW: uint32, bit v % 32 of word v // 32 is set if token v may be drawn; None if the
+      engine knows no grammars.
     """
 
     token_PT: jax.Array
@@ -67,7 +86,7 @@ class Chunk(NamedTuple):
     address_PA: jax.Array
     parts_P: jax.Array
     parameters: sampling.Parameters
-    allowed_PW: jax.Array
+    allowed_PW: jax.Array | None
 
 
 class Drawn(NamedTuple):
@@ -101,16 +120,37 @@ def empty_slots(slots):
     )
 
 
-def prefill(model, pages, slots, chunk, seed, *, run):
+def jitted(static, treedef, *, steps, on_trace=lambda: None):
+    """Returns the jitted (prefill, decode), with the model as a list of its leaves.
+
+    Args:
+      static: `Static`.
+      treedef: of the model.
+      steps: of one decode call.
+      on_trace: is called whenever one is traced.
+    """
+
+    def make(program):
+        @functools.wraps(program)
+        def traced(leaves, kv, slots, *rest):
+            on_trace()
+            return program(jax.tree.unflatten(treedef, leaves), kv, slots, *rest, static=static)
+
+        return jax.jit(traced, donate_argnums=(1, 2))
+
+    return make(prefill), make(functools.partial(decode, steps=steps))
+
+
+def prefill(model, kv, slots, chunk, seed, *, static):
     """Continues prompts; draws the first token of those that end.
 
     Args:
       model: Qwen2.
-      pages: cache, list over layers. Pages must be there for every token of the rows.
-      run: `Run`.
+      kv: cache, list over layers. Pages must be there for every token of the rows.
+      static: `Static`.
 
     Returns:
-      (pages, slots, drawn, live_P): what a row whose slot_P is B draws is meaningless.
+      (kv, slots, drawn, live_P): what a row whose slot_P is B draws is meaningless.
     """
     token_PT, count_P = chunk.token_PT, chunk.count_P
     index_T = jnp.arange(token_PT.shape[1], dtype=jnp.int32)
@@ -118,16 +158,14 @@ def prefill(model, pages, slots, chunk, seed, *, run):
     # Queries of padding look no further than the last real one; those of unused rows, nowhere.
     position_PT = chunk.start_P[:, None] + jnp.minimum(index_T, count_P[:, None] - 1)
     position_PT = jnp.where(count_P[:, None] > 0, position_PT, -1)
-    x_PTD, pages = _through_layers(
-        model, pages, token_PT, position_PT, valid_PT, chunk.table_PM, run
-    )
+    x_PTD, kv = _through_layers(model, kv, token_PT, position_PT, valid_PT, chunk.table_PM, static)
 
     last_P11 = jnp.maximum(count_P - 1, 0)[:, None, None]
     x_PD = model.final_norm(jnp.take_along_axis(x_PTD, last_P11, axis=1))[:, 0]
     key_P2 = sampling.request_keys(seed, chunk.address_PA, chunk.parts_P)
     first_P = jnp.zeros_like(count_P)
     uniform_P2 = sampling.uniforms(key_P2, first_P)
-    drawn = _draw(model.logits(x_PD), uniform_P2, chunk.parameters, chunk.allowed_PW, run)
+    drawn = _draw(model.logits(x_PD), uniform_P2, chunk.parameters, chunk.allowed_PW, static)
     live_P = _goes_on(drawn.token, first_P + 1, chunk.limit_P, chunk.stop_PE)
 
     entering = Slots(
@@ -141,10 +179,10 @@ def prefill(model, pages, slots, chunk, seed, *, run):
         parameters=chunk.parameters,
     )
     place = lambda old, new: old.at[chunk.slot_P].set(new, mode="drop")
-    return pages, jax.tree.map(place, slots, entering), drawn, live_P
+    return kv, jax.tree.map(place, slots, entering), drawn, live_P
 
 
-def decode(model, pages, slots, table_BM, keep_B, quota_B, allowed_BW, *, steps, run):
+def decode(model, kv, slots, table_BM, keep_B, quota_B, allowed_BW, *, steps, static):
     """Draws up to `steps` tokens in every live slot.
 
     Args:
@@ -156,26 +194,26 @@ def decode(model, pages, slots, table_BM, keep_B, quota_B, allowed_BW, *, steps,
       steps: static.
 
     Returns:
-      (pages, slots, drawn, live_B): drawn has a leading axis of `steps`.
+      (kv, slots, drawn, live_B): drawn has a leading axis of `steps`.
     """
     slots = slots._replace(live_B=slots.live_B & keep_B)
 
     def step(carry, index):
-        pages, slots = carry
+        kv, slots = carry
         active_B = slots.live_B & (index < quota_B)
         position_B = jnp.where(active_B, slots.length_B, -1)
-        x_B1D, pages = _through_layers(
+        x_B1D, kv = _through_layers(
             model,
-            pages,
+            kv,
             slots.token_B[:, None],
             position_B[:, None],
             active_B[:, None],
             table_BM,
-            run,
+            static,
         )
         logits_BV = model.logits(model.final_norm(x_B1D)[:, 0])
         uniform_B2 = sampling.uniforms(slots.key_B2, slots.drawn_B)
-        drawn = _draw(logits_BV, uniform_B2, slots.parameters, allowed_BW, run)
+        drawn = _draw(logits_BV, uniform_B2, slots.parameters, allowed_BW, static)
         drawn_B = slots.drawn_B + active_B
         goes_on_B = _goes_on(drawn.token, drawn_B, slots.limit_B, slots.stop_BE)
         slots = slots._replace(
@@ -185,32 +223,34 @@ def decode(model, pages, slots, table_BM, keep_B, quota_B, allowed_BW, *, steps,
             live_B=slots.live_B & (goes_on_B | ~active_B),
         )
         token_B = jnp.where(active_B, drawn.token, NO_TOKEN)
-        return (pages, slots), drawn._replace(token=token_B)
+        return (kv, slots), drawn._replace(token=token_B)
 
-    (pages, slots), drawn = jax.lax.scan(step, (pages, slots), jnp.arange(steps))
-    return pages, slots, drawn, slots.live_B
+    (kv, slots), drawn = jax.lax.scan(step, (kv, slots), jnp.arange(steps))
+    return kv, slots, drawn, slots.live_B
 
 
-def _through_layers(model, pages, token_PT, position_PT, valid_PT, table_PM, run):
-    """(x_PTD before the last norm, pages with the new keys and values)."""
+def _through_layers(model, kv, token_PT, position_PT, valid_PT, table_PM, static):
+    """Returns (x_PTD before the last norm, kv with the new keys and values)."""
     rope = model.rope(jnp.maximum(position_PT, 0))
-    x_PTD, written = model.embedded(token_PT, run.dtype), []
-    for layer, layer_cache in enumerate(pages):
+    x_PTD, written = model.embedded(token_PT, static.dtype), []
+    for layer, layer_cache in enumerate(kv):
         block = jax.tree.map(lambda a, layer=layer: a[layer], model.blocks)
 
         def attend(q_PTNH, k_PTKH, v_PTKH, layer_cache=layer_cache):
             place_PT = jnp.maximum(position_PT, 0)
             new = cache.write(
-                run.attend,
+                static.layout,
                 layer_cache,
                 k_PTKH,
                 v_PTKH,
                 table_PM,
                 place_PT,
                 valid_PT,
-                mesh=run.mesh,
+                mesh=static.mesh,
             )
-            o_PTNH = cache.attend(run.attend, q_PTNH, new, table_PM, position_PT, mesh=run.mesh)
+            o_PTNH = cache.attend(
+                static.layout, q_PTNH, new, table_PM, position_PT, mesh=static.mesh
+            )
             return o_PTNH, new
 
         x_PTD, new = block(x_PTD, rope, attend)
@@ -218,16 +258,18 @@ def _through_layers(model, pages, token_PT, position_PT, valid_PT, table_PM, run
     return x_PTD, written
 
 
-def _draw(logits_BV, uniform_B2, parameters, allowed_BW, run):
+def _draw(logits_BV, uniform_B2, parameters, allowed_BW, static):
     if allowed_BW is not None:
         words = jnp.repeat(allowed_BW, 32, axis=1)[:, : logits_BV.shape[1]]
         bits = (words >> (jnp.arange(logits_BV.shape[1], dtype=jnp.uint32) % 32)) & 1
         logits_BV = jnp.where(bits == 1, logits_BV, -jnp.inf)
     token_B, logprob_B, raw_B = sampling.draw(logits_BV, uniform_B2, parameters)
-    count = run.top_logprobs
-    top_BI, id_BI = jax.lax.top_k(logits_BV, count) if count else (raw_B[:, None][:, :0],) * 2
+    count = static.top_logprobs
     if count:
+        top_BI, id_BI = jax.lax.top_k(logits_BV, count)
         top_BI = top_BI - jax.nn.logsumexp(logits_BV, axis=-1, keepdims=True)
+    else:
+        top_BI = id_BI = jnp.zeros((len(token_B), 0), jnp.float32)
     return Drawn(token_B, logprob_B, raw_B, id_BI.astype(jnp.int32), top_BI)
 
 

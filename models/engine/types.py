@@ -1,8 +1,8 @@
-"""What goes into the engine and what comes out of it."""
+"""What goes into the engine and what comes out of it, and the interface of what answers."""
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -104,3 +104,107 @@ class Completion:
     weights_version: int
     token_versions: np.ndarray
     shared_tokens: int
+
+
+@dataclasses.dataclass
+class Statistics:
+    """Totals since the engine was made.
+
+    prompt_tokens, shared_tokens: of admitted requests, and how many were found in the cache.
+    prefill_calls, prefill_tokens: and the real tokens in them.
+    decode_calls, slot_steps, drawn_tokens: calls, slots * steps of these, tokens they drew.
+    wasted_steps: slot steps of an occupied slot that drew nothing because its request had ended.
+    waited_steps: slot steps of an occupied slot that drew nothing for want of pages.
+    requests, cancelled: completions, and those of them that were cancelled or ran out of time.
+    """
+
+    prompt_tokens: int = 0
+    shared_tokens: int = 0
+    prefill_calls: int = 0
+    prefill_tokens: int = 0
+    decode_calls: int = 0
+    slot_steps: int = 0
+    drawn_tokens: int = 0
+    wasted_steps: int = 0
+    waited_steps: int = 0
+    requests: int = 0
+    cancelled: int = 0
+
+
+class Sampler(Protocol):
+    """What answers requests: one `engine.Engine`, or several as `replicas.Replicas`.
+
+    One thread calls it. The driver, the judge and the server know nothing else of it.
+    """
+
+    @property
+    def slots(self):
+        """Requests that run at once, for each weight set."""
+
+    @property
+    def pending(self):
+        """Requests submitted whose Completion was not returned yet."""
+
+    @property
+    def compile_count(self):
+        """Traces of its programs so far."""
+
+    @property
+    def cache_bytes(self):
+        """Bytes of the KV cache on each device."""
+
+    @property
+    def statistics(self):
+        """`Statistics` so far."""
+
+    def prefix(self, tokens):
+        """Returns digests of a prompt's full pages, for `cached_tokens` and `submit`."""
+
+    def cached_tokens(self, weights, prefix):
+        """Counts the tokens of a prefix in the cache of the newest version of a weight set."""
+
+    def submit(self, request, prefix=None):
+        """Queues a request and returns its id.
+
+        Args:
+          prefix: of its tokens, where the caller has it already.
+
+        Raises:
+          ValueError: it cannot be served; the message says why.
+        """
+
+    def partial(self, id, first=0):
+        """Returns a Completion, without stop_reason, of what a request drew from `first` on."""
+
+    def cancel(self, id):
+        """Ends a request; the next `advance` returns what it has, with stop_reason "cancelled".
+
+        Returns whether there was anything to end: False if its Completion is made already.
+        """
+
+    def set_weights(self, name, model):
+        """Replaces a weight set from the next `advance` on and raises its version by one.
+
+        Pages that the old weights filled are shared no more. Running requests do as the setting
+        `in_flight` says; waiting ones get the new weights. Arrays are copied only where dtype or
+        placement differ: donate none of them to a program while this may still use them.
+        """
+
+    def release(self):
+        """Frees the device memory of cache and weights; `set_weights` brings each set back.
+
+        Raises:
+          ValueError: requests are pending.
+        """
+
+    def warmup(self):
+        """Compiles every program, so that serving compiles nothing. Before the first request."""
+
+    def advance(self):
+        """Admits, prefills and decodes once; returns [(id, Completion)] of what ended."""
+
+    def dispatch(self):
+        """Does the first half of `advance`: gives the devices work."""
+
+    def collect(self):
+        """Does the second half: reads what the devices drew; returns [(id, Completion)]."""

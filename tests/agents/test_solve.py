@@ -3,7 +3,7 @@
 import pytest
 
 from agents import effects, prompts, solve
-from agents.memory import Memory, Step
+from agents.memory import Entry, Memory
 from tools import toolbox
 
 TOOLS = toolbox.build(("knowledge_search", "base_generator"))
@@ -162,7 +162,7 @@ def test_memory_does_not_outlive_its_question():
 
 
 def step(result):
-    return Step("goal", "knowledge_search", COMMAND, result, False, "CONTINUE")
+    return Entry("goal", "knowledge_search", COMMAND, result, False, "CONTINUE")
 
 
 def characters(limit):
@@ -191,7 +191,7 @@ def test_oldest_results_are_shortened_first_and_the_newest_never():
 
 
 def test_commands_and_sub_goals_of_old_steps_give_way_after_all_results():
-    old = Step("g" * 300, "python_coder", "p" * 300, "r" * 300, False, "CONTINUE")
+    old = Entry("g" * 300, "python_coder", "p" * 300, "r" * 300, False, "CONTINUE")
     memory = Memory((old, old, old))
 
     def build(m):

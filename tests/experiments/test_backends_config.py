@@ -8,7 +8,7 @@ import pytest
 from agents.backends import modules, server
 from experiments import rescore, train
 from experiments.configs import common, smoke
-from experiments.running import backends, command, session
+from experiments.running import backends, command, session, stored
 from flow_grpo_jax import metrics
 
 URL = "http://127.0.0.1:9/v1"
@@ -99,7 +99,7 @@ def run(tmp_path):
     c = config(**{"data.train": str(tmp_path / "questions.jsonl")})
     folder = tmp_path / "run"
     (folder / "trajectories").mkdir(parents=True)
-    command.write_config(c, folder)
+    stored.write_config(c, folder)
     answers = [("a", "Madrid", "ok"), ("a", "The city of Madrid", "ok"), ("b", "", "timeout")]
     lines = [_line(*answer) for answer in answers]
     (folder / "trajectories" / "step_000001.jsonl").write_text("\n".join(lines) + "\n")

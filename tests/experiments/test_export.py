@@ -11,7 +11,7 @@ import pytest
 
 from experiments import export
 from experiments.configs import smoke
-from experiments.running import command, session
+from experiments.running import command, session, stored
 from flow_grpo_jax import checkpoint, optimizer, update
 from models import folders, huggingface, lora
 
@@ -20,7 +20,7 @@ from models import folders, huggingface, lora
 def run(tmp_path_factory):
     """(workdir, trained parameters): a checkpoint of step 7, evaluated, and one of step 3."""
     workdir, config = tmp_path_factory.mktemp("run"), smoke.get_config()
-    command.write_config(config, workdir)
+    stored.write_config(config, workdir)
     base = huggingface.load(session.resolve(config.model.path), dtype=jnp.float32)
     trained = jax.jit(lambda tree: jax.tree.map(lambda x: x * 1.01 + 1e-3, tree))(base)
     adamw = optimizer.make(**config.optim)
@@ -38,7 +38,7 @@ def lora_run(tmp_path_factory):
     """workdir of a run that trained adapters, with a checkpoint of step 5."""
     workdir, config = tmp_path_factory.mktemp("lora"), smoke.get_config()
     config.model.lora.update(rank=4, alpha=8.0)
-    command.write_config(config, workdir)
+    stored.write_config(config, workdir)
     base = huggingface.load(session.resolve(config.model.path), dtype=jnp.float32)
     adapters = lora.init(base, jax.random.key(0), lora.Settings(**config.model.lora))
     noisy = lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)

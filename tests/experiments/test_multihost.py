@@ -16,7 +16,7 @@ import pytest
 
 from experiments import train
 from experiments.configs import smoke
-from experiments.running import session
+from experiments.running import session, stored
 from flow_grpo_jax import metrics
 from models import sharding
 
@@ -43,15 +43,16 @@ SETTINGS = {
 }
 DISTURBED = """
 import signal
-from experiments import command, train
+from experiments import train
+from experiments.running import command
 from flow_grpo_jax import processes, rollout
-crank = rollout._Driver.turn_the_crank
-def turn(driver):
-    if processes.index() == 1 and driver.step == {step}:
-        rollout._Driver.turn_the_crank = crank
+start = rollout.Driver._start
+def disturbed(driver, question, *rest):
+    if processes.index() == 1 and question.step == {step}:
+        rollout.Driver._start = start
         {disturb}
-    crank(driver)
-rollout._Driver.turn_the_crank = turn
+    start(driver, question, *rest)
+rollout.Driver._start = disturbed
 train.define_flags()
 command.run(train.main, required=("config", "workdir"))
 """
@@ -154,8 +155,8 @@ def check_agreement(workdir, other):
 
 
 def policies(*workdirs):
-    config, _ = session.run_config(workdirs[0])
-    restored = [session.restore_policy(workdir, config) for workdir in workdirs]
+    config, _ = stored.read_config(workdirs[0])
+    restored = [stored.restore_policy(workdir, config) for workdir in workdirs]
     assert len({step for step, _, _ in restored}) == 1
     assert len({json.dumps(meta) for _, _, meta in restored}) == 1
     return [np.concatenate([np.ravel(x) for x in jax.tree.leaves(p)]) for _, p, _ in restored]

@@ -18,7 +18,7 @@ from experiments.running import command, limits, session
 from flow_grpo_jax import optimizer, update
 from models import hardware, published, qwen2, sharding
 from models.engine import placement
-from models.engine.engine import Engine
+from tests.models import engines
 
 ROOT = pathlib.Path(__file__).parents[2]
 GiB = 2**30
@@ -130,7 +130,8 @@ def test_rollouts_count_the_bytes_of_a_real_engine():
     model = qwen2.Qwen2(jax.random.key(0), shape)
     [mesh] = placement.meshes(tensor=2, replicas=1)
     [copy] = placement.copies(model, jnp.float32, [mesh])
-    engine = Engine({"policy": copy, "frozen": copy}, mesh=mesh, **session.engine_shapes(config))
+    weights = {"policy": copy, "frozen": copy}
+    engine = engines.build(weights, mesh=mesh, **session.engine_shapes(config))
     parts = [leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(copy)]
     assert found.weights == 2 * sum(parts)
     assert found.cache == engine.cache_bytes

@@ -6,7 +6,7 @@ import pytest
 
 from experiments.configs import common
 from experiments.reporting import report
-from experiments.running import command, session
+from experiments.running import command, session, stored
 from tests.tools import sandboxes
 from tools import python_coder
 
@@ -46,9 +46,9 @@ def test_the_flag_of_the_message_accepts_it(without_landlock):
 def test_what_holds_stands_in_the_records_of_a_run(without_landlock, tmp_path):
     c = config_of("minimal")
     facts = session.sandbox_facts(session.make_tools(c))
-    command.write_config(c, tmp_path, sandbox=facts)
+    stored.write_config(c, tmp_path, sandbox=facts)
     assert json.loads((tmp_path / "config.json").read_text())["sandbox"] == facts
-    command.check_config(c, tmp_path)  # the machine is no part of the config
+    stored.check_config(c, tmp_path)  # the machine is no part of the config
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward/mean": 0.5}\n')
     page = report.write_report(tmp_path).read_text()
     assert "<li><b>minimal</b> sandbox</li>" in page

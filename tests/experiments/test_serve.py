@@ -24,7 +24,6 @@ from experiments.running import command
 from experiments.serving import engine_thread, monitoring, protocol, service, text
 from models import tokenizer
 from models.engine import types
-from models.engine.engine import Statistics
 
 openai = pytest.importorskip("openai")
 app = pytest.importorskip("experiments.serving.app", reason="needs the extra serve")
@@ -469,7 +468,7 @@ class KnownEngine:
     """
 
     def __init__(self, letters):
-        self.letters, self.statistics = letters, Statistics()
+        self.letters, self.statistics = letters, types.Statistics()
         self.failure, self.paused = None, False
         self.running, self.ended, self.count = {}, [], 0
 
@@ -489,7 +488,7 @@ class KnownEngine:
         self.statistics.cancelled += 1
         self.ended.append((id, self._completion(self.running.pop(id)[1], "cancelled")))
 
-    def step(self):
+    def advance(self):
         time.sleep(0.001)
         if self.failure:
             raise self.failure

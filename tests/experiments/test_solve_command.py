@@ -18,7 +18,7 @@ import pytest
 from agents import drive, effects, forms
 from experiments import solve
 from experiments.configs import common, quickstart
-from experiments.running import backends, command, session
+from experiments.running import backends, command, session, stored
 from experiments.solving import panel
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -253,7 +253,7 @@ def test_the_config_follows_from_the_flags(tmp_path):
     assert given.rollout.prompts == "compact" and given.model.path == str(folder)
     served = chosen(url="http://127.0.0.1:9/v1", model="m", api_key_variable="KEY").backends
     assert {served[n].kind for n in served} == {"server", "none"} and served.verifier.model == "m"
-    command.write_config(common.base(), tmp_path)
+    stored.write_config(common.base(), tmp_path)
     assert chosen(workdir=str(tmp_path)).rollout.prompts == "instruct"
 
 

@@ -1,5 +1,6 @@
 """The commands, end to end, with the shipped nano model."""
 
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -15,7 +16,7 @@ import pytest
 from agents import effects
 from experiments import export, solve, train
 from experiments.configs import common, quickstart, smoke
-from experiments.running import command, limits, session
+from experiments.running import command, limits, stored
 from experiments.solving import panel
 from flow_grpo_jax import metrics, rewards, samples
 
@@ -83,7 +84,8 @@ def finished(tmp_path_factory):
     c = small_config()
     c.steps = 2
     c.mesh.update(data=2, fsdp=4)
-    train.train(c, workdir)
+    with concurrent.futures.ThreadPoolExecutor(1) as notebook:  # no signal handlers, so any thread
+        notebook.submit(train.train, c, workdir).result()
     return workdir
 
 
@@ -153,10 +155,10 @@ def test_a_run_goes_on_with_its_config_only(finished):
     c = small_config()
     c.steps = 3  # may differ: a run may be continued for longer
     c.mesh.update(data=2, fsdp=4)
-    command.check_config(c, finished)
+    stored.check_config(c, finished)
     c.optim.lr = 1.0
     with pytest.raises(command.ConfigError, match="it differs in optim.lr"):
-        command.check_config(c, finished)
+        stored.check_config(c, finished)
 
 
 @pytest.mark.slow
@@ -175,8 +177,8 @@ def test_export_has_the_logits_of_the_trained_policy(finished, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     export.export(finished, tmp_path / "out")
-    config, _ = session.run_config(finished)
-    _, params, _ = session.restore_policy(finished, config)
+    config, _ = stored.read_config(finished)
+    _, params, _ = stored.restore_policy(finished, config)
     token_BT = np.arange(40, dtype=np.int32).reshape(2, 20) * 7 % 2048
     with jax.default_matmul_precision("highest"):
         ours = params.logits(params.hidden(token_BT, np.full_like(token_BT, token_BT.shape[1])))
@@ -268,11 +270,23 @@ BAD_INPUT = [
         "valid: minimal, standard, strict",
     ),
     (["--config.model.path=/nowhere"], 1, "/nowhere"),
+    (["--config.rollout.group=4.5"], 2, "config.rollout.group=4.5"),
+    (["--config.rollout.group=four"], 2, "config.rollout.group=four"),
+    (["--config.batch.rows=(1.5,)"], 2, "batch.rows=(1.5,) must be a tuple, each item a whole"),
+    (["--config={folder}/misspelt.py"], 2, "no field 'max_turn'. Did you mean 'max_turns'?"),
+    (["--config={folder}/replaced.py"], 2, "The section 'rollout' lacks call_seconds"),
+    (["--config={folder}/text.py"], 2, "cannot be casted to type <class 'int'>"),
 ]
+BAD_CONFIGS = {
+    "misspelt": "c.rollout.max_turn = 9",
+    "replaced": "c.rollout = dict(group=4)",
+    "text": "c.rollout.group = '4'",
+}
 # One process imports for all: each command is a copy of it, which has touched no device yet.
 COPIES = """
 import json, os, sys
-from experiments import command, train
+from experiments import train
+from experiments.running import command
 for arguments, log in json.loads(sys.argv[1]):
     if (child := os.fork()) == 0:
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
@@ -288,9 +302,14 @@ for arguments, log in json.loads(sys.argv[1]):
 def after_bad_input(tmp_path_factory):
     """[(exit code, what was written to stderr)] for BAD_INPUT."""
     folder = tmp_path_factory.mktemp("bad")
+    for name, line in BAD_CONFIGS.items():
+        (folder / f"{name}.py").write_text(
+            "from experiments.configs import smoke\n\n\ndef get_config():\n"
+            f"    c = smoke.get_config()\n    {line}\n    return c\n"
+        )
     logs = [str(folder / f"{number}.log") for number in range(len(BAD_INPUT))]
     commands = [
-        (flags(folder / str(number)) + extra, log)
+        (flags(folder / str(number)) + [part.format(folder=folder) for part in extra], log)
         for number, ((extra, _, _), log) in enumerate(zip(BAD_INPUT, logs, strict=True))
     ]
     process = run("-c", COPIES, json.dumps(commands), module=False)
@@ -309,18 +328,19 @@ def test_bad_input_gets_one_message_and_its_exit_code(after_bad_input, number):
 
 def test_training_refuses_a_sampler_whose_logprobs_are_not_the_trainers():
     for field, value in (("top_p", 0.9), ("top_k", 50), ("min_p", 0.1)):
-        c = common.base()
-        c.rollout[field] = value
-        with pytest.raises(command.ConfigError, match=field):
-            limits.choose_variant(c)
+        c = quickstart.get_config()
+        with c.unlocked():
+            c.rollout[field] = value
+        with pytest.raises(command.ConfigError, match=f"no field rollout.{field}"):
+            limits.check(c)
 
 
 def test_a_run_with_too_few_usable_trajectories_stops():
     class Broken:
-        status, error = "infra_error", "the search server is gone"
+        broken, error = True, "the search server is gone"
 
     class Fine:
-        status, error = "ok", ""
+        broken, error = False, ""
 
     known = rewards.Reward(1.0, "qa/exact_match")
     unknown = rewards.Reward(0.0, "judge/no_verdict", known=False)

@@ -273,13 +273,13 @@ def test_arrays_over_two_processes_are_copied_fingerprinted_saved_and_restored(t
 
 
 def test_a_signal_reaches_the_other_processes(monkeypatch):
-    from experiments.running import command
+    from experiments import train
 
     told = []
     monkeypatch.setattr(processes, "tell_stop", lambda: told.append(True))
     before = [signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)]
     try:
-        stop = command.StopSignal()
+        stop = train.stop_signal()
         assert not stop()
         signal.raise_signal(signal.SIGTERM)
         assert stop() and told == [True]

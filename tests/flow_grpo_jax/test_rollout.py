@@ -13,8 +13,8 @@ import pytest
 
 from agents import forms, prompts
 from agents.backends import modules, server
-from agents.memory import Memory, Step
-from flow_grpo_jax import rollout, timing
+from agents.memory import Entry, Memory
+from flow_grpo_jax import rollout, scoring, timing
 from flow_grpo_jax.evaluate import evaluate
 from models.engine.types import Completion
 from models.tokenizer import CHAT_TEMPLATE, Tokenizer
@@ -69,7 +69,7 @@ class ScriptedEngine:
     def cancel(self, identity):
         self.cancelled.append(identity)
 
-    def step(self):
+    def advance(self):
         for identity in [i for i in self.cancelled if i in self.waiting]:
             del self.waiting[identity]
             return [(identity, completion(np.zeros(0, np.int32), "cancelled"))]
@@ -101,24 +101,31 @@ def settings(**changes):
         max_module_tokens=32,
         call_seconds=5.0,
         trajectory_seconds=20.0,
+        in_flight=256,
+        infra_retries=1,
     )
     return rollout.Settings(**limits | changes)
 
 
+@contextlib.contextmanager
+def system(engine, run=lambda query: "Madrid it is", *, workers=8, tokenizer=None, **others):
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        yield rollout.System(engine, tokenizer or Characters(), tool(run), pool, **others)
+
+
+def numbered(questions):
+    return [{"id": f"q{i}", "question": f"Number {i}?"} for i in range(questions)]
+
+
+def taken(values, names):
+    return {name: values.pop(name) for name in names if name in values}
+
+
 def collect(engine, run=lambda query: "Madrid it is", *, questions=2, group=3, **how):
-    fields = {field.name for field in dataclasses.fields(rollout.Settings)}
-    limits = settings(**{name: how.pop(name) for name in list(how) if name in fields})
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    limits = settings(**taken(how, [field.name for field in dataclasses.fields(rollout.Settings)]))
+    with system(engine, run, **taken(how, ["models", "grammars"])) as answering:
         return rollout.collect(
-            [{"id": f"q{i}", "question": f"Number {i}?"} for i in range(questions)],
-            group=group,
-            engine=engine,
-            tokenizer=Characters(),
-            tools=tool(run),
-            pool=pool,
-            settings=limits,
-            step=7,
-            **how,
+            numbered(questions), group=group, step=7, system=answering, settings=limits, **how
         )
 
 
@@ -174,14 +181,11 @@ def test_analysis_is_asked_once_a_question_and_addresses_never_repeat():
 
 def test_a_question_twice_in_a_batch_is_drawn_twice():
     engine = ScriptedEngine()
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    with system(engine) as answering:
         rollout.collect(
             [{"id": "same", "question": "What?"}] * 2,
             group=2,
-            engine=engine,
-            tokenizer=Characters(),
-            tools=tool(lambda query: "x"),
-            pool=pool,
+            system=answering,
             settings=settings(max_turns=1),
             step=0,
         )
@@ -282,14 +286,11 @@ def test_a_call_that_nobody_waits_for_any_more_is_taken_out_of_the_queue():
         release.wait(10)
         return "Madrid"
 
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    with system(ScriptedEngine(), hangs, workers=1) as answering:
         [group] = rollout.collect(
             [{"id": "q", "question": "What?"}],
             group=3,
-            engine=ScriptedEngine(),
-            tokenizer=Characters(),
-            tools=tool(hangs),
-            pool=pool,
+            system=answering,
             settings=settings(trajectory_seconds=0.3),
             step=0,
         )
@@ -320,14 +321,12 @@ def test_the_time_is_counted_under_the_names_of_what_it_goes_to():
             return super().chat(messages)
 
     timer, started = timing.Timer(), time.perf_counter()
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    waits = lambda query: time.sleep(0.1) or "Madrid"
+    with system(ScriptedEngine(), waits, tokenizer=Slow()) as answering:
         rollout.collect(
             [{"id": "q", "question": "What?"}],
             group=1,
-            engine=ScriptedEngine(),
-            tokenizer=Slow(),
-            tools=tool(lambda query: time.sleep(0.1) or "Madrid"),
-            pool=pool,
+            system=answering,
             settings=settings(max_turns=1),
             step=0,
             timer=timer,
@@ -392,21 +391,99 @@ def test_evaluation_counts_all_questions():
             raise ConnectionError("gone")
         return "Madrid"
 
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    with system(ScriptedEngine(), sometimes, workers=1) as answering:
         values, trajectories, scores = evaluate(
             questions,
             step=0,
-            tool_names=("search",),
-            engine=ScriptedEngine(),
-            tokenizer=Characters(),
-            tools=tool(sometimes),
-            pool=pool,
+            system=answering,
+            scorer=scoring.Scorer({}, judge_characters=2_000),
             settings=settings(max_turns=1, temperature=0.0, infra_retries=0),
         )
     broken = [t for t in trajectories if t.status == "infra_error"]
     assert len(broken) == 1 and len(scores) == 4
     assert (values["eval/correct"], values["eval/total"], values["eval/success"]) == (3, 4, 0.75)
     assert values["eval/infra_errors"] == 1
+
+
+# ------------------------------------------------------------------------ questions added meanwhile
+
+
+def drive(driver, *, until=lambda: False):
+    """{(step, index): statuses and answers of a group} of what is ready, after some rounds."""
+    ready = []
+    while driver.busy and not until():
+        driver.round()
+        ready += driver.ready()
+    return {
+        (step, index): [
+            dataclasses.replace(t, seconds=0.0, turns=without_seconds(t)) for t in group
+        ]
+        for step, index, group in ready
+    }
+
+
+def without_seconds(trajectory):
+    return tuple(dataclasses.replace(turn, seconds=0.0) for turn in trajectory.turns)
+
+
+def test_questions_added_meanwhile_are_solved_as_if_they_had_come_alone():
+    alone, engine, together = {}, ScriptedEngine(), ScriptedEngine()
+    with system(engine) as answering:
+        for step, count in ((1, 2), (2, 3)):
+            driver = rollout.Driver(answering, settings())
+            driver.add(numbered(count), group=2, step=step)
+            alone |= drive(driver)
+    with system(together) as answering:
+        driver = rollout.Driver(answering, settings())
+        driver.add(numbered(2), group=2, step=1)
+        found = drive(driver, until=lambda: len(together.log) > 5)
+        assert driver.busy and not found
+        driver.add(numbered(3), group=2, step=2)
+        found |= drive(driver)
+    assert found == alone and len(found) == 5
+    drawn = lambda engine: {request.address: request.tokens for request in engine.log}
+    assert drawn(together) == drawn(engine)
+
+
+def test_a_group_is_ready_once_and_only_when_all_of_it_has_ended():
+    with system(ScriptedEngine()) as answering:
+        finished = []
+        driver = rollout.Driver(answering, settings(), on_finished=finished.append)
+        driver.add(numbered(3), group=3, step=5, share=[0, 2])
+        seen = []
+        while driver.busy:
+            driver.round()
+            for step, index, group in driver.ready():
+                assert step == 5 and [t.rollout for t in group] == [0, 1, 2]
+                assert all(t in finished for t in group)
+                seen.append(index)
+    assert sorted(seen) == [0, 2] and not driver.ready()
+
+
+def test_an_abandoned_driver_has_nothing_left_to_do():
+    engine = ScriptedEngine(silent=("verify",))
+    with system(engine) as answering:
+        driver = rollout.Driver(answering, settings(in_flight=3))  # one more waits for its start
+        driver.add(numbered(2), group=2, step=0)
+        drive(driver, until=lambda: len(engine.waiting) == 3)
+        driver.abandon()
+        assert not driver.busy and not driver.ready() and engine.pending == 0
+
+
+def test_an_analysis_that_lost_its_only_reader_is_asked_again():
+    """Its request is cancelled; the next rollout of the question must not wait for that one."""
+    engine = ScriptedEngine(silent=("analyse",))
+    limits = settings(trajectory_seconds=0.2, in_flight=1)
+    with system(engine) as answering:
+        driver = rollout.Driver(answering, limits)
+        driver.add(numbered(1), group=2, step=0)
+        while not driver._queue or len(engine.log) < 1:
+            driver.round()
+        while driver._queue:
+            driver.round()
+        engine.silent = ()
+        [[first, second]] = drive(driver).values()
+    assert (first.status, second.status) == ("timeout", "ok")
 
 
 # ------------------------------------------------------------------------------- remote models
@@ -444,7 +521,7 @@ LIMIT = 18_432  # common.py
 
 
 def remembered(texts):
-    return Memory(tuple(Step("look", "search", f"c{i}", t, False) for i, t in enumerate(texts)))
+    return Memory(tuple(Entry("look", "search", f"c{i}", t, False) for i, t in enumerate(texts)))
 
 
 @pytest.mark.slow
@@ -471,7 +548,7 @@ def test_a_memory_over_18k_tokens_keeps_its_newest_step_and_the_header():
         assert ids[-len(header) :] == header
         text = words.decode(ids, keep_special=True)
         assert [result(i) in text for i in range(10)] == [i >= shortened for i in range(10)]
-        assert 0 < shortened < 9 and memory.steps[9].result in text
+        assert 0 < shortened < 9 and memory.entries[9].result in text
         assert sum(i in words.eos_ids for i in ids) == 2  # system and user: nothing is forged
     with pytest.raises(prompts.PromptTooLong):
         prompts.fit(builds[0], remembered([" ".join(map(result, range(9)))]), budget)
@@ -495,15 +572,12 @@ def test_the_rollout_keeps_prompts_within_18k_tokens():
 
 def test_a_question_with_an_image_is_refused_before_anything_runs():
     engine = ScriptedEngine()
-    pool = concurrent.futures.ThreadPoolExecutor(1)
-    with pool, pytest.raises(ValueError, match="Images are not supported"):
+    refused = pytest.raises(ValueError, match="Images are not supported")
+    with system(engine) as answering, refused:
         rollout.collect(
             [{"id": "q", "question": "What is shown?", "image": "photo.png"}],
             group=1,
-            engine=engine,
-            tokenizer=Characters(),
-            tools={},
-            pool=pool,
+            system=answering,
             settings=settings(),
             step=0,
         )

@@ -14,8 +14,8 @@ from agents.backends import cache, server
 from agents.backends.errors import BadOutput, Retryable
 from flow_grpo_jax import judge, rewards, scoring
 from models import huggingface, tokenizer
-from models.engine.engine import Engine
 from models.engine.types import Completion
+from tests.models import engines
 
 NANO = pathlib.Path(__file__).parents[2] / "experiments/data/quickstart/model"
 
@@ -38,10 +38,14 @@ class Asked:
         return [self.replies[fields["answer"]] for fields in shown]
 
 
+def scorer_of(deciders, **others):
+    return scoring.Scorer(deciders, judge_characters=2_000, **others)
+
+
 def judged(replies, *, cache=None, **deciders):
     ask = Asked(replies)
     by = judge.Judge(ask, name="judge", cache=cache)
-    return scoring.Scorer(deciders or {"qa": "judge"}, judged_by=by), ask
+    return scorer_of(deciders or {"qa": "judge"}, judged_by=by), ask
 
 
 # ------------------------------------------------------------------------------------- deciders
@@ -60,7 +64,7 @@ def test_each_kind_has_its_decider():
 
 
 def test_f1_decides_if_told_to():
-    found, values = scoring.Scorer({"qa": "f1"}).score([question()], ["Madrid it is"])
+    found, values = scorer_of({"qa": "f1"}).score([question()], ["Madrid it is"])
     assert found == [rewards.Reward(0.5, "qa/f1")] and values == {}
 
 
@@ -75,11 +79,16 @@ def test_f1_decides_if_told_to():
 )
 def test_deciders_that_cannot_be(deciders, message):
     with pytest.raises(ValueError, match=message):
-        scoring.Scorer(deciders)
+        scorer_of(deciders)
 
 
 def test_every_kind_has_deciders():
-    assert set(scoring.DECIDERS) == set(rewards.CHECKERS)
+    assert scoring.DECIDERS == {
+        "qa": ("rule", "f1", "judge"),
+        "math": ("rule", "math_verify", "judge"),
+        "gameof24": ("rule", "judge"),
+        "choice": ("rule", "judge"),
+    }
 
 
 # ---------------------------------------------------------------------------------------- judge
@@ -220,7 +229,7 @@ class Writes:
         self.waiting.append(len(self.requests) - 1)
         return self.waiting[-1]
 
-    def step(self):
+    def advance(self):
         tokens = np.array([*map(ord, self.texts.pop(0)), 0], np.int32)
         completion = Completion(tokens, None, None, (), "stop", 0, None, 0)
         return [(self.waiting.pop(0), completion)]
@@ -253,7 +262,7 @@ def nano():
     """(model, its tokenizer, the engine that serves it)"""
     model = huggingface.load(NANO, dtype=jnp.float32)
     sizes = dict(slots=2, max_length=768, cache_tokens=2048, decode_steps=4)
-    return model, tokenizer.Tokenizer.load(NANO), Engine({"frozen": model}, **sizes)
+    return model, tokenizer.Tokenizer.load(NANO), engines.build({"frozen": model}, **sizes)
 
 
 def greedy_text(model, words, tokens, *, count, whole=512):
@@ -286,7 +295,7 @@ def test_a_model_that_cannot_judge_gives_no_verdict_and_scores_nothing(nano):
     """The shipped model was never taught to: its words are no verdict, and no wrong answer."""
     _, words, engine = nano
     ask = judge.ask_engine(engine, words, weights="frozen", max_tokens=32, max_prompt_tokens=700)
-    scorer = scoring.Scorer({"qa": "judge"}, judged_by=judge.Judge(ask, name="frozen"))
+    scorer = scorer_of({"qa": "judge"}, judged_by=judge.Judge(ask, name="frozen"))
     before = engine.statistics.requests
     found, values = scorer.score([question()] * 2, ["Madrid", "Rome"])
     assert [(r.known, r.source) for r in found] == [(False, "judge/no_verdict")] * 2
@@ -310,7 +319,7 @@ class Fake:
 
 def test_math_verify_decides_only_what_the_rule_leaves_open():
     fake = Fake({("(x+1)^2", "x^2+2x+1"): True, ("(x+1)^2", "x"): False, ("y", "hang"): None})
-    scorer = scoring.Scorer({"math": "math_verify"}, symbolic=fake)
+    scorer = scorer_of({"math": "math_verify"}, symbolic=fake)
     cases = [
         ("(x+1)^2", "x^2+2x+1", 1.0, "math/math_verify", True),
         ("(x+1)^2", "The answer is $x$.", 0.0, "math/math_verify", True),

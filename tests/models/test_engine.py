@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from models import qwen2
-from models.engine.engine import Engine
 from models.engine.types import Request, Sampling
+from tests.models import engines
 from tests.models.test_sampling import reference
 
 CONFIG = qwen2.Config(
@@ -41,7 +41,7 @@ def build(**options):
     sizes = dict(slots=4, max_length=160, page_size=8, prefill_tokens=8, prefill_rows=3)
     options = sizes | options
     weights = {"policy": MODEL, "frozen": OTHER}
-    return Engine(weights, decode_text=text, **options)
+    return engines.build(weights, decode_text=text, **options)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def warm():
 def engine(warm):
     yield warm
     while warm.pending:
-        warm.step()
+        warm.advance()
     for name, model in (("policy", MODEL), ("frozen", OTHER)):
         warm.set_weights(name, model)
 
@@ -98,7 +98,7 @@ def run(engine, requests):
     ids = [engine.submit(request_) for request_ in requests]
     done = {}
     for _ in range(200):
-        done |= dict(engine.step())
+        done |= dict(engine.advance())
         if not engine.pending:
             break
     return [done[id] for id in ids]
@@ -186,18 +186,18 @@ def test_company_order_and_history_change_nothing(engine):
     # A neighbour that is far longer.
     neighbour = engine.submit(request(16, 99, max_tokens=144))
     for _ in range(14):
-        engine.step()
+        engine.advance()
     ids = [engine.submit(request_) for request_ in requests[:3]]
     done = {}
     while not set(ids) <= set(done):
-        done |= dict(engine.step())
+        done |= dict(engine.advance())
     assert engine.cancel(neighbour)
     for id, one in zip(ids, together, strict=False):
         same(one, done[id])
 
     # Slots left behind by cancelled requests.
     cancelled = [engine.submit(request(12, seed, max_tokens=100)) for seed in range(4)]
-    engine.step()
+    engine.advance()
     for id in cancelled:
         assert engine.cancel(id)
     for one, two in zip(together, run(engine, requests), strict=True):
@@ -259,12 +259,12 @@ def test_stop_string_cuts_after_the_token_that_completes_it(engine):
 def test_cancel(engine):
     running = [engine.submit(request(6, seed, max_tokens=100)) for seed in range(4)]
     queued = engine.submit(request(6, 4, max_tokens=100))
-    assert engine.step() == []
+    assert engine.advance() == []
     assert engine.pending == 5
     assert all(engine.cancel(id) for id in (running[1], running[2], queued))
     assert not engine.cancel(queued)
     waiting = engine.submit(request(6, 5, max_tokens=3))
-    done = dict(engine.step())
+    done = dict(engine.advance())
     assert set(done) == {running[1], running[2], queued, waiting}  # slot 1 was refilled at once
     assert done[running[1]].stop_reason == done[queued].stop_reason == "cancelled"
     assert len(done[running[1]].tokens) == len(done[running[1]].logprobs) == 9
@@ -280,22 +280,22 @@ def test_deadline(engine):
     late, in_time, never = (
         engine.submit(asked) for asked in (late, in_time, request(6, 1, max_tokens=2))
     )
-    done = dict(engine.step())
+    done = dict(engine.advance())
     assert set(done) == {in_time, never}
     time.sleep(0.05)
-    ((id, got),) = engine.step()
+    ((id, got),) = engine.advance()
     assert (id, got.stop_reason, len(got.tokens)) == (late, "deadline", 9)
 
 
 def test_partial_results_while_a_response_goes_on(engine):
     id = engine.submit(request(max_tokens=30))
     assert len(engine.partial(id).tokens) == 0
-    engine.step()
+    engine.advance()
     early = engine.partial(id)
-    engine.step()
+    engine.advance()
     later = engine.partial(id, 9)
     assert (early.stop_reason, len(early.tokens), len(later.logprobs)) == (None, 9, 8)
-    ((_, whole),) = [item for _ in range(2) for item in engine.step()]
+    ((_, whole),) = [item for _ in range(2) for item in engine.advance()]
     assert [*early.tokens, *later.tokens] == whole.tokens[:17].tolist()
 
 
@@ -330,12 +330,12 @@ def test_set_weights_replaces_one_set(engine):
 def test_a_request_in_flight_ends_with_the_weights_it_began_with(engine):
     (old,) = run(engine, [request(max_tokens=30)])
     running = engine.submit(request(max_tokens=30))
-    engine.step()
+    engine.advance()
     engine.set_weights("policy", OTHER)
     new = engine.submit(request(max_tokens=30))
     done = {}
     while engine.pending:
-        done |= dict(engine.step())
+        done |= dict(engine.advance())
     same(done[running], old)
     assert set(done[running].token_versions.tolist()) == {old.weights_version}
     assert done[new].weights_version == old.weights_version + 1
@@ -347,9 +347,9 @@ def test_a_request_in_flight_may_switch_to_the_new_weights():
     engine = build(in_flight="switch")
     (old,) = run(engine, [request(max_tokens=30)])
     engine.submit(request(max_tokens=30))
-    engine.step()
+    engine.advance()
     engine.set_weights("policy", OTHER)
-    ((_, got),) = [item for _ in range(3) for item in engine.step()]
+    ((_, got),) = [item for _ in range(3) for item in engine.advance()]
     assert got.token_versions.tolist() == [0] * 9 + [1] * 21
     np.testing.assert_array_equal(got.tokens[:9], old.tokens[:9])
     assert got.tokens[9:].tolist() != old.tokens[9:].tolist()
@@ -364,7 +364,7 @@ def test_released_memory_comes_back_with_new_weights():
     with pytest.raises(ValueError, match="1 requests are pending"):
         engine.release()
     engine.cancel(pending)
-    engine.step()
+    engine.advance()
     held = engine._cache
     engine.release()
     assert (
@@ -376,7 +376,7 @@ def test_released_memory_comes_back_with_new_weights():
         run(engine, [request()])
     engine.set_weights("policy", MODEL)
     engine.set_weights("frozen", OTHER)
-    engine.step()
+    engine.advance()
     for one, two in zip(before, run(engine, [request(), request(weights="frozen")]), strict=True):
         same(one, two)
 
@@ -393,7 +393,7 @@ def test_weights_that_are_not_finite_are_reported(small):
     small.set_weights("frozen", jax.tree.map(lambda a: a * jnp.nan, OTHER))
     id = small.submit(request(max_tokens=1, weights="frozen"))
     with pytest.raises(FloatingPointError, match="'frozen', version 1"):
-        small.step()
+        small.advance()
     small.cancel(id)
 
 
@@ -427,18 +427,18 @@ def test_nothing_compiles_after_warmup(engine):
 @pytest.mark.slow
 def test_the_cache_is_donated(small):
     small.submit(request(max_tokens=20))
-    small.step()
-    state, cache = small._pools["policy", 0].state, small._cache
-    small.step()
+    small.advance()
+    state, cache = small._served["policy", 0].state, small._cache
+    small.advance()
     assert state.token_B.is_deleted() and all(array.is_deleted() for array in cache)
 
 
 def test_a_weight_set_costs_nothing_before_its_first_use():
     engine = build()
-    assert not engine._pools
+    assert not engine._served
     engine.submit(request(weights="frozen"))
-    engine.step()
-    assert set(engine._pools) == {("frozen", 0)}
+    engine.advance()
+    assert set(engine._served) == {("frozen", 0)}
 
 
 # ---- Errors ----
@@ -475,7 +475,7 @@ def test_errors_name_the_value(engine, make, message):
 
 
 def test_stop_strings_need_decode_text():
-    engine = Engine({"policy": MODEL}, slots=1, max_length=64)
+    engine = engines.build({"policy": MODEL}, slots=1, max_length=64)
     with pytest.raises(ValueError, match="decode_text"):
         engine.submit(request(max_tokens=2, stop_strings=("x",)))
 

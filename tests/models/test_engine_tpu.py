@@ -45,10 +45,10 @@ def test_the_cache_is_updated_in_place(devices, chip, size, tensor, name):  # no
     model = jax.eval_shape(lambda key: qwen2.Qwen2(key, config), jax.random.key(0))
     mesh = sharding.make_mesh(tensor=tensor, devices=devices(chip)[:tensor])
     lowered = ahead.lowered(model, mesh=mesh, **SETTINGS)[name]
-    pages = lowered.args_info[0][1]
+    kv = lowered.args_info[0][1]
     program = lowered.compile()
-    G, Z, J, H = pages[0].shape
-    cache_bytes = 2 * len(pages) * G * Z * J * H // tensor
+    G, Z, J, H = kv[0].shape
+    cache_bytes = 2 * len(kv) * G * Z * J * H // tensor
     memory = program.memory_analysis()
     assert memory.alias_size_in_bytes >= cache_bytes
     assert memory.temp_size_in_bytes < cache_bytes * whole.num_hidden_layers / 8 / 4

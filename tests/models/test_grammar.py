@@ -12,9 +12,9 @@ import tokenizers
 from agents import forms, memory, parsing, prompts
 from models import huggingface, qwen2, sharding
 from models.engine import ahead
-from models.engine.engine import Engine
 from models.engine.types import Request, Sampling
 from models.tokenizer import Tokenizer
+from tests.models import engines
 from tools.protocol import Parameter, Tool
 
 grammar = pytest.importorskip("models.engine.grammar", reason="needs the extra grammar")
@@ -164,7 +164,7 @@ def test_programs_made_ahead_take_masks_too():
 @pytest.mark.slow
 def test_the_engine_obeys_and_leaves_neighbours_alone(text):
     """Random draws at a high temperature: nothing but the masks can make them valid JSON."""
-    engine = Engine(
+    engine = engines.build(
         {"policy": qwen2.Qwen2(jax.random.key(0), TINY)},
         slots=4,
         max_length=128,
@@ -182,7 +182,7 @@ def test_the_engine_obeys_and_leaves_neighbours_alone(text):
         ids = [engine.submit(request) for request in requests]
         found = {}
         while engine.pending:
-            found |= dict(engine.step())
+            found |= dict(engine.advance())
         return [found[id] for id in ids]
 
     [alone] = run([free])
@@ -220,7 +220,7 @@ def test_frozen_modules_write_what_their_parsers_accept():
             parsing.verdict,
         ),
     ]
-    engine = Engine(
+    engine = engines.build(
         {"frozen": model},
         slots=8,
         max_length=800,
@@ -248,7 +248,7 @@ def test_frozen_modules_write_what_their_parsers_accept():
                 asked[engine.submit(request)] = parse
         found = {}
         while engine.pending:
-            found |= dict(engine.step())
+            found |= dict(engine.advance())
         return [(words.decode(found[id].tokens), parse) for id, parse in asked.items()]
 
     def parses(reply, parse):

@@ -17,8 +17,8 @@ import safetensors.numpy
 from jax.sharding import PartitionSpec as P
 
 from models import huggingface, lora, qwen2, sharding
-from models.engine.engine import Engine
 from models.engine.types import Request, Sampling
+from tests.models import engines
 
 # PEFT reads a property that transformers 5 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -639,7 +639,7 @@ def engine_of(base, dtype):
     """An engine with loud adapters as `policy` and silent ones as `frozen`."""
     adapters = loud_adapters(base)
     silent = jax.device_put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), adapters))
-    return Engine(
+    return engines.build(
         {"policy": lora.combine(adapters, base), "frozen": lora.combine(silent, base)},
         slots=2,
         max_length=24,
@@ -673,7 +673,7 @@ def test_engine_serves_policy_and_base():
         id = engine.submit(Request(tuple(prompt), Sampling(6, temperature=0.0), name, (0,)))
         done = {}
         while engine.pending:
-            done |= dict(engine.step())
+            done |= dict(engine.advance())
         return list(done[id].tokens)
 
     def greedy(model):

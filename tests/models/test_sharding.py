@@ -23,6 +23,7 @@ CONFIG = qwen2.Config(
     head_dim=8,
     tie_word_embeddings=False,
 )
+WIDE = dataclasses.replace(CONFIG, num_attention_heads=8, num_key_value_heads=4)
 
 
 def abstract(config=CONFIG):
@@ -200,8 +201,7 @@ def test_sharded_model_computes_the_same():
 @pytest.mark.parametrize(("tensor", "replicas"), [(2, 4), (4, 2), (2, 1), (1, 0)])
 def test_replicas_get_the_values_in_their_shardings(monkeypatch, tensor, replicas, moved_bytes):
     monkeypatch.setattr(placement, "MOVED_BYTES", moved_bytes)
-    config = dataclasses.replace(CONFIG, num_attention_heads=8, num_key_value_heads=4)
-    model = qwen2.Qwen2(jax.random.key(0), config)
+    model = qwen2.Qwen2(jax.random.key(0), WIDE)
     mesh = sharding.make_mesh(fsdp=4, tensor=2)
     spread = jax.device_put(model, sharding.parameter_shardings(mesh, model))
     meshes = placement.meshes(tensor=tensor, replicas=replicas)
@@ -220,6 +220,56 @@ def test_what_lies_as_wanted_is_not_copied():
     [copy] = placement.copies(model, jnp.float32, placement.meshes(tensor=1, replicas=1))
     for leaf, original in zip(*map(jax.tree.leaves, (copy, model)), strict=True):
         assert leaf.unsafe_buffer_pointer() == original.unsafe_buffer_pointer()
+
+
+def buffers(tree):
+    shards = [shard for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards]
+    return {shard.data.unsafe_buffer_pointer() for shard in shards}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("tensor", "replicas"), [(1, 1), (2, 1), (2, 4)])
+@pytest.mark.parametrize("sizes", [dict(data=1, fsdp=8), dict(data=4, tensor=2), None])
+def test_a_donation_that_is_allowed_leaves_the_copies(sizes, tensor, replicas, dtype):
+    model = jax.tree.map(lambda leaf: leaf + 0, qwen2.Qwen2(jax.random.key(0), WIDE))
+    if sizes is not None:
+        mesh = sharding.make_mesh(**sizes)
+        model = jax.device_put(model, sharding.parameter_shardings(mesh, model))
+    expected = [np.asarray(leaf.astype(dtype)) for leaf in jax.tree.leaves(model)]
+    meshes = placement.meshes(tensor=tensor, replicas=replicas)
+    copies = placement.copies(model, dtype, meshes)
+    allowed = not placement.shares(model, dtype)
+    assert allowed == (dtype != jnp.float32)
+    assert not (allowed and any(buffers(copy) & buffers(model) for copy in copies))
+    if allowed:
+        jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0, tree), donate_argnums=0)(model)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(model))
+    for copy in copies:
+        for leaf, values in zip(jax.tree.leaves(copy), expected, strict=True):
+            np.testing.assert_array_equal(leaf, values)
+
+
+def test_what_two_weight_sets_have_in_common_is_copied_once():
+    made = placement.Copies(jnp.float32, placement.meshes(tensor=2, replicas=2))
+    mesh = sharding.make_mesh(fsdp=8)
+    base, head, newer = (
+        jax.device_put(
+            {"embed": {"table_VD": np.full((64, 32), n, np.float32)}},
+            sharding.parameter_shardings(mesh, {"embed": {"table_VD": np.zeros((64, 32))}}),
+        )
+        for n in range(3)
+    )
+    tree = lambda first: {"base": base, "head": first}
+    policy = made.make("policy", tree(head))
+    frozen = made.make("frozen", tree(base))
+    again = made.make("policy", tree(newer))
+    for old, other, new in zip(policy, frozen, again, strict=True):
+        assert buffers(old["base"]) == buffers(other) == buffers(new["base"])
+        assert not buffers(old["head"]) & buffers(new["head"])
+        np.testing.assert_array_equal(new["head"]["embed"]["table_VD"], 2)
+    made.forget()
+    for new, after in zip(again, made.make("policy", tree(newer)), strict=True):
+        assert not buffers(new) & buffers(after)
 
 
 @pytest.mark.parametrize(

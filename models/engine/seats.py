@@ -1,4 +1,9 @@
-"""The host side of one version of a weight set: who runs in which slot and what they have drawn."""
+"""The host side of one version of a weight set: the request in each slot and what it has drawn.
+
+Dimensions:
+  B slots    P rows of one prefill call    T tokens of a row    M pages of a page table
+  E stop ids of a slot    A address parts    W words of a mask of allowed tokens
+"""
 
 import dataclasses
 
@@ -24,7 +29,7 @@ class Running:
     request: types.Request
     most_pages: int
     digests: list
-    pool: "Pool | None" = None
+    seats: "Seats | None" = None
     version: int = 0
     keys: list = dataclasses.field(default_factory=list)
     pages: list = dataclasses.field(default_factory=list)
@@ -58,6 +63,15 @@ class Running:
         """Pages that it holds and that nobody else can ever hold."""
         return len(self.pages) - len(self.keys)
 
+    def quota(self, steps):
+        """Returns the most tokens that it may draw in the next call of so many steps."""
+        quota = min(steps, self.request.sampling.max_tokens - self.dispatched)
+        if self.request.constraint is None:
+            return quota
+        return (
+            min(quota, 1) if self.dispatched == len(self.tokens) else 0
+        )  # its mask needs them all
+
     def take(self, tokens, drawn, cells, version):
         """Appends drawn tokens.
 
@@ -76,7 +90,24 @@ class Running:
             for row in zip(ids.tolist(), values.tolist(), strict=True):
                 self.top_logprobs.append(tuple(zip(*row, strict=True)))
 
-    def cut(self, length):
+    def cut_at_stop_string(self, decode_text):
+        """Truncates to the token that completes a stop string; whether there was one."""
+        stops = self.request.sampling.stop_strings
+        if not stops:
+            return False
+
+        def holds_stop(tokens):
+            text = decode_text(tokens)
+            return any(stop in text for stop in stops)
+
+        checked, self.checked = self.checked, len(self.tokens)
+        if not holds_stop(self.tokens):
+            return False
+        lengths = range(checked + 1, len(self.tokens) + 1)
+        self._cut(next(n for n in lengths if holds_stop(self.tokens[:n])))
+        return True
+
+    def _cut(self, length):
         """Leaves the first `length` drawn tokens."""
         for column in (self.tokens, self.logprobs, self.raw_logprobs, self.versions):
             del column[length:]
@@ -96,7 +127,7 @@ class Running:
         )
 
 
-class Pool:
+class Seats:
     """Slots of one version of one weight set.
 
     weights: list of arrays, the programs' first argument.    state: `programs.Slots`.
@@ -125,54 +156,98 @@ class Pool:
         return next((slot for slot, running in enumerate(self.running) if running is None), None)
 
     def enter(self, running, slot):
+        """Gives a request with the pages of its prompt a slot."""
         self.running[slot] = self.filling[running.id] = running
-        running.pool, running.version, running.slot = self, self.version, slot
-        self.extend(running, [])
+        running.seats, running.version, running.slot = self, self.version, slot
+        self.write_table(running)
 
-    def extend(self, running, new):
-        """Gives a request that runs here more pages."""
-        running.pages += new
+    def write_table(self, running):
+        """Tells the page table which pages a request holds by now."""
         numbers = [page.number for page in running.pages]
         self.table_BM[running.slot, : len(numbers)] = numbers
 
+    def rows_to_fill(self, shapes):
+        """Returns [(Running, first token, tokens)]: the oldest prompts, as far as the rows go.
+
+        A prompt waits until the pages it shares are filled.
+
+        Args:
+          shapes: the engine's `shapes.Shapes`.
+        """
+        size, rows = shapes.prefill_tokens, []
+        for running in self.filling.values():
+            last_shared = running.cursor // shapes.page_size - 1
+            if running.cursor and not running.pages[last_shared].ready:
+                continue
+            starts = range(running.cursor, len(running.prompt), size)
+            for start in starts[: shapes.prefill_rows - len(rows)]:
+                rows.append((running, start, min(size, len(running.prompt) - start)))
+            if len(rows) == shapes.prefill_rows:
+                break
+        return rows
+
+    def allowed(self, quota_B, shapes):
+        """Returns uint32 [B, W], masks of the slots that draw; None if the engine has none."""
+        allowed_BW = shapes.all_allowed(shapes.slots)
+        if allowed_BW is not None:
+            for slot in np.flatnonzero(quota_B):
+                constraint = self.running[slot].request.constraint
+                if constraint is not None:
+                    allowed_BW[slot] = constraint.allowed()
+        return allowed_BW
+
+    def check_finite(self, logprobs):
+        """Raises FloatingPointError if one of the log-probs drawn here is not finite."""
+        if not np.isfinite(logprobs).all():
+            raise FloatingPointError(
+                f"Weights {self.name!r}, version {self.version}, gave logits that are not "
+                "finite. Check the update they come from; the cache they wrote is lost too, so "
+                "build a new engine."
+            )
+
+    @property
+    def decoding(self):
+        """Whether a request draws tokens."""
+        return any(running.prefilled for _, running in self.occupied())
+
     @property
     def busy(self):
+        """Whether any request needs these weights."""
         return bool(self.filling) or any(self.running)
 
 
-def chunk(rows, *, size, count, slots, table_width, vocabulary_words):
-    """`programs.Chunk` of at most `count` (Running, first token, tokens), the rest padding.
+def chunk(rows, *, shapes, width):
+    """`programs.Chunk` of a prefill call, unused rows as padding.
 
     Args:
-      size: T of the call.
-      table_width: M.
-      vocabulary_words: W of the masks of allowed tokens, 0 for an engine without.
+      rows: at most as many (Running, first token, tokens) as the call has rows.
+      shapes: the engine's `shapes.Shapes`.
+      width: M.
     """
+    P = shapes.prefill_rows
     new = programs.Chunk(
-        token_PT=np.zeros((count, size), np.int32),
-        start_P=np.zeros(count, np.int32),
-        count_P=np.zeros(count, np.int32),
-        table_PM=np.zeros((count, table_width), np.int32),
-        slot_P=np.full(count, slots, np.int32),
-        limit_P=np.ones(count, np.int32),
-        stop_PE=np.full((count, programs.STOP_IDS), programs.NO_TOKEN, np.int32),
-        address_PA=np.zeros((count, programs.ADDRESS_PARTS), np.uint32),
-        parts_P=np.zeros(count, np.int32),
+        token_PT=np.zeros((P, shapes.prefill_tokens), np.int32),
+        start_P=np.zeros(P, np.int32),
+        count_P=np.zeros(P, np.int32),
+        table_PM=np.zeros((P, width), np.int32),
+        slot_P=np.full(P, shapes.slots, np.int32),
+        limit_P=np.ones(P, np.int32),
+        stop_PE=np.full((P, programs.STOP_IDS), programs.NO_TOKEN, np.int32),
+        address_PA=np.zeros((P, programs.ADDRESS_PARTS), np.uint32),
+        parts_P=np.zeros(P, np.int32),
         parameters=sampling.Parameters(
-            temperature_B=np.zeros(count, np.float32),
-            top_p_B=np.ones(count, np.float32),
-            min_p_B=np.zeros(count, np.float32),
-            top_k_B=np.zeros(count, np.int32),
+            temperature_B=np.zeros(P, np.float32),
+            top_p_B=np.ones(P, np.float32),
+            min_p_B=np.zeros(P, np.float32),
+            top_k_B=np.zeros(P, np.int32),
         ),
-        allowed_PW=np.full((count, vocabulary_words), 2**32 - 1, np.uint32)
-        if vocabulary_words
-        else None,
+        allowed_PW=shapes.all_allowed(P),
     )
     for row, (running, start, tokens) in enumerate(rows):
         request, wanted = running.request, running.request.sampling
         new.token_PT[row, :tokens] = request.tokens[start : start + tokens]
         new.start_P[row], new.count_P[row] = start, tokens
-        numbers = [page.number for page in running.pages[:table_width]]
+        numbers = [page.number for page in running.pages[:width]]
         new.table_PM[row, : len(numbers)] = numbers
         if start + tokens < len(request.tokens) or running.ended:
             continue
@@ -185,6 +260,6 @@ def chunk(rows, *, size, count, slots, table_width, vocabulary_words):
         new.parameters.top_p_B[row] = wanted.top_p
         new.parameters.min_p_B[row] = wanted.min_p
         new.parameters.top_k_B[row] = min(wanted.top_k, 2**31 - 1)
-        if vocabulary_words and request.constraint is not None:
+        if request.constraint is not None:
             new.allowed_PW[row] = request.constraint.allowed()
     return new

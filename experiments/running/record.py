@@ -1,0 +1,147 @@
+"""What a training run writes down of its steps, and shows while it goes on.
+
+Dimensions:
+  Q questions    G rollouts of a question
+"""
+
+import contextlib
+import json
+import sys
+
+from absl import logging
+
+from agents import trajectory
+from flow_grpo_jax import metrics, processes
+
+BAR_WIDTH = 24
+
+
+class Record:
+    """Metrics, trajectories, TensorBoard and lines of the log; of several processes, 0 writes.
+
+    Args:
+      workdir: run folder.
+      steps: training steps of the run.
+      resumed_after: the last step that is kept; None starts empty files.
+
+    Attributes:
+      writes: whether this process writes.
+    """
+
+    def __init__(self, workdir, *, steps, resumed_after=None):
+        self.writes = processes.index() == 0
+        self._folder, self._steps = workdir, steps
+        self._metrics = self._board = None
+        if self.writes:
+            self._metrics = metrics.MetricsFile(
+                workdir / "metrics.jsonl", keep_to_step=resumed_after
+            )
+            self._board = metrics.tensorboard(
+                workdir / "tensorboard", first_step=(resumed_after or 0) + 1
+            )
+
+    def line(self, step):
+        """Returns the metrics of a step, {} if it has none; the same in every process."""
+        return processes.of_first(self._metrics.lines.get(step, {}) if self.writes else None)
+
+    def write(self, step, values):
+        """Writes the metrics of a step, replacing those it has, and logs a line."""
+        if not self.writes:
+            return
+        self._metrics.write(step, values)
+        if self._board:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        logging.info("%s", step_line(step, self._steps, values))
+        if values.get("group/zero_variance") == 1.0:
+            logging.warning("step %d: all groups scored alike and taught nothing", step)
+
+    def write_trajectories(self, kind, questions, trajectories_QG, scores_QG, *, step, adv_QG=None):
+        """Writes trajectories/KIND_STEP.jsonl, one trajectory a line.
+
+        Args:
+          kind: "step" for training, "heldout" for evaluation.
+          scores_QG: `rewards.Reward`.
+          adv_QG: advantages; None is 0 for all.
+        """
+        if not self.writes:
+            return
+        path = self._folder / "trajectories" / f"{kind}_{step:06d}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        with path.open("w") as file:
+            for q, question in enumerate(questions):
+                for g, score in enumerate(scores_QG[q]):
+                    line = trajectory.to_json(
+                        trajectories_QG[q][g],
+                        question=question,
+                        step=step,
+                        reward=score.value if score.known else None,
+                        reward_source=score.source,
+                        advantage=0.0 if adv_QG is None else float(adv_QG[q, g]),
+                    )
+                    file.write(json.dumps(line) + "\n")
+
+    def summarise(self):
+        """Logs held-out results before and after."""
+        evaluated = [line for line in self._metrics.lines.values() if "eval/success" in line]
+        if not evaluated:
+            return
+        logging.info("held-out   %-18s %-16s %s", "success (k/N)", "tool-error rate", "turns")
+        for name, line in (("before", evaluated[0]), ("after", evaluated[-1])):
+            logging.info(
+                "%-10s %-18s %-16.3f %.2f",
+                name,
+                _share(line),
+                line["eval/tool_error_rate"],
+                line["eval/turns"],
+            )
+
+    def close(self):
+        if self._board:
+            self._board.close()
+
+
+@contextlib.contextmanager
+def progress(questions, label, rollouts=1):
+    """Shows a progress bar on a terminal, nothing elsewhere; yields the function that advances it.
+
+    questions, rollouts: of all processes; the bar counts this one's share.
+    """
+    shown = sys.stderr.isatty()
+    done, total = 0, len(processes.share(len(questions))) * rollouts
+
+    def advance(_):
+        nonlocal done
+        done += 1
+        if shown:
+            filled = BAR_WIDTH * done // max(total, 1)
+            bar = "█" * filled + "·" * (BAR_WIDTH - filled)
+            sys.stderr.write(f"\r{label} {bar} {done}/{total}")
+            sys.stderr.flush()
+
+    yield advance
+    if shown:
+        sys.stderr.write("\r\033[K")
+        sys.stderr.flush()
+
+
+def step_line(step, steps, values):
+    """Returns one line a step for the log."""
+    parts = [f"step {step}/{steps}"]
+    if "reward/mean" in values:
+        parts += [
+            f"reward {values['reward/mean']:.3f}",
+            f"turns {values['rollout/turns']:.2f}",
+            f"tool errors {values['rollout/tool_error_rate']:.3f}",
+            f"kl {values['loss/kl']:.4f}",
+            f"entropy {values['policy/entropy']:.3f}",
+            f"gap {values['policy/logprob_gap_max']:.1e}",
+            f"{values['time/rollout']:.1f}+{values['time/update']:.1f} s",
+        ]
+    if "eval/success" in values:
+        parts.append(f"held-out {_share(values)}")
+    return " | ".join(parts)
+
+
+def _share(values):
+    return f"{values['eval/success']:.3f} ({values['eval/correct']:.0f}/{values['eval/total']:.0f})"
