@@ -39,17 +39,17 @@ def plan(config, topology, *, model="", estimate=False, workload=None):
       estimate: no compiling.
       workload: of `step_time`; None takes its defaults for the config.
     """
-    shape = model_shape(config, model)
+    dims = model_dims(config, model)
     fields.check(config)
     variant = limits.choose_variant(config)
     count, peak = topology.devices, topology.limits
-    estimated = advice.need(config, shape, count)
+    estimated = advice.need(config, dims, count)
     mesh = programs.abstract_mesh(config, count)
     sizes = session.batch_shapes(config, mesh)
     batch_rows = dict(zip(sizes["row_lengths"], sizes["rows"], strict=True))
     found, basis, scale, engine_devices = [], "formula", 1.0, ()
     if not estimate:
-        found, basis = compile_programs(config, variant, shape, topology)
+        found, basis = compile_programs(config, variant, dims, topology)
         if topology.kind != "gpu":  # a TPU's programs would be others
             engine_devices = programs.devices(hardware.part(topology, config.engine.tensor))
     if found:
@@ -59,12 +59,12 @@ def plan(config, topology, *, model="", estimate=False, workload=None):
         total = largest.total
     else:
         total = estimated.total
-    sampling = rollouts.need(config, shape, topology, estimated, engine_devices)
+    sampling = rollouts.need(config, dims, topology, estimated, engine_devices)
     if not config.engine.release:
         total += sampling.weights + sampling.cache
     result = {
         "model": model or config.model.path,
-        "parameters": parameter_count(shape),
+        "parameters": parameter_count(dims),
         "topology": topology.name,
         "devices": count,
         "mesh": dict(mesh.shape) | {"sequence": config.mesh.sequence},
@@ -112,16 +112,16 @@ def plan(config, topology, *, model="", estimate=False, workload=None):
     result["spare"] = 1 - total / peak.memory
     result["rollouts"]["spare"] = 1 - sampling.total / peak.memory
     result["step"] = step_time(
-        config, shape, mesh, peak, estimated, **(workload or default_workload(config))
+        config, dims, mesh, peak, estimated, **(workload or default_workload(config))
     )
     if result["spare"] < advice.SPARE:
-        alone, together = advice.advise(config, shape, count, peak.memory, scale=scale)
+        alone, together = advice.advise(config, dims, count, peak.memory, scale=scale)
         result["changes"] = [change_dict(change) for change in alone]
         result["together"] = together and change_dict(together)
     return result
 
 
-def model_shape(config, model):
+def model_dims(config, model):
     """qwen2.Config of a published size, or of the folder that the config names."""
     if model:
         if model.lower() not in published.SIZES:
@@ -138,7 +138,7 @@ def model_shape(config, model):
     return huggingface.config_from_dict(huggingface.read_config(session.resolve(config.model.path)))
 
 
-def compile_programs(config, variant, shape, topology):
+def compile_programs(config, variant, dims, topology):
     """([Program], what they were compiled for); nothing if there is no compiler."""
     target = topology
     if topology.kind == "gpu":
@@ -149,7 +149,7 @@ def compile_programs(config, variant, shape, topology):
     found = programs.devices(target)
     mesh = programs.mesh_over(config, found)
     logging.info("compiling for %d x %s", mesh.size, found[0].device_kind)
-    values = programs.inputs(config, shape, mesh)
+    values = programs.inputs(config, dims, mesh)
     return programs.compiled(config, variant, values, mesh, on_program=log_program), target.name
 
 
@@ -157,8 +157,8 @@ def log_program(program):
     logging.info("%s %s: %.2f GiB", program.name, program.tokens or "", program.total / GiB)
 
 
-def parameter_count(shape):
-    return sum(leaf.size for leaf in jax.tree.leaves(programs.abstract_model(shape, jnp.float32)))
+def parameter_count(dims):
+    return sum(leaf.size for leaf in jax.tree.leaves(programs.abstract_model(dims, jnp.float32)))
 
 
 # ---- time --------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def default_workload(config):
 
 
 def step_time(
-    config, shape, mesh, chip, needed, *, turns, turn_tokens, response_tokens, sharing, fill
+    config, dims, mesh, chip, needed, *, turns, turn_tokens, response_tokens, sharing, fill
 ):
     """What the update of one step costs at the limit of the hardware.
 
@@ -187,7 +187,7 @@ def step_time(
       sharing: tokens of turns per token computed, above 1 where layout "tree" shares prefixes.
       fill: share of the computed tokens that is no padding.
     """
-    how = advice.setting(config, shape, mesh)
+    how = advice.setting(config, dims, mesh)
     trained = config.rollout.questions * config.rollout.group * turns
     useful, executed = formulas.turn_flops(how, turn_tokens, response_tokens)
     tokens = trained * turn_tokens

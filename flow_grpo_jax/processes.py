@@ -157,11 +157,6 @@ def together(work, *, stop):
     return [item for part, _, _ in parts for item in part]
 
 
-def any(flag):
-    """Whether the flag is true in any process."""
-    return True in gather([bool(flag)])
-
-
 def of_first(value):
     """Process 0's value, in every process."""
     return gather([value] if index() == 0 else [])[0]

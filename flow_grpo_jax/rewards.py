@@ -41,17 +41,10 @@ class Reward:
     known: bool = True
 
 
-def score(
-    question: Mapping,
-    answer: str,
-    *,
-    metric: str = "exact_match",
-    threshold: float | None = None,
-) -> Reward:
-    """Reward of `answer`, the text of a finished trajectory, to `question`.
+def score(question: Mapping, answer: str, *, metric: str = "exact_match") -> Reward:
+    """Returns the reward of `answer`, the text of a finished trajectory, to `question`.
 
-    metric:    for kind "qa": "exact_match" (0 or 1) or "f1" (token F1, in [0, 1]).
-    threshold: with metric "f1", reward 1 at F1 >= threshold and 0 below it.
+    metric: for kind "qa": "exact_match" (0 or 1) or "f1" (token F1, in [0, 1]).
 
     Raises ValueError on an unknown kind or metric, and on a question without a usable gold.
     """
@@ -62,16 +55,11 @@ def score(
         )
     if metric not in ("exact_match", "f1"):
         raise ValueError(f"Unknown metric {metric!r}; valid: exact_match, f1.")
-    if threshold is not None and metric != "f1":
-        raise ValueError(f"threshold={threshold} needs metric='f1', not {metric!r}.")
     if len(answer) > MAX_ANSWER:
         return Reward(0.0, f"{kind}/too_long")
     answer = tagged_answer(answer)
     if kind == "qa" and metric == "f1":
-        value = max(f1(answer, gold) for gold in golds_of(question))
-        if threshold is None:
-            return Reward(value, "qa/f1")
-        return Reward(float(value >= threshold), f"qa/f1>={threshold:g}")
+        return Reward(max(f1(answer, gold) for gold in golds_of(question)), "qa/f1")
     check, source = CHECKERS[kind]
     return Reward(float(bool(answer) and check(question, answer)), source)
 

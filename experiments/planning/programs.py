@@ -159,19 +159,19 @@ def adapters(config):
 abstract_model = functools.cache(session.abstract_model)  # advice asks for it again and again
 
 
-def inputs(config, shape, mesh):
+def inputs(config, dims, mesh):
     """Inputs of the update that a config describes.
 
     Args:
-      shape: qwen2.Config.
+      dims: qwen2.Config.
       mesh: real or abstract.
 
     Raises:
       ConfigError: the mesh or the rows do not divide what they should.
     """
     settings = adapters(config)
-    model = abstract_model(shape, jnp.float32)
-    frozen = abstract_model(shape, session.compute_dtype(config))
+    model = abstract_model(dims, jnp.float32)
+    frozen = abstract_model(dims, session.compute_dtype(config))
     params = model
     if settings is not None:
         make = functools.partial(lora.init, settings=settings)
