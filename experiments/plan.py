@@ -1,12 +1,12 @@
-"""Does the update of a config fit, on devices that need not be there, and how fast could it be?
+"""Does the update of a config fit on devices that you need not have, and how fast could it be?
 
     python -m experiments.plan --config=experiments/configs/paper_7b.py --model=7b \\
         --topology=v5p:2x2x2
 
 Compiles the programs that training would run, with libtpu for a TPU slice (in an environment of its
 own: pip install -e '.[plan]') and with XLA:CPU for cpu:N; a large program takes some minutes. For
-GPUs there is no compiler without one: weights are counted, and temporaries are those of the same
-programs compiled for as many v5p chips or, without libtpu, of a formula. --estimate takes the
+GPUs there is no compiler without a GPU: weights are counted, and temporaries are those of the same
+programs compiled for as many v5p chips or, without libtpu, those of a formula. --estimate uses the
 formula at once. No weights are needed, only a config.json or the name of a published size.
 
 Prints bytes per device, FLOPs, the time of a step at the limit of the hardware, and what to change
@@ -27,11 +27,11 @@ from experiments.running import command, fields, limits, session
 from models import hardware, huggingface, published
 
 GiB = hardware.GiB
-GOOD = 0.4  # of the limit: what well-made trainers reach on such models
+GOOD = 0.4  # of the limit: what good trainers reach on such models
 
 
 def plan(config, topology, *, model="", estimate=False, workload=None):
-    """The plan as a dict of plain values; `--json` prints it.
+    """Returns the plan as a dict of plain values; `--json` prints it.
 
     Args:
       topology: hardware.Topology.
@@ -122,7 +122,7 @@ def plan(config, topology, *, model="", estimate=False, workload=None):
 
 
 def model_dims(config, model):
-    """qwen2.Config of a published size, or of the folder that the config names."""
+    """Returns the qwen2.Config of a published size, or of the folder that the config names."""
     if model:
         if model.lower() not in published.SIZES:
             raise command.ConfigError(
@@ -139,7 +139,7 @@ def model_dims(config, model):
 
 
 def compile_programs(config, variant, dims, topology):
-    """([Program], what they were compiled for); nothing if there is no compiler."""
+    """Returns ([Program], their target); no programs if there is no compiler."""
     target = topology
     if topology.kind == "gpu":
         if not programs.has_libtpu():
@@ -165,7 +165,7 @@ def parameter_count(dims):
 
 
 def default_workload(config):
-    """Assumed turns of a step: most are far shorter than the longest that fits."""
+    """Assumes the turns of a step: most are far shorter than the longest that fits."""
     settings = config.rollout
     return dict(
         turns=(1 + settings.max_turns) / 2,
@@ -179,20 +179,20 @@ def default_workload(config):
 def step_time(
     config, dims, mesh, chip, needed, *, turns, turn_tokens, response_tokens, sharing, fill
 ):
-    """What the update of one step costs at the limit of the hardware.
+    """Estimates what the update of one step costs at the limit of the hardware.
 
     Args:
       needed: advice.Need, whose weights the optimizer reads and writes.
       turns: of a trajectory. turn_tokens, response_tokens: of a turn.
       sharing: tokens of turns per token computed, above 1 where layout "tree" shares prefixes.
-      fill: share of the computed tokens that is no padding.
+      fill: share of the computed tokens that is not padding.
     """
     how = advice.setting(config, dims, mesh)
     trained = config.rollout.questions * config.rollout.group * turns
     useful, executed = formulas.turn_flops(how, turn_tokens, response_tokens)
     tokens = trained * turn_tokens
     steps = config.loss.epochs * config.loss.mini_batches
-    # Read all, write parameters and moments.
+    # It reads all of them and writes parameters and moments.
     moved = 2 * needed.parameters + 2 * needed.moments + needed.gradients
     optimizer = steps * moved / chip.bandwidth
     products = config.loss.epochs * trained * executed / sharing / fill / mesh.size / chip.flops

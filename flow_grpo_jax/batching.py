@@ -2,8 +2,8 @@
 
 A turn is a prompt and the tokens sampled after it. Rows hold one turn each, or several, or a prefix
 tree of them (`packing.py`); all give the same loss and gradient. A micro-batch is a fixed number of
-rows of one shape, so the update compiles once a shape. What a token counts in the loss is decided
-here too, in `weight_BA`.
+rows of one shape, so the update compiles once for each shape. `weight_BA` says what each token
+counts in the loss.
 
 Dimensions:
   Q questions    G rollouts of a question    P questions of a mini-batch
@@ -105,7 +105,7 @@ def shapes(*, rows, tokens, sampled):
 
 
 def turn_counts(samples, *, questions, rollouts):
-    """int64 [Q, G]: the number of turns of each trajectory."""
+    """Counts the turns of each trajectory: int64 [Q, G]."""
     counts = np.bincount([s.trajectory for s in samples], minlength=questions * rollouts)
     return counts.reshape(questions, rollouts)
 
@@ -125,9 +125,9 @@ def build(
 ):
     """Lays samples out in micro-batches.
 
-    Samples of valid trajectories all appear exactly once; those of invalid ones do not appear and
-    count in no average. A valid trajectory counts in the average whatever its advantage and even
-    if it has no sample.
+    Each sample of a valid trajectory appears exactly once; those of invalid ones do not appear and
+    count in no average. A valid trajectory counts in the average whatever its advantage, even if it
+    has no sample.
 
     Args:
       samples: sequence of TurnSample.
@@ -139,7 +139,7 @@ def build(
       row_lengths: ascending; the values that T has.
       rows: B of each row length.
       response_lengths: A of each row length, ascending; neighbours may be equal.
-      mini_batches: optimizer steps; questions are split into so many consecutive parts.
+      mini_batches: optimizer steps; questions are split into this many consecutive parts.
       constant_length: for `weigh_constant_length` only.
 
     Returns:
@@ -258,7 +258,7 @@ def sharing(micro_batches):
     """
     alone = 0
     for batch in micro_batches:
-        # A turn is as long as its last target is deep, and that one's state comes one before.
+        # A turn's length is the depth of its last target, one more than that of the state before.
         last_BA = batch.mask_BA & ~(
             np.pad(batch.mask_BA[:, 1:], [(0, 0), (0, 1)])
             & (np.diff(batch.turn_BA, axis=1, append=0) == 0)
@@ -273,7 +273,7 @@ def _real_tokens(micro_batches):
 
 
 def _depth(until_BT):
-    """int [B, T]: number of tokens that each token sees, itself included."""
+    """Counts the tokens that each token sees, itself included: int [B, T]."""
     closed_BT = np.zeros((until_BT.shape[0], until_BT.shape[1] + 1), int)
     np.add.at(closed_BT, (np.arange(len(until_BT))[:, None], until_BT), until_BT > 0)
     return np.cumsum((until_BT > 0) - closed_BT[:, :-1], axis=1)

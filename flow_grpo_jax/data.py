@@ -44,7 +44,7 @@ class BadField(ValueError):
 def read_questions(path: str | pathlib.Path, *, benchmark: str | None = None) -> list[dict]:
     """Reads .jsonl, .json (a list), .parquet, or a TFDS folder of one split in array_record files.
 
-    benchmark: one of BENCHMARKS, if the rows are in the form of that benchmark's own files
+    benchmark: one of BENCHMARKS, if the rows have the form of that benchmark's own files
                ("query", "pid", "options", ...); ids are then "<benchmark>-<row>", counted from 0.
 
     Raises one ValueError that names the first bad rows: not JSON, a field missing or of the wrong
@@ -84,7 +84,7 @@ def read_questions(path: str | pathlib.Path, *, benchmark: str | None = None) ->
 
 
 def as_question(row: Mapping) -> dict:
-    """A checked copy of `row`: id a string, answer a tuple of strings, choices a list of strings.
+    """Returns a checked copy of `row`: id a string, answer a tuple of strings, choices a list.
 
     Fields outside the schema are kept. Raises BadField.
     """
@@ -127,7 +127,7 @@ def as_question(row: Mapping) -> dict:
 
 
 def convert(row: Mapping, *, benchmark: str, index: int) -> dict:
-    """A row of a benchmark's own file in the schema of `as_question`, which has yet to check it.
+    """Brings a row of a benchmark's own file into the schema of `as_question`, unchecked.
 
     The text is "query" or "question" without its trailing request for <answer> tags; options are
     in "choices" or "options", as a list or by letter. "pid" is not used: it is not always unique.
@@ -180,7 +180,7 @@ class QuestionBatches(Iterator[list[dict]]):
         return next(self._batches)
 
     def get_state(self) -> dict:
-        """Position as JSON-able data; the next batch after set_state(state) is the next one now."""
+        """Returns the position as JSON-able data, for `set_state`."""
         return {**self._run, "next_batch": self._batches.get_state()["next_index"]}
 
     def set_state(self, state: Mapping) -> None:
@@ -198,7 +198,7 @@ class QuestionBatches(Iterator[list[dict]]):
 
 
 def _rows(path: pathlib.Path) -> Iterator[tuple[str, object]]:
-    """(where it is, row) for every row; a line that is no JSON comes as the BadField to report."""
+    """Yields (place, row) for every row; a line that is no JSON comes as the BadField to report."""
     if path.is_dir():
         return _tfds_rows(path)
     if not path.exists():
@@ -266,7 +266,7 @@ def _tfds_rows(path: pathlib.Path) -> Iterator[tuple[str, object]]:
 
 
 def _from_tfds(value):
-    """Bytes to str, numpy arrays to lists and numbers; other values as they are."""
+    """Turns bytes into str, numpy arrays into lists and numbers; keeps other values."""
     if isinstance(value, bytes):
         return value.decode("utf-8")
     if hasattr(value, "tolist"):
@@ -285,7 +285,7 @@ def _is_number(value) -> bool:
 
 
 def _golds(answer) -> tuple[str, ...]:
-    """Accepted answers as strings; a string that holds a list of strings is taken apart."""
+    """Returns accepted answers as strings; a string that holds a list of strings is taken apart."""
     parts = list(answer) if isinstance(answer, list | tuple) else [answer]
     golds = []
     for part in parts:
@@ -302,7 +302,7 @@ def _golds(answer) -> tuple[str, ...]:
 
 
 def _unquoted_list(text: str) -> list[str]:
-    """ "['Prussian', 'German']" as two strings; any other text, also "[1, 2]", as itself.
+    """Reads "['Prussian', 'German']" as two strings; any other text, also "[1, 2]", as itself.
 
     A list without quotes is an interval, a vector or a set of numbers, which is one answer.
     """
@@ -323,7 +323,7 @@ def _unquoted_list(text: str) -> list[str]:
 
 
 def _choices(value) -> list[str] | None:
-    """Options in order; a mapping from letters is read in the order of its letters."""
+    """Returns options in order; a mapping from letters is read in the order of its letters."""
     if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
         try:
             value = ast.literal_eval(value.strip())

@@ -1,6 +1,6 @@
 """The Flow-GRPO loss and its variants.
 
-A variant is three choices: the advantages, what a row counts, and whether the ratio is that of a
+A variant is three choices: the advantages, what a turn counts, and whether the ratio is that of a
 token or of a whole turn. Everything else is shared.
 
 Source: arXiv 2510.05592, Eq. 5-7.
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from flow_grpo_jax import credit
 
-# exp of more overflows in float32 products, and then 0 * inf in the gradient of `minimum` is NaN.
+# Beyond it exp overflows in float32 products, and 0 * inf in the gradient of `minimum` is NaN.
 LARGEST_LOG_RATIO = 20.0
 
 
@@ -54,13 +54,13 @@ class Numbers:
 VARIANTS = {
     # Eq. 5 literally: mean over trajectories, their turns, the turn's tokens.
     "flow": Variant(credit.flow, credit.weigh_turns),
-    # What the authors' code does. The only one that depends on the micro-batch size.
+    # The authors' code. The only variant that depends on the micro-batch size.
     "original": Variant(credit.original, credit.weigh_micro_batch_tokens),
     "per_rollout_mean": Variant(credit.flow, credit.weigh_rollout_tokens),
     "token_mean": Variant(credit.flow, credit.weigh_tokens),
     # arXiv 2503.20783.
     "dr_grpo": Variant(credit.dr_grpo, credit.weigh_constant_length),
-    # arXiv 2507.18071; its ε are smaller than a token ratio's by about the turn's length.
+    # arXiv 2507.18071; its ε are smaller than those of token ratios by about the turn's length.
     "gspo": Variant(credit.flow, credit.weigh_turns, sequence_ratio=True),
 }
 
@@ -82,7 +82,7 @@ def choose(name, *, temperature):
 
 
 def turn_mean(x_BA, mask_BA, turn_BA):
-    """[B, A]: at each entry the mean of x over the entries of its turn, masked ones left out.
+    """Returns [B, A]: at each entry the mean of x over the unmasked entries of its turn.
 
     Args:
       x_BA: float, 0 where the mask is False.
@@ -106,8 +106,7 @@ def policy_loss(logp_BA, ref_logp_BA, batch, *, numbers):
         loss = Σ_tokens weight * (kl_coef * k3 - gain)
 
     Additive over micro-batches: the weights know the whole optimizer step, and the turn's 1/|a|.
-    The value and the gradient with respect to logp_BA do not see what stands where the mask is
-    False, NaN included.
+    Where the mask is False, values do not matter to the loss or its gradient, not even NaN.
 
     Args:
       logp_BA: float32, nats, log π_θ of batch.target_BA.

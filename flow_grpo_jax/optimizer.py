@@ -8,8 +8,8 @@ import optax
 def make(*, lr, b1, b2, eps, weight_decay, clip_norm, warmup_steps, moment_dtype):
     """Builds AdamW after clipping by global norm, at a constant rate after a linear warm-up.
 
-    Weight decay acts on every parameter, norms and biases included, as torch's AdamW does in the
-    code the paper was trained with.
+    Weight decay acts on every parameter, norms and biases included, like torch's AdamW in the code
+    the paper was trained with.
 
     Args:
       lr: learning rate, reached at optimizer step `warmup_steps`.
@@ -33,7 +33,7 @@ def stored_as(adam, dtype):
     """Stores the moments of `optax.scale_by_adam` in `dtype` between steps; inside, float32.
 
     bfloat16 has 8 bits and the second moment moves by 1 - b2 = 0.1 % a step: rounded to nearest it
-    would never move. It is rounded up or down at random, so that it is right on average.
+    would never move. It is rounded up or down at random, which is right on average.
     """
     dtype = jnp.dtype(dtype)
     if dtype == jnp.float32:

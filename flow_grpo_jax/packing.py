@@ -3,8 +3,8 @@
 A row is written from a list of token sequences. Without sharing they stand one after the other.
 With sharing each continues the one before it where the two first differ, so that a row is a prefix
 tree (trie) in depth-first order and a token is computed once however many sequences it is part of.
-Either way who sees whom is one number a token, the index up to which (exclusive) it is seen: the
-end of its sequence, or of its subtree.
+In both cases one number for each token says which tokens see it: the index (exclusive) up to which
+it is seen, which is the end of its sequence or of its subtree.
 
 Dimensions:
   S sequences, one turn each    T tokens of a row    R rows
@@ -84,11 +84,11 @@ def lay_out(sequences, sampled_S, question_S, trajectory_S, shapes, *, layout):
 
     "padded" gives each sequence its row. "packed" and "tree" fill rows first-fit decreasing in
     tokens and response tokens at once; in a tree a token counts only if the row does not hold it
-    yet. The shape that new rows have is the one with which the fewest tokens are computed, padding
-    included; what does not fill a micro-batch is laid out again if smaller rows save tokens.
+    yet. New rows have the shape with which the fewest tokens are computed, padding included; what
+    does not fill a micro-batch is laid out again if smaller rows save tokens.
 
     Args:
-      sequences: int32 arrays, each held by a row of the largest shape.
+      sequences: int32 arrays; a row of the largest shape holds each of them.
       sampled_S: response tokens of each.
       question_S, trajectory_S: ints, the question and the trajectory of each. With "tree", turns of
         a trajectory are placed together and trajectories of a question one after the other, because
@@ -134,19 +134,19 @@ class _Turns:
         self.trajectory_S = np.asarray(trajectory_S)[self.order_S]
 
     def repeated(self, ranks):
-        """int, for each of ascending ranks: leading tokens shared with the one before it."""
+        """Counts the leading tokens that each of ascending ranks shares with the one before it."""
         pairs = zip(ranks[:-1], ranks[1:], strict=True)
         # What two ranks share, all ranks between them share too.
         return np.array([0] + [self.common_S[a + 1 : b + 1].min() for a, b in pairs])
 
     def common_with_all(self, rank):
-        """int [S]: leading tokens that this rank shares with each rank."""
+        """Counts the leading tokens that this rank shares with each rank: int [S]."""
         lower_S = np.minimum.accumulate(self.common_S[rank:0:-1])[::-1]
         higher_S = np.minimum.accumulate(self.common_S[rank + 1 :])
         return np.concatenate([lower_S, [self.length_S[rank]], higher_S])
 
     def size(self, ranks):
-        """int [2]: tokens and response tokens of a row that holds these ascending ranks alone."""
+        """Counts tokens and response tokens of a row of these ascending ranks alone: int [2]."""
         new_S = self.length_S[ranks] - self.repeated(ranks)
         return np.array([new_S.sum(), self.sampled_S[ranks].sum()])
 
@@ -269,7 +269,7 @@ class _OpenRows:
         self.row_S[piece] = row
 
     def _held(self, piece):
-        """int [R]: tokens of the piece that each row holds already."""
+        """Counts the tokens of the piece that each row holds already: int [R]."""
         held_R = np.zeros(len(self.size_R2), int)
         placed = np.flatnonzero(self.row_S >= 0)
         for rank, repeated in zip(piece, self.turns.repeated(piece), strict=True):

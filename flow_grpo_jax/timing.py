@@ -6,10 +6,9 @@ import time
 
 
 class Timer:
-    """Seconds that one thread spends on things with names; every moment counts for one name.
+    """Wall-clock seconds of one thread per name; a nested name pauses the outer one.
 
-    seconds: name -> float, in a Counter. What is done within something else counts for the inner
-      name only, so the sum is the time spent under any name.
+    seconds: name -> float, in a Counter. Their sum is the time spent under any name.
     """
 
     def __init__(self, clock=time.perf_counter):
@@ -18,7 +17,7 @@ class Timer:
 
     @contextlib.contextmanager
     def on(self, name):
-        """Counts what happens inside for a name."""
+        """Counts the time inside for a name."""
         outer = self._switch(name)
         try:
             yield
@@ -26,7 +25,7 @@ class Timer:
             self._switch(outer)
 
     def _switch(self, name):
-        """Counts from now on for a name, None for none; returns the name until now."""
+        """Counts for a name from now on, None for none; returns the previous name."""
         now = self._clock()
         if self._name is not None:
             self.seconds[self._name] += now - self._since

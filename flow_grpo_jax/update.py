@@ -4,9 +4,9 @@
 step. Nothing here knows questions, rewards or agents: micro-batches arrive with advantages and
 weights.
 
-Two pytrees of weights come in. `params` is what is trained: a whole Qwen2, or LoRA adapters.
+There are two pytrees of weights. `params` is what is trained: a whole Qwen2, or LoRA adapters.
 `frozen` never changes: the reference policy, and with LoRA the base as well. `assemble` makes the
-policy of both.
+policy from both.
 
 Dimensions:
   B rows of a micro-batch    T tokens in a row    A response tokens of a row
@@ -29,7 +29,7 @@ OLD_LOGPROBS = ("sampler", "recompute")
 
 @flax.struct.dataclass
 class State:
-    """params: float32 masters. opt_state: of optax. step: int32, optimizer steps really applied."""
+    """params: float32 masters. opt_state: of optax. step: int32, optimizer steps not skipped."""
 
     params: Any
     opt_state: Any
@@ -37,7 +37,7 @@ class State:
 
 
 def whole_model(params, frozen):
-    """`assemble` of full fine-tuning: the policy is what is trained."""
+    """Returns the policy in full fine-tuning, where it is what is trained; an `assemble`."""
     del frozen
     return params
 
@@ -46,7 +46,7 @@ def whole_model(params, frozen):
 
 
 def state_shardings(optimizer, shardings):
-    """State of NamedShardings: moments lie where their parameters lie, counters everywhere.
+    """Returns a State of NamedShardings: moments lie with their parameters, counters everywhere.
 
     Args:
       shardings: NamedSharding of each parameter, structured like the parameters.
@@ -64,7 +64,7 @@ def state_shardings(optimizer, shardings):
 
 
 def init(params, optimizer, *, shardings=None):
-    """State at step 0.
+    """Returns the State at step 0.
 
     Args:
       params: float32 model, already placed by `shardings`.
@@ -96,8 +96,8 @@ def add_gradient(
 ):
     """Adds the gradient of one micro-batch's loss to a sum.
 
-    The backward pass adds each layer's part where it makes it, so that the gradient of a single
-    micro-batch never exists as a whole.
+    The backward pass adds each layer's gradient as soon as it is computed, so that the gradient of
+    a micro-batch never exists as a whole.
 
     Args:
       grads: like params, the sum so far.
@@ -141,7 +141,7 @@ def sum_names():
 
 
 def apply(params, opt_state, step, grads, loss_value, *, optimizer):
-    """One optimizer step, or none if the loss or the gradient is not finite.
+    """Takes one optimizer step, or none if the loss or the gradient is not finite.
 
     Returns:
       (params, opt_state, step, norm, applied): norm is the gradient's before clipping.
@@ -177,16 +177,16 @@ class Update:
       old_logprobs: π_old of the ratio. "sampler": what the sampler reported. "recompute": scored
         once by the parameters the update starts from.
       assemble: (params, frozen) -> Qwen2, the policy; `whole_model`, or `lora.combine`.
-      donate_params: the old parameters' memory may be taken for the new ones. False while a
-        sampler holds the same arrays. The optimizer's state is always donated.
+      donate_params: the new parameters may take the memory of the old ones. False while a sampler
+        holds the same arrays. The optimizer's state is always donated.
       shardings: NamedSharding of each trained parameter, structured like params; None for one
         device.
       batch_sharding: NamedSharding of the rows; None for one device. Every process hands in the
         same whole batch and places the rows of its own devices.
 
     `metrics` is a dict of floats. Losses, clip fraction, ratio and entropy are means over the
-    optimizer steps; the gap between sampler and trainer is that of the first step, before the
-    parameters moved, so it covers the first mini-batch.
+    optimizer steps; the gap between sampler and trainer is measured in the first step, before the
+    parameters change, so it covers the first mini-batch.
     """
 
     def __init__(
@@ -246,7 +246,7 @@ class Update:
         def rescore(params, frozen, batch):
             return logprobs.score(assemble(params, frozen), batch, **score)[0]
 
-        # Outputs that come back as inputs must lie where they lay, or they compile anew.
+        # Outputs that come back as inputs must keep their sharding, or the program compiles again.
         sums_out = finished_out = None
         if shardings is not None:
             places = state_shardings(optimizer, shardings)
@@ -292,7 +292,7 @@ class Update:
         return state, self._metrics(jax.device_get(reports), flat)
 
     def place(self, batch):
-        """The batch on the devices that hold its rows."""
+        """Puts a batch on the devices that hold its rows."""
         if self.batch_sharding is None:
             return jax.tree.map(jnp.asarray, batch)
         return jax.tree.map(

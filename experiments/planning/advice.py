@@ -1,4 +1,8 @@
-"""What an update needs by estimate, and which changes of the config would make it fit."""
+"""What an update needs by estimate, and which changes of the config would make it fit.
+
+Dimensions:
+  B rows of a micro-batch    T tokens in a row    A response tokens of a row
+"""
 
 import copy
 import dataclasses

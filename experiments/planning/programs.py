@@ -61,9 +61,9 @@ class Program:
     """One compiled program. All numbers are bytes per device.
 
     rows, tokens: of its micro-batch, 0 if it has none.
-    inputs: arguments and those results that do not take their place.
+    inputs: arguments, and results that do not take their place.
     temporaries: what it needs besides.
-    beside: what lies in memory meanwhile and is none of its arguments.
+    beside: what lies in memory meanwhile and is not among its arguments.
     """
 
     name: str
@@ -86,14 +86,14 @@ def has_libtpu():
 
 
 def prepare_machine(topology):
-    """What must be set before JAX starts its backend: once, at the start of the process."""
+    """Sets what JAX must know before it starts its backend: once, at the start of the process."""
     jax.config.update("jax_platforms", "cpu")
     if topology.kind == "cpu":
         jax.config.update("jax_num_cpu_devices", topology.devices)
 
 
 def devices(topology):
-    """Devices of a topology that programs can be compiled for.
+    """Returns devices of a topology that programs can be compiled for.
 
     Raises:
       ConfigError: libtpu is missing or does not know the slice, or the CPU has fewer devices.
@@ -109,7 +109,7 @@ def devices(topology):
         raise command.ConfigError(INSTALL)
     for name, value in (WITHOUT_TPU | {"TPU_ACCELERATOR_TYPE": _type(topology)}).items():
         os.environ.setdefault(name, value)
-    # Hosts have 2 x 2 chips; slices that these do not divide are taken as hosts of one chip.
+    # Hosts have 2 x 2 chips; a slice that is no multiple of it counts as hosts of one chip each.
     whole = all(size % 2 == 0 for size in topology.shape[:2])
     options = {"chips_per_host_bounds": [2, 2, 1] if whole else [1, 1, 1]}
     if topology.chip == "v4":  # its two cores as one device, as JAX runs it
@@ -130,7 +130,7 @@ def _type(topology):
 
 
 def abstract_mesh(config, count):
-    """The config's mesh over `count` devices that nobody has: enough to count bytes."""
+    """Makes the config's mesh over `count` devices that nobody has: enough to count bytes."""
     with command.checking_config():
         sizes = sharding.mesh_sizes(
             data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor, count=count
@@ -149,7 +149,7 @@ def mesh_over(config, found):
 
 
 def adapters(config):
-    """lora.Settings of a config; None if every parameter is trained."""
+    """Returns lora.Settings of a config; None if every parameter is trained."""
     if not config.model.lora.rank:
         return None
     with command.checking_config():
@@ -160,7 +160,7 @@ abstract_model = functools.cache(session.abstract_model)  # advice asks for it a
 
 
 def inputs(config, dims, mesh):
-    """Inputs of the update that a config describes.
+    """Returns the Inputs of the update that a config describes.
 
     Args:
       dims: qwen2.Config.
@@ -217,7 +217,7 @@ def _batches(config, mesh):
 
 
 def bytes_per_device(tree):
-    """Of a tree of shapes with shardings."""
+    """Counts the bytes on a device of a tree of shapes with shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -283,7 +283,7 @@ def compiled(config, variant, values, mesh, *, on_program=lambda program: None):
 
 
 def memory(lowered, name):
-    """Bytes per device that a program needs, arguments included."""
+    """Compiles a program; returns the bytes per device that it needs, arguments included."""
     with tempfile.TemporaryDirectory() as folder:
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         try:
@@ -306,10 +306,10 @@ def memory(lowered, name):
 
 
 def _allocated(folder):
-    """What libtpu's report of a program's allocations adds up to; None if there is none.
+    """Sums libtpu's report of a program's allocations; None if there is none.
 
-    `memory_analysis` of a TPU program counts some buffers twice, and its peak leaves out what is
-    lost between buffers.
+    `memory_analysis` of a TPU program counts some buffers twice, and its peak leaves out the gaps
+    between buffers.
     """
     reports = sorted(folder.glob("*memory-usage-report.txt"))
     pattern = r"^Memory Space: default \(color=0\)\nTotal bytes: (\d+)"

@@ -33,7 +33,7 @@ class Need:
 
 
 def need(config, dims, topology, estimated, found=()):
-    """Need of a config.
+    """Computes the Need of a config.
 
     Args:
       dims: qwen2.Config.

@@ -279,6 +279,14 @@ def test_weights_sum_to_one_where_the_loss_is_a_mean():
         assert total == pytest.approx(1, rel=1e-6), variant
 
 
+def test_a_variant_is_chosen_by_name_for_rollouts_that_differ():
+    assert loss.choose("gspo", temperature=0.5) is loss.VARIANTS["gspo"]
+    with pytest.raises(ValueError, match="loss.variant='ppo' is unknown; valid: flow, original"):
+        loss.choose("ppo", temperature=0.5)
+    with pytest.raises(ValueError, match="rollout.temperature=0.0: greedy rollouts"):
+        loss.choose("flow", temperature=0.0)
+
+
 def test_turn_mean_by_hand():
     x_BA = np.array([[1, 2, 6, 10, 0, 0], [4, 8, 0, 0, 0, 0]], np.float32)
     mask_BA = np.array([[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]], bool)

@@ -127,6 +127,14 @@ def assert_close(tree, other, *, rtol=1e-4, atol=1e-6):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=atol, err_msg=name)
 
 
+def test_the_sums_are_those_of_the_loss_and_the_entropy(model):
+    ((batch, *_),) = micro_batches(model)
+    how = SCORING | dict(numbers=NUMBERS, mesh=None, on_policy=False)
+    add = functools.partial(update.add_gradient, assemble=update.whole_model, **how)
+    _, sums = jax.eval_shape(add, model, model, None, batch)
+    assert set(sums) == set(update.sum_names()) and len(sums) == 9
+
+
 METRICS = {
     "loss/total", "loss/policy", "loss/kl", "policy/clip_fraction", "policy/ratio_mean",
     "policy/entropy", "policy/logprob_gap_mean", "policy/logprob_gap_k3",
