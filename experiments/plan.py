@@ -1,12 +1,12 @@
-"""Does the update of a config fit, on devices that need not be there, and how fast could it be?
+"""Does the update of a config fit on devices that you need not have, and how fast could it be?
 
     python -m experiments.plan --config=experiments/configs/paper_7b.py --model=7b \\
         --topology=v5p:2x2x2
 
 Compiles the programs that training would run, with libtpu for a TPU slice (in an environment of its
 own: pip install -e '.[plan]') and with XLA:CPU for cpu:N; a large program takes some minutes. For
-GPUs there is no compiler without one: weights are counted, and temporaries are those of the same
-programs compiled for as many v5p chips or, without libtpu, of a formula. --estimate takes the
+GPUs there is no compiler without a GPU: weights are counted, and temporaries are those of the same
+programs compiled for as many v5p chips or, without libtpu, those of a formula. --estimate uses the
 formula at once. No weights are needed, only a config.json or the name of a published size.
 
 Prints bytes per device, FLOPs, the time of a step at the limit of the hardware, and what to change
@@ -27,11 +27,11 @@ from experiments.running import command, fields, limits, sessions
 from models import hardware, huggingface, published
 
 GiB = hardware.GiB
-GOOD = 0.4  # of the limit: what well-made trainers reach on such models
+GOOD = 0.4  # of the limit: what good trainers reach on such models
 
 
 def plan(config, topology, *, model="", estimate=False, workload=None):
-    """The plan as a dict of plain values; `--json` prints it.
+    """Returns the plan as a dict of plain values; `--json` prints it.
 
     Args:
       topology: hardware.Topology.
@@ -39,17 +39,17 @@ def plan(config, topology, *, model="", estimate=False, workload=None):
       estimate: no compiling.
       workload: of `step_time`; None takes its defaults for the config.
     """
-    shape = model_shape(config, model)
+    dims = model_dims(config, model)
     fields.check(config)
     variant = limits.choose_variant(config)
     count, peak = topology.devices, topology.limits
-    estimated = advice.need(config, shape, count)
+    estimated = advice.need(config, dims, count)
     mesh = programs.abstract_mesh(config, count)
     sizes = sessions.batch_shapes(config, mesh)
     batch_rows = dict(zip(sizes["row_lengths"], sizes["rows"], strict=True))
     found, basis, scale, engine_devices = [], "formula", 1.0, ()
     if not estimate:
-        found, basis = compile_programs(config, variant, shape, topology)
+        found, basis = compile_programs(config, variant, dims, topology)
         if topology.kind != "gpu":  # a TPU's programs would be others
             engine_devices = programs.devices(hardware.part(topology, config.engine.tensor))
     if found:
@@ -59,12 +59,12 @@ def plan(config, topology, *, model="", estimate=False, workload=None):
         total = largest.total
     else:
         total = estimated.total
-    sampling = rollouts.need(config, shape, topology, estimated, engine_devices)
+    sampling = rollouts.need(config, dims, topology, estimated, engine_devices)
     if not config.engine.release:
         total += sampling.weights + sampling.cache
     result = {
         "model": model or config.model.path,
-        "parameters": parameter_count(shape),
+        "parameters": parameter_count(dims),
         "topology": topology.name,
         "devices": count,
         "mesh": dict(mesh.shape) | {"sequence": config.mesh.sequence},
@@ -112,17 +112,17 @@ def plan(config, topology, *, model="", estimate=False, workload=None):
     result["spare"] = 1 - total / peak.memory
     result["rollouts"]["spare"] = 1 - sampling.total / peak.memory
     result["step"] = step_time(
-        config, shape, mesh, peak, estimated, **(workload or default_workload(config))
+        config, dims, mesh, peak, estimated, **(workload or default_workload(config))
     )
     if result["spare"] < advice.SPARE:
-        alone, together = advice.advise(config, shape, count, peak.memory, scale=scale)
+        alone, together = advice.advise(config, dims, count, peak.memory, scale=scale)
         result["changes"] = [change_dict(change) for change in alone]
         result["together"] = together and change_dict(together)
     return result
 
 
-def model_shape(config, model):
-    """qwen2.Config of a published size, or of the folder that the config names."""
+def model_dims(config, model):
+    """Returns the qwen2.Config of a published size, or of the folder that the config names."""
     if model:
         if model.lower() not in published.SIZES:
             raise command.ConfigError(
@@ -140,8 +140,8 @@ def model_shape(config, model):
     )
 
 
-def compile_programs(config, variant, shape, topology):
-    """([Program], what they were compiled for); nothing if there is no compiler."""
+def compile_programs(config, variant, dims, topology):
+    """Returns ([Program], their target); no programs if there is no compiler."""
     target = topology
     if topology.kind == "gpu":
         if not programs.has_libtpu():
@@ -151,7 +151,7 @@ def compile_programs(config, variant, shape, topology):
     found = programs.devices(target)
     mesh = programs.mesh_over(config, found)
     logging.info("compiling for %d x %s", mesh.size, found[0].device_kind)
-    values = programs.inputs(config, shape, mesh)
+    values = programs.inputs(config, dims, mesh)
     return programs.compiled(config, variant, values, mesh, on_program=log_program), target.name
 
 
@@ -159,15 +159,15 @@ def log_program(program):
     logging.info("%s %s: %.2f GiB", program.name, program.tokens or "", program.total / GiB)
 
 
-def parameter_count(shape):
-    return sum(leaf.size for leaf in jax.tree.leaves(programs.abstract_model(shape, jnp.float32)))
+def parameter_count(dims):
+    return sum(leaf.size for leaf in jax.tree.leaves(programs.abstract_model(dims, jnp.float32)))
 
 
 # ---- time --------------------------------------------------------------------------------------
 
 
 def default_workload(config):
-    """Assumed turns of a step: most are far shorter than the longest that fits."""
+    """Assumes the turns of a step: most are far shorter than the longest that fits."""
     settings = config.rollout
     return dict(
         turns=(1 + settings.max_turns) / 2,
@@ -179,22 +179,22 @@ def default_workload(config):
 
 
 def step_time(
-    config, shape, mesh, chip, needed, *, turns, turn_tokens, response_tokens, sharing, fill
+    config, dims, mesh, chip, needed, *, turns, turn_tokens, response_tokens, sharing, fill
 ):
-    """What the update of one step costs at the limit of the hardware.
+    """Estimates what the update of one step costs at the limit of the hardware.
 
     Args:
       needed: advice.Need, whose weights the optimizer reads and writes.
       turns: of a trajectory. turn_tokens, response_tokens: of a turn.
       sharing: tokens of turns per token computed, above 1 where layout "tree" shares prefixes.
-      fill: share of the computed tokens that is no padding.
+      fill: share of the computed tokens that is not padding.
     """
-    how = advice.setting(config, shape, mesh)
+    how = advice.setting(config, dims, mesh)
     trained = config.rollout.questions * config.rollout.group * turns
     useful, executed = formulas.turn_flops(how, turn_tokens, response_tokens)
     tokens = trained * turn_tokens
     steps = config.loss.epochs * config.loss.mini_batches
-    # Read all, write parameters and moments.
+    # It reads all of them and writes parameters and moments.
     moved = 2 * needed.parameters + 2 * needed.moments + needed.gradients
     optimizer = steps * moved / chip.bandwidth
     products = config.loss.epochs * trained * executed / sharing / fill / mesh.size / chip.flops

@@ -2,15 +2,17 @@
 
 A turn is a prompt and the tokens sampled after it. Rows hold one turn each, or several, or a prefix
 tree of them (`packing.py`); all give the same loss and gradient. A micro-batch is a fixed number of
-rows of one shape, so the update compiles once a shape. What a token counts in the loss is decided
-here too, in `weight_BA`.
+rows of one shape, so the update compiles once for each shape. `weight_BA` says what each token
+counts in the loss.
 
 Dimensions:
-  Q questions    G rollouts of a question    S samples (turns) of an optimizer step
+  Q questions    G rollouts of a question    P questions of a mini-batch
+  S samples (turns) of an optimizer step
   B rows of a micro-batch    T tokens in a row    A response tokens of a row
 """
 
 import dataclasses
+import functools
 
 import flax
 import jax
@@ -81,11 +83,29 @@ class TurnBatch:
     weight_BA: jax.Array | np.ndarray
 
 
+def shapes(*, rows, tokens, sampled):
+    """Returns a TurnBatch of ShapeDtypeStructs: B = rows, T = tokens, A = sampled."""
+    of_tokens = functools.partial(jax.ShapeDtypeStruct, (rows, tokens))
+    of_sampled = functools.partial(jax.ShapeDtypeStruct, (rows, sampled))
+    return TurnBatch(
+        token_BT=of_tokens(np.int32),
+        until_BT=of_tokens(np.int32),
+        index_BA=of_sampled(np.int32),
+        target_BA=of_sampled(np.int32),
+        mask_BA=of_sampled(np.bool_),
+        turn_BA=of_sampled(np.int32),
+        old_logp_BA=of_sampled(np.float32),
+        sampler_logp_BA=of_sampled(np.float32),
+        adv_BA=of_sampled(np.float32),
+        weight_BA=of_sampled(np.float32),
+    )
+
+
 # ---- samples -> micro-batches ------------------------------------------------------------------
 
 
 def turn_counts(samples, *, questions, rollouts):
-    """int64 [Q, G]: number of turns of each trajectory."""
+    """Counts the turns of each trajectory: int64 [Q, G]."""
     counts = np.bincount([s.trajectory for s in samples], minlength=questions * rollouts)
     return counts.reshape(questions, rollouts)
 
@@ -100,14 +120,14 @@ def build(
     row_lengths,
     rows,
     response_lengths,
-    mini_batches=1,
-    constant_length=0,
+    mini_batches,
+    constant_length,
 ):
     """Lays samples out in micro-batches.
 
-    Samples of valid trajectories all appear exactly once; those of invalid ones do not appear and
-    count in no average. A valid trajectory counts in the average whatever its advantage and even
-    if it has no sample.
+    Each sample of a valid trajectory appears exactly once; those of invalid ones do not appear and
+    count in no average. A valid trajectory counts in the average whatever its advantage, even if it
+    has no sample.
 
     Args:
       samples: sequence of TurnSample.
@@ -119,7 +139,7 @@ def build(
       row_lengths: ascending; the values that T has.
       rows: B of each row length.
       response_lengths: A of each row length, ascending; neighbours may be equal.
-      mini_batches: optimizer steps; questions are split into so many consecutive parts.
+      mini_batches: optimizer steps; questions are split into this many consecutive parts.
       constant_length: for `weigh_constant_length` only.
 
     Returns:
@@ -132,15 +152,15 @@ def build(
     """
     adv_QG, valid_QG = np.asarray(adv_QG), np.asarray(valid_QG, bool)
     check_buckets(row_lengths, rows, response_lengths, layout=layout)
-    shapes = [
-        packing.Shape(*shape) for shape in zip(rows, row_lengths, response_lengths, strict=True)
+    buckets = [
+        packing.Shape(*bucket) for bucket in zip(rows, row_lengths, response_lengths, strict=True)
     ]
     if not 1 <= mini_batches <= len(valid_QG):
         raise ValueError(
             f"mini_batches={mini_batches} must be between 1 and the {len(valid_QG)} questions."
         )
     for index, sample in enumerate(samples):
-        _check_sample(index, sample, valid_QG.shape, shapes[-1])
+        _check_sample(index, sample, valid_QG.shape, buckets[-1])
     valid = [s for s in samples if valid_QG.flat[s.trajectory]]
     if not valid:
         raise ValueError(
@@ -159,9 +179,9 @@ def build(
         plan = packing.lay_out(
             sequences,
             sampled_S,
-            family_S=[s.group for s in part],
-            item_S=trajectory_S,
-            shapes=shapes,
+            question_S=[s.group for s in part],
+            trajectory_S=trajectory_S,
+            shapes=buckets,
             layout=layout,
         )
         micro_S = np.empty(len(part), int)
@@ -180,26 +200,26 @@ def build(
             adv_S=adv_QG.flat[trajectory_S],
             weight_S=weight_S / sampled_S,
         )
-        result.append([_write(shape, rows, layout == "tree", **columns) for shape, rows in plan])
+        result.append(
+            [
+                _write(shape, row_lists, share=layout == "tree", **columns)
+                for shape, row_lists in plan
+            ]
+        )
     return result
 
 
-def _write(shape, rows, share, *, samples, sequences, adv_S, weight_S):
-    """TurnBatch of one shape; rows hold sample numbers, weight_S is that of a token."""
-    tokens, sampled = (shape.rows, shape.tokens), (shape.rows, shape.sampled)
-    batch = TurnBatch(
-        token_BT=np.zeros(tokens, np.int32),
-        until_BT=np.zeros(tokens, np.int32),
-        index_BA=np.zeros(sampled, np.int32),
-        target_BA=np.zeros(sampled, np.int32),
-        mask_BA=np.zeros(sampled, bool),
-        turn_BA=np.zeros(sampled, np.int32),
-        old_logp_BA=np.zeros(sampled, np.float32),
-        sampler_logp_BA=np.zeros(sampled, np.float32),
-        adv_BA=np.zeros(sampled, np.float32),
-        weight_BA=np.zeros(sampled, np.float32),
-    )
-    for b, row in enumerate(rows):
+def _write(shape, row_lists, *, share, samples, sequences, adv_S, weight_S):
+    """Writes a TurnBatch of one packing.Shape.
+
+    Args:
+      row_lists: sample numbers of each row.
+      share: whether common prefixes are written once.
+      weight_S: what each token of a sample counts.
+    """
+    empty = shapes(rows=shape.rows, tokens=shape.tokens, sampled=shape.sampled)
+    batch = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), empty)
+    for b, row in enumerate(row_lists):
         token_T, until_T, where_S = packing.write_row([sequences[s] for s in row], share=share)
         batch.token_BT[b, : len(token_T)] = token_T
         batch.until_BT[b, : len(token_T)] = until_T
@@ -222,20 +242,23 @@ def _write(shape, rows, share, *, samples, sequences, adv_S, weight_S):
 
 
 def padding_share(micro_batches):
-    """Padding tokens / all tokens, padding rows included."""
+    """Returns padding tokens / all tokens, padding rows included."""
     return 1.0 - _real_tokens(micro_batches) / sum(batch.until_BT.size for batch in micro_batches)
 
 
 def sampled_tokens(micro_batches):
-    """Number of tokens that carry loss."""
+    """Counts the tokens that carry loss."""
     return sum(int(batch.mask_BA.sum()) for batch in micro_batches)
 
 
 def sharing(micro_batches):
-    """Tokens of all turns, each counted alone / tokens computed, padding left out; 1 if no tree."""
+    """Returns tokens of all turns, each counted alone / tokens computed without padding.
+
+    It is 1 unless the layout is "tree".
+    """
     alone = 0
     for batch in micro_batches:
-        # A turn is as long as its last target is deep, and that one's state comes one before.
+        # A turn's length is the depth of its last target, one more than that of the state before.
         last_BA = batch.mask_BA & ~(
             np.pad(batch.mask_BA[:, 1:], [(0, 0), (0, 1)])
             & (np.diff(batch.turn_BA, axis=1, append=0) == 0)
@@ -250,7 +273,7 @@ def _real_tokens(micro_batches):
 
 
 def _depth(until_BT):
-    """int [B, T]: number of tokens that each token sees, itself included."""
+    """Counts the tokens that each token sees, itself included: int [B, T]."""
     closed_BT = np.zeros((until_BT.shape[0], until_BT.shape[1] + 1), int)
     np.add.at(closed_BT, (np.arange(len(until_BT))[:, None], until_BT), until_BT > 0)
     return np.cumsum((until_BT > 0) - closed_BT[:, :-1], axis=1)
@@ -268,11 +291,14 @@ def check_buckets(
     longest_prompt=1,
     longest_response=1,
 ):
-    """ValueError for shapes that `build` cannot fill; call it before the first rollout.
+    """Checks that `build` can fill the shapes; call it before the first rollout.
 
     Args:
       row_lengths, rows, response_lengths, layout: of `build`.
       longest_prompt, longest_response: tokens that a turn may have.
+
+    Raises:
+      ValueError: a shape makes no sense, or the largest does not hold the longest turn.
     """
     if layout not in packing.LAYOUTS:
         raise ValueError(f"layout={layout!r} is unknown; valid: {', '.join(packing.LAYOUTS)}.")
@@ -291,13 +317,15 @@ def check_buckets(
     longest = longest_prompt + longest_response
     if longest > row_lengths[-1]:
         raise ValueError(
-            f"A prompt of {longest_prompt} and a response of {longest_response} tokens exceed the "
-            f"largest of row_lengths={row_lengths}. Make it {longest} or more, or lower the limits."
+            f"rollout.max_prompt_tokens={longest_prompt} and rollout.max_response_tokens="
+            f"{longest_response} exceed the largest of batch.row_lengths={row_lengths}. Make it "
+            f"{longest} or more, or lower the limits."
         )
     if longest_response > response_lengths[-1]:
         raise ValueError(
-            f"A response of {longest_response} tokens exceeds the largest of response_lengths="
-            f"{response_lengths}. Make it {longest_response} or more, or lower the limit."
+            f"rollout.max_response_tokens={longest_response} exceeds the largest of "
+            f"batch.response_lengths={response_lengths}. Make it {longest_response} or more, or "
+            "lower the limit."
         )
 
 

@@ -1,7 +1,7 @@
 """Orbax checkpoints: parameters, optimizer, step, data cursor. Saves are atomic.
 
-Several processes save and restore together, each its part of every array, in one shared folder;
-what they saved can be restored by any number of processes on any mesh.
+Several processes save and restore together, each its part of every array, in one shared folder.
+Any number of processes can restore it on any mesh.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ STEP = "step"  # prefix of their folders
 
 
 def _named(tree):
-    """{slash path: leaf}: Orbax then needs to know nothing of the tree's classes."""
+    """Returns ({slash path: leaf}, treedef): Orbax need not know the tree's classes."""
     flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
     return dict(zip(names, (leaf for _, leaf in flat), strict=True)), treedef
@@ -51,9 +51,9 @@ class Checkpoints:
         self.good.add(step)
 
     def restore(self, like, *, step=None):
-        """(step, state, meta) of the newest readable checkpoint, or of `step`; None if none.
+        """Reads (step, state, meta) of the newest readable checkpoint, or of `step`; None if none.
 
-        A checkpoint that one process cannot read is left by all.
+        If one process cannot read a checkpoint, all of them skip it.
 
         Args:
           like: pytree of arrays or ShapeDtypeStructs with shardings; gives structure and placement.
@@ -64,7 +64,7 @@ class Checkpoints:
         return self._newest(step, lambda candidate: self._restore(candidate, like))
 
     def restore_part(self, like, part, *, step=None):
-        """As `restore`, for one subtree of the state; nothing else is read.
+        """Restores like `restore`, but one subtree of the state; nothing else is read.
 
         Args:
           like: as in `restore`, for the subtree alone.
@@ -81,7 +81,7 @@ class Checkpoints:
             problem = ""
             try:
                 found = restore(candidate)
-            except Exception as error:  # noqa: BLE001  that is what Orbax makes of damaged data
+            except Exception as error:  # noqa: BLE001  Orbax raises it for damaged data
                 problem = processes.describe(error.__cause__ or error)
             if not (problems := list(filter(None, processes.gather([problem])))):
                 self.good.add(candidate)
@@ -105,7 +105,7 @@ class Checkpoints:
             how = ocp.checkpoint_utils.construct_restore_args(abstract)
             state = ocp.args.PyTreeRestore(abstract, restore_args=how, partial_restore=True)
         args = ocp.args.Composite(state=state, meta=ocp.args.JsonRestore())
-        # Each process by itself: where one fails, Orbax would let the others wait for it.
+        # Each process reads alone: if one failed, Orbax would let the others wait for it.
         alone = ocp.options.MultiprocessingOptions(
             primary_host=processes.index(), active_processes={processes.index()}
         )
@@ -122,7 +122,7 @@ class Checkpoints:
         return state, restored.meta
 
     def steps(self):
-        """Steps of which there is a checkpoint, readable or not, in order."""
+        """Steps that have a checkpoint, readable or not, in order."""
         return processes.of_first(sorted(self.manager.all_steps()))
 
     def close(self):
@@ -130,10 +130,10 @@ class Checkpoints:
 
 
 def fingerprint(tree):
-    """Hex digest of a pytree's names, shapes and values; identifies the reference policy.
+    """Returns a hex digest of a pytree's names, shapes and values; identifies the reference policy.
 
-    It does not depend on how the arrays are spread over devices and processes, and is computed
-    where they lie.
+    It does not depend on how the arrays are spread over devices and processes; nothing is moved to
+    compute it.
     """
     named, _ = _named(tree)
     sums = jax.device_get(_checksums(list(named.values())))
@@ -145,10 +145,10 @@ def fingerprint(tree):
 
 @jax.jit
 def _checksums(arrays):
-    """A pair of uint32 for each array: sums of two hashes of every element's bits and position.
+    """Returns two uint32 for each array: sums of two hashes of every element's bits and position.
 
-    Integer sums are the same in any order, so in any sharding. One changed element always changes
-    both sums; several leave them alone with a chance of about 2**-64.
+    Integer sums are the same in any order, so with any sharding. One changed element always changes
+    both sums; several changed ones go unnoticed with a probability of about 2**-64.
     """
     return [_checksum(array) for array in arrays]
 
@@ -173,7 +173,7 @@ def _checksum(array):
 
 
 def _mixed(x):
-    """The 32-bit finalizer of MurmurHash3, a bijection."""
+    """Applies the 32-bit finalizer of MurmurHash3, a bijection."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

@@ -2,8 +2,8 @@
 
 Advantages are group-relative, one number a trajectory. Each function has the signature
 (rewards_QG, valid_QG, turns_QG) -> float64 [Q, G] and gives 0 to invalid trajectories and to groups
-that carry no signal (equal rewards), so whoever reads the result may average over all valid
-trajectories, groups without signal included.
+without signal (equal rewards), so that averages may go over all valid trajectories, those of groups
+without signal included.
 
 Weights make loss = Σ_turns weight * (mean over the turn's sampled tokens). Each `weigh_*` has the
 signature (tokens_S, trajectory_S, micro_S, trajectories=, constant_length=) -> float64 [S]: sampled
@@ -18,8 +18,8 @@ Dimensions:
 
 import numpy as np
 
-# Added to the standard deviation, as in the code the paper was trained with. It is far below what
-# binary rewards can give: the smallest non-zero deviation of eight of them is 0.35.
+# Added to the standard deviation, as in the code the paper was trained with. It is far below the
+# deviations of binary rewards: the smallest non-zero deviation of eight of them is 0.35.
 EPS = 1e-6
 
 # ---- what a trajectory earns -------------------------------------------------------------------
@@ -44,7 +44,7 @@ def _checked(rewards_QG, valid_QG):
 
 
 def _normalised(rewards_QG, count_QG, *, by_std):
-    """(R - mean) / (std + EPS) of each group, its member (q, g) counted count_QG times.
+    """Returns (R - mean) / (std + EPS) of each group; its member (q, g) counts count_QG times.
 
     The standard deviation is the sample one (divisor n - 1). Fewer than two counted members, or
     equal rewards, give 0.
@@ -61,7 +61,7 @@ def _normalised(rewards_QG, count_QG, *, by_std):
 
 
 def flow(rewards_QG, valid_QG, turns_QG=None):
-    """A_i = (R_i - mean) / std over the valid trajectories of a question, each counted once.
+    """Returns A_i = (R_i - mean) / std over a question's valid trajectories, each counted once.
 
     Args:
       rewards_QG: outcome rewards, any finite unit; ignored where invalid.
@@ -76,13 +76,13 @@ def flow(rewards_QG, valid_QG, turns_QG=None):
 
 
 def dr_grpo(rewards_QG, valid_QG, turns_QG=None):
-    """A_i = R_i - mean: `flow` without the division (arXiv 2503.20783, section 3.1)."""
+    """Returns A_i = R_i - mean: `flow` without the division (arXiv 2503.20783, section 3.1)."""
     rewards_QG, valid_QG = _checked(rewards_QG, valid_QG)
     return _normalised(rewards_QG, valid_QG.astype(np.int64), by_std=False)
 
 
 def original(rewards_QG, valid_QG, turns_QG):
-    """Mean and standard deviation over turn rows: what the authors' code computes.
+    """Normalises by mean and standard deviation over turn rows, as the authors' code does.
 
     A trajectory of three turns counts three times in both, so long trajectories pull the mean
     towards their reward.
@@ -99,30 +99,30 @@ def original(rewards_QG, valid_QG, turns_QG):
 
 
 def weigh_turns(tokens_S, trajectory_S, micro_S, *, trajectories, constant_length):
-    """1 / (trajectories * turns of this one): Eq. 5, with its 1/|a| in the loss."""
+    """Returns 1 / (trajectories * turns of this one): Eq. 5, with its 1/|a| in the loss."""
     turns_S = np.bincount(trajectory_S)[trajectory_S]
     return 1.0 / (trajectories * turns_S)
 
 
 def weigh_rollout_tokens(tokens_S, trajectory_S, micro_S, *, trajectories, constant_length):
-    """Mean over trajectories of the mean over all tokens of the trajectory."""
+    """Gives the mean over trajectories of the mean over all tokens of the trajectory."""
     total_S = np.bincount(trajectory_S, weights=tokens_S)[trajectory_S]
     return tokens_S / (trajectories * total_S)
 
 
 def weigh_tokens(tokens_S, trajectory_S, micro_S, *, trajectories, constant_length):
-    """Mean over all tokens of the step, whoever's they are."""
+    """Gives the mean over all tokens of the step, whatever their trajectory."""
     return tokens_S / tokens_S.sum()
 
 
 def weigh_micro_batch_tokens(tokens_S, trajectory_S, micro_S, *, trajectories, constant_length):
-    """Token mean inside a micro-batch, then mean over micro-batches: depends on their size."""
+    """Gives the token mean of a micro-batch, then the mean over these: depends on their size."""
     total_S = np.bincount(micro_S, weights=tokens_S)[micro_S]
     return tokens_S / (total_S * len(np.unique(micro_S)))
 
 
 def weigh_constant_length(tokens_S, trajectory_S, micro_S, *, trajectories, constant_length):
-    """Sum over a trajectory's tokens / constant_length, then mean over trajectories."""
+    """Gives the sum over a trajectory's tokens / constant_length, then the trajectories' mean."""
     if constant_length < 1:
         raise ValueError(
             f"constant_length={constant_length} must be positive. Use the tokens a trajectory may "

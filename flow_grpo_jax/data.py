@@ -41,14 +41,11 @@ class BadField(ValueError):
     """A field of one row that is missing or wrong; `read_questions` collects them."""
 
 
-def read_questions(
-    path: str | pathlib.Path, *, benchmark: str | None = None, split: str | None = None
-) -> list[dict]:
-    """Reads .jsonl, .json (a list), .parquet, or a TFDS folder with array_record files.
+def read_questions(path: str | pathlib.Path, *, benchmark: str | None = None) -> list[dict]:
+    """Reads .jsonl, .json (a list), .parquet, or a TFDS folder of one split in array_record files.
 
-    benchmark: one of BENCHMARKS, if the rows are in the form of that benchmark's own files
+    benchmark: one of BENCHMARKS, if the rows have the form of that benchmark's own files
                ("query", "pid", "options", ...); ids are then "<benchmark>-<row>", counted from 0.
-    split:     of a TFDS folder; may be left out if it has only one.
 
     Raises one ValueError that names the first bad rows: not JSON, a field missing or of the wrong
     form, an id used twice, a gold that is none of the choices, a game of 24 without numbers.
@@ -56,10 +53,8 @@ def read_questions(
     path = pathlib.Path(path)
     if benchmark is not None and benchmark not in BENCHMARKS:
         raise ValueError(f"Unknown benchmark {benchmark!r}; valid: {', '.join(BENCHMARKS)}.")
-    if split is not None and not path.is_dir():
-        raise ValueError(f"split={split!r} is for TFDS folders; {path} is none. Leave it out.")
     questions, bad, first_place = [], [], {}
-    for index, (place, row) in enumerate(_rows(path, split)):
+    for index, (place, row) in enumerate(_rows(path)):
         try:
             if isinstance(row, BadField):
                 raise row
@@ -89,7 +84,7 @@ def read_questions(
 
 
 def as_question(row: Mapping) -> dict:
-    """A checked copy of `row`: id a string, answer a tuple of strings, choices a list of strings.
+    """Returns a checked copy of `row`: id a string, answer a tuple of strings, choices a list.
 
     Fields outside the schema are kept. Raises BadField.
     """
@@ -132,7 +127,7 @@ def as_question(row: Mapping) -> dict:
 
 
 def convert(row: Mapping, *, benchmark: str, index: int) -> dict:
-    """A row of a benchmark's own file in the schema of `as_question`, which has yet to check it.
+    """Brings a row of a benchmark's own file into the schema of `as_question`, unchecked.
 
     The text is "query" or "question" without its trailing request for <answer> tags; options are
     in "choices" or "options", as a list or by letter. "pid" is not used: it is not always unique.
@@ -151,11 +146,6 @@ def convert(row: Mapping, *, benchmark: str, index: int) -> dict:
     if question["kind"] == "gameof24" and not isinstance(row.get("question"), str):
         question["numbers"] = row.get("question")
     return question
-
-
-def question_batches(questions: Sequence[Mapping], *, batch: int, seed: int) -> "QuestionBatches":
-    """Endless batches of `batch` questions, in a new order every epoch; see QuestionBatches."""
-    return QuestionBatches(questions, batch=batch, seed=seed)
 
 
 class QuestionBatches(Iterator[list[dict]]):
@@ -190,7 +180,7 @@ class QuestionBatches(Iterator[list[dict]]):
         return next(self._batches)
 
     def get_state(self) -> dict:
-        """Position as JSON-able data; the next batch after set_state(state) is the next one now."""
+        """Returns the position as JSON-able data, for `set_state`."""
         return {**self._run, "next_batch": self._batches.get_state()["next_index"]}
 
     def set_state(self, state: Mapping) -> None:
@@ -207,10 +197,10 @@ class QuestionBatches(Iterator[list[dict]]):
 # ------------------------------------------------------------------------------------- files
 
 
-def _rows(path: pathlib.Path, split: str | None) -> Iterator[tuple[str, object]]:
-    """(where it is, row) for every row; a line that is no JSON comes as the BadField to report."""
+def _rows(path: pathlib.Path) -> Iterator[tuple[str, object]]:
+    """Yields (place, row) for every row; a line that is no JSON comes as the BadField to report."""
     if path.is_dir():
-        return _tfds_rows(path, split)
+        return _tfds_rows(path)
     if not path.exists():
         raise ValueError(f"There is no file or folder {path}.")
     readers = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}
@@ -254,7 +244,7 @@ def _parquet_rows(path: pathlib.Path) -> Iterator[tuple[str, object]]:
         yield f"row {number}", {name: value for name, value in row.items() if value is not None}
 
 
-def _tfds_rows(path: pathlib.Path, split: str | None) -> Iterator[tuple[str, object]]:
+def _tfds_rows(path: pathlib.Path) -> Iterator[tuple[str, object]]:
     if not (path / "dataset_info.json").exists():
         raise ValueError(
             f"{path} has no dataset_info.json; a TFDS folder is .../<name>/[<config>/]<version>."
@@ -263,10 +253,12 @@ def _tfds_rows(path: pathlib.Path, split: str | None) -> Iterator[tuple[str, obj
 
     builder = tfds.builder_from_directory(path)
     splits = sorted(builder.info.splits)
-    if split is None and len(splits) == 1:
-        split = splits[0]
-    if split not in splits:
-        raise ValueError(f"{path} has the splits {', '.join(splits)}; split={split!r} is none.")
+    if len(splits) != 1:
+        raise ValueError(
+            f"{path} has the splits {', '.join(splits)}; expected one. Export the one you want as "
+            ".jsonl or .parquet."
+        )
+    [split] = splits
     for number, row in enumerate(builder.as_data_source(split)):
         row = {name: _from_tfds(value) for name, value in row.items()}
         # TFDS has every feature in every row: an absent optional field is an empty list.
@@ -274,7 +266,7 @@ def _tfds_rows(path: pathlib.Path, split: str | None) -> Iterator[tuple[str, obj
 
 
 def _from_tfds(value):
-    """Bytes to str, numpy arrays to lists and numbers; other values as they are."""
+    """Turns bytes into str, numpy arrays into lists and numbers; keeps other values."""
     if isinstance(value, bytes):
         return value.decode("utf-8")
     if hasattr(value, "tolist"):
@@ -293,7 +285,7 @@ def _is_number(value) -> bool:
 
 
 def _golds(answer) -> tuple[str, ...]:
-    """Accepted answers as strings; a string that holds a list of strings is taken apart."""
+    """Returns accepted answers as strings; a string that holds a list of strings is taken apart."""
     parts = list(answer) if isinstance(answer, list | tuple) else [answer]
     golds = []
     for part in parts:
@@ -310,7 +302,7 @@ def _golds(answer) -> tuple[str, ...]:
 
 
 def _unquoted_list(text: str) -> list[str]:
-    """ "['Prussian', 'German']" as two strings; any other text, also "[1, 2]", as itself.
+    """Reads "['Prussian', 'German']" as two strings; any other text, also "[1, 2]", as itself.
 
     A list without quotes is an interval, a vector or a set of numbers, which is one answer.
     """
@@ -331,7 +323,7 @@ def _unquoted_list(text: str) -> list[str]:
 
 
 def _choices(value) -> list[str] | None:
-    """Options in order; a mapping from letters is read in the order of its letters."""
+    """Returns options in order; a mapping from letters is read in the order of its letters."""
     if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
         try:
             value = ast.literal_eval(value.strip())

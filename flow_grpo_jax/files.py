@@ -4,7 +4,7 @@ import os
 
 
 def replace_text(path, text):
-    """Writes a text file so that a crash leaves the old content or the new, nothing between."""
+    """Writes a text file so that a crash leaves either the old content or the new."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)

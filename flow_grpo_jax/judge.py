@@ -1,7 +1,7 @@
-"""An LLM as judge: is the answer right, for questions whose answers no rule can compare.
+"""An LLM as judge of answers that no rule can compare.
 
 The answer is written by the model that is rewarded, so it is data: quoted as JSON, capped, and the
-judge is told to follow nothing in it. A judge that fails or misses its form gives no verdict, which
+judge is told to follow nothing in it. A judge that fails or breaks its form gives no verdict, which
 is neither right nor wrong. A verdict is kept under judge, prompt, question, gold and answer.
 """
 
@@ -50,7 +50,7 @@ class Judge:
       ask: (list of chat messages) -> list of values of SCHEMA or exceptions `BackendError`.
       name: of the judge; part of what verdicts are kept under.
       cache: `cache.Cache` for verdicts beyond this process, or None.
-      remembers: whether a verdict stays true in this process: not of weights that change.
+      remembers: whether a verdict stays valid in this process; False for weights that change.
     """
 
     def __init__(self, ask, *, name, cache=None, remembers=True):
@@ -58,7 +58,7 @@ class Judge:
         self._remembers = remembers
 
     def verdicts(self, cases):
-        """For each case True, False, or None for no verdict."""
+        """Returns for each case True, False, or None for no verdict."""
         found = {case: self._remembered(case) for case in dict.fromkeys(cases)}
         open_cases = [case for case, verdict in found.items() if verdict is None]
         replies = self._ask([messages(case) for case in open_cases]) if open_cases else []
@@ -89,7 +89,7 @@ class Judge:
 
 
 def messages(case):
-    """The chat messages for a case."""
+    """Returns the chat messages for a case."""
     quoted = {
         "question": _clean(case.question),
         "accepted_answers": [_clean(gold) for gold in case.golds],
@@ -102,15 +102,15 @@ def messages(case):
 
 
 def _clean(text):
-    """Without invisible characters and halves of surrogate pairs."""
+    """Removes invisible characters and halves of surrogate pairs."""
     return _INVISIBLE.sub("", text).encode("utf-8", "replace").decode("utf-8")
 
 
 def ask_server(model, *, max_tokens):
-    """`ask` of a Judge by a `server.ChatModel`.
+    """Makes the `ask` of a Judge from a `server.ChatModel`.
 
-    However many prompts there are, each has the model's `seconds` from when its turn comes. While
-    the server is down it is waited for, up to the same time in all.
+    Each prompt has the model's `seconds` from when its turn comes, however many there are. If the
+    server is down, `ask` waits for it, up to the same time in all.
     """
 
     def ask(prompts):
@@ -134,7 +134,7 @@ def ask_server(model, *, max_tokens):
 
 
 def ask_texts(complete):
-    """`ask` of a Judge by a model that only writes texts, with one repair.
+    """Makes the `ask` of a Judge from a model that only writes texts, with one repair.
 
     complete: (list of chat messages) -> list of texts, None for a prompt that is too long.
     """
@@ -152,7 +152,7 @@ def ask_texts(complete):
 
 
 def ask_engine(engine, tokenizer, *, weights, max_tokens, max_prompt_tokens):
-    """`ask` of a Judge by a weight set of the engine, which must have nothing else to do."""
+    """Makes the `ask` of a Judge from a weight set of the engine, which must be idle."""
 
     def complete(prompts):
         places, texts = {}, [None] * len(prompts)

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 
 def token_logprobs(model, hidden_BAD, target_BA, mask_BA, *, temperature, chunk, mesh=None):
-    """Log-probability of each target and entropy of its distribution, in nats.
+    """Computes the log-probability of each target and the entropy of its distribution, in nats.
 
     The unembedding runs over chunks of response columns up to the last one that any row uses, and
     the backward pass computes each chunk's logits again, so memory beyond inputs and outputs is
@@ -32,9 +32,10 @@ def token_logprobs(model, hidden_BAD, target_BA, mask_BA, *, temperature, chunk,
       target_BA: int32 ids.
       mask_BA: bool; columns after the last True of all rows give 0 and are not computed.
       temperature: > 0, that of sampling: log-probs are of softmax(logits / temperature).
-      chunk: tokens of which a device may hold all logits, or a part of the logits of that many
-        more; at least one column is used. Does not change values. The head's gradient is read and
-        written once a chunk, so small ones are slow.
+      chunk: token budget per chunk, whose logits a device holds at once; with the vocabulary split
+        over n devices, n times as many tokens share it. A chunk has at least one column. Values do
+        not depend on it. The head's gradient is read and written once a chunk, so small chunks are
+        slow.
       mesh: of `sharding.make_mesh`, with rows split over `data` and `fsdp`; None for one device.
 
     Returns:
@@ -58,7 +59,7 @@ def token_logprobs(model, hidden_BAD, target_BA, mask_BA, *, temperature, chunk,
 
 
 def score(model, batch, *, temperature, chunk, execution, mesh=None):
-    """(logp_BA, entropy_BA) of the sampled tokens of a TurnBatch; see `token_logprobs`.
+    """Returns (logp_BA, entropy_BA) of the sampled tokens of a TurnBatch; see `token_logprobs`.
 
     Args:
       model: Qwen2.
@@ -80,7 +81,7 @@ def score(model, batch, *, temperature, chunk, execution, mesh=None):
 
 
 def _vocabulary_axes(mesh, vocabulary):
-    """The most of the mesh axes `tensor` and `fsdp` whose devices divide the vocabulary."""
+    """Returns as many of the mesh axes `tensor` and `fsdp` as divide the vocabulary."""
     for axes in (("tensor", "fsdp"), ("tensor",)):
         if mesh is not None and vocabulary % math.prod(mesh.shape[axis] for axis in axes) == 0:
             return axes
@@ -89,9 +90,10 @@ def _vocabulary_axes(mesh, vocabulary):
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """How chunks are computed.
+    """How chunks are computed, and where their arrays lie on the mesh.
 
-    columns: C. tied: the head is the embedding table, [V, D]. vocabulary: mesh axes that split V.
+    columns: C. tied: the head is the embedding table, [V, D]; else it is [D, V].
+    vocabulary: mesh axes that split V.
     """
 
     temperature: float
@@ -108,44 +110,62 @@ class _Plan:
     def data_shards(self):
         return 1 if self.mesh is None else self.mesh.shape["data"]
 
-    def place(self, x, letters):
-        """Lays x out: B over `data` and `fsdp`, N and X over `data`, V over the vocabulary axes."""
-        if self.mesh is None:
-            return x
-        split = {"B": ("data", "fsdp"), "N": "data", "X": "data", "V": self.vocabulary}
-        spec = P(*[split.get(letter) for letter in letters])
-        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
-
     def cut(self, x_BA, i):
-        """Chunk i of [B, A, ...] as [N, ...], gathered over `fsdp`."""
+        """Returns chunk i of [B, A, ...] as [N, ...]."""
         x_BC = jax.lax.dynamic_slice_in_dim(x_BA, i * self.columns, self.columns, axis=1)
-        return self.place(x_BC.reshape(-1, *x_BC.shape[2:]), "ND"[: x_BC.ndim - 1])
+        return self.place_chunk(x_BC.reshape(-1, *x_BC.shape[2:]))
 
     def paste(self, x_BA, x_N, i):
-        """Writes [N, ...] to chunk i of [B, A, ...], split over `fsdp` again."""
-        x_BC = self.place(x_N.reshape(-1, self.columns, *x_N.shape[1:]), "BCD"[: x_N.ndim + 1])
+        """Writes [N, ...] to chunk i of [B, A, ...]."""
+        x_BC = self.place_rows(x_N.reshape(-1, self.columns, *x_N.shape[1:]))
         return jax.lax.dynamic_update_slice_in_dim(x_BA, x_BC, i * self.columns, axis=1)
 
-    def split(self, x_N, letters):
-        """[N, ...] as [X, N / X, ...]."""
-        return self.place(x_N.reshape(self.data_shards, -1, *x_N.shape[1:]), letters)
+    def split(self, x_N):
+        """Reshapes [N, ...] to [X, N / X, ...]."""
+        return x_N.reshape(self.data_shards, -1, *x_N.shape[1:])
 
     def logits(self, x_ND, head):
+        """Returns float32 [N, V], divided by the temperature."""
         logits_NV = jnp.einsum(
             f"ND,{self.head_letters}->NV", x_ND, head, preferred_element_type=jnp.float32
         )
-        return self.place(logits_NV, "NV") / self.temperature
+        return self.place_logits(logits_NV) / self.temperature
+
+    # ---- where arrays lie on the mesh ----------------------------------------------------------
+
+    def place_rows(self, x_BC):
+        """Splits rows over `data` and `fsdp`."""
+        return self._place(x_BC, ("data", "fsdp"))
+
+    def place_chunk(self, x_N):
+        """Splits the tokens of a chunk, or their shards, over `data`: `fsdp` gathers them."""
+        return self._place(x_N, "data")
+
+    def place_logits(self, x_NV):
+        """Splits [N, V] or [X, N / X, V] as `place_chunk`, and V over the vocabulary axes."""
+        between = [None] * (x_NV.ndim - 2)
+        return self._place(x_NV, "data", *between, self.vocabulary)
+
+    def place_head(self, head):
+        """Splits V of the head over the vocabulary axes and a leading X over `data`."""
+        axes = (self.vocabulary, None) if self.tied else (None, self.vocabulary)
+        return self._place(head, *["data"] * (head.ndim - 2), *axes)
+
+    def _place(self, x, *axes):
+        if self.mesh is None:
+            return x
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, P(*axes)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _chunked(plan, hidden_BAD, head, target_BA, chunks):
-    """(logp_BA, entropy_BA) of the first chunks, 0 behind them. chunks: int32 scalar."""
+    """Returns (logp_BA, entropy_BA) of the first chunks, 0 behind them. chunks: int32 scalar."""
     return _forward(plan, hidden_BAD, head, target_BA, chunks)[0]
 
 
 def _forward(plan, hidden_BAD, head, target_BA, chunks):
     # Cast, and moved to where it is used, once and not in every chunk.
-    cast = plan.place(head.astype(hidden_BAD.dtype), plan.head_letters)
+    cast = plan.place_head(head.astype(hidden_BAD.dtype))
 
     def step(i, results):
         logits_NV = plan.logits(plan.cut(hidden_BAD, i), cast)
@@ -163,7 +183,7 @@ def _forward(plan, hidden_BAD, head, target_BA, chunks):
 def _backward(plan, saved, cotangents):
     hidden_BAD, head, target_BA, lse_BA, chunks = saved
     slope_BA, _ = cotangents  # none through the entropy
-    cast = plan.place(head.astype(hidden_BAD.dtype), plan.head_letters)
+    cast = plan.place_head(head.astype(hidden_BAD.dtype))
 
     def step(i, grads):
         grad_BAD, grad_head = grads
@@ -177,17 +197,14 @@ def _backward(plan, saved, cotangents):
         # Summed over the shards of `data` after the loop, once.
         grad_head += jnp.einsum(
             f"XNV,XND->X{plan.head_letters}",
-            plan.split(grad_NV, "X.V"),
-            plan.split(x_ND, "X.D"),
+            plan.place_logits(plan.split(grad_NV)),
+            plan.place_chunk(plan.split(x_ND)),
             preferred_element_type=jnp.float32,
         )
-        return plan.paste(grad_BAD, grad_ND, i), plan.place(grad_head, "X" + plan.head_letters)
+        return plan.paste(grad_BAD, grad_ND, i), plan.place_head(grad_head)
 
     shape = (plan.data_shards, *head.shape)
-    zeros = (
-        jnp.zeros_like(hidden_BAD),
-        plan.place(jnp.zeros(shape, jnp.float32), "X" + plan.head_letters),
-    )
+    zeros = jnp.zeros_like(hidden_BAD), plan.place_head(jnp.zeros(shape, jnp.float32))
     grad_BAD, grad_head = jax.lax.fori_loop(0, chunks, step, zeros)
     return grad_BAD, grad_head.sum(0).astype(head.dtype), None, None
 

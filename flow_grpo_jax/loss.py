@@ -1,6 +1,6 @@
 """The Flow-GRPO loss and its variants.
 
-A variant is three choices: the advantages, what a row counts, and whether the ratio is that of a
+A variant is three choices: the advantages, what a turn counts, and whether the ratio is that of a
 token or of a whole turn. Everything else is shared.
 
 Source: arXiv 2510.05592, Eq. 5-7.
@@ -17,35 +17,72 @@ import jax.numpy as jnp
 
 from flow_grpo_jax import credit
 
-# exp of more overflows in float32 products, and then 0 * inf in the gradient of `minimum` is NaN.
+# Beyond it exp overflows in float32 products, and 0 * inf in the gradient of `minimum` is NaN.
 LARGEST_LOG_RATIO = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """Functions of `credit.py`, and an argument of `policy_loss`."""
+    """Functions of `credit.py`, and the field of the same name of `Numbers`."""
 
     advantages: Callable
     weigh: Callable
     sequence_ratio: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """What `policy_loss` is told beside arrays.
+
+    clip_low, clip_high: ε of Eq. 5, both positive.
+    dual_clip: c > 1 bounds the loss of a token with A < 0 by c |A| (arXiv 1912.09729); 0 = off.
+    kl_coef: β; 0 leaves the term out.
+    sequence_ratio: ρ is exp(mean log ratio over the turn) for each of its tokens
+      (arXiv 2507.18071, Eq. 7).
+    tis_cap: 0 = off; else a token's gain is multiplied by min(π_old / π_sampler, tis_cap), without
+      gradient, for old log-probs that were recomputed.
+    """
+
+    clip_low: float
+    clip_high: float
+    dual_clip: float
+    kl_coef: float
+    sequence_ratio: bool
+    tis_cap: float
+
+
 VARIANTS = {
     # Eq. 5 literally: mean over trajectories, their turns, the turn's tokens.
     "flow": Variant(credit.flow, credit.weigh_turns),
-    # What the authors' code does. The only one that depends on the micro-batch size.
+    # The authors' code. The only variant that depends on the micro-batch size.
     "original": Variant(credit.original, credit.weigh_micro_batch_tokens),
     "per_rollout_mean": Variant(credit.flow, credit.weigh_rollout_tokens),
     "token_mean": Variant(credit.flow, credit.weigh_tokens),
     # arXiv 2503.20783.
     "dr_grpo": Variant(credit.dr_grpo, credit.weigh_constant_length),
-    # arXiv 2507.18071; its ε are smaller than a token ratio's by about the turn's length.
+    # arXiv 2507.18071; its ε are smaller than those of token ratios by about the turn's length.
     "gspo": Variant(credit.flow, credit.weigh_turns, sequence_ratio=True),
 }
 
 
+def choose(name, *, temperature):
+    """Returns the Variant of a name, for rollouts at a temperature.
+
+    Raises:
+      ValueError: no variant has the name, or the rollouts are greedy.
+    """
+    if name not in VARIANTS:
+        raise ValueError(f"loss.variant={name!r} is unknown; valid: {', '.join(VARIANTS)}.")
+    if temperature <= 0:
+        raise ValueError(
+            f"rollout.temperature={temperature}: greedy rollouts of one question are all alike and "
+            "teach nothing. Use a temperature above 0."
+        )
+    return VARIANTS[name]
+
+
 def turn_mean(x_BA, mask_BA, turn_BA):
-    """[B, A]: at each entry the mean of x over the entries of its turn, masked ones left out.
+    """Returns [B, A]: at each entry the mean of x over the unmasked entries of its turn.
 
     Args:
       x_BA: float, 0 where the mask is False.
@@ -60,19 +97,8 @@ def turn_mean(x_BA, mask_BA, turn_BA):
     return jax.vmap(of_row)(x_BA, mask_BA, turn_BA)
 
 
-def policy_loss(
-    logp_BA,
-    ref_logp_BA,
-    batch,
-    *,
-    clip_low,
-    clip_high,
-    dual_clip,
-    kl_coef,
-    sequence_ratio=False,
-    tis_cap=0.0,
-):
-    """Clipped policy loss plus kl_coef times the k3 estimate of KL(π_θ || π_ref).
+def policy_loss(logp_BA, ref_logp_BA, batch, *, numbers):
+    """Computes the clipped policy loss plus kl_coef times the k3 estimate of KL(π_θ || π_ref).
 
         ρ = exp(log π_θ - log π_old)
         gain = min(ρ A, clip(ρ, 1 - clip_low, 1 + clip_high) A), for A < 0 not below dual_clip * A
@@ -80,20 +106,13 @@ def policy_loss(
         loss = Σ_tokens weight * (kl_coef * k3 - gain)
 
     Additive over micro-batches: the weights know the whole optimizer step, and the turn's 1/|a|.
-    The value and the gradient with respect to logp_BA do not see what stands where the mask is
-    False, NaN included.
+    Where the mask is False, values do not matter to the loss or its gradient, not even NaN.
 
     Args:
       logp_BA: float32, nats, log π_θ of batch.target_BA.
       ref_logp_BA: the same under π_ref; None if kl_coef is 0.
       batch: TurnBatch.
-      clip_low, clip_high: ε of Eq. 5, both positive.
-      dual_clip: c > 1 bounds the loss of a token with A < 0 by c |A| (arXiv 1912.09729); 0 = off.
-      kl_coef: β; 0 leaves the term out.
-      sequence_ratio: ρ is exp(mean log ratio over the turn) for each of its tokens
-        (arXiv 2507.18071, Eq. 7).
-      tis_cap: 0 = off; else a token's gain is multiplied by min(π_old / π_sampler, tis_cap),
-        without gradient, for old log-probs that were recomputed.
+      numbers: Numbers.
 
     Returns:
       (loss, sums): float32 scalar; dict of float32 scalars to be added up over micro-batches,
@@ -106,25 +125,27 @@ def policy_loss(
 
     # Inputs of exp are masked, not outputs: 0 * inf would be a NaN gradient.
     log_ratio_BA = jnp.where(mask_BA, logp_BA - batch.old_logp_BA, 0.0)
-    if sequence_ratio:
+    if numbers.sequence_ratio:
         log_ratio_BA = jnp.where(mask_BA, turn_mean(log_ratio_BA, mask_BA, batch.turn_BA), 0.0)
     ratio_BA = jnp.exp(jnp.minimum(log_ratio_BA, LARGEST_LOG_RATIO))
 
     free_BA = ratio_BA * adv_BA
-    gain_BA = jnp.minimum(free_BA, jnp.clip(ratio_BA, 1.0 - clip_low, 1.0 + clip_high) * adv_BA)
-    if dual_clip:
-        gain_BA = jnp.where(adv_BA < 0, jnp.maximum(gain_BA, dual_clip * adv_BA), gain_BA)
+    lowest, highest = 1.0 - numbers.clip_low, 1.0 + numbers.clip_high
+    gain_BA = jnp.minimum(free_BA, jnp.clip(ratio_BA, lowest, highest) * adv_BA)
+    if numbers.dual_clip:
+        bad_BA = adv_BA < 0
+        gain_BA = jnp.where(bad_BA, jnp.maximum(gain_BA, numbers.dual_clip * adv_BA), gain_BA)
     clipped_BA = gain_BA != free_BA
-    if tis_cap:
+    if numbers.tis_cap:
         log_tis_BA = jnp.where(mask_BA, batch.old_logp_BA - batch.sampler_logp_BA, 0.0)
         tis_BA = jnp.exp(jnp.minimum(log_tis_BA, LARGEST_LOG_RATIO))
-        gain_BA *= jax.lax.stop_gradient(jnp.minimum(tis_BA, tis_cap))
+        gain_BA *= jax.lax.stop_gradient(jnp.minimum(tis_BA, numbers.tis_cap))
 
     def weighted(x_BA):
         return jnp.where(mask_BA, batch.weight_BA * x_BA, 0.0).sum()
 
     policy, kl = -weighted(gain_BA), jnp.zeros(())
-    if kl_coef:
+    if numbers.kl_coef:
         log_ref_BA = jnp.where(mask_BA, ref_logp_BA - logp_BA, 0.0)
         k3_BA = jnp.exp(jnp.minimum(log_ref_BA, LARGEST_LOG_RATIO)) - log_ref_BA - 1.0
         kl = weighted(k3_BA)
@@ -142,4 +163,4 @@ def policy_loss(
         "gap_k3": gap_k3_BA.sum(),
         "gap_max": jnp.abs(gap_BA).max(),
     }
-    return policy + kl_coef * kl, jax.lax.stop_gradient(sums)
+    return policy + numbers.kl_coef * kl, jax.lax.stop_gradient(sums)

@@ -1,4 +1,4 @@
-"""What a batch of trajectories says, in numbers; and the file the numbers go to.
+"""Metrics of a batch of trajectories, and the file they are written to.
 
 Dimensions:
   Q questions    G rollouts of a question
@@ -15,7 +15,7 @@ from flow_grpo_jax import files
 
 
 def of_trajectories(trajectories, tool_names, *, prefix):
-    """Turns, tool use and failures of a list of trajectories, as {prefix/name: float}.
+    """Counts turns, tool use and failures of trajectories, as {prefix/name: float}.
 
     Shares of turns are over the planner turns of all trajectories that infrastructure did not
     break; shares of trajectories are over all of them.
@@ -45,7 +45,7 @@ def of_trajectories(trajectories, tool_names, *, prefix):
 
 
 def of_rewards(rewards_QG, valid_QG):
-    """Mean and spread of the rewards of valid trajectories, and groups without signal."""
+    """Returns mean and spread of the rewards of valid trajectories, and groups without signal."""
     rewards_QG, valid_QG = np.asarray(rewards_QG), np.asarray(valid_QG, bool)
     valid = rewards_QG[valid_QG]
     flat = [
@@ -60,7 +60,7 @@ def of_rewards(rewards_QG, valid_QG):
 
 
 def wilson_interval(correct, total, *, z=1.96):
-    """95 % confidence interval of a share (Wilson 1927)."""
+    """Returns the 95 % confidence interval of a share (Wilson 1927)."""
     if not total:
         return 0.0, 1.0
     share = correct / total
@@ -77,7 +77,7 @@ class MetricsFile:
     """
 
     def __init__(self, path, *, keep_to_step=None):
-        """Args: keep_to_step: newest step whose line stays; None starts an empty file."""
+        """Opens the file; lines up to step `keep_to_step` stay, None starts an empty file."""
         self.path, self.lines = pathlib.Path(path), {}
         if keep_to_step is not None and self.path.exists():
             self.lines = {n["step"]: n for n in read(self.path) if n["step"] <= keep_to_step}
@@ -99,7 +99,7 @@ class MetricsFile:
 
 
 def tensorboard(folder, *, first_step):
-    """A tensorboardX writer that starts at first_step; None where tensorboardX is not installed."""
+    """Returns a tensorboardX writer from first_step on; None if tensorboardX is not installed."""
     try:
         import tensorboardX
     except ImportError:
@@ -108,7 +108,7 @@ def tensorboard(folder, *, first_step):
 
 
 def read(path):
-    """Lines of a metrics file; a last line that a crash cut short is left out."""
+    """Reads the lines of a metrics file; a last line that a crash cut short is left out."""
     lines = []
     for text in pathlib.Path(path).read_text().splitlines():
         try:

@@ -3,8 +3,8 @@
 A row is written from a list of token sequences. Without sharing they stand one after the other.
 With sharing each continues the one before it where the two first differ, so that a row is a prefix
 tree (trie) in depth-first order and a token is computed once however many sequences it is part of.
-Either way who sees whom is one number a token, the index up to which (exclusive) it is seen: the
-end of its sequence, or of its subtree.
+In both cases one number for each token says which tokens see it: the index (exclusive) up to which
+it is seen, which is the end of its sequence or of its subtree.
 
 Dimensions:
   S sequences, one turn each    T tokens of a row    R rows
@@ -19,14 +19,14 @@ LAYOUTS = ("padded", "packed", "tree")
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Of a micro-batch: rows, tokens of a row, response tokens of a row (B, T, A of TurnBatch)."""
+    """A micro-batch's rows, tokens of a row, response tokens of a row (B, T, A of TurnBatch)."""
 
     rows: int
     tokens: int
     sampled: int
 
     def holds(self, size):
-        """Whether a row holds (tokens, response tokens)."""
+        """Returns whether a row holds (tokens, response tokens)."""
         return size[0] <= self.tokens and size[1] <= self.sampled
 
 
@@ -34,7 +34,7 @@ class Shape:
 
 
 def common_prefix(a_T, b_T):
-    """Number of leading tokens in which two sequences agree."""
+    """Counts the leading tokens in which two sequences agree."""
     shorter = min(len(a_T), len(b_T))
     differs_T = a_T[:shorter] != b_T[:shorter]
     return int(differs_T.argmax()) if differs_T.any() else shorter
@@ -79,20 +79,20 @@ def write_row(sequences, *, share):
 # ---- filling rows ------------------------------------------------------------------------------
 
 
-def lay_out(sequences, sampled_S, family_S, item_S, shapes, *, layout):
-    """Which sequences share a row, and which rows a micro-batch.
+def lay_out(sequences, sampled_S, question_S, trajectory_S, shapes, *, layout):
+    """Decides which sequences share a row, and which rows a micro-batch.
 
     "padded" gives each sequence its row. "packed" and "tree" fill rows first-fit decreasing in
     tokens and response tokens at once; in a tree a token counts only if the row does not hold it
-    yet. The shape that new rows have is the one with which the fewest tokens are computed, padding
-    included; what does not fill a micro-batch is laid out again if smaller rows save tokens.
+    yet. New rows have the shape with which the fewest tokens are computed, padding included; what
+    does not fill a micro-batch is laid out again if smaller rows save tokens.
 
     Args:
-      sequences: int32 arrays, each held by a row of the largest shape.
+      sequences: int32 arrays; a row of the largest shape holds each of them.
       sampled_S: response tokens of each.
-      family_S, item_S: int labels. With "tree", sequences of an item are placed together and those
-        of a family one after the other: what shares most, such as turns of a trajectory and
-        trajectories of a question. Not read otherwise.
+      question_S, trajectory_S: ints, the question and the trajectory of each. With "tree", turns of
+        a trajectory are placed together and trajectories of a question one after the other, because
+        they share most. Not read otherwise.
       shapes: of Shape, each one larger than the one before it.
       layout: one of LAYOUTS.
 
@@ -101,7 +101,7 @@ def lay_out(sequences, sampled_S, family_S, item_S, shapes, *, layout):
       sequence numbers in the order of writing. Depends on the arguments alone.
     """
     share = layout == "tree"
-    turns = _Turns(sequences, sampled_S, family_S, item_S, share=share)
+    turns = _Turns(sequences, sampled_S, question_S, trajectory_S, share=share)
     if layout == "padded":
         plan = _micro_batches(turns, [[rank] for rank in range(len(sequences))], shapes)
     else:
@@ -111,15 +111,15 @@ def lay_out(sequences, sampled_S, family_S, item_S, shapes, *, layout):
 
 
 class _Turns:
-    """Turns by rank: their lexicographic order if they may share, else the order they came in.
+    """Turns by rank: in lexicographic order if they may share, else in the order they came in.
 
     order_S:  sequence of each rank.
     length_S: its tokens.
     common_S: how many leading tokens it shares with the rank before it.
-    sampled_S, family_S, item_S: as in `lay_out`.
+    sampled_S, question_S, trajectory_S: as in `lay_out`.
     """
 
-    def __init__(self, sequences, sampled_S, family_S, item_S, *, share):
+    def __init__(self, sequences, sampled_S, question_S, trajectory_S, *, share):
         self.order_S = np.arange(len(sequences))
         if share:
             key = lambda s: sequences[s].astype(">i4").tobytes()
@@ -130,23 +130,23 @@ class _Turns:
             before, this = self.order_S[rank - 1 : rank + 1]
             self.common_S[rank] = common_prefix(sequences[before], sequences[this])
         self.sampled_S = np.asarray(sampled_S)[self.order_S]
-        self.family_S = np.asarray(family_S)[self.order_S]
-        self.item_S = np.asarray(item_S)[self.order_S]
+        self.question_S = np.asarray(question_S)[self.order_S]
+        self.trajectory_S = np.asarray(trajectory_S)[self.order_S]
 
     def repeated(self, ranks):
-        """int, for each of ascending ranks: leading tokens shared with the one before it."""
+        """Counts the leading tokens that each of ascending ranks shares with the one before it."""
         pairs = zip(ranks[:-1], ranks[1:], strict=True)
         # What two ranks share, all ranks between them share too.
         return np.array([0] + [self.common_S[a + 1 : b + 1].min() for a, b in pairs])
 
     def common_with_all(self, rank):
-        """int [S]: leading tokens that this rank shares with each rank."""
+        """Counts the leading tokens that this rank shares with each rank: int [S]."""
         lower_S = np.minimum.accumulate(self.common_S[rank:0:-1])[::-1]
         higher_S = np.minimum.accumulate(self.common_S[rank + 1 :])
         return np.concatenate([lower_S, [self.length_S[rank]], higher_S])
 
     def size(self, ranks):
-        """int [2]: tokens and response tokens of a row that holds these ascending ranks alone."""
+        """Counts tokens and response tokens of a row of these ascending ranks alone: int [2]."""
         new_S = self.length_S[ranks] - self.repeated(ranks)
         return np.array([new_S.sum(), self.sampled_S[ranks].sum()])
 
@@ -156,20 +156,20 @@ def _first_that_holds(shapes, size):
 
 
 def _micro_batches(turns, rows, shapes):
-    """[(shape, rows)]: each row in the first shape that holds it, or as filler in a larger one."""
+    """Returns [(shape, rows)]: a row in the first shape that holds it, or as filler in a larger."""
     waiting = [[] for _ in shapes]
     for row in rows:
         waiting[_first_that_holds(shapes, turns.size(row))].append(row)
     plan = []
     for k in reversed(range(len(shapes))):
-        B, members = shapes[k].rows, waiting[k]
+        count, members = shapes[k].rows, waiting[k]
         # Rows that would be padding take smaller ones, which may save these a micro-batch.
         for smaller in reversed(waiting[:k]):
-            free = -len(members) % B
+            free = -len(members) % count
             if free:
                 members += smaller[-free:]
                 del smaller[-free:]
-        plan += [(shapes[k], members[i : i + B]) for i in range(0, len(members), B)]
+        plan += [(shapes[k], members[i : i + count]) for i in range(0, len(members), count)]
     return plan
 
 
@@ -178,12 +178,16 @@ def _computed(plan):
 
 
 def _fill(turns, ranks, shapes, *, share):
-    """[(shape, rows)] of packed rows."""
+    """Returns [(shape, rows)] of packed rows.
+
+    Micro-batches that are full stay as they are; the turns of those that are not are filled once
+    more by themselves, and the new rows are taken if they cost fewer tokens, padding included.
+    """
     plans = []
     for smallest in range(len(shapes)):
         rows = _OpenRows(turns, shapes, smallest)
-        for item in _items(turns, ranks, shapes, smallest, share=share):
-            rows.add(item)
+        for piece in _pieces(turns, ranks, shapes, smallest, share=share):
+            rows.add(piece)
         plans.append(_micro_batches(turns, rows.members(), shapes))
     plan = min(plans, key=_computed)
     whole = [(shape, rows) for shape, rows in plan if len(rows) == shape.rows]
@@ -196,8 +200,8 @@ def _fill(turns, ranks, shapes, *, share):
     return plan
 
 
-def _items(turns, ranks, shapes, smallest, *, share):
-    """Arrays of ascending ranks, each to be placed as one, in the order of placing.
+def _pieces(turns, ranks, shapes, smallest, *, share):
+    """Returns groups of ascending ranks, in placement order; each group goes into one row.
 
     Trajectories one question after the other, rather than questions as a whole: rows come out
     fuller, and 4 % fewer tokens are computed at 20,480 tokens a row.
@@ -216,14 +220,14 @@ def _items(turns, ranks, shapes, smallest, *, share):
         return largest_first(list(ranks[:, None]))
     return [
         piece
-        for family in split(ranks, turns.family_S)
-        for item in split(family, turns.item_S)
-        for piece in _cut(turns, item, shapes, smallest)
+        for question in split(ranks, turns.question_S)
+        for trajectory in split(question, turns.trajectory_S)
+        for piece in _cut(turns, trajectory, shapes, smallest)
     ]
 
 
 def _cut(turns, ranks, shapes, smallest):
-    """Ranks in consecutive pieces that fit a row each and repeat what they share."""
+    """Cuts ranks into consecutive pieces that fit a row each; each repeats what it shares."""
     pieces, limit = [], None
     for rank in ranks:
         longer = [*pieces[-1], rank] if pieces else [rank]
@@ -236,7 +240,7 @@ def _cut(turns, ranks, shapes, smallest):
 
 
 class _OpenRows:
-    """Rows being filled: an item goes where it adds the fewest tokens, first row first.
+    """Rows being filled: a piece goes where it adds the fewest tokens, first row first.
 
     row_S:   row of each rank, -1 if it is in none.
     size_R2, limit_R2: tokens and response tokens that each row has, and may have.
@@ -247,11 +251,11 @@ class _OpenRows:
         self.row_S = np.full(len(turns.order_S), -1)
         self.size_R2 = self.limit_R2 = np.zeros((0, 2), int)
 
-    def add(self, item):
+    def add(self, piece):
         """Places ascending ranks, in a new row if no other holds them."""
-        size = self.turns.size(item)
+        size = self.turns.size(piece)
         new_R2 = self.size_R2 + size
-        new_R2[:, 0] -= self._held(item)
+        new_R2[:, 0] -= self._held(piece)
         fits_R = (new_R2 <= self.limit_R2).all(1)
         if fits_R.any():
             added_R = (new_R2 - self.size_R2)[:, 0]
@@ -262,18 +266,18 @@ class _OpenRows:
             shape = self.shapes[max(self.smallest, _first_that_holds(self.shapes, size))]
             self.size_R2 = np.vstack([self.size_R2, size])
             self.limit_R2 = np.vstack([self.limit_R2, [shape.tokens, shape.sampled]])
-        self.row_S[item] = row
+        self.row_S[piece] = row
 
-    def _held(self, item):
-        """int [R]: tokens of the item that each row holds already."""
+    def _held(self, piece):
+        """Counts the tokens of the piece that each row holds already: int [R]."""
         held_R = np.zeros(len(self.size_R2), int)
         placed = np.flatnonzero(self.row_S >= 0)
-        for rank, repeated in zip(item, self.turns.repeated(item), strict=True):
+        for rank, repeated in zip(piece, self.turns.repeated(piece), strict=True):
             common_R = np.zeros_like(held_R)
             np.maximum.at(common_R, self.row_S[placed], self.turns.common_with_all(rank)[placed])
             held_R += np.maximum(common_R - repeated, 0)
         return held_R
 
     def members(self):
-        """The ascending ranks of each row."""
+        """Returns the ascending ranks of each row."""
         return [np.flatnonzero(self.row_S == row) for row in range(len(self.size_R2))]

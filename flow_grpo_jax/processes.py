@@ -1,16 +1,16 @@
 """Several processes of one run: what they tell each other between the programs on devices.
 
 Every process runs the same command on its own devices. JAX keeps their programs in step; this
-module carries the rest: trajectories, which every process needs in full, the wish to stop, and
-failures. It goes through the key-value store of `jax.distributed`, from host to host: who waits
-there for the slowest rollout takes no device memory, runs into no collective's time limit, and
-hears meanwhile that another process was told to stop or failed.
+module carries the rest: trajectories, which every process needs in full, stop requests, and
+failures. They go through the key-value store of `jax.distributed`, from host to host: a process
+that waits there for the slowest rollout holds no device memory, runs into no collective's time
+limit, and learns meanwhile that another process was told to stop or failed.
 
 With one process nothing here does anything.
 
 What ends when a process fails:
   It raises                The others raise too, at their next exchange at the latest, and name it.
-                           One that is held up in a program on devices, which waits for the failed
+                           A process that hangs in a program on devices, which waits for the failed
                            process, ends itself after GRACE_SECONDS.
   It is killed             JAX ends the others: at once if it was process 0, else when its
                            heartbeats have been missing for 100 seconds.
@@ -32,7 +32,7 @@ from jax._src import distributed  # the key-value store has no public name
 PREFIX = "flow_grpo_jax"
 NOTICES = f"{PREFIX}/notices/"
 WAIT_MS = 500  # between two looks at the notices while waiting for an exchange
-TRANSFER_MS = 600_000  # for a value that is there
+TRANSFER_MS = 600_000  # for a value that has been written
 NOTICE_SECONDS = 1.0  # between two looks at the notices during rollouts
 GRACE_SECONDS = 20.0  # from another process's failure to the end of one that does not react
 LEAVE_SECONDS = 30.0  # for how long process 0 lets the others end before it does
@@ -88,7 +88,7 @@ def initialize(*, coordinator=None, processes=None, process_id=None):
 
 
 def _several_were_launched():
-    """Whether a launcher whose settings JAX reads started more than one process."""
+    """Returns whether a launcher that JAX knows started more than one process."""
     slurm = "SLURM_STEP_NODELIST" in os.environ and os.environ.get("SLURM_NTASKS", "1") != "1"
     open_mpi = os.environ.get("OMPI_COMM_WORLD_SIZE", "1") != "1"
     kubernetes = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= set(os.environ)
@@ -97,7 +97,7 @@ def _several_were_launched():
 
 
 def index():
-    """Which process this is, from 0; process 0 writes the files of the run."""
+    """Returns this process's number, from 0; process 0 writes the files of the run."""
     return distributed.global_state.process_id
 
 
@@ -106,12 +106,12 @@ def count():
 
 
 def share(total):
-    """range of those of `total` things that are this process's to do."""
+    """Returns the range of those of `total` things that this process does."""
     return range(index(), total, count())
 
 
 def gather(items):
-    """The items of all processes, in the order of the processes; the same list in each.
+    """Returns the items of all processes, in their order; the same list in each.
 
     Every process must call it, in the same order of calls; items are pickled.
 
@@ -124,7 +124,7 @@ def gather(items):
 
 
 def together(work, *, stop):
-    """What `work()` returns in all processes, in their order; raises everywhere if it does in one.
+    """Returns what `work()` returns in all processes, in their order; if one raises, all raise.
 
     Args:
       work: called without arguments in every process; returns a list of picklable items.
@@ -143,7 +143,7 @@ def together(work, *, stop):
         error = stop()
     except PeerFailed:
         raise
-    except Exception as problem:  # noqa: BLE001  the others must hear of it, whatever it is
+    except Exception as problem:  # noqa: BLE001  the others must learn of any failure
         error = problem
     failed = "" if error is None or isinstance(error, stop) else describe(error)
     parts = gather([(found, failed, isinstance(error, stop))])
@@ -157,13 +157,8 @@ def together(work, *, stop):
     return [item for part, _, _ in parts for item in part]
 
 
-def any(flag):
-    """Whether the flag is true in any process."""
-    return True in gather([bool(flag)])
-
-
 def of_first(value):
-    """Process 0's value, in every process."""
+    """Returns process 0's value, in every process."""
     return gather([value] if index() == 0 else [])[0]
 
 
@@ -192,7 +187,7 @@ def describe(error):
 
 
 def tell_failure(error, *, exit_code=1):
-    """Lets the other processes end because of the exception that ends this one with a code."""
+    """Tells the other processes of the exception that ends this one, so that they end too."""
     if not (peers := _peers()):
         return
     peers.exit_code = exit_code
@@ -210,7 +205,7 @@ def tell_stop():
 
 
 def told_to_stop():
-    """Whether any process was asked to stop; polled while something takes long.
+    """Returns whether any process was asked to stop; polled while something takes long.
 
     Raises:
       PeerFailed: another process failed.
@@ -250,7 +245,7 @@ class _Peers:
         atexit.register(self.close)  # before JAX's own, which ends the client
 
     def exchange(self, value):
-        """[value of each process]"""
+        """Returns the value of each process."""
         self.calls += 1
         place = f"{PREFIX}/exchange/{self.calls}"
         packed = zlib.compress(pickle.dumps(value, pickle.HIGHEST_PROTOCOL), level=1)
@@ -260,7 +255,7 @@ class _Peers:
             value if process == index() else self.read(f"{place}/{process}")
             for process in range(count())
         ]
-        # Whoever wrote to this exchange has read the one before.
+        # A process that wrote to this exchange has read the one before.
         self.client.key_value_delete(f"{PREFIX}/exchange/{self.calls - 1}/{index()}")
         return found
 
@@ -288,7 +283,7 @@ class _Peers:
         self.client.key_value_set(f"{NOTICES}{name}/{index()}", text, allow_overwrite=True)
 
     def notices(self, name):
-        """The texts published under a name, in the order of the processes."""
+        """Returns the texts published under a name, in the order of the processes."""
         return [text for _, text in sorted(self.client.key_value_dir_get(f"{NOTICES}{name}/"))]
 
     def watch(self):
@@ -315,7 +310,7 @@ class _Peers:
             self.leave()
 
     def leave(self):
-        """Ends without JAX's farewell, which waits for all, even those that can no longer answer.
+        """Ends without JAX's shutdown, which waits for all, even those that can no longer answer.
 
         Process 0 goes last: JAX aborts the others when it is gone.
         """

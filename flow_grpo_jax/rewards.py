@@ -13,7 +13,7 @@ the *question* (unknown kind, gold that is no option) raises ValueError instead 
 
 What counts as the answer: the content of the last `<answer>...</answer>` if there is one, otherwise
 the whole text. From that, math, gameof24 and choice take the last `\boxed{...}`, otherwise the
-sentence after the last "answer is" / "answer:", otherwise all of it. Nothing is ever picked out of
+sentence after the last "answer is" / "answer:", otherwise all of it. Nothing is ever picked from
 running text: "it is 5, or perhaps 7" is worth 0 whichever is right.
 """
 
@@ -41,17 +41,10 @@ class Reward:
     known: bool = True
 
 
-def score(
-    question: Mapping,
-    answer: str,
-    *,
-    metric: str = "exact_match",
-    threshold: float | None = None,
-) -> Reward:
-    """Reward of `answer`, the text of a finished trajectory, to `question`.
+def score(question: Mapping, answer: str, *, metric: str = "exact_match") -> Reward:
+    """Returns the reward of `answer`, the text of a finished trajectory, to `question`.
 
-    metric:    for kind "qa": "exact_match" (0 or 1) or "f1" (token F1, in [0, 1]).
-    threshold: with metric "f1", reward 1 at F1 >= threshold and 0 below it.
+    metric: for kind "qa": "exact_match" (0 or 1) or "f1" (token F1, in [0, 1]).
 
     Raises ValueError on an unknown kind or metric, and on a question without a usable gold.
     """
@@ -62,22 +55,17 @@ def score(
         )
     if metric not in ("exact_match", "f1"):
         raise ValueError(f"Unknown metric {metric!r}; valid: exact_match, f1.")
-    if threshold is not None and metric != "f1":
-        raise ValueError(f"threshold={threshold} needs metric='f1', not {metric!r}.")
     if len(answer) > MAX_ANSWER:
         return Reward(0.0, f"{kind}/too_long")
     answer = tagged_answer(answer)
     if kind == "qa" and metric == "f1":
-        value = max(f1(answer, gold) for gold in golds_of(question))
-        if threshold is None:
-            return Reward(value, "qa/f1")
-        return Reward(float(value >= threshold), f"qa/f1>={threshold:g}")
+        return Reward(max(f1(answer, gold) for gold in golds_of(question)), "qa/f1")
     check, source = CHECKERS[kind]
     return Reward(float(bool(answer) and check(question, answer)), source)
 
 
 def golds_of(question: Mapping) -> tuple[str, ...]:
-    """The accepted answers; `question["answer"]` is a string or a sequence of them."""
+    """Returns the accepted answers; `question["answer"]` is a string or a sequence of them."""
     answer = question["answer"]
     golds = (answer,) if isinstance(answer, str) else tuple(answer)
     if not golds or not all(isinstance(gold, str) and gold.strip() for gold in golds):
@@ -89,13 +77,13 @@ def golds_of(question: Mapping) -> tuple[str, ...]:
 
 
 def tagged_answer(text: str) -> str:
-    """Content of the last `<answer>...</answer>`, else `text`."""
+    """Returns the content of the last `<answer>...</answer>`, else `text`."""
     tagged = re.findall(r"<answer>((?:(?!<answer>).)*?)</answer>", text, re.DOTALL)
     return (tagged[-1] if tagged else text).strip()
 
 
 def final_answer(text: str, *, whole_line: bool = False) -> str:
-    r"""Content of the last `\boxed{}`, else the sentence after the last "answer is", else `text`.
+    r"""Returns the last `\boxed{}`'s content, else the sentence after "answer is", else `text`.
 
     whole_line: take the rest of the line after "answer is" instead of its first sentence.
     """
@@ -122,7 +110,7 @@ _ANSWER_IS = re.compile(
 
 
 def normalise(text: str) -> str:
-    """SQuAD normalisation: lower case, no punctuation, no articles, single spaces.
+    """Normalises as SQuAD does: lower case, no punctuation, no articles, single spaces.
 
     Differs from the original script in two places: Unicode punctuation goes too (an en dash like a
     hyphen), and a point between digits stays, so that 10.8 is not 108.
@@ -137,7 +125,7 @@ def normalise(text: str) -> str:
 
 
 def exact_match(prediction: str, gold: str) -> bool:
-    """Equal after `normalise`; by value if the gold is a number; yes/no may carry an explanation.
+    """Compares after `normalise`; numbers by value; yes and no may carry an explanation.
 
     Gold "138,535" takes 138535 and 138535.0; "-1" does not take 1. Gold "yes" takes "Yes, both are
     French.", not "yes and no". A gold that normalises to nothing ("A") is compared as it stands.
@@ -153,7 +141,7 @@ def exact_match(prediction: str, gold: str) -> bool:
 
 
 def f1(prediction: str, gold: str) -> float:
-    """Token F1 in [0, 1] after `normalise`; 1 on `exact_match`.
+    """Returns token F1 in [0, 1] after `normalise`; 1 on `exact_match`.
 
     0 where the two differ and one of them is yes, no or noanswer, or both are numbers.
     """
@@ -170,7 +158,7 @@ def f1(prediction: str, gold: str) -> float:
 
 
 def _plain_number(text: str) -> Fraction | None:
-    """Value of a text that is nothing but a number; signs of money and percent are ignored."""
+    """Reads a text that is nothing but a number; signs of money and percent are ignored."""
     text = text.strip().rstrip(".").translate(_SYMBOLS)
     if len(text) > MAX_EXPRESSION or not (match := _PLAIN_NUMBER.fullmatch(text)):
         return None
@@ -226,7 +214,7 @@ class Number:
     unit: str
 
     def equals(self, other: "Number") -> bool:
-        """Same value, exactly: 1/3 is not 0.333.
+        """Returns whether the values are the same, exactly: 1/3 is not 0.333.
 
         Units must agree where both have one. 50% equals 1/2, and 50 (the sign left out).
         """
@@ -240,7 +228,7 @@ class Number:
 
 
 def parse_number(text: str) -> Number | None:
-    r"""The number that the whole of `text` is, or None.
+    r"""Returns the number that the whole of `text` is, or None.
 
     Takes 1,000 (also 1{,}000 and 1\,000), -2.5, 3/4, \frac{3}{4}, 3 1/2, 3\frac12, 2.5e3,
     2.5 \times 10^{3}, 50\%, 2 million, $5$, \$5, x = 5, and a unit after the number. Sums,
@@ -293,7 +281,7 @@ def _check_math(question: Mapping, answer: str) -> bool:
 
 
 def _without_latex(text: str) -> str:
-    """Delimiters, spacing, text wrappers and synonyms of LaTeX taken away; fractions left."""
+    """Removes delimiters, spacing, text wrappers and synonyms of LaTeX; leaves fractions."""
     text = text.translate(_SYMBOLS)
     text = re.sub(r"\\!\s*|\\[()\[\]]|\\(?:left|right|displaystyle)(?![a-zA-Z])|\$|\\\$", "", text)
     text = text.replace("\\%", "%").replace("{,}", ",")
@@ -308,7 +296,7 @@ def _without_latex(text: str) -> str:
 
 
 def _formula(text: str) -> str:
-    """A formula or word reduced to what must be equal: no spaces, no case, no needless braces."""
+    """Reduces a formula or word to what must be equal: no spaces, no case, no needless braces."""
     text = _without_latex(text).replace("\\infty", "∞")
     text = re.sub(r"\{(\w|\\?pi)\}", r"\1", text).replace("\\pi", "π")
     text = re.sub(r"^[a-zA-Z](?:_\w|\([a-z]\))?\s*=(?!=)", "", text)
@@ -326,7 +314,7 @@ _OPERATIONS = {
 
 
 def game_numbers(question: Mapping) -> tuple[int, ...]:
-    """`question["numbers"]` if present, else the first list like [1, 1, 4, 6] of its text."""
+    """Returns `question["numbers"]`, or the first list like [1, 1, 4, 6] of its text."""
     if (numbers := question.get("numbers")) is None:
         listed = re.search(r"\[([\d\s,]+)\]", question["question"], re.ASCII)
         text = listed[1] if listed else question["question"]
@@ -340,7 +328,7 @@ def game_numbers(question: Mapping) -> tuple[int, ...]:
 
 
 def expression_value(text: str, numbers: Sequence[int]) -> Fraction | None:
-    r"""Exact value of an expression that uses each of `numbers` exactly once, else None.
+    r"""Returns the exact value of an expression that uses each number exactly once, else None.
 
     Allowed: integers, + - * / and brackets; × ÷ − · \times \div \cdot \frac{}{} as other spellings,
     "x" between operands, and "= 24" at the end. Refused: a sign before an operand, powers, floor
@@ -388,7 +376,7 @@ _MARKED = re.compile(r"\(([A-Z])\)|\b([A-Z])\)|\b(?:option|choice)\s+([A-Z])\b|\
 
 
 def option_index(text: str, choices: Sequence[str]) -> int | None:
-    """Index of the one option that `text` names, or None if it names none or several.
+    """Returns the index of the one option that `text` names, or None if it names none or several.
 
     Names: "B", "b", "(B)", "B.", "option B", "B. Paris", "Paris", "Answer: B", and "2" (counted
     from 1, only if no option is itself a number). After a letter may follow an explanation, as long
@@ -416,7 +404,7 @@ def option_index(text: str, choices: Sequence[str]) -> int | None:
 
 
 def _same_text(text: str, choices: Sequence[str]) -> set[int]:
-    """Options equal to `text` but for case and spaces; if none, those equal by `exact_match`."""
+    """Returns options equal to `text` but for case and spaces; if none, those by `exact_match`."""
     plain = " ".join(text.lower().split()).rstrip(".")
     equal = {i for i, c in enumerate(choices) if " ".join(c.lower().split()).rstrip(".") == plain}
     return equal or {i for i, c in enumerate(choices) if normalise(text) and exact_match(text, c)}

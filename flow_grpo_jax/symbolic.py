@@ -1,4 +1,4 @@
-"""Are two formulas equal, by math-verify in a process that can be killed.
+"""Whether two formulas are equal, by math-verify in a process that can be killed.
 
 math-verify hangs on hostile input such as 9^9^9^9, and its own time limits work in the main thread
 only. A comparison that runs out of time or memory has no verdict.
@@ -31,7 +31,7 @@ class Symbolic:
         self._process, self._lock = None, threading.Lock()
 
     def equal(self, gold, answer):
-        """True, False, or None for no verdict."""
+        """Returns True, False, or None for no verdict."""
         if max(len(gold), len(answer)) > MAX_CHARACTERS:
             return False
         ask = {"gold": gold, "answer": answer, "seconds": self._seconds}
@@ -66,7 +66,7 @@ class Symbolic:
             raise RuntimeError("math-verify does not start; try `python -c 'import math_verify'`.")
 
     def _line(self, seconds):
-        """The next line of the child; what came of it when its time was over or the child ended."""
+        """Reads the child's next line; only its beginning if the time is up or the child ends."""
         deadline, line = time.monotonic() + seconds, b""
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)

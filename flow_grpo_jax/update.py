@@ -4,9 +4,9 @@
 step. Nothing here knows questions, rewards or agents: micro-batches arrive with advantages and
 weights.
 
-Two pytrees of weights come in. `params` is what is trained: a whole Qwen2, or LoRA adapters.
+There are two pytrees of weights. `params` is what is trained: a whole Qwen2, or LoRA adapters.
 `frozen` never changes: the reference policy, and with LoRA the base as well. `assemble` makes the
-policy of both.
+policy from both.
 
 Dimensions:
   B rows of a micro-batch    T tokens in a row    A response tokens of a row
@@ -25,12 +25,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from flow_grpo_jax import batching, logprobs, loss
 
 OLD_LOGPROBS = ("sampler", "recompute")
-SUMS = ("policy", "kl", "tokens", "clipped", "ratio", "gap", "gap_k3", "gap_max", "entropy")
 
 
 @flax.struct.dataclass
 class State:
-    """params: float32 masters. opt_state: of optax. step: int32, optimizer steps really applied."""
+    """params: float32 masters. opt_state: of optax. step: int32, optimizer steps not skipped."""
 
     params: Any
     opt_state: Any
@@ -38,82 +37,16 @@ class State:
 
 
 def whole_model(params, frozen):
-    """`assemble` of full fine-tuning: the policy is what is trained."""
+    """Returns the policy in full fine-tuning, where it is what is trained; an `assemble`."""
     del frozen
     return params
 
 
-# ---- optimizer ---------------------------------------------------------------------------------
-
-
-def make_optimizer(
-    *, lr, b1, b2, eps, weight_decay, clip_norm, warmup_steps, moment_dtype="float32"
-):
-    """AdamW after clipping by global norm, at a constant rate after a linear warm-up.
-
-    Weight decay acts on every parameter, norms and biases included, as torch's AdamW does in the
-    code the paper was trained with.
-
-    Args:
-      lr: learning rate, reached at optimizer step `warmup_steps`.
-      b1, b2, eps, weight_decay: of AdamW.
-      clip_norm: largest global gradient norm.
-      warmup_steps: 0 = constant from the first step; else step i uses lr * (i + 1) / warmup_steps.
-      moment_dtype: "float32", or "bfloat16", which saves 4 bytes a parameter; see `stored_as`.
-    """
-    schedule = lr
-    if warmup_steps:
-        schedule = lambda count: lr * jnp.minimum(1.0, (count + 1) / warmup_steps)
-    return optax.chain(
-        optax.clip_by_global_norm(clip_norm),
-        stored_as(optax.scale_by_adam(b1=b1, b2=b2, eps=eps), moment_dtype),
-        optax.add_decayed_weights(weight_decay),
-        optax.scale_by_learning_rate(schedule),
-    )
-
-
-def stored_as(adam, dtype):
-    """`optax.scale_by_adam` whose moments rest in `dtype` between steps and are float32 inside.
-
-    bfloat16 has 8 bits and the second moment moves by 1 - b2 = 0.1 % a step: rounded to nearest it
-    would never move. It is rounded up or down at random, so that it is right on average.
-    """
-    dtype = jnp.dtype(dtype)
-    if dtype == jnp.float32:
-        return adam
-    if dtype != jnp.bfloat16:
-        raise ValueError(f"moment_dtype={dtype.name!r} is unknown; valid: float32, bfloat16.")
-
-    def rest(state):
-        key = jax.random.fold_in(jax.random.key(0), state.count)
-        leaves, structure = jax.tree.flatten((state.mu, state.nu))
-        keys = [jax.random.fold_in(key, i) for i in range(len(leaves))]
-        mu, nu = structure.unflatten(map(round_at_random, keys, leaves))
-        return state._replace(mu=mu, nu=nu)
-
-    def init(params):
-        state = adam.init(params)
-        small = lambda tree: jax.tree.map(lambda x: x.astype(dtype), tree)
-        return state._replace(mu=small(state.mu), nu=small(state.nu))
-
-    def update(updates, state, params=None):
-        large = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)
-        state = state._replace(mu=large(state.mu), nu=large(state.nu))
-        updates, state = adam.update(updates, state, params)
-        return updates, rest(state)
-
-    return optax.GradientTransformation(init, update)
-
-
-def round_at_random(key, x):
-    """float32 to bfloat16, up or down with the probability that makes the mean exact."""
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    bits = bits + jax.random.bits(key, x.shape, jnp.uint16)
-    return jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)
+# ---- state -------------------------------------------------------------------------------------
 
 
 def state_shardings(optimizer, shardings):
-    """State of NamedShardings: moments lie where their parameters lie, counters everywhere.
+    """Returns a State of NamedShardings: moments lie with their parameters, counters everywhere.
 
     Args:
       shardings: NamedSharding of each parameter, structured like the parameters.
@@ -131,7 +64,7 @@ def state_shardings(optimizer, shardings):
 
 
 def init(params, optimizer, *, shardings=None):
-    """State at step 0.
+    """Returns the State at step 0.
 
     Args:
       params: float32 model, already placed by `shardings`.
@@ -157,23 +90,23 @@ def add_gradient(
     temperature,
     chunk,
     mesh,
-    kl_coef,
-    on_policy=False,
-    assemble=whole_model,
-    **loss_numbers,
+    numbers,
+    on_policy,
+    assemble,
 ):
     """Adds the gradient of one micro-batch's loss to a sum.
 
-    The backward pass adds each layer's part where it makes it, so that the gradient of a single
-    micro-batch never exists as a whole.
+    The backward pass adds each layer's gradient as soon as it is computed, so that the gradient of
+    a micro-batch never exists as a whole.
 
     Args:
       grads: like params, the sum so far.
       params: what is trained.
-      frozen: Qwen2, the reference policy; not read if kl_coef is 0 and `assemble` ignores it.
+      frozen: Qwen2, the reference policy; not read if the KL coefficient is 0 and `assemble`
+        ignores it.
       batch: TurnBatch.
       execution, temperature, chunk, mesh: of `logprobs.score`.
-      kl_coef, loss_numbers: of `loss.policy_loss`.
+      numbers: loss.Numbers.
       on_policy: π_old is π_θ itself, so batch.old_logp_BA is not read.
       assemble: (params, frozen) -> Qwen2, the policy.
 
@@ -181,17 +114,13 @@ def add_gradient(
       (grads, sums): sums of `policy_loss` and `entropy`, summed over sampled tokens.
     """
     how = dict(execution=execution, temperature=temperature, chunk=chunk, mesh=mesh)
-    ref_logp_BA = logprobs.score(frozen, batch, **how)[0] if kl_coef else None
+    ref_logp_BA = logprobs.score(frozen, batch, **how)[0] if numbers.kl_coef else None
 
     def objective(params):
         logp_BA, entropy_BA = logprobs.score(assemble(params, frozen), batch, **how)
         old_logp_BA = jax.lax.stop_gradient(logp_BA) if on_policy else batch.old_logp_BA
         value, sums = loss.policy_loss(
-            logp_BA,
-            ref_logp_BA,
-            batch.replace(old_logp_BA=old_logp_BA),
-            kl_coef=kl_coef,
-            **loss_numbers,
+            logp_BA, ref_logp_BA, batch.replace(old_logp_BA=old_logp_BA), numbers=numbers
         )
         return value, sums | {"entropy": jnp.where(batch.mask_BA, entropy_BA, 0.0).sum()}
 
@@ -201,8 +130,18 @@ def add_gradient(
     return jax.tree.map(jax.freeze, totals), sums
 
 
+def sum_names():
+    """Returns the names of what `add_gradient` sums: those of the loss, and "entropy"."""
+    batch = batching.shapes(rows=1, tokens=1, sampled=1)
+    numbers = loss.Numbers(
+        clip_low=0.0, clip_high=0.0, dual_clip=0.0, kl_coef=0.0, sequence_ratio=False, tis_cap=0.0
+    )
+    of = functools.partial(loss.policy_loss, numbers=numbers)
+    return (*jax.eval_shape(of, batch.old_logp_BA, None, batch)[1], "entropy")
+
+
 def apply(params, opt_state, step, grads, loss_value, *, optimizer):
-    """One optimizer step, or none if the loss or the gradient is not finite.
+    """Takes one optimizer step, or none if the loss or the gradient is not finite.
 
     Returns:
       (params, opt_state, step, norm, applied): norm is the gradient's before clipping.
@@ -219,7 +158,7 @@ def apply(params, opt_state, step, grads, loss_value, *, optimizer):
 
 
 class Update:
-    """update(state, frozen, mini_batches) -> (state, metrics).
+    """The whole update: (state, frozen, mini_batches) -> (state, metrics).
 
     Gradients are summed over the micro-batches of a mini-batch, each of them one run of a program
     that is compiled once for each shape (B, T, A); then the optimizer steps once. This is done for
@@ -228,43 +167,38 @@ class Update:
     The programs, for ahead-of-time compilation: `zeros(params) -> (grads, sums)`,
     `accumulate(grads, sums, params, frozen, batch, on_policy=) -> (grads, sums)`,
     `rescore(params, frozen, batch) -> logp_BA` (only for recomputed π_old and several steps),
-    `step(params, opt_state, count, grads, sums) -> (params, opt_state, count, norm, applied)`.
+    `finish(params, opt_state, count, grads, sums) -> (params, opt_state, count, norm, applied)`.
 
     Args:
       optimizer: optax transformation.
+      numbers: loss.Numbers.
       execution, temperature, chunk: of `logprobs.score`.
-      clip_low, clip_high, dual_clip, kl_coef, sequence_ratio, tis_cap: of `loss.policy_loss`.
       epochs: passes over the mini-batches.
       old_logprobs: π_old of the ratio. "sampler": what the sampler reported. "recompute": scored
         once by the parameters the update starts from.
       assemble: (params, frozen) -> Qwen2, the policy; `whole_model`, or `lora.combine`.
-      donate_params: the old parameters' memory may be taken for the new ones. False while a
-        sampler holds the same arrays. The optimizer's state is always donated.
+      donate_params: the new parameters may take the memory of the old ones. False while a sampler
+        holds the same arrays. The optimizer's state is always donated.
       shardings: NamedSharding of each trained parameter, structured like params; None for one
         device.
       batch_sharding: NamedSharding of the rows; None for one device. Every process hands in the
         same whole batch and places the rows of its own devices.
 
     `metrics` is a dict of floats. Losses, clip fraction, ratio and entropy are means over the
-    optimizer steps; the gap between sampler and trainer is that of the first step, before the
-    parameters moved, so it covers the first mini-batch.
+    optimizer steps; the gap between sampler and trainer is measured in the first step, before the
+    parameters change, so it covers the first mini-batch.
     """
 
     def __init__(
         self,
         optimizer,
         *,
+        numbers,
         execution,
         temperature,
         chunk,
-        clip_low,
-        clip_high,
-        dual_clip,
-        kl_coef,
-        sequence_ratio=False,
-        tis_cap=0.0,
-        epochs=1,
-        old_logprobs="sampler",
+        epochs,
+        old_logprobs,
         assemble=whole_model,
         donate_params=False,
         shardings=None,
@@ -274,30 +208,22 @@ class Update:
             raise ValueError(
                 f"old_logprobs={old_logprobs!r} is unknown; valid: {', '.join(OLD_LOGPROBS)}."
             )
-        if tis_cap and old_logprobs == "sampler":
+        if numbers.tis_cap and old_logprobs == "sampler":
             raise ValueError(
-                f"tis_cap={tis_cap} corrects recomputed old log-probs for the sampler's "
+                f"tis_cap={numbers.tis_cap} corrects recomputed old log-probs for the sampler's "
                 "distribution and does nothing with the sampler's own. Set old_logprobs to "
                 "'recompute' or tis_cap to 0."
             )
-        self.epochs, self.kl_coef = epochs, kl_coef
+        self.epochs, self.kl_coef = epochs, numbers.kl_coef
         self.recompute = old_logprobs == "recompute"
-        self.reads_frozen = bool(kl_coef) or assemble is not whole_model
+        self.reads_frozen = bool(numbers.kl_coef) or assemble is not whole_model
         self.batch_sharding = batch_sharding
         mesh = None if batch_sharding is None else batch_sharding.mesh
         score = dict(execution=execution, temperature=temperature, chunk=chunk, mesh=mesh)
-        numbers = dict(
-            clip_low=clip_low,
-            clip_high=clip_high,
-            dual_clip=dual_clip,
-            kl_coef=kl_coef,
-            sequence_ratio=sequence_ratio,
-            tis_cap=tis_cap,
-        )
 
         def zeros(params):
             grads = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-            return grads, {name: jnp.zeros(()) for name in SUMS}
+            return grads, {name: jnp.zeros(()) for name in sum_names()}
 
         def accumulate(grads, sums, params, frozen, batch, *, on_policy):
             grads, new = add_gradient(
@@ -305,27 +231,27 @@ class Update:
                 params,
                 frozen,
                 batch,
+                numbers=numbers,
                 on_policy=on_policy,
                 assemble=assemble,
                 **score,
-                **numbers,
             )
             gap_max = jnp.maximum(sums["gap_max"], new["gap_max"])
             return grads, {k: sums[k] + new[k] for k in new} | {"gap_max": gap_max}
 
-        def step(params, opt_state, count, grads, sums):
-            value = sums["policy"] + kl_coef * sums["kl"]
+        def finish(params, opt_state, count, grads, sums):
+            value = sums["policy"] + numbers.kl_coef * sums["kl"]
             return apply(params, opt_state, count, grads, value, optimizer=optimizer)
 
         def rescore(params, frozen, batch):
             return logprobs.score(assemble(params, frozen), batch, **score)[0]
 
-        # Outputs that come back as inputs must lie where they lay, or they compile anew.
-        sums_out = stepped_out = None
+        # Outputs that come back as inputs must keep their sharding, or the program compiles again.
+        sums_out = finished_out = None
         if shardings is not None:
             places = state_shardings(optimizer, shardings)
             sums_out = (shardings, places.step)
-            stepped_out = (shardings, places.opt_state, *[places.step] * 3)
+            finished_out = (shardings, places.opt_state, *[places.step] * 3)
         # The new parameters take the place of the old ones, or of the gradients.
         donated = (0, 1) if donate_params else (1, 3)
         self.zeros = jax.jit(zeros, out_shardings=sums_out)
@@ -333,7 +259,7 @@ class Update:
             accumulate, static_argnames="on_policy", donate_argnums=(0, 1), out_shardings=sums_out
         )
         self.rescore = jax.jit(rescore, out_shardings=batch_sharding)
-        self.step = jax.jit(step, donate_argnums=donated, out_shardings=stepped_out)
+        self.finish = jax.jit(finish, donate_argnums=donated, out_shardings=finished_out)
 
     def __call__(self, state, frozen, mini_batches):
         flat = [batch for micro_batches in mini_batches for batch in micro_batches]
@@ -358,7 +284,7 @@ class Update:
                         batch,
                         on_policy=self.recompute and one_step,
                     )
-                params, opt_state, count, norm, applied = self.step(
+                params, opt_state, count, norm, applied = self.finish(
                     state.params, state.opt_state, state.step, grads, sums
                 )
                 state = State(params, opt_state, count)
@@ -366,7 +292,7 @@ class Update:
         return state, self._metrics(jax.device_get(reports), flat)
 
     def place(self, batch):
-        """The batch on the devices that hold its rows."""
+        """Puts a batch on the devices that hold its rows."""
         if self.batch_sharding is None:
             return jax.tree.map(jnp.asarray, batch)
         return jax.tree.map(
@@ -379,7 +305,7 @@ class Update:
     @property
     def compile_count(self):
         """Programs compiled so far."""
-        programs = (self.zeros, self.accumulate, self.rescore, self.step)
+        programs = (self.zeros, self.accumulate, self.rescore, self.finish)
         return sum(program._cache_size() for program in programs)
 
     def _metrics(self, reports, flat):

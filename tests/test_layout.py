@@ -26,7 +26,7 @@ NEVER = {"torch", "tensorflow", "ray", "vllm", "litellm", "hydra", "tests"}
 ACCELERATOR = {"jax", "jaxlib", "flax", "optax", "orbax", "grain", "tensorstore"}
 # Benchmarks start these as programs of another environment, in which the peer is installed.
 PEERS = "experiments.speed.peers."
-PURE = ("credit", "loss", "update", "batching", "logprobs")
+PURE = ("credit", "loss", "update", "optimizer", "batching", "logprobs")
 LIBRARIES = ("tools", "agents", "models", "flow_grpo_jax")
 
 

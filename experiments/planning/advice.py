@@ -1,4 +1,8 @@
-"""What an update needs by estimate, and which changes of the config would make it fit."""
+"""What an update needs by estimate, and which changes of the config would make it fit.
+
+Dimensions:
+  B rows of a micro-batch    T tokens in a row    A response tokens of a row
+"""
 
 import copy
 import dataclasses
@@ -41,9 +45,15 @@ class Change:
     total: float
 
 
-def setting(config, shape, mesh):
+def setting(config, dims, mesh):
+    """Returns the formulas.Setting of a config.
+
+    Args:
+      dims: qwen2.Config.
+      mesh: real or abstract.
+    """
     return formulas.Setting(
-        shape=shape,
+        dims=dims,
         **{axis: mesh.shape[axis] for axis in sharding.AXES},
         sequence=config.mesh.sequence and mesh.shape["tensor"] > 1,
         dtype=config.model.dtype,
@@ -54,15 +64,16 @@ def setting(config, shape, mesh):
     )
 
 
-def need(config, shape, devices, *, scale=1.0):
-    """Need of a config on so many devices: inputs exactly, temporaries by formula.
+def need(config, dims, devices, *, scale=1.0):
+    """Estimates the Need of a config on so many devices: inputs exactly, temporaries by formula.
 
     Args:
-      scale: multiplies the formula, such as by what it was off for a program like this one.
+      dims: qwen2.Config.
+      scale: multiplies the formula, such as by its error for a compiled program of this config.
     """
     mesh = programs.abstract_mesh(config, devices)
-    values = programs.inputs(config, shape, mesh)
-    how = setting(config, shape, mesh)
+    values = programs.inputs(config, dims, mesh)
+    how = setting(config, dims, mesh)
     temporaries = {}
     for batch in values.batches:
         (rows, tokens), responses = batch.token_BT.shape, batch.index_BA.shape[1]
@@ -78,35 +89,29 @@ def need(config, shape, devices, *, scale=1.0):
 
 
 def changed(config, flags):
-    """A copy of a config with other values, by dotted names."""
+    """Returns a copy of a config with other values, by dotted names."""
     config = copy.deepcopy(config)
-    with config.unlocked():
-        for name, value in flags.items():
-            *path, last = name.split(".")
-            part = config
-            for field in path:
-                part = part[field]
-            part[last] = value
+    config.update_from_flattened_dict(flags)
     return config
 
 
-def advise(config, shape, devices, memory, *, scale=1.0):
-    """(changes, together): each Change alone, and those that make it fit together.
+def advise(config, dims, devices, memory, *, scale=1.0):
+    """Returns (changes, together): each Change alone, and those that make it fit together.
 
     Changes that save nothing are left out. `together` holds the first ones in order that suffice,
     without those that are not needed any more; None if even all of them do not fit.
     """
 
     def total(flags):
-        return need(changed(config, flags), shape, devices, scale=scale).total
+        return need(changed(config, flags), dims, devices, scale=scale).total
 
     limit, alone, chosen = (1 - SPARE) * memory, [], []
     least = before = total({})
     for candidate in CANDIDATES:
-        found = candidate(config, shape, devices)
+        found = candidate(config, dims, devices)
         if found is not None and total(found[0]) < WORTH * before:
             alone.append(Change(*found, total(found[0])))
-        found = candidate(changed(config, _merged(chosen)), shape, devices)
+        found = candidate(changed(config, _merged(chosen)), dims, devices)
         if least > limit and found is not None:
             after = total(_merged([*chosen, found]))
             if after < WORTH * least:
@@ -129,9 +134,9 @@ def _merged(found):
 # In the order in which they cost speed or change the method.
 
 
-def _spread(config, shape, devices):
-    """The mesh that needs least, with rows spread over `tensor`."""
-    best, least = None, need(config, shape, devices).total
+def _spread(config, dims, devices):
+    """Proposes the mesh that needs least, with rows spread over `tensor`."""
+    best, least = None, need(config, dims, devices).total
     for tensor in _divisors(devices):
         for fsdp in _divisors(devices // tensor):
             flags = {
@@ -141,7 +146,7 @@ def _spread(config, shape, devices):
                 "mesh.sequence": tensor > 1,
             }
             try:
-                total = need(changed(config, flags), shape, devices).total
+                total = need(changed(config, flags), dims, devices).total
             except command.ConfigError:  # heads or rows that such a mesh does not divide
                 continue
             if total < 0.95 * least:
@@ -149,38 +154,38 @@ def _spread(config, shape, devices):
     return best and (best, "more traffic between devices")
 
 
-def _recompute(config, shape, devices):
+def _recompute(config, dims, devices):
     if config.model.remat == "full":
         return None
     return {"model.remat": "full"}, "the forward pass runs twice"
 
 
-def _fewer_rows(config, shape, devices):
+def _fewer_rows(config, dims, devices):
     if set(config.batch.rows) == {1}:
         return None
     rows = (1,) * len(config.batch.rows)
     return {"batch.rows": rows}, "more micro-batches, each at a lower rate"
 
 
-def _small_moments(config, shape, devices):
+def _small_moments(config, dims, devices):
     if config.optim.moment_dtype == "bfloat16":
         return None
     return {"optim.moment_dtype": "bfloat16"}, "moments rounded at random to 8 bits"
 
 
-def _adapters(config, shape, devices):
+def _adapters(config, dims, devices):
     if config.model.lora.rank:
         return None
     return ADAPTER, "adapters are trained, not all parameters"
 
 
-def _no_reference(config, shape, devices):
+def _no_reference(config, dims, devices):
     if not config.loss.kl_coef or config.model.lora.rank:
         return None
     return {"loss.kl_coef": 0.0}, "nothing holds the policy near where it started"
 
 
-def _shorter_rows(config, shape, devices):
+def _shorter_rows(config, dims, devices):
     longest, response = max(config.batch.row_lengths), config.rollout.max_response_tokens
     half = longest // 2
     if half < 2 * response:

@@ -23,7 +23,7 @@ from absl import logging
 from jax.experimental import topologies
 
 from experiments.running import command, sessions
-from flow_grpo_jax import batching, update
+from flow_grpo_jax import batching, optimizer, update
 from models import lora, sharding
 
 INSTALL = (
@@ -61,9 +61,9 @@ class Program:
     """One compiled program. All numbers are bytes per device.
 
     rows, tokens: of its micro-batch, 0 if it has none.
-    inputs: arguments and those results that do not take their place.
+    inputs: arguments, and results that do not take their place.
     temporaries: what it needs besides.
-    beside: what lies in memory meanwhile and is none of its arguments.
+    beside: what lies in memory meanwhile and is not among its arguments.
     """
 
     name: str
@@ -86,14 +86,14 @@ def has_libtpu():
 
 
 def prepare_machine(topology):
-    """What must be set before JAX starts its backend: once, at the start of the process."""
+    """Sets what JAX must know before it starts its backend: once, at the start of the process."""
     jax.config.update("jax_platforms", "cpu")
     if topology.kind == "cpu":
         jax.config.update("jax_num_cpu_devices", topology.devices)
 
 
 def devices(topology):
-    """Devices of a topology that programs can be compiled for.
+    """Returns devices of a topology that programs can be compiled for.
 
     Raises:
       ConfigError: libtpu is missing or does not know the slice, or the CPU has fewer devices.
@@ -109,7 +109,7 @@ def devices(topology):
         raise command.ConfigError(INSTALL)
     for name, value in (WITHOUT_TPU | {"TPU_ACCELERATOR_TYPE": _type(topology)}).items():
         os.environ.setdefault(name, value)
-    # Hosts have 2 x 2 chips; slices that these do not divide are taken as hosts of one chip.
+    # Hosts have 2 x 2 chips; a slice that is no multiple of it counts as hosts of one chip each.
     whole = all(size % 2 == 0 for size in topology.shape[:2])
     options = {"chips_per_host_bounds": [2, 2, 1] if whole else [1, 1, 1]}
     if topology.chip == "v4":  # its two cores as one device, as JAX runs it
@@ -130,7 +130,7 @@ def _type(topology):
 
 
 def abstract_mesh(config, count):
-    """The config's mesh over `count` devices that nobody has: enough to count bytes."""
+    """Makes the config's mesh over `count` devices that nobody has: enough to count bytes."""
     with command.checking_config():
         sizes = sharding.mesh_sizes(
             data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor, count=count
@@ -149,7 +149,7 @@ def mesh_over(config, found):
 
 
 def adapters(config):
-    """lora.Settings of a config; None if every parameter is trained."""
+    """Returns lora.Settings of a config; None if every parameter is trained."""
     if not config.model.lora.rank:
         return None
     with command.checking_config():
@@ -159,42 +159,37 @@ def adapters(config):
 abstract_model = functools.cache(sessions.abstract_model)  # advice asks for it again and again
 
 
-def inputs(config, shape, mesh):
-    """Inputs of the update that a config describes.
+def inputs(config, dims, mesh):
+    """Returns the Inputs of the update that a config describes.
 
     Args:
-      shape: qwen2.Config.
+      dims: qwen2.Config.
       mesh: real or abstract.
 
     Raises:
       ConfigError: the mesh or the rows do not divide what they should.
     """
     settings = adapters(config)
-    model = abstract_model(shape, jnp.float32)
-    frozen = abstract_model(shape, sessions.compute_dtype(config))
+    model = abstract_model(dims, jnp.float32)
+    frozen = abstract_model(dims, sessions.compute_dtype(config))
     params = model
     if settings is not None:
         make = functools.partial(lora.init, settings=settings)
         params = jax.eval_shape(make, frozen, jax.random.key(0))
-    optimizer = _optimizer(config)
     with command.checking_config():
-        places = update.state_shardings(optimizer, sharding.parameter_shardings(mesh, params))
+        adamw = optimizer.make(**config.optim)
+        places = update.state_shardings(adamw, sharding.parameter_shardings(mesh, params))
         frozen = _placed(frozen, sharding.parameter_shardings(mesh, frozen))
     scalar = functools.partial(jax.ShapeDtypeStruct, (), sharding=places.step)
     return Inputs(
         params=_placed(params, places.params),
-        opt_state=_placed(jax.eval_shape(optimizer.init, params), places.opt_state),
+        opt_state=_placed(jax.eval_shape(adamw.init, params), places.opt_state),
         count=scalar(jnp.int32),
         frozen=frozen if config.loss.kl_coef or settings is not None else None,
         grads=_placed(params, places.params),
-        sums={name: scalar(jnp.float32) for name in update.SUMS},
+        sums={name: scalar(jnp.float32) for name in update.sum_names()},
         batches=_batches(config, mesh),
     )
-
-
-def _optimizer(config):
-    with command.checking_config():
-        return update.make_optimizer(**config.optim)
 
 
 def _placed(tree, shardings):
@@ -204,8 +199,6 @@ def _placed(tree, shardings):
 
 def _batches(config, mesh):
     sizes = sessions.batch_shapes(config, mesh)
-    with command.checking_config():
-        batching.check_buckets(**sizes)
     if config.mesh.sequence:
         for tokens in sizes["row_lengths"]:
             if tokens % mesh.shape["tensor"]:
@@ -215,28 +208,16 @@ def _batches(config, mesh):
                 )
     place = sharding.batch_sharding(mesh)
 
-    def batch(T, B, A):
-        of = lambda dtype: lambda size: jax.ShapeDtypeStruct((B, size), dtype, sharding=place)
-        integers, floats, flags = of(jnp.int32), of(jnp.float32), of(jnp.bool_)
-        return batching.TurnBatch(
-            token_BT=integers(T),
-            until_BT=integers(T),
-            index_BA=integers(A),
-            target_BA=integers(A),
-            mask_BA=flags(A),
-            turn_BA=integers(A),
-            old_logp_BA=floats(A),
-            sampler_logp_BA=floats(A),
-            adv_BA=floats(A),
-            weight_BA=floats(A),
-        )
-
-    rows = zip(sizes["row_lengths"], sizes["rows"], sizes["response_lengths"], strict=True)
-    return tuple(batch(*row) for row in rows)
+    buckets = zip(sizes["rows"], sizes["row_lengths"], sizes["response_lengths"], strict=True)
+    batches = tuple(
+        batching.shapes(rows=rows, tokens=tokens, sampled=sampled)
+        for rows, tokens, sampled in buckets
+    )
+    return jax.tree.map(lambda x: x.update(sharding=place), batches)
 
 
 def bytes_per_device(tree):
-    """Of a tree of shapes with shardings."""
+    """Counts the bytes on a device of a tree of shapes with shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -247,7 +228,7 @@ def bytes_per_device(tree):
 
 
 def compiled(config, variant, values, mesh, *, on_program=lambda program: None):
-    """[Program] of the config's update: one for each row length, `zeros` and `step`.
+    """Compiles the config's update: a Program for each row length, `zeros` and `finish` ("step").
 
     Args:
       variant: of `loss.VARIANTS`.
@@ -296,13 +277,13 @@ def compiled(config, variant, values, mesh, *, on_program=lambda program: None):
             beside = own(values.opt_state)
             add("rescore", programs.rescore, *arguments, batch=batch, beside=beside)
     step = (values.params, values.opt_state, values.count, values.grads, values.sums)
-    add("step", programs.step, *step, beside=frozen)
+    add("step", programs.finish, *step, beside=frozen)
     add("zeros", programs.zeros, values.params, beside=state - own(values.params) + frozen)
     return found
 
 
 def memory(lowered, name):
-    """Bytes per device that a program needs, arguments included."""
+    """Compiles a program; returns the bytes per device that it needs, arguments included."""
     with tempfile.TemporaryDirectory() as folder:
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         try:
@@ -325,10 +306,10 @@ def memory(lowered, name):
 
 
 def _allocated(folder):
-    """What libtpu's report of a program's allocations adds up to; None if there is none.
+    """Sums libtpu's report of a program's allocations; None if there is none.
 
-    `memory_analysis` of a TPU program counts some buffers twice, and its peak leaves out what is
-    lost between buffers.
+    `memory_analysis` of a TPU program counts some buffers twice, and its peak leaves out the gaps
+    between buffers.
     """
     reports = sorted(folder.glob("*memory-usage-report.txt"))
     pattern = r"^Memory Space: default \(color=0\)\nTotal bytes: (\d+)"

@@ -32,11 +32,11 @@ class Need:
         return self.weights + self.cache + self.state + max(self.temporaries.values(), default=0)
 
 
-def need(config, shape, topology, estimated, found=()):
-    """Need of a config.
+def need(config, dims, topology, estimated, found=()):
+    """Computes the Need of a config.
 
     Args:
-      shape: qwen2.Config.
+      dims: qwen2.Config.
       topology: hardware.Topology.
       estimated: `advice.Need` of the update.
       found: the devices of one replica, to compile its programs for; none compiles nothing.
@@ -52,7 +52,7 @@ def need(config, shape, topology, estimated, found=()):
         )
     mesh = jax.sharding.AbstractMesh((1, 1, tensor), sharding.AXES)
     adapters = programs.adapters(config)
-    base = model = programs.abstract_model(shape, dtype)
+    base = model = programs.abstract_model(dims, dtype)
     if adapters is not None:
         model = jax.eval_shape(
             functools.partial(lora.add, settings=adapters, dtype=dtype), base, jax.random.key(0)
@@ -66,7 +66,7 @@ def need(config, shape, topology, estimated, found=()):
         if topology.devices == 1:  # which is the trainer's
             weights -= base_bytes
     layout = cache.choose(topology.kind)
-    cache_bytes = shapes.of(shape, layout=layout, **settings).cache_bytes(mesh)
+    cache_bytes = shapes.of(dims, layout=layout, **settings).cache_bytes(mesh)
     temporaries = {}
     if found:
         lowered = ahead.lowered(

@@ -11,6 +11,7 @@ import json
 import pathlib
 
 from experiments.reporting import trajectories as records
+from experiments.running import dotted
 from flow_grpo_jax import files
 from flow_grpo_jax.metrics import wilson_interval
 
@@ -165,15 +166,7 @@ def read_config(path):
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return dict(_flat(value, ""))
-
-
-def _flat(value, name):
-    if isinstance(value, dict) and value:
-        for key, part in value.items():
-            yield from _flat(part, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, value
+    return dict(dotted.flat(value))
 
 
 def charts(metrics):

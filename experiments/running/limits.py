@@ -1,7 +1,7 @@
 """What a training config must satisfy before anything is loaded."""
 
 from experiments.running import command, fields, sessions
-from flow_grpo_jax import loss
+from flow_grpo_jax import batching, loss
 from models import qwen2
 
 
@@ -17,42 +17,23 @@ def check(config):
 
 
 def choose_variant(config):
-    """The loss variant; refuses a policy sampler whose log-probs would not be the trainer's."""
-    name = config.loss.variant
-    if name not in loss.VARIANTS:
-        raise command.ConfigError(
-            f"loss.variant={name!r} is unknown; valid: {', '.join(loss.VARIANTS)}."
-        )
-    if config.rollout.temperature <= 0:
-        raise command.ConfigError(
-            f"rollout.temperature={config.rollout.temperature}: greedy rollouts of one question "
-            "are all alike and teach nothing. Use a temperature above 0."
-        )
-    neutral = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
-    neutral |= {"frequency_penalty": 0.0, "presence_penalty": 0.0}
-    for field, off in neutral.items():
-        if config.rollout.get(field, off) != off:
-            raise command.ConfigError(
-                f"rollout.{field}={config.rollout[field]} changes the distribution that is sampled "
-                f"but not the one that is trained. Set it to {off}."
-            )
-    return loss.VARIANTS[name]
+    """Returns the loss variant that a config names."""
+    with command.checking_config():
+        return loss.choose(config.loss.variant, temperature=config.rollout.temperature)
 
 
 def check_limits(config):
-    """ConfigError if lengths, sizes or names of the config do not fit together."""
+    """Raises ConfigError if lengths, sizes or names of the config do not fit together."""
     settings, batch = config.rollout, config.batch
-    prompt, response = settings.max_prompt_tokens, settings.max_response_tokens
-    needs = (
-        ("batch.row_lengths", max(batch.row_lengths), prompt + response),
-        ("batch.response_lengths", max(batch.response_lengths), response),
-    )
-    for name, largest, needed in needs:
-        if largest < needed:
-            raise command.ConfigError(
-                f"The largest of {name} is {largest}; rollout.max_prompt_tokens={prompt} and "
-                f"max_response_tokens={response} need {needed}."
-            )
+    with command.checking_config():
+        batching.check_buckets(
+            batch.row_lengths,
+            batch.rows,
+            batch.response_lengths,
+            layout=batch.layout,
+            longest_prompt=settings.max_prompt_tokens,
+            longest_response=settings.max_response_tokens,
+        )
     if not 1 <= config.loss.mini_batches <= settings.questions:
         raise command.ConfigError(
             f"loss.mini_batches={config.loss.mini_batches} must be between 1 and "

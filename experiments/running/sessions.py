@@ -13,7 +13,7 @@ from absl import logging
 
 from agents import prompts
 from experiments.running import backends, command
-from flow_grpo_jax import batching, judge, rollout, scoring, symbolic, update
+from flow_grpo_jax import batching, judge, loss, optimizer, rollout, scoring, symbolic, update
 from models import folders, huggingface, lora, qwen2, sharding, tokenizer
 from models.attention import kernels
 from models.engine import placement
@@ -115,19 +115,22 @@ def make_update(config, variant, *, mesh, params, shardings, assemble=update.who
       shardings: of these on `mesh`.
       assemble: of `update.Update`.
     """
+    numbers = loss.Numbers(
+        clip_low=config.loss.clip_low,
+        clip_high=config.loss.clip_high,
+        dual_clip=config.loss.dual_clip,
+        kl_coef=config.loss.kl_coef,
+        sequence_ratio=variant.sequence_ratio,
+        tis_cap=config.loss.tis_cap,
+    )
     with command.checking_config():
-        optimizer = update.make_optimizer(**config.optim)
-        return optimizer, update.Update(
-            optimizer,
+        adamw = optimizer.make(**config.optim)
+        return adamw, update.Update(
+            adamw,
+            numbers=numbers,
             execution=execution(config, mesh),
             temperature=config.rollout.temperature,
             chunk=config.batch.logprob_chunk,
-            clip_low=config.loss.clip_low,
-            clip_high=config.loss.clip_high,
-            dual_clip=config.loss.dual_clip,
-            kl_coef=config.loss.kl_coef,
-            sequence_ratio=variant.sequence_ratio,
-            tis_cap=config.loss.tis_cap,
             epochs=config.loss.epochs,
             old_logprobs=config.loss.old_logprobs,
             assemble=assemble,
@@ -139,7 +142,7 @@ def make_update(config, variant, *, mesh, params, shardings, assemble=update.who
 
 def start_update(config, variant, session):
     """Returns (Update, State at step 0) of a Session."""
-    optimizer, step_program = make_update(
+    adamw, step_program = make_update(
         config,
         variant,
         mesh=session.mesh,
@@ -147,7 +150,7 @@ def start_update(config, variant, session):
         shardings=session.shardings,
         assemble=session.assemble,
     )
-    return step_program, update.init(session.params, optimizer, shardings=session.shardings)
+    return step_program, update.init(session.params, adamw, shardings=session.shardings)
 
 
 def model_folder(config):

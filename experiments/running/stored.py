@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from experiments.configs import common
-from experiments.running import command, sessions
+from experiments.running import command, dotted, sessions
 from flow_grpo_jax import checkpoint, files, processes
 from models import huggingface, lora
 
@@ -30,7 +30,10 @@ def check_config(config, workdir):
     path = workdir / "config.json"
     if not path.exists():
         return
-    before, now = _flat(json.loads(path.read_text())["config"]), _flat(_values(config))
+    before, now = (
+        {name: value for name, value in dotted.flat(values) if value != {}}
+        for values in (json.loads(path.read_text())["config"], _values(config))
+    )
     changed = sorted(
         name for name in {**before, **now} if name != "steps" and before.get(name) != now.get(name)
     )
@@ -110,16 +113,6 @@ def _check_shared(workdir):
             f"Process {blind[0]} does not see in {workdir} what process 0 writes there. Give a "
             "--workdir that all hosts share, such as a network file system."
         )
-
-
-def _flat(values, prefix=""):
-    flat = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def _fill(config, values, prefix=""):

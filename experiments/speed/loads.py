@@ -185,5 +185,7 @@ def micro_batches(load, layout, *, row_lengths, rows):
         row_lengths=row_lengths,
         rows=rows,
         response_lengths=sampled,
+        mini_batches=1,
+        constant_length=0,  # of no weight that is used here
     )
     return batches

@@ -57,7 +57,7 @@ from experiments.planning import formulas
 from experiments.running import command
 from experiments.speed import loads
 from experiments.speed.peers import link
-from flow_grpo_jax import files, logprobs, packing, update
+from flow_grpo_jax import files, logprobs, loss, optimizer, packing, update
 from models import huggingface, lora, qwen2
 from models.attention import kernels
 
@@ -107,17 +107,19 @@ class Ours:
         else:
             params = jax.jit(make)(key_model)
             self.frozen = jax.jit(functools.partial(make, dtype=dtype))(key_reference)
-        optimizer = update.make_optimizer(warmup_steps=0, **OPTIMIZER)
-        self.state = update.init(params, optimizer)
+        adamw = optimizer.make(warmup_steps=0, moment_dtype="float32", **OPTIMIZER)
+        self.state = update.init(params, adamw)
         self.make_update = functools.partial(
             update.Update,
-            optimizer,
+            adamw,
+            numbers=loss.Numbers(sequence_ratio=False, tis_cap=0.0, **LOSS),
             execution=qwen2.Execution(dtype=dtype, remat=remat, attend=kernels.make(attend)),
             temperature=1.0,
             chunk=chunk,
             assemble=assemble,
+            epochs=1,
+            old_logprobs="sampler",
             donate_params=True,
-            **LOSS,
         )
 
     def save(self, folder):

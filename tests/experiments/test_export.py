@@ -12,7 +12,7 @@ import pytest
 from experiments import export
 from experiments.configs import smoke
 from experiments.running import command, sessions, stored
-from flow_grpo_jax import checkpoint, update
+from flow_grpo_jax import checkpoint, optimizer, update
 from models import folders, huggingface, lora
 
 
@@ -23,10 +23,10 @@ def run(tmp_path_factory):
     stored.write_config(config, workdir)
     base = huggingface.load(sessions.resolve(config.model.path), dtype=jnp.float32)
     trained = jax.jit(lambda tree: jax.tree.map(lambda x: x * 1.01 + 1e-3, tree))(base)
-    optimizer = update.make_optimizer(**config.optim)
+    adamw = optimizer.make(**config.optim)
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=2)
     for step, params in ((3, base), (7, trained)):
-        checkpoints.save(step, update.init(params, optimizer), {"reference": "f00d"})
+        checkpoints.save(step, update.init(params, adamw), {"reference": "f00d"})
     checkpoints.close()
     lines = [{"step": 0}, {"step": 7, "eval/success": 0.5, "eval/correct": 6, "eval/total": 12}]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -42,7 +42,7 @@ def lora_run(tmp_path_factory):
     base = huggingface.load(sessions.resolve(config.model.path), dtype=jnp.float32)
     adapters = lora.init(base, jax.random.key(0), lora.Settings(**config.model.lora))
     noisy = lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)
-    state = update.init(jax.tree.map(noisy, adapters), update.make_optimizer(**config.optim))
+    state = update.init(jax.tree.map(noisy, adapters), optimizer.make(**config.optim))
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=1)
     checkpoints.save(5, state, {"reference": "f00d"})
     checkpoints.close()

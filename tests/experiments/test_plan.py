@@ -15,7 +15,7 @@ from experiments import plan
 from experiments.configs import lora_7b_single_gpu, paper_7b, smoke
 from experiments.planning import advice, formulas, programs, rollouts
 from experiments.running import command, limits, sessions
-from flow_grpo_jax import update
+from flow_grpo_jax import optimizer, update
 from models import hardware, published, qwen2, sharding
 from models.engine import placement
 from tests.models import engines
@@ -24,15 +24,24 @@ ROOT = pathlib.Path(__file__).parents[2]
 GiB = 2**30
 
 
+def whole_model(dims):
+    """The Setting in which all parameters are trained on one device."""
+    config = paper_7b.get_config()
+    return advice.setting(config, dims, programs.abstract_mesh(config, 1))
+
+
 @pytest.mark.parametrize(
     ("size", "matmul", "cache_KiB"),
     [("0.5b", 0.494e9, 12), ("1.5b", 1.544e9, 28), ("3b", 3.086e9, 36), ("7b", 7.070e9, 56)],
 )
 def test_sizes_by_hand(size, matmul, cache_KiB):
-    """Matmul parameters and bytes of cache a token, of the published shapes."""
-    shape = published.SIZES[size]
-    assert formulas.matmul_parameters(shape) == pytest.approx(matmul, rel=1e-3)
-    assert formulas.cache_bytes(shape, 1) == cache_KiB * 1024
+    """Parameters that a token is multiplied with, and its bytes of cache, in published models."""
+    config, one = paper_7b.get_config(), hardware.topology("cpu:1")
+    dims, tokens = published.SIZES[size], config.engine.cache_tokens
+    useful, _ = formulas.turn_flops(whole_model(dims), 1, 1)
+    assert useful / 6 == pytest.approx(matmul, rel=1e-3)
+    found = rollouts.need(config, dims, one, advice.need(config, dims, 1))
+    assert found.cache == tokens * cache_KiB * 1024
 
 
 @pytest.mark.parametrize(
@@ -41,18 +50,18 @@ def test_sizes_by_hand(size, matmul, cache_KiB):
 )
 def test_training_limit_by_hand(size, chip, tokens, thousands):
     """Tokens a second at which all products of training take all of a chip."""
-    limits = (hardware.TPUS | hardware.GPUS)[chip]
-    flops = formulas.train_flops(published.SIZES[size], tokens, tokens) / tokens
-    assert limits.flops / flops == pytest.approx(thousands * 1e3, rel=0.02)
+    peak = (hardware.TPUS | hardware.GPUS)[chip]
+    flops = formulas.turn_flops(whole_model(published.SIZES[size]), tokens, tokens)[0] / tokens
+    assert peak.flops / flops == pytest.approx(thousands * 1e3, rel=0.02)
 
 
 @pytest.mark.slow
 def test_bytes_are_those_of_placed_arrays():
     config = paper_7b.get_config()
     config.mesh.fsdp, config.mesh.tensor = 4, 2
-    shape = published.SIZES["0.5b"]
+    dims = published.SIZES["0.5b"]
     mesh = sharding.make_mesh(fsdp=4, tensor=2)
-    values = programs.inputs(config, shape, mesh)
+    values = programs.inputs(config, dims, mesh)
     leaves = jax.tree.leaves(values.params)
     largest = max(leaves, key=lambda leaf: leaf.size)
     placed = jax.device_put(jnp.zeros(largest.shape, largest.dtype), largest.sharding)
@@ -69,7 +78,7 @@ def nano(**sizes):
     config.batch.rows = (1,)
     config.rollout.max_prompt_tokens = config.rollout.max_response_tokens = 8
     config.mesh.update(sizes)
-    shape = qwen2.Config(
+    dims = qwen2.Config(
         vocab_size=64,
         hidden_size=256,
         intermediate_size=1024,
@@ -79,18 +88,18 @@ def nano(**sizes):
         head_dim=64,
         tie_word_embeddings=False,
     )
-    return config, shape
+    return config, dims
 
 
 @pytest.mark.slow
 def test_bytes_of_a_whole_state_are_those_of_its_arrays():
-    config, shape = nano(fsdp=4, tensor=2)
+    config, dims = nano(fsdp=4, tensor=2)
     mesh = programs.mesh_over(config, jax.devices())
-    values = programs.inputs(config, shape, mesh)
-    optimizer = update.make_optimizer(**config.optim)
+    values = programs.inputs(config, dims, mesh)
+    adamw = optimizer.make(**config.optim)
     shardings = jax.tree.map(lambda x: x.sharding, values.params)
     zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), values.params)
-    state = update.init(jax.jit(zeros, out_shardings=shardings)(), optimizer, shardings=shardings)
+    state = update.init(jax.jit(zeros, out_shardings=shardings)(), adamw, shardings=shardings)
     counted = programs.bytes_per_device((values.params, values.opt_state, values.count))
     for device in jax.devices():
         shards = [s for x in jax.tree.leaves(state) for s in x.addressable_shards]
@@ -100,10 +109,10 @@ def test_bytes_of_a_whole_state_are_those_of_its_arrays():
 @pytest.mark.slow
 def test_the_gradient_of_a_micro_batch_never_exists_as_a_whole():
     """With remat "full" the backward pass adds each layer's part to the sum."""
-    config, shape = nano(fsdp=1)
+    config, dims = nano(fsdp=1)
     config.model.remat, config.loss.kl_coef = "full", 0.0
     mesh = programs.mesh_over(config, jax.devices()[:1])
-    values = programs.inputs(config, shape, mesh)
+    values = programs.inputs(config, dims, mesh)
     found = programs.compiled(config, limits.choose_variant(config), values, mesh)
     assert [program.name for program in found] == ["accumulate", "step", "zeros"]
     assert found[0].temporaries < 0.5 * programs.bytes_per_device(values.grads)
@@ -123,11 +132,11 @@ def test_what_does_not_fit_is_told_what_would():
 
 @pytest.mark.slow
 def test_rollouts_count_the_bytes_of_a_real_engine():
-    config, shape = nano(fsdp=2)
+    config, dims = nano(fsdp=2)
     config.engine.update(tensor=2, slots=4, cache_tokens=640)
     target = hardware.topology("cpu:2")
-    found = rollouts.need(config, shape, target, advice.need(config, shape, 2))
-    model = qwen2.Qwen2(jax.random.key(0), shape)
+    found = rollouts.need(config, dims, target, advice.need(config, dims, 2))
+    model = qwen2.Qwen2(jax.random.key(0), dims)
     [mesh] = placement.meshes(tensor=2, replicas=1)
     [copy] = placement.copies(model, jnp.float32, [mesh])
     weights = {"policy": copy, "frozen": copy}
@@ -140,8 +149,8 @@ def test_rollouts_count_the_bytes_of_a_real_engine():
 
 def test_adapters_leave_one_base_for_the_engine_and_the_trainer():
     config, one = lora_7b_single_gpu.get_config(), hardware.topology("gpu:h200x1")
-    shape = published.SIZES["7b"]
-    found = rollouts.need(config, shape, one, advice.need(config, shape, 1))
+    dims = published.SIZES["7b"]
+    found = rollouts.need(config, dims, one, advice.need(config, dims, 1))
     assert found.weights < 0.5 * GiB  # adapters only
     assert found.state > 14 * GiB
 
@@ -189,11 +198,11 @@ def test_nothing_helps_a_model_that_is_far_too_large():
 @pytest.mark.skipif(not programs.has_libtpu(), reason="libtpu is not installed")
 @pytest.mark.slow
 def test_tpu_programs_compile():
-    config, shape = nano(fsdp=2, tensor=2)
+    config, dims = nano(fsdp=2, tensor=2)
     config.mesh.sequence = True
     mesh = programs.mesh_over(config, programs.devices(hardware.topology("v5e:2x2")))
     found = programs.compiled(
-        config, limits.choose_variant(config), programs.inputs(config, shape, mesh), mesh
+        config, limits.choose_variant(config), programs.inputs(config, dims, mesh), mesh
     )
     assert [program.name for program in found] == ["accumulate", "step", "zeros"]
     assert all(program.total > program.inputs for program in found[:1])
@@ -216,9 +225,9 @@ def test_unknown_topologies_name_valid_ones(name):
 
 def test_a_model_must_be_named():
     with pytest.raises(command.ConfigError, match="--model to a published size: .*7b"):
-        plan.model_shape(paper_7b.get_config(), "")
+        plan.model_dims(paper_7b.get_config(), "")
     with pytest.raises(command.ConfigError, match="--model='8b' is unknown"):
-        plan.model_shape(paper_7b.get_config(), "8b")
+        plan.model_dims(paper_7b.get_config(), "8b")
 
 
 @pytest.mark.skipif(programs.has_libtpu(), reason="libtpu is installed")

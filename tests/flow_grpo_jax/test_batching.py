@@ -30,6 +30,8 @@ def build(samples, **changes):
         row_lengths=(8,),
         rows=(4,),
         response_lengths=(5,),
+        mini_batches=1,
+        constant_length=0,
     )
     return batching.build(samples, **(options | changes))
 
@@ -145,6 +147,9 @@ def test_padding_rows_count_nothing():
 def test_dtypes():
     ((batch,),) = build([sample([5], [1])])
     kinds = {name: getattr(batch, name).dtype.name for name in batch.__dataclass_fields__}
+    shapes = batching.shapes(rows=4, tokens=8, sampled=5)
+    same = lambda x, shape: (x.shape, x.dtype) == (shape.shape, shape.dtype)
+    assert jax.tree.all(jax.tree.map(same, batch, shapes))
     assert kinds == {
         "token_BT": "int32", "until_BT": "int32", "index_BA": "int32", "target_BA": "int32",
         "mask_BA": "bool", "turn_BA": "int32", "old_logp_BA": "float32",
@@ -379,7 +384,11 @@ def test_mistakes_are_named(samples, changes, message):
 
 @pytest.mark.parametrize(
     "prompt, response, message",
-    [(28, 4, None), (29, 4, "Make it 33"), (10, 5, "response_lengths=.*Make it 5")],
+    [
+        (28, 4, None),
+        (29, 4, "max_prompt_tokens=29 and .*tokens=4 exceed .* batch.row_lengths=.*Make it 33"),
+        (10, 5, "rollout.max_response_tokens=5 exceeds .* batch.response_lengths=.*Make it 5"),
+    ],
 )
 def test_the_largest_row_holds_the_longest_turn(prompt, response, message):
     check = lambda: batching.check_buckets(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flow_grpo_jax import checkpoint, update
+from flow_grpo_jax import checkpoint, optimizer, update
 from models import qwen2, sharding
 
 CONFIG = qwen2.Config(64, 16, 32, 2, 2, 1, 8)
@@ -13,13 +13,20 @@ CONFIG = qwen2.Config(64, 16, 32, 2, 2, 1, 8)
 
 @pytest.fixture(scope="module")
 def state():
-    optimizer = update.make_optimizer(
-        lr=1e-3, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.0, clip_norm=1.0, warmup_steps=0
+    adamw = optimizer.make(
+        lr=1e-3,
+        b1=0.9,
+        b2=0.99,
+        eps=1e-8,
+        weight_decay=0.0,
+        clip_norm=1.0,
+        warmup_steps=0,
+        moment_dtype="float32",
     )
     mesh = sharding.make_mesh(data=2, fsdp=4)
     model = qwen2.Qwen2(jax.random.key(0), CONFIG)
     params = jax.device_put(model, sharding.parameter_shardings(mesh, model))
-    return update.init(params, optimizer, shardings=sharding.parameter_shardings(mesh, model))
+    return update.init(params, adamw, shardings=sharding.parameter_shardings(mesh, model))
 
 
 def equal(first, second):

@@ -116,11 +116,8 @@ def by_id(questions):
 def test_tfds(tmp_path):
     folder = write_tfds(tmp_path / "one", {"train": QUESTIONS})
     assert by_id(data.read_questions(folder)) == QUESTIONS
-    with pytest.raises(ValueError, match="has the splits train; split='test' is none"):
-        data.read_questions(folder, split="test")
     folder = write_tfds(tmp_path / "two", {"train": QUESTIONS[:3], "test": QUESTIONS[3:]})
-    assert data.read_questions(folder, split="test") == QUESTIONS[3:]
-    with pytest.raises(ValueError, match="has the splits test, train; split=None is none"):
+    with pytest.raises(ValueError, match="has the splits test, train; expected one"):
         data.read_questions(folder)
     with pytest.raises(ValueError, match="has no dataset_info.json"):
         data.read_questions(tmp_path)
@@ -135,7 +132,7 @@ def test_tfds_is_read_without_tensorflow(tmp_path):
         "import sys; from flow_grpo_jax import data\n"
         "assert 'tensorflow_datasets' not in sys.modules\n"
         f"questions = data.read_questions({str(folder)!r})\n"
-        "next(data.question_batches(questions, batch=2, seed=0))\n"
+        "next(data.QuestionBatches(questions, batch=2, seed=0))\n"
         "assert 'tensorflow' not in sys.modules and 'tensorflow_datasets' in sys.modules\n"
         "print(len(questions))"
     )
@@ -164,8 +161,6 @@ def test_unusable_files(tmp_path):
     (tmp_path / "q.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="holds no questions"):
         data.read_questions(tmp_path / "q.jsonl")
-    with pytest.raises(ValueError, match="split='test' is for TFDS folders"):
-        data.read_questions(tmp_path / "q.jsonl", split="test")
 
 
 # ------------------------------------------------------------------------------------ fields
@@ -382,7 +377,7 @@ def in_epochs(drawn):
 
 @pytest.mark.parametrize("batch", [1, 7, 20, 60, 90])
 def test_every_epoch_is_a_new_order_of_all_questions(batch):
-    drawn = ids(data.question_batches(SIXTY, batch=batch, seed=1), -(-240 // batch))
+    drawn = ids(data.QuestionBatches(SIXTY, batch=batch, seed=1), -(-240 // batch))
     assert {len(b) for b in drawn} == {batch}
     epochs = in_epochs(drawn)
     assert len(epochs) == 4
@@ -390,14 +385,14 @@ def test_every_epoch_is_a_new_order_of_all_questions(batch):
         assert sorted(epoch, key=int) == [str(i) for i in range(60)]
     assert len({tuple(epoch) for epoch in epochs}) == 4
     assert epochs[0] != sorted(epochs[0], key=int)
-    assert epochs == in_epochs(ids(data.question_batches(SIXTY, batch=60, seed=1), 4))
+    assert epochs == in_epochs(ids(data.QuestionBatches(SIXTY, batch=60, seed=1), 4))
 
 
 def test_seeds_are_separate_streams():
     epochs = []
     for seed in (0, 1, 2, 3, 2**32 - 1):
-        drawn = ids(data.question_batches(SIXTY, batch=60, seed=seed), 4)
-        assert drawn[:1] == ids(data.question_batches(SIXTY, batch=60, seed=seed), 1)
+        drawn = ids(data.QuestionBatches(SIXTY, batch=60, seed=seed), 4)
+        assert drawn[:1] == ids(data.QuestionBatches(SIXTY, batch=60, seed=seed), 1)
         epochs += [tuple(epoch) for epoch in drawn]
     assert len(set(epochs)) == 20  # a neighbour is not the same stream one epoch on
 
@@ -407,12 +402,12 @@ def test_seeds_are_separate_streams():
     [(20, (0, 1, 2, 3, 4), 7), (7, (0, 1, 8, 9, 10), 12), (90, (0, 1, 2), 4)],
 )
 def test_state_restores_the_identical_continuation(batch, stops, total):
-    whole = ids(data.question_batches(SIXTY, batch=batch, seed=7), total)
+    whole = ids(data.QuestionBatches(SIXTY, batch=batch, seed=7), total)
     for done in stops:  # before the first batch, inside an epoch, and around its end
-        stopped = data.question_batches(SIXTY, batch=batch, seed=7)
+        stopped = data.QuestionBatches(SIXTY, batch=batch, seed=7)
         assert ids(stopped, done) == whole[:done]
         state = json.loads(json.dumps(stopped.get_state()))
-        resumed = data.question_batches(SIXTY, batch=batch, seed=7)
+        resumed = data.QuestionBatches(SIXTY, batch=batch, seed=7)
         ids(resumed, 1)  # a position of its own is given up
         resumed.set_state(state)
         assert resumed.get_state() == state
@@ -421,12 +416,12 @@ def test_state_restores_the_identical_continuation(batch, stops, total):
 
 
 def test_state_of_another_run_is_refused():
-    state = data.question_batches(SIXTY, batch=3, seed=7).get_state()
+    state = data.QuestionBatches(SIXTY, batch=3, seed=7).get_state()
     for name, other in [
-        ("batch", data.question_batches(SIXTY, batch=4, seed=7)),
-        ("seed", data.question_batches(SIXTY, batch=3, seed=8)),
-        ("questions", data.question_batches(SIXTY[:9], batch=3, seed=7)),
-        ("questions", data.question_batches(SIXTY[::-1], batch=3, seed=7)),
+        ("batch", data.QuestionBatches(SIXTY, batch=4, seed=7)),
+        ("seed", data.QuestionBatches(SIXTY, batch=3, seed=8)),
+        ("questions", data.QuestionBatches(SIXTY[:9], batch=3, seed=7)),
+        ("questions", data.QuestionBatches(SIXTY[::-1], batch=3, seed=7)),
     ]:
         with pytest.raises(ValueError, match=f"saved data position has {name}="):
             other.set_state(state)
@@ -434,8 +429,8 @@ def test_state_of_another_run_is_refused():
 
 def test_batches_refuse_what_they_cannot_do():
     with pytest.raises(ValueError, match="no questions"):
-        data.question_batches([], batch=1, seed=0)
+        data.QuestionBatches([], batch=1, seed=0)
     with pytest.raises(ValueError, match="batch=0"):
-        data.question_batches(SIXTY, batch=0, seed=0)
+        data.QuestionBatches(SIXTY, batch=0, seed=0)
     with pytest.raises(ValueError, match="seed=-1"):
-        data.question_batches(SIXTY, batch=1, seed=-1)
+        data.QuestionBatches(SIXTY, batch=1, seed=-1)

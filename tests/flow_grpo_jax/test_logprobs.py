@@ -281,6 +281,8 @@ def test_score_equals_whole_row_logits(model, layout):
         row_lengths=(14,),
         rows=(6,),
         response_lengths=(13,),
+        mini_batches=1,
+        constant_length=0,
     )
     execution = qwen2.Execution()
     scored = jax.jit(

@@ -11,6 +11,7 @@ import pytest
 from flow_grpo_jax import batching, loss
 
 NUMBERS = dict(clip_low=0.2, clip_high=0.3, dual_clip=3.0, kl_coef=0.1)
+OFF = dict(sequence_ratio=False, tis_cap=0.0)
 CONSTANT_LENGTH = 10
 
 
@@ -167,6 +168,7 @@ def built(rollouts_QG, variant, *, layout="padded", rows=4, A=5, T=8, junk=np.na
         row_lengths=(T,),
         rows=(rows,),
         response_lengths=(A,),
+        mini_batches=1,
         constant_length=CONSTANT_LENGTH,
     )
     result = []
@@ -196,17 +198,17 @@ def built(rollouts_QG, variant, *, layout="padded", rows=4, A=5, T=8, junk=np.na
 
 @functools.partial(jax.jit, static_argnames=("numbers",))
 def graded(logp_BA, ref_logp_BA, batch, numbers):
-    """((loss, sums), gradient); numbers: pairs of keyword and value."""
-    objective = lambda x: loss.policy_loss(x, ref_logp_BA, batch, **dict(numbers))
+    """((loss, sums), gradient); numbers: loss.Numbers."""
+    objective = lambda x: loss.policy_loss(x, ref_logp_BA, batch, numbers=numbers)
     return jax.value_and_grad(objective, has_aux=True)(logp_BA)
 
 
 def run(micro_batches, variant, **numbers):
     """(loss, {turn number: gradient}, sums), added up over micro-batches."""
     total, gradient, totals = 0.0, {}, {}
-    numbers["sequence_ratio"] = loss.VARIANTS[variant].sequence_ratio
+    numbers = OFF | numbers | {"sequence_ratio": loss.VARIANTS[variant].sequence_ratio}
     for batch, logp_BA, ref_logp_BA, entries in micro_batches:
-        (value, sums), grad_BA = graded(logp_BA, ref_logp_BA, batch, tuple(numbers.items()))
+        (value, sums), grad_BA = graded(logp_BA, ref_logp_BA, batch, loss.Numbers(**numbers))
         assert np.isfinite(grad_BA).all()
         assert not np.asarray(grad_BA)[~batch.mask_BA].any()
         total += float(value)
@@ -277,6 +279,14 @@ def test_weights_sum_to_one_where_the_loss_is_a_mean():
         assert total == pytest.approx(1, rel=1e-6), variant
 
 
+def test_a_variant_is_chosen_by_name_for_rollouts_that_differ():
+    assert loss.choose("gspo", temperature=0.5) is loss.VARIANTS["gspo"]
+    with pytest.raises(ValueError, match="loss.variant='ppo' is unknown; valid: flow, original"):
+        loss.choose("ppo", temperature=0.5)
+    with pytest.raises(ValueError, match="rollout.temperature=0.0: greedy rollouts"):
+        loss.choose("flow", temperature=0.0)
+
+
 def test_turn_mean_by_hand():
     x_BA = np.array([[1, 2, 6, 10, 0, 0], [4, 8, 0, 0, 0, 0]], np.float32)
     mask_BA = np.array([[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]], bool)
@@ -286,6 +296,10 @@ def test_turn_mean_by_hand():
 
 
 # ---- by hand: one row, one token ---------------------------------------------------------------
+
+
+def numbers_with(**changes):
+    return loss.Numbers(**(NUMBERS | OFF | changes))
 
 
 def one_token(advantage, log_ratio, *, log_ref=0.0, sampler=0.0):
@@ -320,8 +334,8 @@ def one_token(advantage, log_ratio, *, log_ref=0.0, sampler=0.0):
 )
 def test_clipping_by_hand(advantage, ratio, dual_clip, expected_loss, expected_grad, clipped):
     batch, logp_BA, ref_BA = one_token(advantage, math.log(ratio))
-    numbers = NUMBERS | {"dual_clip": dual_clip, "kl_coef": 0.0}
-    (value, sums), grad_BA = graded(logp_BA, ref_BA, batch, tuple(numbers.items()))
+    numbers = numbers_with(dual_clip=dual_clip, kl_coef=0.0)
+    (value, sums), grad_BA = graded(logp_BA, ref_BA, batch, numbers)
     assert float(value) == pytest.approx(expected_loss, rel=1e-5)
     assert float(grad_BA[0, 0]) == pytest.approx(expected_grad, rel=1e-5)
     assert float(sums["clipped"]) == clipped
@@ -331,8 +345,8 @@ def test_clipping_by_hand(advantage, ratio, dual_clip, expected_loss, expected_g
 def test_kl_by_hand():
     """π_ref / π_θ = 2: k3 = 2 - ln 2 - 1, and d k3 / d logp = 1 - 2."""
     batch, logp_BA, ref_BA = one_token(0.0, 0.0, log_ref=math.log(2))
-    numbers = NUMBERS | {"kl_coef": 0.5}
-    (value, sums), grad_BA = graded(logp_BA, ref_BA, batch, tuple(numbers.items()))
+    numbers = numbers_with(kl_coef=0.5)
+    (value, sums), grad_BA = graded(logp_BA, ref_BA, batch, numbers)
     assert float(sums["kl"]) == pytest.approx(1 - math.log(2), rel=1e-5)
     assert float(value) == pytest.approx(0.5 * (1 - math.log(2)), rel=1e-5)
     assert float(grad_BA[0, 0]) == pytest.approx(-0.5, rel=1e-5)
@@ -340,7 +354,7 @@ def test_kl_by_hand():
 
 def test_kl_off_does_not_read_the_reference():
     batch, logp_BA, _ = one_token(1.0, 0.0)
-    value, _ = loss.policy_loss(logp_BA, None, batch, **(NUMBERS | {"kl_coef": 0.0}))
+    value, _ = loss.policy_loss(logp_BA, None, batch, numbers=numbers_with(kl_coef=0.0))
     assert float(value) == -1
 
 
@@ -348,8 +362,8 @@ def test_kl_off_does_not_read_the_reference():
 @pytest.mark.parametrize("advantage", [-1.0, 1.0])
 def test_extreme_ratios_give_finite_gradients(advantage, log_ratio):
     batch, logp_BA, ref_BA = one_token(advantage, log_ratio, log_ref=log_ratio, sampler=log_ratio)
-    numbers = NUMBERS | {"tis_cap": 2.0}
-    (value, _), grad_BA = graded(logp_BA, ref_BA, batch, tuple(numbers.items()))
+    numbers = numbers_with(tis_cap=2.0)
+    (value, _), grad_BA = graded(logp_BA, ref_BA, batch, numbers)
     assert np.isfinite(value) and np.isfinite(grad_BA).all()
 
 
@@ -357,8 +371,8 @@ def test_truncated_importance_weight_by_hand():
     """π_old / π_sampler = 1.5 counts as it is, 4 as the cap 2; no gradient through it."""
     for weight, expected in ((1.5, 1.5), (4.0, 2.0)):
         batch, logp_BA, ref_BA = one_token(1.0, 0.0, sampler=math.log(weight))
-        numbers = NUMBERS | {"tis_cap": 2.0, "kl_coef": 0.0}
-        (value, _), grad_BA = graded(logp_BA, ref_BA, batch, tuple(numbers.items()))
+        numbers = numbers_with(tis_cap=2.0, kl_coef=0.0)
+        (value, _), grad_BA = graded(logp_BA, ref_BA, batch, numbers)
         assert float(value) == pytest.approx(-expected, rel=1e-5)
         assert float(grad_BA[0, 0]) == pytest.approx(-expected, rel=1e-5)
 
@@ -382,7 +396,7 @@ def test_k3_is_the_divergence_of_the_sampler_from_the_trainer():
     found = 0.0
     for share, gap in zip(sampler, np.log(trainer / sampler), strict=True):
         batch, logp_BA, _ = one_token(1.0, 0.0, sampler=gap)
-        sums = loss.policy_loss(logp_BA, None, batch, **NUMBERS | {"kl_coef": 0.0})[1]
+        sums = loss.policy_loss(logp_BA, None, batch, numbers=numbers_with(kl_coef=0.0))[1]
         found += share * float(sums["gap_k3"])
     assert found == pytest.approx(divergence, rel=1e-5)
     assert abs(divergence - other_way) > 0.01
@@ -391,7 +405,7 @@ def test_k3_is_the_divergence_of_the_sampler_from_the_trainer():
 @pytest.mark.parametrize("gap", [0.3, -0.3, 3e-2, -1e-3, 1e-4])
 def test_small_gaps_are_not_lost_to_rounding(gap):
     batch, logp_BA, _ = one_token(1.0, 0.0, sampler=gap)
-    sums = loss.policy_loss(logp_BA, None, batch, **NUMBERS | {"kl_coef": 0.0})[1]
+    sums = loss.policy_loss(logp_BA, None, batch, numbers=numbers_with(kl_coef=0.0))[1]
     exact = float(logp_BA[0, 0]) - float(batch.sampler_logp_BA[0, 0])
     assert float(sums["gap"]) == pytest.approx(abs(exact), rel=1e-6)
     assert float(sums["gap_k3"]) == pytest.approx(math.expm1(exact) - exact, rel=1e-2)

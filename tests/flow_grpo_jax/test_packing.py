@@ -1,6 +1,7 @@
 """Rows as pictures, what shares a row, and gradients that no layout changes, in float64."""
 
 import collections
+import dataclasses
 import time
 
 import jax
@@ -50,13 +51,13 @@ def test_row_as_a_picture(case, sequences, share, token_T, until_T, where):
 # ---- what shares a row -------------------------------------------------------------------------
 
 
-def lay_out(sequences, shapes, layout, *, sampled=None, families=None, items=None):
+def lay_out(sequences, shapes, layout, *, sampled=None, questions=None, trajectories=None):
     count = len(sequences)
     return packing.lay_out(
         [np.array(s, np.int32) for s in sequences],
         [1] * count if sampled is None else sampled,
-        [0] * count if families is None else families,
-        range(count) if items is None else items,
+        [0] * count if questions is None else questions,
+        range(count) if trajectories is None else trajectories,
         [packing.Shape(*shape) for shape in shapes],
         layout=layout,
     )
@@ -80,7 +81,7 @@ def test_every_sequence_is_in_one_row_that_holds_it(sequences, shapes, layout, d
     numbers = lambda top: data.draw(
         st.lists(st.integers(1, top), min_size=len(sequences), max_size=len(sequences))
     )
-    options = dict(sampled=numbers(4), families=numbers(2), items=numbers(6))
+    options = dict(sampled=numbers(4), questions=numbers(2), trajectories=numbers(6))
     plan = lay_out(sequences, shapes, layout, **options)
     assert plan == lay_out(sequences, shapes, layout, **options)
     seen = []
@@ -111,8 +112,8 @@ def test_what_a_row_holds_already_is_counted_exactly(sequences, data):
         sequences,
         [(1, everything, len(sequences))],
         "tree",
-        families=data.draw(labels),
-        items=data.draw(labels),
+        questions=data.draw(labels),
+        trajectories=data.draw(labels),
     )
     assert [len(rows) for _, rows in plan] == [1]
 
@@ -155,7 +156,7 @@ def test_a_tree_gathers_questions_and_cuts_what_is_too_long():
     a, b = [*system, 1, 1], [*system, 2, 2]
     sequences = [[*a, 3], [*b, 3], [*a, 4], [*b, 4], [*a, 3, 5, 6]]
     families, items = [0, 1, 0, 1, 0], [0, 2, 1, 3, 0]
-    named = dict(families=families, items=items)
+    named = dict(questions=families, trajectories=items)
     ((_, rows),) = lay_out(sequences, [(2, 10, 9)], "tree", **named)
     assert rows == [[0, 4, 2], [1, 3]]
     assert [written(sequences, row, "tree") for row in rows] == [10, 8]
@@ -239,7 +240,9 @@ CONFIG = qwen2.Config(
     num_key_value_heads=2,
     head_dim=4,
 )
-NUMBERS = dict(clip_low=0.2, clip_high=0.3, dual_clip=3.0, kl_coef=0.1)
+NUMBERS = loss.Numbers(
+    clip_low=0.2, clip_high=0.3, dual_clip=3.0, kl_coef=0.1, sequence_ratio=False, tis_cap=0.0
+)
 TEMPERATURE = 0.7
 
 
@@ -325,8 +328,8 @@ def test_every_layout_has_the_loss_and_gradient_of_turns_one_by_one(float64):
         logp_BA, _ = logprobs.score(model, batch, **how)
         ref_logp_BA, _ = logprobs.score(ref_model, batch, **how)
         return [
-            loss.policy_loss(logp_BA, ref_logp_BA, batch, sequence_ratio=choice, **NUMBERS)[0]
-            for choice in (False, True)
+            loss.policy_loss(logp_BA, ref_logp_BA, batch, numbers=numbers)[0]
+            for numbers in (NUMBERS, dataclasses.replace(NUMBERS, sequence_ratio=True))
         ]
 
     def graded(losses):
@@ -348,6 +351,8 @@ def test_every_layout_has_the_loss_and_gradient_of_turns_one_by_one(float64):
             row_lengths=(48,),
             rows=(2,),
             response_lengths=(20,),
+            mini_batches=1,
+            constant_length=0,
         )
         assert len(batches) == {"padded": 7, "packed": 3, "tree": 2}[layout]
         got = jax.tree.map(

@@ -76,7 +76,6 @@ def test_one_process_is_alone(no_launcher):
     assert processes.share(3) == range(3)
     assert processes.gather((1, 2)) == [1, 2]
     assert processes.together(lambda: [3], stop=Stopped) == [3]
-    assert processes.any(True) and not processes.any(False)
     assert processes.of_first("value") == "value"
     processes.same({"config": 1})
     processes.tell_stop()
@@ -132,7 +131,6 @@ processes.initialize()
 me = processes.index()
 assert processes.count() == 2 and list(processes.share(3)) == [[0, 2], [1]][me]
 assert processes.gather(["a", "b"][: me + 1]) == ["a", "a", "b"]
-assert processes.any(me == 1) and not processes.any(False)
 assert processes.of_first(["first", "second"][me]) == "first"
 
 processes.WAIT_MS = 10  # a value may take longer than a look at whether it is there

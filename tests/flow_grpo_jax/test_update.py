@@ -1,5 +1,6 @@
 """The update: accumulation, old log-probs, skipped steps, compilations, and every kind of mesh."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flow_grpo_jax import batching, credit, logprobs, loss, update
+from flow_grpo_jax import batching, credit, logprobs, loss, optimizer, update
 from models import qwen2, sharding
 
 CONFIG = qwen2.Config(
@@ -19,11 +20,19 @@ CONFIG = qwen2.Config(
     num_key_value_heads=2,
     head_dim=4,
 )
-HOW = dict(temperature=0.7, chunk=64, execution=qwen2.Execution())
-NUMBERS = dict(clip_low=0.2, clip_high=0.3, dual_clip=3.0, kl_coef=0.0)
+SCORING = dict(temperature=0.7, chunk=64, execution=qwen2.Execution())
+HOW = SCORING | dict(epochs=1, old_logprobs="sampler")
+NUMBERS = loss.Numbers(
+    clip_low=0.2, clip_high=0.3, dual_clip=3.0, kl_coef=0.0, sequence_ratio=False, tis_cap=0.0
+)
 # every part of the program
-FULL = dict(kl_coef=0.05, chunk=24, execution=qwen2.Execution(remat="dots"))
-ADAM = dict(b1=0.9, b2=0.99, weight_decay=0.01, clip_norm=1.0, warmup_steps=0)
+FULL = dict(
+    numbers=dataclasses.replace(NUMBERS, kl_coef=0.05),
+    chunk=24,
+    execution=qwen2.Execution(remat="dots"),
+)
+ADAM = dict(b1=0.9, b2=0.99, weight_decay=0.01, clip_norm=1.0)
+ADAM |= dict(warmup_steps=0, moment_dtype="float32")
 
 
 def make_model(seed=0):
@@ -53,7 +62,7 @@ def ref_model():
 
 @jax.jit
 def score(model, batch):
-    return logprobs.score(model, batch, **HOW)[0]
+    return logprobs.score(model, batch, **SCORING)[0]
 
 
 def micro_batches(model, *, rows=8, noise=0.0, seed=0, count=12, **changes):
@@ -77,6 +86,8 @@ def micro_batches(model, *, rows=8, noise=0.0, seed=0, count=12, **changes):
         row_lengths=(16,),
         rows=(rows,),
         response_lengths=(6,),
+        mini_batches=1,
+        constant_length=0,
     )
     result = []
     for part in batching.build(samples, **(options | changes)):
@@ -89,13 +100,17 @@ def micro_batches(model, *, rows=8, noise=0.0, seed=0, count=12, **changes):
 
 
 # A large Adam ε, so that rounding of tiny gradients stays tiny.
-OPTIMIZER = update.make_optimizer(lr=1e-2, eps=1e-3, **ADAM)
+OPTIMIZER = optimizer.make(lr=1e-2, eps=1e-3, **ADAM)
+
+
+def make_update(**changes):
+    return update.Update(OPTIMIZER, **(HOW | dict(numbers=NUMBERS) | changes))
 
 
 @functools.cache
 def updater(**changes):
     """One compiled update for each set of options, shared by the tests."""
-    return update.Update(OPTIMIZER, **(HOW | NUMBERS | changes))
+    return make_update(**changes)
 
 
 def fresh(model):
@@ -110,6 +125,14 @@ def assert_close(tree, other, *, rtol=1e-4, atol=1e-6):
     leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
     for name, (a, b) in zip(sharding.parameter_names(tree), leaves, strict=True):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=atol, err_msg=name)
+
+
+def test_the_sums_are_those_of_the_loss_and_the_entropy(model):
+    ((batch, *_),) = micro_batches(model)
+    how = SCORING | dict(numbers=NUMBERS, mesh=None, on_policy=False)
+    add = functools.partial(update.add_gradient, assemble=update.whole_model, **how)
+    _, sums = jax.eval_shape(add, model, model, None, batch)
+    assert set(sums) == set(update.sum_names()) and len(sums) == 9
 
 
 METRICS = {
@@ -161,9 +184,9 @@ def test_accumulated_step_is_that_of_the_whole_batch(model, ref_model):
     ((batch,),) = micro_batches(model, rows=12, **noisy)
 
     def objective(params):
-        logp_BA = logprobs.score(params, batch, **HOW)[0]
-        numbers = NUMBERS | {"kl_coef": FULL["kl_coef"]}
-        return loss.policy_loss(logp_BA, score(ref_model, batch), batch, **numbers)[0]
+        logp_BA = logprobs.score(params, batch, **SCORING)[0]
+        ref_logp_BA = score(ref_model, batch)
+        return loss.policy_loss(logp_BA, ref_logp_BA, batch, numbers=FULL["numbers"])[0]
 
     value, grads = jax.jit(jax.value_and_grad(objective))(model)
     norm = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(grads)))
@@ -256,10 +279,10 @@ def test_parameters_handed_to_the_sampler_survive_the_update(model):
 def test_adamw_by_hand():
     """Three steps in float64: clip by global norm, AdamW, decay on everything, warm-up."""
     numbers = dict(lr=0.1, b1=0.9, b2=0.95, eps=1e-3, weight_decay=0.2, clip_norm=1.0)
-    optimizer = update.make_optimizer(**numbers, warmup_steps=2)
+    adamw = optimizer.make(**numbers, warmup_steps=2, moment_dtype="float32")
     rng = np.random.default_rng(0)
     params = {"w": rng.normal(size=(3, 2)), "scale": rng.normal(size=2)}
-    state = update.init(jax.tree.map(jnp.float32, params), optimizer)
+    state = update.init(jax.tree.map(jnp.float32, params), adamw)
     m = {k: np.zeros_like(v) for k, v in params.items()}
     v = {k: np.zeros_like(v) for k, v in params.items()}
     for i in range(3):
@@ -271,7 +294,7 @@ def test_adamw_by_hand():
             state.step,
             jax.tree.map(jnp.float32, grads),
             jnp.float32(0),
-            optimizer=optimizer,
+            optimizer=adamw,
         )
         state = update.State(*new[:3])
         assert float(new[3]) == pytest.approx(norm, rel=1e-5)
@@ -291,12 +314,12 @@ def test_adamw_by_hand():
     "changes, message",
     [
         (dict(old_logprobs="engine"), "sampler, recompute"),
-        (dict(tis_cap=2.0), "does nothing"),
+        (dict(numbers=dataclasses.replace(NUMBERS, tis_cap=2.0)), "tis_cap=2.0 .* does nothing"),
     ],
 )
 def test_mistakes_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
-        update.Update(None, **HOW, **NUMBERS, **changes)
+        make_update(**changes)
 
 
 def test_a_batch_without_sampled_tokens_is_refused(model):
@@ -317,12 +340,7 @@ def sharded_run(model, ref_model, batches, sizes):
     shardings = sharding.parameter_shardings(mesh, model)
     place = lambda tree: jax.tree.map(jax.device_put, tree, shardings)
     state = update.init(place(model), OPTIMIZER, shardings=shardings)
-    step = update.Update(
-        OPTIMIZER,
-        **(HOW | NUMBERS | FULL),
-        shardings=shardings,
-        batch_sharding=sharding.batch_sharding(mesh),
-    )
+    step = make_update(**FULL, shardings=shardings, batch_sharding=sharding.batch_sharding(mesh))
     return shardings, *two_updates(step, state, place(ref_model), batches)
 
 
@@ -357,12 +375,12 @@ def test_any_mesh_gives_the_update_of_one_device(model, ref_model, on_one_device
 
 def test_rounding_at_random_is_right_on_average():
     x = jnp.float32(1.0 + 2.0**-10)  # an eighth of the way to the next bfloat16
-    drawn = update.round_at_random(jax.random.key(0), jnp.full(40_000, x))
+    drawn = optimizer.round_at_random(jax.random.key(0), jnp.full(40_000, x))
     assert drawn.dtype == jnp.bfloat16
     assert set(np.unique(np.asarray(drawn, np.float32))) == {1.0, 1.0078125}
     assert float(drawn.astype(jnp.float32).mean()) == pytest.approx(float(x), abs=1e-4)
     exact = jnp.array([0.0, -1.5, 2.0**-100], jnp.float32)
-    np.testing.assert_array_equal(update.round_at_random(jax.random.key(1), exact), exact)
+    np.testing.assert_array_equal(optimizer.round_at_random(jax.random.key(1), exact), exact)
 
 
 def test_bfloat16_moments_follow_float32_ones():
@@ -371,10 +389,10 @@ def test_bfloat16_moments_follow_float32_ones():
     numbers["warmup_steps"] = 0
     states = {}
     for dtype in ("float32", "bfloat16"):
-        optimizer = update.make_optimizer(**numbers, moment_dtype=dtype)
+        adamw = optimizer.make(**numbers, moment_dtype=dtype)
         params = {"w": jnp.zeros(512)}
-        state = jax.jit(optimizer.init)(params)
-        step = jax.jit(optimizer.update)
+        state = jax.jit(adamw.init)(params)
+        step = jax.jit(adamw.update)
         for i in range(400):  # the gradient grows after 100 steps
             grads = {"w": jnp.full(512, 1.0 if i < 100 else 3.0)}
             updates, state = step(grads, state, params)
@@ -389,7 +407,7 @@ def test_bfloat16_moments_follow_float32_ones():
 
 def test_unknown_moment_dtype_is_named():
     with pytest.raises(ValueError, match="moment_dtype='int8' is unknown"):
-        update.make_optimizer(lr=1.0, eps=1.0, **ADAM, moment_dtype="int8")
+        optimizer.make(lr=1.0, eps=1.0, **(ADAM | dict(moment_dtype="int8")))
 
 
 def test_only_what_is_trained_gets_gradients_and_moments(model, ref_model):
@@ -402,7 +420,7 @@ def test_only_what_is_trained_gets_gradients_and_moments(model, ref_model):
         return policy
 
     batches = micro_batches(model)
-    step = update.Update(OPTIMIZER, **(HOW | NUMBERS), assemble=assemble)
+    step = make_update(assemble=assemble)
     state, metrics = step(update.init(part, OPTIMIZER), model, batches)
     whole, _ = run(model, None, batches)
     assert metrics["policy/logprob_gap_max"] < 1e-5
@@ -416,7 +434,7 @@ def test_only_what_is_trained_gets_gradients_and_moments(model, ref_model):
 
 @pytest.mark.slow
 def test_donated_parameters_are_gone(model):
-    step = update.Update(OPTIMIZER, **(HOW | NUMBERS), donate_params=True)
+    step = make_update(donate_params=True)
     params = jax.tree.map(lambda x: x + 0.0, model)
     state, _ = step(fresh(params), None, micro_batches(model))
     assert all(x.is_deleted() for x in jax.tree.leaves(params))
