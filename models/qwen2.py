@@ -128,6 +128,13 @@ class Config:
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} is odd; rotary embeddings need it even.")
 
+    @property
+    def layer_parameters(self):
+        """Parameters of the matrices of one layer."""
+        heads = self.num_attention_heads + self.num_key_value_heads
+        attention = 2 * self.hidden_size * heads * self.head_dim
+        return attention + 3 * self.hidden_size * self.intermediate_size
+
 
 def rope_frequencies(config):
     """(float32 [H/2] radians per position, factor on cos and sin) of a Config, in NumPy.

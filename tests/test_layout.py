@@ -6,6 +6,7 @@ models --------------------+
 """
 
 import ast
+import graphlib
 import importlib.util
 import pathlib
 import subprocess
@@ -28,6 +29,10 @@ ACCELERATOR = {"jax", "jaxlib", "flax", "optax", "orbax", "grain", "tensorstore"
 PEERS = "experiments.speed.peers."
 PURE = ("credit", "loss", "update", "optimizer", "batching", "logprobs")
 LIBRARIES = ("tools", "agents", "models", "flow_grpo_jax")
+# Floors of each package: members (modules and folders) that import no other stand on the first.
+FLOORS = {"tools": 4, "agents": 2, "models": 3, "flow_grpo_jax": 3, "experiments": 4}
+FILE_LINES, FUNCTION_LINES = 500, 120
+LONGER = {"experiments.train.train": 130}  # the loop of training, top to bottom
 
 
 def source_files(package):
@@ -135,6 +140,102 @@ def reachable(start, graph):
             seen.add(name)
             waiting += graph.get(name, ())
     return seen
+
+
+def floors(package, graph):
+    """{member of a package: its floor, from 1}; graphlib.CycleError if imports run in a circle.
+
+    Members are the modules and folders right below it. A member stands above all that it imports,
+    so no import runs up.
+    """
+    below = {}
+    for module, imported in graph.items():
+        member = member_of(package, module)
+        if member:
+            names = {member_of(package, name) for name in imported} - {member, ""}
+            below[member] = below.get(member, set()) | names
+    floor_of = {}
+    for member in graphlib.TopologicalSorter(below).static_order():
+        floor_of[member] = 1 + max((floor_of[name] for name in below[member]), default=0)
+    return floor_of
+
+
+def member_of(package, module):
+    """The part of a module's name after the package's; "" outside it."""
+    return (
+        module.removeprefix(f"{package}.").split(".")[0] if module.startswith(f"{package}.") else ""
+    )
+
+
+def folders():
+    return sorted(
+        {module_name(p) for name in MAY_IMPORT for p in (ROOT / name).rglob("__init__.py")}
+    )
+
+
+@pytest.mark.parametrize("package", folders())
+def test_no_import_inside_a_package_runs_up_or_in_a_circle(package):
+    floor_of = floors(package, house_imports())
+    assert max(floor_of.values(), default=0) <= FLOORS.get(package, 6), floor_of
+
+
+def test_circles_and_floors_are_noticed():
+    graph = {
+        "p.a": {"p.b.x"},
+        "p.b.x": {"p.c", "q.z"},
+        "p.b.y": {"p.b.x"},
+        "p.c": set(),
+        "q.z": {"p.a"},
+    }
+    assert floors("p", graph) == {"c": 1, "b": 2, "a": 3}
+    assert floors("p.b", graph) == {"x": 1, "y": 2}
+    with pytest.raises(graphlib.CycleError):
+        floors("p", graph | {"p.c": {"p.b.y"}})  # up into a folder that imports it
+
+
+def commands():
+    return {f"experiments.{path.stem}" for path in (ROOT / "experiments").glob("*.py")} - {
+        "experiments.__init__"
+    }
+
+
+def test_the_modules_of_experiments_are_the_commands():
+    for module in commands():
+        text = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+        assert '\nif __name__ == "__main__":\n' in text, f"{module} is no command"
+    importing = {name: names & commands() for name, names in house_imports().items()}
+    assert not {name: names for name, names in importing.items() if names}
+
+
+def long_parts(source, module):
+    """What is longer than a file or a function may be: {name: lines}."""
+    lines = {module: len(source.splitlines())}
+    parts = {module: FILE_LINES}
+
+    def visit(node, prefix):
+        for inner in ast.iter_child_nodes(node):
+            name = f"{prefix}.{getattr(inner, 'name', '')}".removesuffix(".")
+            if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines[name] = inner.end_lineno - inner.lineno + 1
+                parts[name] = LONGER.get(name, FUNCTION_LINES)
+            visit(inner, name)
+
+    visit(ast.parse(source), module)
+    return {name: count for name, count in lines.items() if count > parts[name]}
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_files_and_functions_stay_short(package):
+    found = {}
+    for path in source_files(package):
+        found |= long_parts(path.read_text(encoding="utf-8"), module_name(path))
+    assert not found, "split them by noun"
+
+
+def test_long_parts_are_noticed():
+    body = "    x = 1\n" * FUNCTION_LINES
+    assert long_parts(f"class A:\n  def f(self):\n{body}", "m") == {"m.A.f": FUNCTION_LINES + 1}
+    assert long_parts("x = 1\n" * (FILE_LINES + 1), "m") == {"m": FILE_LINES + 1}
 
 
 @pytest.mark.parametrize("name", PURE)

@@ -45,13 +45,6 @@ class Setting:
 # ---- the model ---------------------------------------------------------------------------------
 
 
-def layer_parameters(dims):
-    """Counts the parameters of the matrices of one layer."""
-    D, F, H = dims.hidden_size, dims.intermediate_size, dims.head_dim
-    N, K = dims.num_attention_heads, dims.num_key_value_heads
-    return 2 * D * N * H + 2 * D * K * H + 3 * D * F
-
-
 def attention_flops(dims, tokens):
     """Counts forward FLOPs of causal attention over a sequence of so many tokens, in all layers."""
     width = dims.num_attention_heads * dims.head_dim
@@ -69,7 +62,7 @@ def turn_flops(setting, tokens, responses):
         unembedded.
     """
     dims = setting.dims
-    layers = 2 * dims.num_hidden_layers * layer_parameters(dims) * tokens
+    layers = 2 * dims.num_hidden_layers * dims.layer_parameters * tokens
     attention = attention_flops(dims, tokens)
     head = 2 * dims.hidden_size * dims.vocab_size * responses
     # Backward: the gradient of inputs and of weights, one product each; frozen weights have none.
@@ -110,13 +103,13 @@ def temporaries(setting, rows, tokens, responses):
     saved *= dims.num_hidden_layers
     copies = 0
     if setting.remat != "full" and setting.adapters is None:  # all weights cast, and their gradient
-        copies = 2 * dims.num_hidden_layers * layer_parameters(dims) / both * itemsize
+        copies = 2 * dims.num_hidden_layers * dims.layer_parameters / both * itemsize
     head = V * D / both * itemsize  # as it is multiplied
 
     # Then either one layer: activations and their gradients, weights as gathered (with rows spread
     # over `tensor`, XLA prefers to gather these) and their gradient.
     layer = local * (4.5 * wide + 2 * projected + 2 * D) * itemsize + spread * D * 4
-    layer += 1.5 * layer_parameters(dims) / (1 if setting.sequence else tensor) * itemsize
+    layer += 1.5 * dims.layer_parameters / (1 if setting.sequence else tensor) * itemsize
     # Or the unembedding: the gradient of the head, a chunk of logits, hidden states to unembed.
     logits = 3 * max(setting.chunk, rows) / setting.data * V / both * 4
     unembedding = logits + 3 * rows / setting.data * responses * D / setting.fsdp * itemsize
@@ -133,7 +126,7 @@ def exchanged(setting, rows, tokens):
     """
     dims, itemsize = setting.dims, jnp.dtype(setting.dtype).itemsize
     passes = 2 + RECOMPUTED[setting.remat][0] + setting.reference
-    layers = dims.num_hidden_layers * layer_parameters(dims) / setting.tensor * itemsize
+    layers = dims.num_hidden_layers * dims.layer_parameters / setting.tensor * itemsize
     trained = setting.adapters is None
     weights = (passes + trained) * layers * (1 - 1 / setting.fsdp)
     reduced = 2 * layers * (1 - 1 / setting.data) if trained else 0

@@ -58,7 +58,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags, logging
 
-from experiments.planning import formulas
 from experiments.running import command
 from experiments.speed import traffic, update
 from experiments.speed.peers import drive, link
@@ -101,7 +100,7 @@ class Limit:
 
     @property
     def layer_weights(self):
-        return self.shape.num_hidden_layers * formulas.layer_parameters(self.shape)
+        return self.shape.num_hidden_layers * self.shape.layer_parameters
 
     @property
     def head_weights(self):

@@ -53,7 +53,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags, logging
 
-from experiments.planning import formulas
 from experiments.running import command
 from experiments.speed import loads
 from experiments.speed.peers import link
@@ -160,7 +159,7 @@ def useful_flops(size, *, tokens, pairs, sampled):
       sampled: of the tokens, those that carry loss.
     """
     shape = size.shape
-    layers = shape.num_hidden_layers * formulas.layer_parameters(shape)
+    layers = shape.num_hidden_layers * shape.layer_parameters
     head = shape.vocab_size * shape.hidden_size
     width = shape.num_hidden_layers * shape.num_attention_heads * shape.head_dim
     passes = 4 if size.rank else 6
