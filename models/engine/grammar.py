@@ -5,6 +5,9 @@
 
 Done by the llguidance library (extra `grammar`). Whoever trains on such a response must apply the
 same masks to its log-probs.
+
+Dimensions:
+  W words of a mask of allowed tokens
 """
 
 import json

@@ -107,7 +107,6 @@ class Drawn(NamedTuple):
 def empty_slots(slots):
     """Slots of which none is live."""
     integers = lambda: jnp.zeros(slots, jnp.int32)
-    floats = lambda: jnp.zeros(slots, jnp.float32)
     return Slots(
         token_B=integers(),
         length_B=integers(),
@@ -116,7 +115,7 @@ def empty_slots(slots):
         live_B=jnp.zeros(slots, bool),
         stop_BE=jnp.full((slots, STOP_IDS), NO_TOKEN, jnp.int32),
         key_B2=jnp.zeros((slots, 2), jnp.uint32),
-        parameters=sampling.Parameters(floats(), floats(), floats(), integers()),
+        parameters=sampling.as_parameters([sampling.NOTHING] * slots),
     )
 
 

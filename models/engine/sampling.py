@@ -6,19 +6,26 @@ without a sort, and a row's result depends on that row alone.
 
 Dimensions:
   B rows    V vocabulary    J blocks of the vocabulary    C tokens in a block    A address parts
+  X things to pick from, J or C
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from models.engine import types
 
 BLOCK = 128
 KEY_IMPL = "threefry2x32"  # named, so that a seed means the same under any jax configuration
 
 
+NOTHING = types.Sampling(max_tokens=1, temperature=0)  # of rows in which no request draws
+
+
 class Parameters(NamedTuple):
-    """Sampling parameters of each row; see `types.Sampling` for their meaning.
+    """Sampling parameters of each row: for a field `x_B`, what `types.Sampling` calls `x`.
 
     temperature_B, top_p_B, min_p_B: float32.    top_k_B: int32.
     """
@@ -27,6 +34,22 @@ class Parameters(NamedTuple):
     top_p_B: jax.Array
     min_p_B: jax.Array
     top_k_B: jax.Array
+
+
+def as_parameters(samplings):
+    """Returns the Parameters, NumPy arrays, of a `types.Sampling` for each row.
+
+    Numbers that are integers by default become int32, others float32.
+    """
+    columns = {}
+    for field in Parameters._fields:
+        name = field.removesuffix("_B")
+        values = [getattr(sampling, name) for sampling in samplings]
+        if isinstance(getattr(types.Sampling, name), int):
+            columns[field] = np.array([min(value, 2**31 - 1) for value in values], np.int32)
+        else:
+            columns[field] = np.array(values, np.float32)
+    return Parameters(**columns)
 
 
 def request_keys(seed, address_BA, parts_B):

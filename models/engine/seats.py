@@ -235,14 +235,10 @@ def chunk(rows, *, shapes, width):
         stop_PE=np.full((P, programs.STOP_IDS), programs.NO_TOKEN, np.int32),
         address_PA=np.zeros((P, programs.ADDRESS_PARTS), np.uint32),
         parts_P=np.zeros(P, np.int32),
-        parameters=sampling.Parameters(
-            temperature_B=np.zeros(P, np.float32),
-            top_p_B=np.ones(P, np.float32),
-            min_p_B=np.zeros(P, np.float32),
-            top_k_B=np.zeros(P, np.int32),
-        ),
+        parameters=None,  # when all rows are known
         allowed_PW=shapes.all_allowed(P),
     )
+    samplings = [sampling.NOTHING] * P
     for row, (running, start, tokens) in enumerate(rows):
         request, wanted = running.request, running.request.sampling
         new.token_PT[row, :tokens] = request.tokens[start : start + tokens]
@@ -256,10 +252,7 @@ def chunk(rows, *, shapes, width):
         new.stop_PE[row, : len(wanted.stop_ids)] = wanted.stop_ids
         new.address_PA[row, : len(request.address)] = request.address
         new.parts_P[row] = len(request.address)
-        new.parameters.temperature_B[row] = wanted.temperature
-        new.parameters.top_p_B[row] = wanted.top_p
-        new.parameters.min_p_B[row] = wanted.min_p
-        new.parameters.top_k_B[row] = min(wanted.top_k, 2**31 - 1)
+        samplings[row] = wanted
         if request.constraint is not None:
             new.allowed_PW[row] = request.constraint.allowed()
-    return new
+    return new._replace(parameters=sampling.as_parameters(samplings))
