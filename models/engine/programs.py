@@ -273,5 +273,5 @@ def _draw(logits_BV, uniform_B2, parameters, allowed_BW, static):
 
 
 def _goes_on(token_B, drawn_B, limit_B, stop_BE):
-    """bool [B]: the drawn token neither stops the response nor is the last one allowed."""
+    """Returns bool [B]: the drawn token neither stops the response nor is the last one allowed."""
     return (token_B[:, None] != stop_BE).all(-1) & (drawn_B < limit_B)

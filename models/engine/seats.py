@@ -114,7 +114,7 @@ class Running:
         del self.top_logprobs[length:]
 
     def completion(self, stop_reason=None, *, first=0):
-        """The Completion of the tokens from `first` on; None as a reason if it goes on."""
+        """Returns the Completion of the tokens from `first` on; without a reason it goes on."""
         return types.Completion(
             tokens=np.asarray(self.tokens[first:], np.int32),
             logprobs=np.asarray(self.logprobs[first:], np.float32),
@@ -148,11 +148,11 @@ class Seats:
         self.namespace = f"{self.name}\0{version}\0".encode()  # begins the keys of their pages
 
     def occupied(self):
-        """[(slot, Running)] of the requests that run."""
+        """Returns [(slot, Running)] of the requests that run."""
         return [(slot, running) for slot, running in enumerate(self.running) if running]
 
     def free_slot(self):
-        """The first free slot, or None."""
+        """Returns the first free slot, or None."""
         return next((slot for slot, running in enumerate(self.running) if running is None), None)
 
     def enter(self, running, slot):
@@ -217,7 +217,7 @@ class Seats:
 
 
 def chunk(rows, *, shapes, width):
-    """`programs.Chunk` of a prefill call, unused rows as padding.
+    """Builds the `programs.Chunk` of a prefill call, unused rows as padding.
 
     Args:
       rows: at most as many (Running, first token, tokens) as the call has rows.
