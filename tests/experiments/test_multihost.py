@@ -43,7 +43,8 @@ SETTINGS = {
 }
 DISTURBED = """
 import signal
-from experiments import command, train
+from experiments import train
+from experiments.running import command
 from flow_grpo_jax import processes, rollout
 crank = rollout._Driver.turn_the_crank
 def turn(driver):
