@@ -62,7 +62,7 @@ def write(layout, cache, k_PTKH, v_PTKH, table_PM, position_PT, valid_PT, *, mes
 
 
 def attend(layout, q_PTNH, cache, table_PM, position_PT, *, mesh=None):
-    """Attention of every query to the keys at positions up to its own, in the dtype of q.
+    """Attends with every query to the keys at positions up to its own, in the dtype of q.
 
     Args:
       layout: of LAYOUTS.

@@ -3,8 +3,11 @@
     grammars = Grammars(tokenizer_json, vocab_size=model.config.vocab_size, eos_ids=eos_ids)
     engine.submit(Request(tokens, sampling, constraint=grammars.json_schema({"type": "object"})))
 
-Done by the llguidance library (extra `grammar`). Whoever trains on such a response must apply the
-same masks to its log-probs.
+Done by the llguidance library (extra `grammar`). A trainer must apply the same masks to
+the log-probs of such a response.
+
+Dimensions:
+  W words of a mask of allowed tokens
 """
 
 import json
@@ -12,8 +15,8 @@ import json
 import llguidance
 import numpy as np
 
-# Between the parts of JSON: a blank, or a new line with its indent. A weak model never comes back
-# from whitespace without an end.
+# Between the parts of JSON: a blank, or a new line with its indent. A weak model never
+# returns from whitespace without an end.
 DEFAULTS = {"whitespace_pattern": r"\x20|\n(\x20{0,16}|\t{0,8})"}
 
 
@@ -34,7 +37,7 @@ class Grammars:
         self._expressions = {}  # regular expression -> Constraint that nothing has used
 
     def json_schema(self, schema):
-        """The Constraint of a JSON schema (dict).
+        """Returns the Constraint of a JSON schema (dict).
 
         Raises:
           ValueError: the schema is wrong, too large, or uses what llguidance does not support.
@@ -45,7 +48,7 @@ class Grammars:
         return self._constraint("JSON schema", grammar)
 
     def expression(self, pattern):
-        """The Constraint of a regular expression, which the whole response matches.
+        """Returns the Constraint of a regular expression, which the whole response matches.
 
         It is compiled once and kept: meant for the few forms that a program has.
 
@@ -80,7 +83,7 @@ class Constraint:
         self._allowed_W = np.zeros(words, np.uint32)
 
     def allowed(self):
-        """uint32 words: bit v % 32 of word v // 32 is set if token v may come next.
+        """Returns uint32 words: bit v % 32 of word v // 32 is set if token v may come next.
 
         Where the grammar has ended or failed, only the ids that end a response are. The array is
         overwritten by the next call.
@@ -93,7 +96,7 @@ class Constraint:
         self._matcher.consume_token(token)
 
     def copy(self):
-        """One for another response, in the same state."""
+        """Returns one for another response, in the same state."""
         return Constraint(self._matcher.deep_copy(), len(self._allowed_W))
 
     @property

@@ -1,4 +1,4 @@
-"""Which pages of the KV cache are whose: free ones, shared prefixes, and what is safe to hand out.
+"""The pages of the KV cache: who holds them, shared prefixes, and what is safe to hand out.
 
 A page holds the keys and values of `size` consecutive tokens of one sequence, in all layers. The
 device knows nothing of this file; it reads page tables.
@@ -46,7 +46,7 @@ class Pages:
         return len(self._free) + len(self._idle)
 
     def take(self):
-        """A page for one holder. At least one must be available."""
+        """Hands out a page for one holder. At least one must be available."""
         if not self._free:
             _, oldest = self._idle.popitem(last=False)
             self._free_up(oldest)
@@ -63,7 +63,7 @@ class Pages:
             self._free_up(page)
 
     def find(self, keys):
-        """The listed pages of the longest known prefix, each held once more."""
+        """Returns the listed pages of the longest known prefix, each held once more."""
         found = []
         for key in keys:
             page = self._listed.get(key)
@@ -75,7 +75,7 @@ class Pages:
         return found
 
     def known(self, keys):
-        """How many of the first keys have a page that is filled or about to be."""
+        """Counts the first keys that have a page which is filled or about to be."""
         return next((n for n, key in enumerate(keys) if key not in self._listed), len(keys))
 
     def list_under(self, key, page):
@@ -141,7 +141,7 @@ class Ledger:
         return True
 
     def may_take(self, wanted_R, runnings):
-        """Whether requests may take pages and everybody that runs can still end after that."""
+        """Tells whether all running requests could still end if these took so many pages."""
         total, left = int(wanted_R.sum()), self.book.available
         if total == 0:
             return True
@@ -184,7 +184,7 @@ def count_for(tokens, size):
 
 
 def prefix_digests(tokens, size):
-    """For each full page of a prompt, bytes that stand for all tokens up to its end.
+    """Returns, for each full page of a prompt, bytes that stand for all tokens up to its end.
 
     A page's key is the name of the weights and this.
 
@@ -201,7 +201,7 @@ def prefix_digests(tokens, size):
 
 
 def all_can_finish(wanted_R, freed_R, available):
-    """Whether requests can all be served to their end, one after another (banker's algorithm).
+    """Tells whether requests can all be served to their end, one by one (banker's algorithm).
 
     Args:
       wanted_R: int [R], pages that each request may still want.

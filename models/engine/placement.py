@@ -155,7 +155,7 @@ def copies(tree, dtype, meshes, *, known=None):
 
 
 def _moved(array, place):
-    """The array on another mesh, a few layers at a time: XLA may gather the whole of what moves."""
+    """Moves an array to another mesh, a few layers at a time: XLA may gather all that moves."""
     there = place.is_equivalent_to(array.sharding, array.ndim)
     elsewhere = array.sharding.device_set != place.device_set
     if there or elsewhere or array.nbytes <= MOVED_BYTES:
@@ -179,7 +179,7 @@ def _cast(array, *, dtype):
 
 
 def _shapes(model):
-    """{name: shape} of a model's arrays."""
+    """Returns {name: shape} of a model's arrays."""
     names = sharding.parameter_names(model)
     shapes = (leaf.shape for leaf in jax.tree.leaves(model))
     return dict(zip(names, shapes, strict=True))

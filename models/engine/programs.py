@@ -107,7 +107,6 @@ class Drawn(NamedTuple):
 def empty_slots(slots):
     """Slots of which none is live."""
     integers = lambda: jnp.zeros(slots, jnp.int32)
-    floats = lambda: jnp.zeros(slots, jnp.float32)
     return Slots(
         token_B=integers(),
         length_B=integers(),
@@ -116,7 +115,7 @@ def empty_slots(slots):
         live_B=jnp.zeros(slots, bool),
         stop_BE=jnp.full((slots, STOP_IDS), NO_TOKEN, jnp.int32),
         key_B2=jnp.zeros((slots, 2), jnp.uint32),
-        parameters=sampling.Parameters(floats(), floats(), floats(), integers()),
+        parameters=sampling.as_parameters([sampling.NOTHING] * slots),
     )
 
 
@@ -274,5 +273,5 @@ def _draw(logits_BV, uniform_B2, parameters, allowed_BW, static):
 
 
 def _goes_on(token_B, drawn_B, limit_B, stop_BE):
-    """bool [B]: the drawn token neither stops the response nor is the last one allowed."""
+    """Returns bool [B]: the drawn token neither stops the response nor is the last one allowed."""
     return (token_B[:, None] != stop_BE).all(-1) & (drawn_B < limit_B)

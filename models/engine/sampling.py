@@ -6,19 +6,26 @@ without a sort, and a row's result depends on that row alone.
 
 Dimensions:
   B rows    V vocabulary    J blocks of the vocabulary    C tokens in a block    A address parts
+  X things to pick from, J or C
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from models.engine import types
 
 BLOCK = 128
 KEY_IMPL = "threefry2x32"  # named, so that a seed means the same under any jax configuration
 
 
+NOTHING = types.Sampling(max_tokens=1, temperature=0)  # of rows in which no request draws
+
+
 class Parameters(NamedTuple):
-    """Sampling parameters of each row; see `types.Sampling` for their meaning.
+    """Sampling parameters of each row: for a field `x_B`, what `types.Sampling` calls `x`.
 
     temperature_B, top_p_B, min_p_B: float32.    top_k_B: int32.
     """
@@ -29,8 +36,24 @@ class Parameters(NamedTuple):
     top_k_B: jax.Array
 
 
+def as_parameters(samplings):
+    """Returns the Parameters, NumPy arrays, of a `types.Sampling` for each row.
+
+    Numbers that are integers by default become int32, others float32.
+    """
+    columns = {}
+    for field in Parameters._fields:
+        name = field.removesuffix("_B")
+        values = [getattr(sampling, name) for sampling in samplings]
+        if isinstance(getattr(types.Sampling, name), int):
+            columns[field] = np.array([min(value, 2**31 - 1) for value in values], np.int32)
+        else:
+            columns[field] = np.array(values, np.float32)
+    return Parameters(**columns)
+
+
 def request_keys(seed, address_BA, parts_B):
-    """Key data uint32 [B, 2]: fold_in of key(seed) over the first parts_B numbers of each address.
+    """Folds the first parts_B numbers of each address into key(seed): key data uint32 [B, 2].
 
     Args:
       seed: uint32 scalar.
@@ -51,7 +74,7 @@ def request_keys(seed, address_BA, parts_B):
 
 
 def uniforms(key_B2, index_B):
-    """float32 [B, 2] in (0, 1): the randomness of token index_B of each row's request."""
+    """Returns float32 [B, 2] in (0, 1): the randomness of token index_B of each row's request."""
 
     def one(key, index):
         return jax.random.uniform(jax.random.fold_in(_typed(key), index), (2,))
@@ -104,15 +127,15 @@ def draw(logits_BV, uniform_B2, parameters):
 
 
 def truncates(parameters):
-    """bool [B]: rows whose distribution leaves tokens out."""
+    """Returns bool [B]: rows whose distribution leaves tokens out."""
     cuts_B = (parameters.top_p_B < 1) | (parameters.top_k_B > 0) | (parameters.min_p_B > 0)
     return cuts_B & (parameters.temperature_B > 0)
 
 
 def floors(logits_BV, parameters):
-    """float32 [B]: the smallest logit / temperature that top-k, top-p and min-p keep; -inf for all.
+    """Finds the smallest logit / temperature that top-k, top-p and min-p keep; -inf keeps all.
 
-    The thresholds are found by bisection over the 32 bits of a float, so nothing is sorted.
+    float32 [B]. Thresholds are found by bisection over the 32 bits of a float: nothing is sorted.
     """
     top_k_B, top_p_B = parameters.top_k_B, parameters.top_p_B
     none_B = _no_floors(logits_BV, parameters)
@@ -152,7 +175,7 @@ def _scaled(logits_BV, parameters):
 
 
 def _pick(weight_BX, uniform_B):
-    """Index drawn in proportion to the weights of a row, never one of weight zero."""
+    """Draws an index in proportion to the weights of a row, never one of weight zero."""
     total_BX = jnp.cumsum(weight_BX, axis=-1)
     # A rounded cumulative sum may also grow at a weight of zero, or end below the target.
     reached_BX = (total_BX > uniform_B[:, None] * total_BX[:, -1:]) & (weight_BX > 0)
@@ -161,13 +184,13 @@ def _pick(weight_BX, uniform_B):
 
 
 def _ordered(x):
-    """uint32 that compare as the float32 do."""
+    """Returns uint32 that compare as the float32 do."""
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 
 
 def _threshold(order_BV, value_BV, goal_B):
-    """float32 [B]: the largest logit such that the values from it upwards sum to goal_B > 0."""
+    """Finds the largest logit whose values from it upwards sum to goal_B > 0; float32 [B]."""
 
     def bit(step, found_B):
         candidate_B = found_B | (jnp.uint32(1) << (31 - step).astype(jnp.uint32))

@@ -114,7 +114,7 @@ class Running:
         del self.top_logprobs[length:]
 
     def completion(self, stop_reason=None, *, first=0):
-        """The Completion of the tokens from `first` on; None as a reason if it goes on."""
+        """Returns the Completion of the tokens from `first` on; without a reason it goes on."""
         return types.Completion(
             tokens=np.asarray(self.tokens[first:], np.int32),
             logprobs=np.asarray(self.logprobs[first:], np.float32),
@@ -148,11 +148,11 @@ class Seats:
         self.namespace = f"{self.name}\0{version}\0".encode()  # begins the keys of their pages
 
     def occupied(self):
-        """[(slot, Running)] of the requests that run."""
+        """Returns [(slot, Running)] of the requests that run."""
         return [(slot, running) for slot, running in enumerate(self.running) if running]
 
     def free_slot(self):
-        """The first free slot, or None."""
+        """Returns the first free slot, or None."""
         return next((slot for slot, running in enumerate(self.running) if running is None), None)
 
     def enter(self, running, slot):
@@ -217,7 +217,7 @@ class Seats:
 
 
 def chunk(rows, *, shapes, width):
-    """`programs.Chunk` of a prefill call, unused rows as padding.
+    """Builds the `programs.Chunk` of a prefill call, unused rows as padding.
 
     Args:
       rows: at most as many (Running, first token, tokens) as the call has rows.
@@ -235,14 +235,10 @@ def chunk(rows, *, shapes, width):
         stop_PE=np.full((P, programs.STOP_IDS), programs.NO_TOKEN, np.int32),
         address_PA=np.zeros((P, programs.ADDRESS_PARTS), np.uint32),
         parts_P=np.zeros(P, np.int32),
-        parameters=sampling.Parameters(
-            temperature_B=np.zeros(P, np.float32),
-            top_p_B=np.ones(P, np.float32),
-            min_p_B=np.zeros(P, np.float32),
-            top_k_B=np.zeros(P, np.int32),
-        ),
+        parameters=None,  # when all rows are known
         allowed_PW=shapes.all_allowed(P),
     )
+    samplings = [sampling.NOTHING] * P
     for row, (running, start, tokens) in enumerate(rows):
         request, wanted = running.request, running.request.sampling
         new.token_PT[row, :tokens] = request.tokens[start : start + tokens]
@@ -256,10 +252,7 @@ def chunk(rows, *, shapes, width):
         new.stop_PE[row, : len(wanted.stop_ids)] = wanted.stop_ids
         new.address_PA[row, : len(request.address)] = request.address
         new.parts_P[row] = len(request.address)
-        new.parameters.temperature_B[row] = wanted.temperature
-        new.parameters.top_p_B[row] = wanted.top_p
-        new.parameters.min_p_B[row] = wanted.min_p
-        new.parameters.top_k_B[row] = min(wanted.top_k, 2**31 - 1)
+        samplings[row] = wanted
         if request.constraint is not None:
             new.allowed_PW[row] = request.constraint.allowed()
-    return new
+    return new._replace(parameters=sampling.as_parameters(samplings))

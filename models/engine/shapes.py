@@ -1,6 +1,6 @@
 """Sizes of the arrays that an engine's programs take, worked out in one place.
 
-Dimensions: as in programs.py
+Dimensions:
   B slots    P rows of one prefill call    T tokens of a row    M pages of a page table
   C steps of one decode call    W words of a mask    G pages    Z tokens of a page
 """

@@ -164,7 +164,7 @@ class Sampler(Protocol):
         """Counts the tokens of a prefix in the cache of the newest version of a weight set."""
 
     def submit(self, request, prefix=None):
-        """Queues a request and returns its id.
+        """Queues a request; returns its id.
 
         Args:
           prefix: of its tokens, where the caller has it already.

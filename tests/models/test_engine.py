@@ -1,6 +1,6 @@
 """The engine against whole-sequence passes of the same model, and against itself in other company.
 
-Dimensions: T tokens  V vocabulary
+Dimensions: B slots  T tokens  V vocabulary
 """
 
 import contextlib

@@ -1,6 +1,8 @@
 """Pages of the cache: who shares them, who waits for them, and what programs do to them.
 
-Dimensions: R requests
+Dimensions:
+  R requests    P sequences    T queries of each    M pages of a page table    G pages
+  Z tokens of a page    S keys    K key/value heads    J = 2 K    N query heads    H head size
 """
 
 import functools

@@ -1,6 +1,6 @@
 """Sampling against NumPy in float64.
 
-Dimensions: B rows  V vocabulary
+Dimensions: B rows  V vocabulary  A address parts  X things to pick from
 """
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.engine import sampling
+from models.engine import sampling, types
 
 V = 300  # not a multiple of sampling.BLOCK
 draw = jax.jit(sampling.draw)
@@ -40,6 +40,20 @@ def reference(logits_V, *, temperature=1.0, top_p=1.0, min_p=0.0, top_k=0):
         p_V /= p_V.sum()
     p_V[p_V < min_p * p_V.max()] = 0
     return p_V / p_V.sum()
+
+
+def test_parameters_are_the_fields_of_requests():
+    rows = [
+        types.Sampling(3, temperature=0.5, top_p=0.25, top_k=2**40, min_p=0.125),
+        types.Sampling(4),
+        sampling.NOTHING,
+    ]
+    found = sampling.as_parameters(rows)
+    assert found.temperature_B.tolist() == [0.5, 1, 0]
+    assert found.top_p_B.tolist() == [0.25, 1, 1]
+    assert found.min_p_B.tolist() == [0.125, 0, 0]
+    assert found.top_k_B.tolist() == [2**31 - 1, 0, 0]
+    assert [x.dtype for x in found] == [np.float32] * 3 + [np.int32]
 
 
 CUTS = [

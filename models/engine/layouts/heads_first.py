@@ -28,7 +28,7 @@ def write(cache_JGZH, k_PTKH, v_PTKH, table_PM, position_PT, valid_PT):
     """Returns the cache with keys and values at the positions where valid_PT is True."""
     new_XJH = places.interleaved(k_PTKH, v_PTKH, cache_JGZH.dtype)
     J, G, Z, H = cache_JGZH.shape
-    flat_X = places.flat_X(table_PM, position_PT, Z)
+    flat_X = places.flat(table_PM, position_PT, Z)
     valid_X = valid_PT.reshape(-1)
     flat_XJ = flat_X[:, None] + jnp.arange(J) * (G * Z)
     flat_XJ = jnp.where(valid_X[:, None], flat_XJ, J * G * Z)  # out of range is dropped

@@ -15,7 +15,7 @@ def interleaved(k_PTKH, v_PTKH, dtype):
     return new_PTKH2.reshape(P * T, 2 * K, H).astype(dtype)
 
 
-def flat_X(table_PM, position_PT, size):
+def flat(table_PM, position_PT, size):
     """Returns int32 [X]: each token's place among the tokens of all pages of `size`."""
     page_PT = jnp.take_along_axis(table_PM, position_PT // size, axis=1)
     return (page_PT * size + position_PT % size).reshape(-1)

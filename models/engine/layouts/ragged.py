@@ -36,7 +36,7 @@ def write(cache_GZJH, k_PTKH, v_PTKH, table_PM, position_PT, valid_PT):
     """Returns the cache with keys and values at the positions where valid_PT is True."""
     G, Z, J, H = cache_GZJH.shape
     new_XJH = places.interleaved(k_PTKH, v_PTKH, cache_GZJH.dtype)
-    flat_X = places.flat_X(table_PM, position_PT, Z)
+    flat_X = places.flat(table_PM, position_PT, Z)
     valid_X = valid_PT.reshape(-1)
     new_XJH = jnp.pad(new_XJH, ((0, 0), (0, 0), (0, H - k_PTKH.shape[-1])))
     flat_X = jnp.where(valid_X, flat_X, G * Z)  # out of range is dropped
