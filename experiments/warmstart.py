@@ -25,7 +25,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from experiments.quickstart import demonstrations, questions
-from experiments.running import command
+from experiments.running import command, sessions
 from models import huggingface, qwen2
 from models.attention import masks
 from models.tokenizer import Tokenizer, train_byte_bpe
@@ -39,8 +39,8 @@ CHAT_TEMPLATE = (
 )
 
 
-def corpus(articles, *, samples):
-    """Text for the tokenizer: all articles, and demonstrations with real names."""
+def corpus(articles, *, tools, samples):
+    """Yields text for the tokenizer: all articles, and demonstrations with real names."""
 
     class Words:
         """Stands in for a tokenizer: one piece a word."""
@@ -48,7 +48,9 @@ def corpus(articles, *, samples):
         encode = staticmethod(lambda text: [text])
         decode = staticmethod(lambda pieces: pieces[0])
 
-    stream = demonstrations.stream(articles, Words(), seed=0, real_share=1.0, max_turns=3)
+    stream = demonstrations.stream(
+        articles, Words(), tools=tools, seed=0, real_share=1.0, max_turns=3
+    )
     for sample in itertools.islice(stream, samples):
         yield "\n".join([*(m["content"] for m in sample.messages), sample.response])
     for article in articles:
@@ -151,11 +153,11 @@ def warmstart(config, workdir):
     settings = config.warmstart
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    articles = knowledge_base.articles()
+    articles, tools = knowledge_base.articles(), sessions.make_tools(config)
     train_world, held_out_world = questions.split(articles)
     train_articles = list(train_world.by_title.values())
     train_byte_bpe(
-        list(corpus(articles, samples=settings.tokenizer_samples)),
+        list(corpus(articles, tools=tools, samples=settings.tokenizer_samples)),
         vocab_size=settings.model.vocab_size,
         chat_template=CHAT_TEMPLATE,
         folder=workdir / "tokenizer",
@@ -170,6 +172,7 @@ def warmstart(config, workdir):
     probes = demonstrations.stream(
         list(held_out_world.by_title.values()),
         tokenizer,
+        tools=tools,
         seed=1,
         real_share=1.0,
         max_turns=config.rollout.max_turns,
@@ -179,6 +182,7 @@ def warmstart(config, workdir):
     stream = demonstrations.stream(
         train_articles,
         tokenizer,
+        tools=tools,
         seed=settings.seed,
         real_share=settings.real_share,
         max_turns=config.rollout.max_turns,

@@ -3,7 +3,7 @@
 from tools.protocol import Ask, Parameter, Tool, ToolError
 
 
-def make(*, seconds: float = 60.0) -> Tool:
+def make(*, seconds: float) -> Tool:
     """Builds the tool.
 
     Args:

@@ -35,14 +35,14 @@ class Engine:
 
 def make(
     *,
-    engine: str = "gemini",
-    url: str = "",
-    model: str = "gemini-2.5-flash",
-    key_variable: str = "",
-    top_k: int = 5,
-    max_characters: int = 2000,
-    per_second: float = 2.0,
-    seconds: float = 30.0,
+    engine: str,
+    url: str,
+    model: str,
+    key_variable: str,
+    top_k: int,
+    max_characters: int,
+    per_second: float,
+    seconds: float,
 ) -> Tool:
     """Builds the tool.
 

@@ -9,18 +9,18 @@ MAX_QUERY = 1_000  # characters that are sent to a service
 
 
 def make(
-    articles: Iterable[knowledge_base.Article | tuple[str, str]] = (),
+    articles: Iterable[knowledge_base.Article | tuple[str, str]] | None = None,
     *,
-    index: str = "",
-    url: str = "",
-    top_k: int = 3,
-    max_characters: int = 2000,
-    seconds: float = 5.0,
+    index: str,
+    url: str,
+    top_k: int,
+    max_characters: int,
+    seconds: float,
 ) -> Tool:
     """Builds the search tool.
 
     Args:
-      articles: articles of the knowledge base, or any (title, text) pairs.
+      articles: any (title, text) pairs; None takes the embedded knowledge base.
       index: file of experiments.index to search instead of `articles`.
       url: service to ask instead: POST {"query": str, "k": int} answers a list of
         {"title", "text"}, best first; further fields are ignored.
@@ -37,6 +37,7 @@ def make(
     elif index:
         search, subject = text_index.Index.open(index).search, "a collection of articles"
     else:
+        articles = knowledge_base.articles() if articles is None else articles
         search = text_index.Index.of(_pair(article) for article in articles).search
         subject = (
             "an encyclopedia of countries, US states, chemical elements, books, people and places"

@@ -14,16 +14,16 @@ STOPPED = {
 
 def make(
     *,
-    level: str = "standard",
-    seconds: float = 5.0,
-    max_output_bytes: int = 4096,
-    memory_bytes: int = 512 * 2**20,
-    traceback: bool = True,
+    sandbox: str,
+    seconds: float,
+    max_output_bytes: int,
+    memory_bytes: int,
+    traceback: bool,
 ) -> Tool:
     """Starts the sandbox and builds the tool.
 
     Args:
-      level: what has to hold, of `selftest.LEVELS`.
+      sandbox: the level that has to hold, of `selftest.LEVELS`.
       seconds: wall time of one program.
       max_output_bytes: the first bytes of the output that are kept.
       memory_bytes: address space of the program, beyond Python and its packages.
@@ -38,11 +38,11 @@ def make(
             f"seconds={seconds}, max_output_bytes={max_output_bytes} and "
             f"memory_bytes={memory_bytes} must be positive."
         )
-    selftest.check_level(level)
+    selftest.check_level(sandbox)
     box = client.Sandbox()
     facts = selftest.examine(box)
     try:
-        selftest.require(level, facts)
+        selftest.require(sandbox, facts)
     except ValueError:
         box.close()
         raise

@@ -24,13 +24,13 @@ SAID = {
 
 def make(
     *,
-    max_characters: int = 2000,
-    per_second: float = 5.0,
-    private_hosts: tuple[str, ...] = (),
-    embeddings_url: str = "",
-    embeddings_model: str = "",
-    embeddings_key_variable: str = "",
-    seconds: float = 15.0,
+    max_characters: int,
+    per_second: float,
+    private_hosts: tuple[str, ...],
+    embeddings_url: str,
+    embeddings_model: str,
+    embeddings_key_variable: str,
+    seconds: float,
 ) -> Tool:
     """Builds the tool.
 

@@ -18,13 +18,13 @@ LATER = ("maxlag", "ratelimited", "readonly")  # MediaWiki says so with status 2
 
 def make(
     *,
-    contact: str = "",
-    index: str = "",
-    url: str = URL,
-    top_k: int = 3,
-    max_characters: int = 2000,
-    per_second: float = 2.0,
-    seconds: float = 15.0,
+    contact: str,
+    index: str,
+    url: str,
+    top_k: int,
+    max_characters: int,
+    per_second: float,
+    seconds: float,
 ) -> Tool:
     """Builds the tool.
 

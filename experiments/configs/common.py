@@ -59,21 +59,31 @@ def base():
 
     c.tools = ConfigDict()
     c.tools.names = ("knowledge_search", "python_coder", "base_generator")
-    c.tools.search_results = 3
-    c.tools.python_seconds = 5.0
-    c.tools.python_traceback = True  # False: only the last line of an error
-    c.tools.sandbox = "standard"  # or "strict", "minimal": least of python_coder; docs/tools.md
     c.tools.workers = 16
-    c.tools.knowledge_search = ConfigDict({"index": "", "url": ""})  # "": the embedded articles
-    c.tools.wikipedia_search = ConfigDict({"contact": "", "index": "", "per_second": 2.0})
+    # One section a tool: the arguments of its `make`.
+    c.tools.base_generator = ConfigDict({"seconds": 60.0})
+    c.tools.python_coder = ConfigDict({"seconds": 5.0})
+    c.tools.python_coder.sandbox = "standard"  # or "strict", "minimal": least that must hold
+    c.tools.python_coder.traceback = True  # False: only the last line of an error
+    c.tools.python_coder.max_output_bytes = 4_096
+    c.tools.python_coder.memory_bytes = 536_870_912
+    search = {"top_k": 3, "max_characters": 2_000}  # results of an answer, and its length
+    c.tools.knowledge_search = ConfigDict({"index": "", "url": ""} | search)  # "": embedded
+    c.tools.knowledge_search.seconds = 5.0
+    c.tools.wikipedia_search = ConfigDict({"contact": "", "index": ""} | search)
     c.tools.wikipedia_search.url = "https://en.wikipedia.org/w/api.php"
-    c.tools.google_search = ConfigDict({"engine": "gemini", "url": "", "key_variable": ""})
+    c.tools.wikipedia_search.per_second = 2.0
+    c.tools.wikipedia_search.seconds = 15.0
+    c.tools.google_search = ConfigDict({"engine": "gemini", "url": "", "key_variable": ""} | search)
     c.tools.google_search.model = "gemini-2.5-flash"
     c.tools.google_search.per_second = 2.0
-    c.tools.web_search = ConfigDict({"per_second": 5.0, "private_hosts": ()})
+    c.tools.google_search.seconds = 30.0
+    c.tools.web_search = ConfigDict({"max_characters": 2_000, "private_hosts": ()})
     c.tools.web_search.embeddings_url = ""  # "" = BM25 chooses the passages
     c.tools.web_search.embeddings_model = ""
     c.tools.web_search.embeddings_key_variable = ""
+    c.tools.web_search.per_second = 5.0
+    c.tools.web_search.seconds = 15.0
     c.tools.mcp = ()  # MCP servers, URLs or commands: all their tools are added
     c.tools.record = ""  # folder that keeps the answers of remote tools
     c.tools.replay = False  # answer from that folder only

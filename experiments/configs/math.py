@@ -18,7 +18,7 @@ def get_config():
     c.model.dtype = "bfloat16"
     c.model.remat = "full"
     c.tools.names = ("python_coder", "base_generator")
-    c.tools.python_seconds = 10.0
+    c.tools.python_coder.seconds = 10.0
     c.rollout.max_prompt_tokens = 4_096
     c.rollout.max_response_tokens = 2_048
     c.rollout.max_module_tokens = 2_048

@@ -12,8 +12,8 @@ def get_config():
     c.model.path = "experiments/data/quickstart/model"
     c.data.train = "experiments/data/quickstart/train.jsonl"
     c.data.held_out = "experiments/data/quickstart/held_out.jsonl"
-    c.tools.search_results = 1
-    c.tools.python_traceback = False  # as the shipped model has learnt it, and short
+    c.tools.knowledge_search.top_k = 1
+    c.tools.python_coder.traceback = False  # as the shipped model has learnt it, and short
 
     c.rollout.prompts = "compact"
     c.rollout.questions = 12

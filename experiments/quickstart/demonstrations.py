@@ -11,7 +11,7 @@ import random
 
 from agents import effects, prompts, solve
 from experiments.quickstart import questions
-from tools import knowledge_base, toolbox
+from tools import knowledge_base
 
 UNKNOWN = "unknown"
 TOOLS = ("knowledge_search", "python_coder", "base_generator")
@@ -174,10 +174,12 @@ class Inventor:
         return questions.World(found)
 
 
-def stream(articles, tokenizer, *, seed, real_share, max_turns, mistakes=None):
-    """Endless samples; `real_share` of the problems are about the (training) articles given."""
+def stream(articles, tokenizer, *, tools, seed, real_share, max_turns, mistakes=None):
+    """Yields endless samples; `real_share` of the problems are about the (training) articles given.
+
+    tools: name -> Tool of TOOLS, as the config makes them.
+    """
     rng = random.Random(seed)
-    tools = toolbox.build(TOOLS, python_traceback=False)
     real, inventor = questions.World(articles), Inventor(knowledge_base.articles(), tokenizer)
     syntax_error = _syntax_error(tools["python_coder"])
     while True:

@@ -243,7 +243,7 @@ def build(config, *, training=True):
 
 
 def start_tools(config):
-    """`make_tools`, and each of them can be used: its service answers."""
+    """Returns `make_tools`; ConfigError if one cannot be used: its service does not answer."""
     tools = make_tools(config)
     with command.checking_config():
         toolbox.probe(tools)
@@ -251,29 +251,20 @@ def start_tools(config):
 
 
 def make_tools(config):
-    """name -> Tool; refuses a machine on which programs are not held as the config asks."""
-    settings = config.tools
+    """Returns name -> Tool; refuses a machine that does not hold programs as the config asks."""
+    chosen = config.tools
     here = lambda path: resolve(path) if path else ""
-    own = {
-        name: dict(settings[name])
-        for name in ("knowledge_search", "wikipedia_search", "google_search", "web_search")
-    }
-    for name in ("knowledge_search", "wikipedia_search"):
-        own[name]["index"] = here(own[name]["index"])
+    settings = {name: dict(chosen[name]) for name in toolbox.MAKERS}
+    for arguments in settings.values():
+        if "index" in arguments:
+            arguments["index"] = here(arguments["index"])
     with command.checking_config():
         tools = toolbox.build(
-            settings.names,
-            top_k=settings.search_results,
-            python_sandbox=settings.sandbox,
-            python_seconds=settings.python_seconds,
-            python_traceback=settings.python_traceback,
-            knowledge=own["knowledge_search"],
-            wikipedia=own["wikipedia_search"],
-            google=own["google_search"],
-            web=own["web_search"],
-            mcp=settings.mcp,
-            record=here(settings.record),
-            replay=settings.replay,
+            chosen.names,
+            settings,
+            mcp=chosen.mcp,
+            record=here(chosen.record),
+            replay=chosen.replay,
         )
     if facts := sandbox_facts(tools):
         for line in selftest.describe(facts):

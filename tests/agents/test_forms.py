@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents import forms, parsing
+from tests.tools import settings as tool_settings
 from tools import protocol, toolbox
 from tools.protocol import Parameter, Tool
 
@@ -73,7 +74,9 @@ def test_any_value_can_be_written(text, count):
 
 
 def test_the_demo_of_every_tool_has_its_form():
-    for tool in toolbox.build(toolbox.NAMES, wikipedia={"contact": "a@example.org"}).values():
+    contact = {"contact": "a@example.org"}
+    tools = tool_settings.build(tuple(toolbox.MAKERS), wikipedia_search=contact)
+    for tool in tools.values():
         assert re.fullmatch(forms.command(tool), tool.demo), tool.demo
 
 

@@ -4,9 +4,9 @@ import pytest
 
 from agents import effects, prompts, solve
 from agents.memory import Entry, Memory
-from tools import toolbox
+from tests.tools import settings
 
-TOOLS = toolbox.build(("knowledge_search", "base_generator"))
+TOOLS = settings.build(("knowledge_search", "base_generator"), knowledge_search={"top_k": 1})
 PLAN = "Context: Spain\nSub-goal: capital\nTool: knowledge_search"
 COMMAND = 'knowledge_search(query="Spain capital")'
 

@@ -10,7 +10,8 @@ import pytest
 
 from experiments import index
 from experiments.speed import search
-from tools import text_index, wikipedia_search
+from tests.tools import settings
+from tools import text_index
 
 ROWS = [
     {"title": "Lake Baikal", "text": "A deep lake.", "url": "https://w/Baikal"},
@@ -28,7 +29,7 @@ def test_jsonl_and_parquet_become_one_index(tmp_path):
     opened = text_index.Index.open(out)
     assert opened.documents == 4 and opened.search("omul", top_k=1) == [("Omul", "A fish.", "")]
     opened.close()
-    tool = wikipedia_search.make(index=str(out), top_k=1)
+    tool = settings.make("wikipedia_search", index=str(out), top_k=1)
     assert tool.run(query="baikal") == "Lake Baikal https://w/Baikal\nA deep lake."
     run = subprocess.run(
         [*command[:-1], "--source=none", "--out=x"], capture_output=True, text=True

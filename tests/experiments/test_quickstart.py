@@ -10,12 +10,18 @@ from agents import parsing
 from experiments import warmstart
 from experiments.configs import quickstart
 from experiments.quickstart import demonstrations, questions
+from experiments.running import sessions
 from flow_grpo_jax import data, rewards
 from models import huggingface
 from models.tokenizer import Tokenizer
-from tools import knowledge_base, protocol, toolbox
+from tools import knowledge_base, protocol
 
 DATA = "experiments/data/quickstart"
+
+
+@pytest.fixture(scope="module")
+def tools():
+    return sessions.make_tools(quickstart.get_config())
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +58,8 @@ def test_every_hop_count_is_equally_frequent(worlds):
     assert [hops.count(n) for n in (1, 2, 3)] == [40, 40, 40]
 
 
-def test_good_solutions_work_with_the_real_tools(worlds):
+def test_good_solutions_work_with_the_real_tools(worlds, tools):
     """The demonstrated commands, run for real, give the values that the next step needs."""
-    tools = toolbox.build(demonstrations.TOOLS, top_k=1)
     for problem in questions.distinct(worlds[1], 60, seed=2):
         actor = demonstrations.Demonstrator(
             problem, worlds[1], random.Random(0), demonstrations.NO_MISTAKES, ""
@@ -100,10 +105,15 @@ def test_invented_worlds_are_consistent_and_never_real(worlds):
 
 
 @pytest.mark.slow
-def test_the_planner_is_demonstrated_badly_and_the_others_well(worlds):
+def test_the_planner_is_demonstrated_badly_and_the_others_well(worlds, tools):
     tokenizer = Tokenizer.load(f"{DATA}/model")
     stream = demonstrations.stream(
-        list(worlds[0].by_title.values()), tokenizer, seed=0, real_share=1.0, max_turns=3
+        list(worlds[0].by_title.values()),
+        tokenizer,
+        tools=tools,
+        seed=0,
+        real_share=1.0,
+        max_turns=3,
     )
     samples = list(itertools.islice(stream, 4000))
     solved = [s.response != "Answer: unknown" for s in samples if s.role == "generator"]
@@ -113,6 +123,7 @@ def test_the_planner_is_demonstrated_badly_and_the_others_well(worlds):
     flawless = demonstrations.stream(
         list(worlds[0].by_title.values()),
         tokenizer,
+        tools=tools,
         seed=0,
         real_share=1.0,
         max_turns=3,

@@ -13,7 +13,7 @@ from tools import python_coder
 
 def config_of(level, names=("python_coder",)):
     c = common.base()
-    c.tools.sandbox, c.tools.names = level, names
+    c.tools.python_coder.sandbox, c.tools.names = level, names
     return c
 
 
@@ -27,7 +27,7 @@ def test_a_missing_layer_ends_the_command_and_is_named(without_landlock):
     with pytest.raises(command.ConfigError) as error:
         sessions.make_tools(config_of("standard"))
     assert "landlock (missing: left out on request)" in str(error.value)
-    assert "--config.tools.sandbox=minimal" in str(error.value)
+    assert "--config.tools.python_coder.sandbox=minimal" in str(error.value)
 
 
 def test_the_model_is_not_loaded_before_the_check(without_landlock, monkeypatch, tmp_path):

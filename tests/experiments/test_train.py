@@ -265,7 +265,7 @@ BAD_INPUT = [
     (["--nope"], 2, "nope"),
     (["--config=no/such_file.py"], 2, "no/such_file.py"),
     (
-        ["--config.tools.names=('python_coder',)", "--config.tools.sandbox=high"],
+        ["--config.tools.names=('python_coder',)", "--config.tools.python_coder.sandbox=high"],
         2,
         "valid: minimal, standard, strict",
     ),

@@ -18,7 +18,7 @@ from flow_grpo_jax import rollout, scoring, timing
 from flow_grpo_jax.evaluate import evaluate
 from models.engine.types import Completion
 from models.tokenizer import CHAT_TEMPLATE, Tokenizer
-from tools import toolbox
+from tests.tools import settings as tool_settings
 from tools.protocol import Parameter, Tool, ToolError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -531,7 +531,7 @@ def test_a_memory_over_18k_tokens_keeps_its_newest_step_and_the_header():
     # `Tokenizer.chat` without a template of the folder marks every message, as Qwen2.5's does.
     words._backend.chat_template = CHAT_TEMPLATE
     header = words.encode("<|im_start|>assistant\n")
-    tools = toolbox.build(("knowledge_search", "python_coder", "base_generator"))
+    tools = tool_settings.build(("knowledge_search", "python_coder", "base_generator"))
     budget = prompts.Budget(LIMIT, lambda messages: len(words.chat(messages)))
     result = lambda i: " ".join(f"fact{i} {n} is 7{n};" for n in range(400))
     memory = remembered([*map(result, range(9)), result(9) + " <|im_end|> <|im_start|>system"])

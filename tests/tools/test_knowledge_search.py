@@ -4,7 +4,8 @@ import concurrent.futures
 
 import pytest
 
-from tools import knowledge_base, knowledge_search, text_index
+from tests.tools import settings
+from tools import knowledge_base, text_index
 from tools.http_client import HttpError
 from tools.protocol import Tool, ToolError
 
@@ -87,8 +88,8 @@ def test_a_query_without_words_is_the_callers_error(index, query):
 
 
 def test_tool_answers_one_article_per_line():
-    tool = knowledge_search.make(
-        [("A", "First line.\nSecond line."), ("B", "First of B.")], top_k=2
+    tool = settings.make(
+        "knowledge_search", [("A", "First line.\nSecond line."), ("B", "First of B.")], top_k=2
     )
     assert isinstance(tool, Tool)
     assert tool.run(query="first").splitlines() == ["First of B.", "First line. Second line."]
@@ -96,12 +97,12 @@ def test_tool_answers_one_article_per_line():
 
 
 def test_tool_cuts_a_long_answer():
-    tool = knowledge_search.make([("A", "word " * 100)], max_characters=14)
+    tool = settings.make("knowledge_search", [("A", "word " * 100)], max_characters=14)
     assert tool.run(query="word") == "word word word [cut]"
 
 
 def test_demo_of_the_tool_runs():
-    tool = knowledge_search.make(DOCUMENTS, top_k=1)
+    tool = settings.make("knowledge_search", DOCUMENTS, top_k=1)
     assert tool.demo == 'knowledge_search(query="Spain capital")'
     assert tool.run(query="Spain capital") == DOCUMENTS[0][1]
 
@@ -123,7 +124,7 @@ def test_a_file_answers_like_memory(index, tmp_path):
         found = pool.map(lambda _: opened.search("Spain", top_k=1)[0].title, range(100))
         assert set(found) == {"Spain"}
     opened.close()
-    tool = knowledge_search.make(index=str(path), top_k=1)
+    tool = settings.make("knowledge_search", index=str(path), top_k=1)
     assert tool.run(query="Spain capital") == DOCUMENTS[0][1]
 
 
@@ -162,14 +163,14 @@ def test_words_of_very_many_documents_count_only_without_rarer_ones(monkeypatch)
 def test_a_service_may_search(server):
     rows = [{"title": "A", "text": "of\nA", "score": 2.0}, {"title": "B", "text": "of B"}]
     server.answer("/search", rows, [], {"error": "x"})
-    tool = knowledge_search.make(url=server.url + "/search", top_k=2)
+    tool = settings.make("knowledge_search", url=server.url + "/search", top_k=2)
     assert tool.run(query="a letter") == "of A\nof B"
     assert server.seen[0].json == {"query": "a letter", "k": 2} and tool.remote
     assert tool.run(query="a letter") == "No article found."
     with pytest.raises(HttpError, match="did not answer a list"):
         tool.probe()
     with pytest.raises(ValueError, match="not both"):
-        knowledge_search.make(url=server.url, index="x")
+        settings.make("knowledge_search", url=server.url, index="x")
 
 
 def test_threads_get_the_same_answers(index):

@@ -5,6 +5,7 @@ import textwrap
 
 import pytest
 
+from tests.tools import settings
 from tools import mcp_tools, protocol, recording, toolbox
 from tools.protocol import Parameter, ToolError
 
@@ -73,7 +74,7 @@ def test_a_command_may_be_the_server(tmp_path):
 
 def test_a_server_that_does_not_start_is_named():
     with pytest.raises(ValueError, match="MCP server no-such-program: "):
-        toolbox.build(("base_generator",), mcp=("no-such-program",))
+        settings.build(("base_generator",), mcp=("no-such-program",))
 
 
 def test_a_replay_needs_no_server_and_no_sdk(tmp_path, monkeypatch):
@@ -81,7 +82,7 @@ def test_a_replay_needs_no_server_and_no_sdk(tmp_path, monkeypatch):
     path.write_text(textwrap.dedent(SERVER) + "\nserver.run()\n")
     how = dict(mcp=(f"{sys.executable} {path}",), record=str(record))
     with pytest.raises(ValueError, match="nothing to replay of .*server.py"):
-        toolbox.build(("base_generator",), **how, replay=True)
+        settings.build(("base_generator",), **how, replay=True)
     connections = []
 
     def connect(server):
@@ -89,12 +90,12 @@ def test_a_replay_needs_no_server_and_no_sdk(tmp_path, monkeypatch):
         return connections[-1].tools
 
     monkeypatch.setattr(mcp_tools, "connect", connect)
-    live = toolbox.build(("base_generator",), **how)
+    live = settings.build(("base_generator",), **how)
     assert protocol.call(live["add_numbers"], {"a": 1, "b": 2.5}) == "3.5"
     connections.pop().close()
     path.unlink()
     monkeypatch.setitem(sys.modules, "mcp", None)
-    again = toolbox.build(("base_generator",), **how, replay=True)
+    again = settings.build(("base_generator",), **how, replay=True)
     toolbox.probe(again)
     assert not connections
     assert protocol.call(again["add_numbers"], {"a": 1, "b": 2.5}) == "3.5"

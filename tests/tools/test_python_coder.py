@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.tools import sandboxes
+from tests.tools import sandboxes, settings
 from tools import python_coder
 from tools.protocol import ToolError
 
@@ -59,17 +59,19 @@ def test_a_program_that_is_no_text():
 
 def test_make_refuses_what_cannot_be():
     with pytest.raises(ValueError, match="must be positive"):
-        python_coder.make(seconds=0)
+        settings.make("python_coder", seconds=0)
     with pytest.raises(ValueError, match="'high' is unknown"):
-        python_coder.make(level="high")
+        settings.make("python_coder", sandbox="high")
 
 
 def test_make_refuses_a_machine_below_the_level(monkeypatch):
     box = sandboxes.without("landlock")
     monkeypatch.setattr(python_coder.client, "Sandbox", lambda: box)
-    with pytest.raises(ValueError, match=r"landlock \(missing.*--config.tools.sandbox=minimal"):
-        python_coder.make()
-    assert python_coder.make(level="minimal").facts["level"] == "minimal"
+    with pytest.raises(
+        ValueError, match=r"landlock \(missing.*--config.tools.python_coder.sandbox=minimal"
+    ):
+        settings.make("python_coder")
+    assert settings.make("python_coder", sandbox="minimal").facts["level"] == "minimal"
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,7 @@ def test_make_refuses_a_machine_below_the_level(monkeypatch):
     ],
 )
 def test_errors_in_one_line(code, message):
-    tool = python_coder.make(level="minimal", traceback=False)
+    tool = settings.make("python_coder", sandbox="minimal", traceback=False)
     with pytest.raises(ToolError) as error:
         tool.run(code=code)
     assert str(error.value) == message

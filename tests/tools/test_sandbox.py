@@ -289,7 +289,11 @@ def test_a_missing_layer_lowers_the_level_and_is_named(layer, level):
     with pytest.raises(ValueError) as error:
         selftest.require(refused[0], facts)
     assert f"{layer} (missing: left out on request): a program could" in str(error.value)
-    advice = "leave python_coder out" if level == "none" else f"--config.tools.sandbox={level}"
+    advice = (
+        "leave python_coder out"
+        if level == "none"
+        else f"--config.tools.python_coder.sandbox={level}"
+    )
     assert advice in str(error.value)
 
 

@@ -4,30 +4,32 @@ import ast
 
 import pytest
 
-from tools import base_generator, protocol, toolbox
+from tests.tools import settings
+from tools import protocol, toolbox
 from tools.protocol import Ask, Parameter, Tool, ToolError
 
 ARTICLES = [("Spain", "Spain is a country in Europe."), ("Gold", "Gold is an element.")]
 
 
 LOCAL = ("base_generator", "knowledge_search", "python_coder")
+HERE = {"knowledge_search": dict(articles=ARTICLES, top_k=1)}
 REMOTE = {
-    "wikipedia": dict(contact="me@example.org"),
-    "google": dict(engine="searxng", url="http://localhost:1"),
+    "wikipedia_search": dict(contact="me@example.org"),
+    "google_search": dict(engine="searxng", url="http://localhost:1"),
 }
 
 
 @pytest.fixture(scope="module")
 def tools():
-    return toolbox.build(toolbox.NAMES, articles=ARTICLES, **REMOTE)
+    return settings.build(tuple(toolbox.MAKERS), **HERE, **REMOTE)
 
 
 def test_the_order_is_the_callers():
     names = ("python_coder", "base_generator")
-    assert tuple(toolbox.build(names)) == names
+    assert tuple(settings.build(names)) == names
 
 
-@pytest.mark.parametrize("name", toolbox.NAMES)
+@pytest.mark.parametrize("name", tuple(toolbox.MAKERS))
 def test_demo_is_a_call_that_works(tools, name):
     call = ast.parse(tools[name].demo, mode="eval").body
     names = [keyword.arg for keyword in call.keywords]
@@ -47,13 +49,18 @@ def test_demo_is_a_call_that_works(tools, name):
 
 def test_unknown_and_repeated_names():
     with pytest.raises(ValueError, match="Unknown tools google, bing; valid: base_generator"):
-        toolbox.build(["google", "python_coder", "bing"])
+        settings.build(["google", "python_coder", "bing"])
     with pytest.raises(ValueError, match="named twice"):
-        toolbox.build(["base_generator", "base_generator"])
+        settings.build(["base_generator", "base_generator"])
 
 
 def test_options_reach_the_tools():
-    tools = toolbox.build(LOCAL, articles=ARTICLES, top_k=2, python_seconds=3, generator_seconds=9)
+    tools = settings.build(
+        LOCAL,
+        knowledge_search=dict(articles=ARTICLES, top_k=2),
+        python_coder=dict(seconds=3),
+        base_generator=dict(seconds=9),
+    )
     assert len(tools["knowledge_search"].run(query="is").splitlines()) == 2
     assert "Stops after 3 s" in tools["python_coder"].limits
     assert tools["base_generator"].seconds == 9
@@ -95,17 +102,17 @@ def test_parameter_types_are_checked():
 
 def test_base_generator_refuses_an_empty_query():
     with pytest.raises(ToolError, match="empty"):
-        base_generator.make().run(query=" \n")
+        settings.make("base_generator").run(query=" \n")
 
 
 def test_probe_lists_everything_that_cannot_be_used(server, monkeypatch):
     monkeypatch.delenv("SERPER_API_KEY", raising=False)
-    toolbox.probe(toolbox.build(LOCAL, articles=ARTICLES))
+    toolbox.probe(settings.build(LOCAL, **HERE))
     server.answer("/search", status=500)
-    tools = toolbox.build(
+    tools = settings.build(
         ("knowledge_search", "google_search", "base_generator"),
-        knowledge=dict(url=server.url + "/search"),
-        google=dict(engine="serper"),
+        knowledge_search=dict(url=server.url + "/search"),
+        google_search=dict(engine="serper"),
     )
     with pytest.raises(ValueError, match="cannot be used") as error:
         toolbox.probe(tools)
@@ -117,9 +124,9 @@ def test_remote_answers_are_recorded_and_replayed(server, tmp_path):
     server.answer("/search", [{"title": "A", "text": "of A"}])
 
     def build(**how):
-        return toolbox.build(
+        return settings.build(
             ("knowledge_search", "base_generator"),
-            knowledge=dict(url=server.url + "/search"),
+            knowledge_search=dict(url=server.url + "/search"),
             **how,
         )
 

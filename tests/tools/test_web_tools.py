@@ -4,7 +4,8 @@ import urllib.parse
 
 import pytest
 
-from tools import google_search, protocol, text_index, web_search, wikipedia_search
+from tests.tools import settings
+from tools import google_search, protocol, text_index
 from tools.http_client import HttpError
 from tools.protocol import ToolError
 
@@ -18,8 +19,12 @@ FOUND = {"query": {"pages": PAGES}}
 
 
 def wikipedia(server, **how):
-    return wikipedia_search.make(
-        contact="me@example.org", url=server.url + "/api.php", per_second=0, **how
+    return settings.make(
+        "wikipedia_search",
+        contact="me@example.org",
+        url=server.url + "/api.php",
+        per_second=0,
+        **how,
     )
 
 
@@ -61,14 +66,14 @@ def test_what_is_wrong_with_wikipedia_is_not_the_models_fault(server):
     with pytest.raises(ToolError, match="no word"):
         tool.run(query=" ?! ")
     with pytest.raises(ValueError, match="e-mail address or web page"):
-        wikipedia_search.make()
+        settings.make("wikipedia_search")
 
 
 def test_wikipedia_from_a_local_index(tmp_path):
     long = "Water is cold. " * 80 + "Its depth is 1642 metres. " + "It is old. " * 60
     path = tmp_path / "index.sqlite"
     text_index.build(path, [("Lake Baikal", long, "https://w/Baikal"), ("Omul", "A fish.")])
-    tool = wikipedia_search.make(index=str(path), top_k=1, max_characters=1200)
+    tool = settings.make("wikipedia_search", index=str(path), top_k=1, max_characters=1200)
     text = tool.run(query="Lake Baikal depth")
     assert text.startswith("Lake Baikal https://w/Baikal\n") and "1642 metres" in text
     assert len(text) < 1300 and not tool.remote and tool.probe is None
@@ -85,7 +90,9 @@ PAGE = (
 
 
 def reader(server, **how):
-    return web_search.make(private_hosts=(server.host,), per_second=0, seconds=2.0, **how)
+    return settings.make(
+        "web_search", private_hosts=(server.host,), per_second=0, seconds=2.0, **how
+    )
 
 
 def test_a_page_is_read(server):
@@ -207,7 +214,9 @@ def test_each_search_service(server, monkeypatch, engine):
     path, answer, text, header = SERVICES[engine]
     server.answer(path, answer)
     monkeypatch.setenv("MY_KEY", "secret")
-    tool = google_search.make(engine=engine, url=server.url, key_variable="MY_KEY", per_second=0)
+    tool = settings.make(
+        "google_search", engine=engine, url=server.url, key_variable="MY_KEY", per_second=0
+    )
     assert protocol.call(tool, {"query": "Baikal depth"}) == text
     (seen,) = server.seen
     assert "Baikal" in seen.query or "Baikal depth" in str(seen.json)
@@ -220,7 +229,7 @@ def test_each_search_service(server, monkeypatch, engine):
 
 def test_a_query_that_the_service_refuses_is_the_models_mistake(server, monkeypatch):
     monkeypatch.setenv("GEMINI_API_KEY", "secret")
-    tool = google_search.make(url=server.url)
+    tool = settings.make("google_search", url=server.url)
     server.answer(SERVICES["gemini"][0], {"promptFeedback": {"blockReason": "SAFETY"}})
     with pytest.raises(ToolError, match="refuses this query"):
         tool.run(query="x")
@@ -231,10 +240,10 @@ def test_a_query_that_the_service_refuses_is_the_models_mistake(server, monkeypa
 def test_a_missing_key_and_unknown_engines(monkeypatch):
     monkeypatch.delenv("GEMINI_API_KEY", raising=False)
     with pytest.raises(ValueError, match="GEMINI_API_KEY is not set"):
-        google_search.make().probe()
+        settings.make("google_search").probe()
     with pytest.raises(
         ValueError, match="'bing' is unknown; valid: gemini, serper, brave, searxng"
     ):
-        google_search.make(engine="bing")
+        settings.make("google_search", engine="bing")
     with pytest.raises(ValueError, match="needs the address of your server"):
-        google_search.make(engine="searxng")
+        settings.make("google_search", engine="searxng")

@@ -31,6 +31,7 @@ GUARDS = {  # what a program can do without the layer
     "namespaces": "go on where one of the other layers has a hole",
 }
 VERIFIED = "verified"
+FIELD = "tools.python_coder.sandbox"  # of the config, in messages
 SECONDS, MEMORY_BYTES, OUTPUT_BYTES = 20.0, 128 * 2**20, 1000
 VARIABLES = """PATH LD_LIBRARY_PATH LANG TZ HOME TMPDIR LC_CTYPE PYTHONHASHSEED MALLOC_ARENA_MAX
     OPENBLAS_NUM_THREADS OMP_NUM_THREADS MKL_NUM_THREADS"""
@@ -134,11 +135,11 @@ def _own_namespace(name):
 
 def check_level(level):
     if level not in LEVELS:
-        raise ValueError(f"tools.sandbox={level!r} is unknown; valid: {', '.join(LEVELS)}.")
+        raise ValueError(f"{FIELD}={level!r} is unknown; valid: {', '.join(LEVELS)}.")
 
 
 def require(level, facts):
-    """ValueError that names the missing layers if `facts` are below a level."""
+    """Raises ValueError with the missing layers if `facts` are below a level."""
     check_level(level)
     if facts["level"] != "none" and LEVELS.index(facts["level"]) >= LEVELS.index(level):
         return
@@ -149,12 +150,12 @@ def require(level, facts):
         if state != VERIFIED and LAYERS[name] in needed
     ]
     advice = (
-        "Not even tools.sandbox=minimal holds here: leave python_coder out of tools.names."
+        f"Not even {FIELD}=minimal holds here: leave python_coder out of tools.names."
         if facts["level"] == "none"
-        else f"To accept that, pass --config.tools.sandbox={facts['level']}; see docs/tools.md."
+        else f"To accept that, pass --config.{FIELD}={facts['level']}; see docs/tools.md."
     )
     raise ValueError(
-        f"tools.sandbox={level} does not hold on this machine. {'; '.join(lacking)}. {advice}"
+        f"{FIELD}={level} does not hold on this machine. {'; '.join(lacking)}. {advice}"
     )
 
 
