@@ -272,7 +272,8 @@ BAD_INPUT = [
 # One process imports for all: each command is a copy of it, which has touched no device yet.
 COPIES = """
 import json, os, sys
-from experiments import command, train
+from experiments import train
+from experiments.running import command
 for arguments, log in json.loads(sys.argv[1]):
     if (child := os.fork()) == 0:
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
