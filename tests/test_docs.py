@@ -147,7 +147,7 @@ def test_the_example_config_is_consistent(tmp_path):
     assert c.batch.response_lengths[-1] >= response
     assert len(c.batch.rows) == len(c.batch.row_lengths)
     assert c.rollout.prompts in prompts.SETS
-    assert set(c.tools.names) <= set(toolbox.NAMES)
+    assert set(c.tools.names) <= set(toolbox.MAKERS)
 
 
 def test_the_example_tool_works(tmp_path):
@@ -161,7 +161,7 @@ def test_the_example_tool_works(tmp_path):
 
 def test_every_tool_is_documented():
     text = read("docs/tools.md")
-    assert not [name for name in toolbox.NAMES if f"`{name}(" not in text]
+    assert not [name for name in toolbox.MAKERS if f"`{name}(" not in text]
 
 
 def test_every_metric_is_documented():

@@ -8,7 +8,7 @@ FREE = ("warmstart", *(f"backends.{name}.extra" for name in (*MODULES, "judge"))
 
 
 def backend(kind="frozen"):
-    """What answers for a module: see experiments/running/backends.py."""
+    """Returns what answers for a module: see experiments/running/backends.py."""
     c = ConfigDict({"kind": kind})  # or "policy", "server": any with OpenAI's API; what follows
     c.url = ""  # e.g. "http://127.0.0.1:8000/v1"
     c.model = ""  # its name there
@@ -31,6 +31,40 @@ def backend(kind="frozen"):
     c.limits.failures_to_open = 10
     c.limits.open_seconds = 15.0
     c.limits.max_bytes = 4_194_304
+    return c
+
+
+def tools():
+    """Returns which tools there are, and one section for each: the arguments of its `make`."""
+    c = ConfigDict()
+    c.names = ("knowledge_search", "python_coder", "base_generator")
+    c.workers = 16
+    c.base_generator = ConfigDict({"seconds": 60.0})
+    c.python_coder = ConfigDict({"seconds": 5.0})
+    c.python_coder.sandbox = "standard"  # or "strict", "minimal": least that must hold
+    c.python_coder.traceback = True  # False: only the last line of an error
+    c.python_coder.max_output_bytes = 4_096
+    c.python_coder.memory_bytes = 536_870_912
+    search = {"top_k": 3, "max_characters": 2_000}  # results of an answer, and its length
+    c.knowledge_search = ConfigDict({"index": "", "url": ""} | search)  # "": embedded
+    c.knowledge_search.seconds = 5.0
+    c.wikipedia_search = ConfigDict({"contact": "", "index": ""} | search)
+    c.wikipedia_search.url = "https://en.wikipedia.org/w/api.php"
+    c.wikipedia_search.per_second = 2.0
+    c.wikipedia_search.seconds = 15.0
+    c.google_search = ConfigDict({"engine": "gemini", "url": "", "key_variable": ""} | search)
+    c.google_search.model = "gemini-2.5-flash"
+    c.google_search.per_second = 2.0
+    c.google_search.seconds = 30.0
+    c.web_search = ConfigDict({"max_characters": 2_000, "private_hosts": ()})
+    c.web_search.embeddings_url = ""  # "" = BM25 chooses the passages
+    c.web_search.embeddings_model = ""
+    c.web_search.embeddings_key_variable = ""
+    c.web_search.per_second = 5.0
+    c.web_search.seconds = 15.0
+    c.mcp = ()  # MCP servers, URLs or commands: all their tools are added
+    c.record = ""  # folder that keeps the answers of remote tools
+    c.replay = False  # answer from that folder only
     return c
 
 
@@ -57,36 +91,7 @@ def base():
     c.data.train = ""  # JSONL, JSON, Parquet or a TFDS array_record folder
     c.data.held_out = ""  # "" = no evaluation
 
-    c.tools = ConfigDict()
-    c.tools.names = ("knowledge_search", "python_coder", "base_generator")
-    c.tools.workers = 16
-    # One section a tool: the arguments of its `make`.
-    c.tools.base_generator = ConfigDict({"seconds": 60.0})
-    c.tools.python_coder = ConfigDict({"seconds": 5.0})
-    c.tools.python_coder.sandbox = "standard"  # or "strict", "minimal": least that must hold
-    c.tools.python_coder.traceback = True  # False: only the last line of an error
-    c.tools.python_coder.max_output_bytes = 4_096
-    c.tools.python_coder.memory_bytes = 536_870_912
-    search = {"top_k": 3, "max_characters": 2_000}  # results of an answer, and its length
-    c.tools.knowledge_search = ConfigDict({"index": "", "url": ""} | search)  # "": embedded
-    c.tools.knowledge_search.seconds = 5.0
-    c.tools.wikipedia_search = ConfigDict({"contact": "", "index": ""} | search)
-    c.tools.wikipedia_search.url = "https://en.wikipedia.org/w/api.php"
-    c.tools.wikipedia_search.per_second = 2.0
-    c.tools.wikipedia_search.seconds = 15.0
-    c.tools.google_search = ConfigDict({"engine": "gemini", "url": "", "key_variable": ""} | search)
-    c.tools.google_search.model = "gemini-2.5-flash"
-    c.tools.google_search.per_second = 2.0
-    c.tools.google_search.seconds = 30.0
-    c.tools.web_search = ConfigDict({"max_characters": 2_000, "private_hosts": ()})
-    c.tools.web_search.embeddings_url = ""  # "" = BM25 chooses the passages
-    c.tools.web_search.embeddings_model = ""
-    c.tools.web_search.embeddings_key_variable = ""
-    c.tools.web_search.per_second = 5.0
-    c.tools.web_search.seconds = 15.0
-    c.tools.mcp = ()  # MCP servers, URLs or commands: all their tools are added
-    c.tools.record = ""  # folder that keeps the answers of remote tools
-    c.tools.replay = False  # answer from that folder only
+    c.tools = tools()
 
     c.rollout = ConfigDict()
     c.rollout.prompts = "instruct"  # or "compact"; see agents/prompts.py
@@ -166,7 +171,11 @@ def base():
     c.eval.temperature = 0.0
 
     c.checkpoint = ConfigDict({"every": 10, "keep": 2})
+    return lock(c)
 
+
+def lock(c):
+    """Locks a config, but for fields of servers' requests, and returns it."""
     c.lock()
     for module in c.backends.values():
         module.extra.unlock()

@@ -10,6 +10,7 @@ import uuid
 import jax
 import jax.numpy as jnp
 from absl import logging
+from ml_collections import ConfigDict
 
 from experiments.configs import common
 from experiments.running import command, dotted, sessions
@@ -17,6 +18,17 @@ from flow_grpo_jax import checkpoint, files, processes
 from models import huggingface, lora
 
 SHARED_SECONDS = 60.0  # a network file system may show a new file this late
+# Fields that runs of an earlier version have, and where their values belong now.
+RENAMED = {
+    "tools.search_results": (
+        "tools.knowledge_search.top_k",
+        "tools.wikipedia_search.top_k",
+        "tools.google_search.top_k",
+    ),
+    "tools.python_seconds": ("tools.python_coder.seconds",),
+    "tools.python_traceback": ("tools.python_coder.traceback",),
+    "tools.sandbox": ("tools.python_coder.sandbox",),
+}
 
 
 # ---- config.json -------------------------------------------------------------------------------
@@ -27,12 +39,11 @@ def check_config(config, workdir):
 
     `steps` may differ: a run may be continued for longer.
     """
-    path = workdir / "config.json"
-    if not path.exists():
+    if not (workdir / "config.json").exists():
         return
     before, now = (
-        {name: value for name, value in dotted.flat(values) if value != {}}
-        for values in (json.loads(path.read_text())["config"], _values(config))
+        {name: value for name, value in dotted.flat(_values(each)) if value != {}}
+        for each in (read_config(workdir)[0], config)
     )
     changed = sorted(
         name for name in {**before, **now} if name != "steps" and before.get(name) != now.get(name)
@@ -62,25 +73,29 @@ def write_config(config, workdir, **facts):
 def read_config(workdir):
     """Returns (ConfigDict, hash) of a run.
 
-    The config is `common.base()` with the run's values, so that it has every field; fields that
-    this version does not know are left out with a warning.
+    The config is `common.base()` with the run's values, so that it has every field, also if an
+    earlier version wrote it. Fields that this version does not know are left out with a warning.
 
     Raises:
-      ConfigError: the folder holds no run.
+      ConfigError: the folder holds no run, or a value of another type than its field.
     """
     path = pathlib.Path(workdir) / "config.json"
     if not path.exists():
         raise command.ConfigError(f"{workdir} holds no run: {path} does not exist.")
     stored = json.loads(path.read_text())
-    config = common.base()
-    unknown = _fill(config, stored["config"])
+    config, unknown = common.base(), []
+    for name, value in dotted.flat(stored["config"]):
+        try:
+            unknown += [n for n in RENAMED.get(name, (name,)) if not _set(config, n, value)]
+        except TypeError as error:
+            raise command.ConfigError(f"{path}: {name}={value!r}: {error}") from error
     if unknown:
         logging.warning(
             "%s has fields that this version does not know, and they are left out: %s",
             path,
             ", ".join(unknown),
         )
-    return config, stored["hash"]
+    return common.lock(config), stored["hash"]
 
 
 def config_hash(config):
@@ -115,18 +130,22 @@ def _check_shared(workdir):
         )
 
 
-def _fill(config, values, prefix=""):
-    """Sets the fields of a ConfigDict from nested dicts; returns the names it does not have."""
-    unknown = []
-    for name, value in values.items():
-        if name not in config and prefix + name not in common.FREE:
-            unknown.append(prefix + name)
-        elif isinstance(value, dict) and prefix + name not in common.FREE:
-            unknown += _fill(config[name], value, f"{prefix}{name}.")
-        else:
+def _set(config, name, value):
+    """Sets a field by its dotted name; returns whether the config may have it."""
+    free = any(f"{name}.".startswith(f"{section}.") for section in common.FREE)
+    *sections, field = name.split(".")
+    for section in sections:
+        if section not in config and free:
             with config.unlocked():
-                config[name] = value
-    return unknown
+                config[section] = {}
+        config = config.get(section)
+        if not isinstance(config, ConfigDict):
+            return False
+    if field not in config and not free:
+        return False
+    with config.unlocked():
+        config[field] = value
+    return True
 
 
 # ---- checkpoints -------------------------------------------------------------------------------

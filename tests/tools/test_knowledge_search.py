@@ -89,7 +89,9 @@ def test_a_query_without_words_is_the_callers_error(index, query):
 
 def test_tool_answers_one_article_per_line():
     tool = settings.make(
-        "knowledge_search", [("A", "First line.\nSecond line."), ("B", "First of B.")], top_k=2
+        "knowledge_search",
+        articles=[("A", "First line.\nSecond line."), ("B", "First of B.")],
+        top_k=2,
     )
     assert isinstance(tool, Tool)
     assert tool.run(query="first").splitlines() == ["First of B.", "First line. Second line."]
@@ -97,12 +99,12 @@ def test_tool_answers_one_article_per_line():
 
 
 def test_tool_cuts_a_long_answer():
-    tool = settings.make("knowledge_search", [("A", "word " * 100)], max_characters=14)
+    tool = settings.make("knowledge_search", articles=[("A", "word " * 100)], max_characters=14)
     assert tool.run(query="word") == "word word word [cut]"
 
 
 def test_demo_of_the_tool_runs():
-    tool = settings.make("knowledge_search", DOCUMENTS, top_k=1)
+    tool = settings.make("knowledge_search", articles=DOCUMENTS, top_k=1)
     assert tool.demo == 'knowledge_search(query="Spain capital")'
     assert tool.run(query="Spain capital") == DOCUMENTS[0][1]
 

@@ -1,0 +1,77 @@
+"""The config of a run folder: as it was written, from an earlier version, and damaged."""
+
+import json
+
+import pytest
+
+from experiments.configs import common, quickstart
+from experiments.running import command, stored
+
+
+def written(folder, change, config=None):
+    """Writes a config.json whose config `change` has edited as nested dicts."""
+    stored.write_config(config or quickstart.get_config(), folder)
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    change(content["config"])
+    path.write_text(json.dumps(content))
+
+
+def test_a_config_comes_back_as_it_was(tmp_path):
+    config = quickstart.get_config()
+    config.backends.judge.extra.top_k = 5
+    config.tools.mcp = ("a", "b")
+    stored.write_config(config, tmp_path)
+    again, digest = stored.read_config(tmp_path)
+    assert again == config and again.is_locked and digest == stored.config_hash(config)
+    stored.check_config(config, tmp_path)
+
+
+def test_a_run_of_an_earlier_version_keeps_its_values(tmp_path, caplog):
+    def earlier(values):
+        tools = values["tools"]
+        tools["search_results"], tools["python_seconds"] = 7, 2.5
+        tools["python_traceback"], tools["sandbox"] = False, "minimal"
+        tools["knowledge_search"] = {"index": "", "url": ""}
+        del tools["python_coder"], values["rollout"]["infra_retries"]
+
+    written(tmp_path, earlier)
+    config, _ = stored.read_config(tmp_path)
+    assert config.tools.knowledge_search.top_k == config.tools.google_search.top_k == 7
+    assert config.tools.python_coder.to_dict() == common.base().tools.python_coder.to_dict() | dict(
+        seconds=2.5, traceback=False, sandbox="minimal"
+    )
+    assert config.rollout.infra_retries == common.base().rollout.infra_retries
+    expected = quickstart.get_config()
+    for name in ("knowledge_search", "wikipedia_search", "google_search"):
+        expected.tools[name].top_k = 7
+    expected.tools.python_coder.update(seconds=2.5, sandbox="minimal")
+    stored.check_config(expected, tmp_path)  # it goes on
+    expected.rollout.infra_retries = 3
+    with pytest.raises(command.ConfigError, match="it differs in rollout.infra_retries"):
+        stored.check_config(expected, tmp_path)
+
+
+def test_fields_that_nobody_knows_are_left_out_and_named(tmp_path, caplog):
+    def later(values):
+        values["rollout"]["speculation"], values["new"] = 3, {"a": 1}
+        values["steps"] = {"not": "a number"}
+
+    written(tmp_path, later)
+    config, _ = stored.read_config(tmp_path)
+    assert "speculation" not in config.rollout and "new" not in config
+    assert config.steps == common.base().steps
+    assert "left out: " in caplog.text
+    for name in ("rollout.speculation", "new.a", "steps.not"):
+        assert name in caplog.text
+
+
+def test_a_value_of_another_type_is_refused(tmp_path):
+    written(tmp_path, lambda values: values["rollout"].update(group="eight"))
+    with pytest.raises(command.ConfigError, match="rollout.group='eight'"):
+        stored.read_config(tmp_path)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(command.ConfigError, match="holds no run"):
+        stored.read_config(tmp_path)
