@@ -9,7 +9,6 @@ import codecs
 import dataclasses
 import functools
 import http.client
-import io
 import ipaddress
 import json
 import os
@@ -24,6 +23,7 @@ import zlib
 from collections.abc import Callable, Mapping
 
 from tools import limits
+from tools.timed_socket import TimedSocket, left
 
 REDIRECTS = (301, 302, 303, 307, 308)
 MAX_REDIRECTS = 5
@@ -246,7 +246,7 @@ class Client:
 
         threading.Thread(target=ask, daemon=True).start()  # getaddrinfo knows no deadline
         try:
-            found = answers.get(timeout=_left(until))
+            found = answers.get(timeout=left(until))
         except queue.Empty:
             raise HttpError("deadline", f"The name {host} was not resolved in time.") from None
         if isinstance(found, Exception):
@@ -275,7 +275,8 @@ class _Exchange:
 
     def _asked(self, client, parts, body, headers):
         line = http.client.HTTPConnection(_ascii_host(parts.hostname))
-        line.sock = _Timed(self._socket, self._until)
+        line.sock = TimedSocket(self._socket)
+        line.sock.start(self._until)
         headers = {
             "Host": _host_header(parts),
             "User-Agent": client._agent,
@@ -327,35 +328,6 @@ class _Exchange:
     def __exit__(self, *_):
         self._answer.close()
         self._socket.close()
-
-
-class _Timed:
-    """A socket for http.client, all of whose waits end at one time."""
-
-    def __init__(self, sock, until):
-        self._sock, self._until = sock, until
-
-    def sendall(self, data):
-        self._sock.settimeout(_left(self._until))
-        self._sock.sendall(data)
-
-    def makefile(self, mode):
-        return io.BufferedReader(_Reader(self._sock, self._until))
-
-    def close(self):
-        """http.client closes its socket before the body is read; `_Exchange` closes ours."""
-
-
-class _Reader(io.RawIOBase):
-    def __init__(self, sock, until):
-        self._sock, self._until = sock, until
-
-    def readable(self):
-        return True
-
-    def readinto(self, buffer):
-        self._sock.settimeout(_left(self._until))
-        return self._sock.recv_into(buffer)
 
 
 def is_public(address: str) -> bool:
@@ -419,7 +391,7 @@ def _connected(addresses, parts, until):
     for family, address in addresses:
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
-            sock.settimeout(_left(until))
+            sock.settimeout(left(until))
             sock.connect(address)
             if parts.scheme == "https":
                 sock = _tls().wrap_socket(sock, server_hostname=_ascii_host(parts.hostname))
@@ -481,13 +453,6 @@ def _joined(url, location):
         return urllib.parse.urljoin(url, location)
     except ValueError as error:
         raise HttpError("url", "The URL of a redirect is malformed.") from error
-
-
-def _left(until):
-    left = until - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left
 
 
 def _split(url):

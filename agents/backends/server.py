@@ -51,17 +51,17 @@ class Limits:
     max_bytes: of one reply.
     """
 
-    concurrency: int = 16
-    requests_per_second: float = 0.0
-    burst: int = 1
-    connect_seconds: float = 10.0
-    read_seconds: float = 120.0
-    retries: int = 4
-    backoff_seconds: float = 0.5
-    backoff_limit: float = 30.0
-    failures_to_open: int = 10
-    open_seconds: float = 15.0
-    max_bytes: int = 4 * 2**20
+    concurrency: int
+    requests_per_second: float
+    burst: int
+    connect_seconds: float
+    read_seconds: float
+    retries: int
+    backoff_seconds: float
+    backoff_limit: float
+    failures_to_open: int
+    open_seconds: float
+    max_bytes: int
 
     def __post_init__(self):
         for name, least in (("concurrency", 1), ("burst", 1), ("failures_to_open", 1)):
@@ -95,8 +95,8 @@ class Endpoint:
       ValueError: the url is no address, or the variable is not set.
     """
 
-    def __init__(self, url, *, api_key_variable="", limits=None, draw=random.random):
-        self.url, self.limits = url.rstrip("/"), limits or Limits()
+    def __init__(self, url, *, api_key_variable, limits, draw=random.random):
+        self.url, self.limits = url.rstrip("/"), limits
         self._key = api_key(api_key_variable)
         self._draw = draw
         settings = self.limits
@@ -236,17 +236,17 @@ class ChatModel:
         endpoint,
         model,
         *,
-        temperature=0.0,
-        seconds=120.0,
-        cache=None,
-        extra=None,
-        token_field="max_tokens",
+        temperature,
+        seconds,
+        cache,
+        extra,
+        token_field,
     ):
         if not model:
             raise ValueError(f"The server {endpoint.url} needs the name of a model.")
         self.endpoint, self.model, self._temperature = endpoint, model, temperature
         self.seconds, self._cache = seconds, cache if temperature == 0 else None
-        self._extra, self._token_field = dict(extra or {}), token_field
+        self._extra, self._token_field = dict(extra), token_field
 
     @property
     def name(self):

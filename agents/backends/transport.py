@@ -6,15 +6,13 @@ Proxy variables of the environment are not read.
 """
 
 import http.client
-import io
-import math
-import socket
 import ssl
 import threading
 import time
 import urllib.parse
 
 from agents.backends.errors import BadOutput, Fatal, Retryable
+from tools.timed_socket import TimedSocket, TooLong
 
 CHUNK = 65_536
 LOST = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
@@ -66,6 +64,8 @@ class Transport:
             # The server had closed the kept connection before it saw the request.
             connection, _ = self._take(deadline, fresh=True)
             return self._exchange(connection, path, body, headers, deadline)
+        except TooLong as error:
+            raise BadOutput(str(error)) from error
         except TimeoutError as error:
             late = time.monotonic() >= deadline
             waited = "before the deadline" if late else f"for {self._read_seconds:g} s"
@@ -109,7 +109,8 @@ class Transport:
         except OSError as error:
             raise Retryable(f"{self._host} cannot be reached: {_described(error)}.") from error
         # http.client drops its reference when it thinks it is done; `link` stays.
-        connection.sock = connection.link = _Socket(connection.sock, self._read_seconds)
+        connection.link = TimedSocket(connection.sock, wait_seconds=self._read_seconds)
+        connection.sock = connection.link
         with self._lock:
             self._busy.add(connection)
             if self._closed:
@@ -118,7 +119,7 @@ class Transport:
 
     def _exchange(self, connection, path, body, headers, deadline):
         link, whole = connection.link, False
-        link.start(deadline, self._max_bytes)
+        link.start(deadline, max_bytes=self._max_bytes)
         try:
             connection.request("POST", self._path + path, body, headers)
             response = connection.getresponse()
@@ -137,62 +138,6 @@ class Transport:
                     self._idle.append(connection)
                 else:
                     link.end()
-
-
-class _Socket:
-    """What http.client needs of a socket, with a deadline and a limit for each request."""
-
-    def __init__(self, inner, read_seconds):
-        self._inner, self._read_seconds = inner, read_seconds
-        self.start(math.inf, 0)
-
-    def start(self, deadline, max_bytes):
-        self._deadline, self._max_bytes, self.received = deadline, max_bytes, 0
-
-    def _arm(self):
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("the deadline is over")
-        self._inner.settimeout(min(left, self._read_seconds))
-
-    def sendall(self, data):
-        self._arm()
-        self._inner.sendall(data)
-
-    def receive_into(self, buffer):
-        self._arm()
-        count = self._inner.recv_into(buffer)
-        self.received += count
-        if self.received > self._max_bytes:
-            raise BadOutput(f"The reply is longer than {self._max_bytes} bytes.")
-        return count
-
-    def makefile(self, mode):
-        return io.BufferedReader(_Reader(self))
-
-    def close(self):
-        """Called by http.client while the reply is still to be read; `end` closes."""
-
-    def abort(self):
-        """Wakes whoever waits on the socket."""
-        try:
-            self._inner.shutdown(socket.SHUT_RDWR)
-        except OSError:  # not connected any more
-            return
-
-    def end(self):
-        self._inner.close()
-
-
-class _Reader(io.RawIOBase):
-    def __init__(self, link):
-        self._link = link
-
-    def readable(self):
-        return True
-
-    def readinto(self, buffer):
-        return self._link.receive_into(buffer)
 
 
 def _described(error):

@@ -12,6 +12,7 @@ from loopback import Loopback, answers, fails, says
 from agents import parsing
 from agents.backends import cache, modules, server, structured
 from agents.backends.errors import BadOutput, Down, Fatal, Retryable
+from tests.agents import servers
 
 ASK = ({"role": "user", "content": "What?"},)
 FAST = dict(backoff_seconds=0.01, backoff_limit=0.02, retries=2)
@@ -28,11 +29,10 @@ def model():
 
     def make(url, *, key="", cache=None, **fields):
         named = {name: fields.pop(name) for name in list(fields) if name in MODEL_FIELDS}
-        endpoint = server.Endpoint(
-            url, api_key_variable=key, limits=server.Limits(**FAST | fields), draw=lambda: 0.0
-        )
+        draw = lambda: 0.0
+        endpoint = servers.endpoint(url, api_key_variable=key, draw=draw, **FAST | fields)
         made.append(endpoint)
-        return server.ChatModel(endpoint, "m", cache=cache, **named)
+        return servers.chat(endpoint, cache=cache, **named)
 
     yield make
     for endpoint in made:
@@ -95,14 +95,14 @@ def test_an_answer_cut_off_says_so(model):
 )
 def test_addresses_that_cannot_be_used(url, message):
     with pytest.raises(ValueError, match=message) as refused:
-        server.Endpoint(url)
+        servers.endpoint(url)
     assert "secret" not in str(refused.value)
 
 
 def test_a_key_comes_from_the_environment_and_stays_out_of_messages(model, monkeypatch):
     monkeypatch.delenv("NO_KEY", raising=False)
     with pytest.raises(ValueError, match="NO_KEY is not set"):
-        server.Endpoint("http://x/v1", api_key_variable="NO_KEY")
+        servers.endpoint("http://x/v1", api_key_variable="NO_KEY")
     monkeypatch.setenv("SOME_KEY", "sesame")
     with Loopback(fails(401, "sesame is wrong")) as there, pytest.raises(Fatal) as refused:
         ask(model(there.url, key="SOME_KEY"))
@@ -296,14 +296,11 @@ def test_no_attempt_is_waited_for_that_would_come_after_the_deadline(model):
 def test_waits_double_up_to_the_limit_and_are_jittered(monkeypatch):
     waits, draws = [], iter([0.0, 0.5, 0.0, 1.0])
     with Loopback(fails(500)) as there:
-        endpoint = server.Endpoint(
-            there.url,
-            limits=server.Limits(backoff_seconds=1.0, backoff_limit=3.0, retries=4),
-            draw=lambda: next(draws),
-        )
+        waiting = dict(backoff_seconds=1.0, backoff_limit=3.0, retries=4)
+        endpoint = servers.endpoint(there.url, draw=lambda: next(draws), **waiting)
         monkeypatch.setattr(endpoint, "_sleep", lambda seconds: seconds and waits.append(seconds))
         with pytest.raises(Retryable):
-            server.ChatModel(endpoint, "m").ask(ASK, max_tokens=1)
+            servers.chat(endpoint).ask(ASK, max_tokens=1)
         endpoint.close()
     assert waits == [1.0, 2.0 * 0.75, 3.0, 3.0 * 0.5]
 
@@ -380,7 +377,7 @@ def test_everything_that_matters_is_part_of_the_key(model):
             lambda: asked.ask(ASK, max_tokens=7, sample=1),
             lambda: asked.ask(ASK, max_tokens=7, schema=VERDICT),
             lambda: model(there.url, cache=kept, extra={"seed": 1}).ask(ASK, max_tokens=7),
-            lambda: server.ChatModel(asked.endpoint, "n", cache=kept).ask(ASK, max_tokens=7),
+            lambda: servers.chat(asked.endpoint, "n", cache=kept).ask(ASK, max_tokens=7),
         ]
         for _ in range(2):
             for call in calls:

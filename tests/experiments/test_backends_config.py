@@ -1,5 +1,6 @@
 """Backends as a config chooses them, and rescoring of a stored run."""
 
+import dataclasses
 import json
 
 import loopback
@@ -33,8 +34,8 @@ def test_everything_is_the_frozen_model_unless_told_otherwise():
 
 
 def test_limits_in_the_config_are_all_that_there_are():
-    limits = common.backend().limits
-    assert server.Limits(**limits) == server.Limits()
+    fields = {field.name for field in dataclasses.fields(server.Limits)}
+    assert set(common.backend().limits) == fields
 
 
 def test_modules_of_one_server_share_it():

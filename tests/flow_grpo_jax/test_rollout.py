@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from agents import forms, prompts
-from agents.backends import modules, server
+from agents.backends import modules
 from agents.memory import Entry, Memory
 from flow_grpo_jax import rollout, scoring, timing
 from flow_grpo_jax.evaluate import evaluate
 from models.engine.types import Completion
 from models.tokenizer import CHAT_TEMPLATE, Tokenizer
+from tests.agents import servers
 from tests.tools import settings as tool_settings
 from tools.protocol import Parameter, Tool, ToolError
 
@@ -494,8 +495,8 @@ def remote(*script, roles=("verifier",), seconds=5.0, **limits):
     """(models, loopback server) with a server that answers these roles."""
     limits = dict(retries=0, open_seconds=0.1, failures_to_open=3) | limits
     with loopback.Loopback(*script) as there:
-        endpoint = server.Endpoint(there.url, limits=server.Limits(**limits))
-        model = server.ChatModel(endpoint, "m", seconds=seconds)
+        endpoint = servers.endpoint(there.url, **limits)
+        model = servers.chat(endpoint, seconds=seconds)
         yield {role: modules.Module(model, role) for role in roles}, there
         endpoint.close()
 

@@ -10,11 +10,12 @@ import loopback
 import numpy as np
 import pytest
 
-from agents.backends import cache, server
+from agents.backends import cache
 from agents.backends.errors import BadOutput, Retryable
 from flow_grpo_jax import judge, rewards, scoring
 from models import huggingface, tokenizer
 from models.engine.types import Completion
+from tests.agents import servers
 from tests.models import engines
 
 NANO = pathlib.Path(__file__).parents[2] / "experiments/data/quickstart/model"
@@ -162,8 +163,8 @@ def test_a_judge_on_a_server():
         return json.dumps({"analysis": "", "true_false": shown["answer"] == "Madrid"})
 
     with loopback.Loopback(loopback.replies(decide)) as there:
-        endpoint = server.Endpoint(there.url, limits=server.Limits(retries=0))
-        ask = judge.ask_server(server.ChatModel(endpoint, "m"), max_tokens=9)
+        endpoint = servers.endpoint(there.url, retries=0)
+        ask = judge.ask_server(servers.chat(endpoint), max_tokens=9)
         by = judge.Judge(ask, name="m")
         cases = [judge.Case("?", ("Madrid",), answer) for answer in ("Madrid", "Rome")]
         assert by.verdicts(cases) == [True, False]
@@ -175,9 +176,9 @@ def test_a_judge_on_a_server():
 def test_a_judge_that_is_down_is_waited_for():
     right = loopback.says(json.dumps(RIGHT))
     with loopback.Loopback(loopback.fails(500), loopback.fails(500), right) as there:
-        limits = server.Limits(retries=0, failures_to_open=2, open_seconds=0.1, concurrency=1)
-        endpoint = server.Endpoint(there.url, limits=limits)
-        by = judge.Judge(judge.ask_server(server.ChatModel(endpoint, "m"), max_tokens=9), name="m")
+        limits = dict(retries=0, failures_to_open=2, open_seconds=0.1, concurrency=1)
+        endpoint = servers.endpoint(there.url, **limits)
+        by = judge.Judge(judge.ask_server(servers.chat(endpoint), max_tokens=9), name="m")
         cases = [judge.Case("?", ("Madrid",), answer) for answer in "abcdef"]
         assert by.verdicts(cases) == [None] * 2 + [True] * 4
         endpoint.close()
@@ -189,8 +190,8 @@ def test_many_cases_need_not_fit_into_the_time_of_one_call():
         return loopback.says(json.dumps(RIGHT))(connection, request, there)
 
     with loopback.Loopback(slow) as there:
-        endpoint = server.Endpoint(there.url, limits=server.Limits(retries=0, concurrency=2))
-        model = server.ChatModel(endpoint, "m", seconds=0.3)
+        endpoint = servers.endpoint(there.url, retries=0, concurrency=2)
+        model = servers.chat(endpoint, seconds=0.3)
         by = judge.Judge(judge.ask_server(model, max_tokens=9), name="m")
         cases = [judge.Case("?", ("Madrid",), str(number)) for number in range(20)]
         assert by.verdicts(cases) == [True] * 20
