@@ -59,7 +59,7 @@ import numpy as np
 from absl import flags, logging
 
 from experiments.running import command
-from experiments.speed import traffic, update
+from experiments.speed import decoding, measure, traffic
 from experiments.speed.peers import drive, link
 from flow_grpo_jax import files
 from models import huggingface, qwen2
@@ -72,87 +72,6 @@ PEERS = {  # name -> (program, how it is loaded)
     "tunix": ("tunix", {}),
 }
 OURS = "ours"
-
-
-# ---- limits ------------------------------------------------------------------------------------
-
-
-def copy_bandwidth():
-    """Bytes / s of one large copy, read and written bytes counted, best of several runs."""
-    floats = 2**26 if jax.default_backend() == "cpu" else 2**29
-    copy = jax.jit(lambda x: x + 1.0, donate_argnums=0)
-    x, best = jax.block_until_ready(copy(jnp.zeros(floats, jnp.float32))), float("inf")
-    for _ in range(4):
-        started = time.perf_counter()
-        x = jax.block_until_ready(copy(x))
-        best = min(best, time.perf_counter() - started)
-    return 2 * 4 * floats / best
-
-
-@dataclasses.dataclass(frozen=True)
-class Limit:
-    """What a device can do at best. rate: FLOP/s. bandwidth: bytes/s. itemsize: of all numbers."""
-
-    shape: qwen2.Config
-    rate: float
-    bandwidth: float
-    itemsize: int
-
-    @property
-    def layer_weights(self):
-        return self.shape.num_hidden_layers * self.shape.layer_parameters
-
-    @property
-    def head_weights(self):
-        return self.shape.vocab_size * self.shape.hidden_size
-
-    @property
-    def pair_flops(self):
-        """FLOPs of one query that sees one key, in all layers."""
-        return (
-            4 * self.shape.num_hidden_layers * self.shape.num_attention_heads * self.shape.head_dim
-        )
-
-    def decode_seconds(self, steps, tokens, context):
-        """Of steps that draw so many tokens, which see `context` positions altogether."""
-        weights = self.layer_weights + self.head_weights
-        position = 2 * self.shape.num_key_value_heads * self.shape.head_dim
-        position *= self.shape.num_hidden_layers
-        moved = self.itemsize * (steps * weights + position * context)
-        flops = 2 * weights * tokens + self.pair_flops * context
-        return max(moved / self.bandwidth, flops / self.rate)
-
-    def prefill_seconds(self, prompt, shared):
-        """Of a prompt whose first `shared` tokens are in the cache."""
-        pairs = (prompt * (prompt + 1) - shared * (shared + 1)) / 2
-        flops = 2 * self.layer_weights * (prompt - shared) + 2 * self.head_weights
-        return (flops + self.pair_flops * pairs) / self.rate
-
-    def seconds(self, load, slots, shared):
-        """Of a load, of whose prompt tokens `shared` are not computed."""
-        share = shared / load.prompt_tokens
-        prefill = sum(
-            self.prefill_seconds(len(turn.prompt), share * len(turn.prompt)) for turn in load.turns
-        )
-        tokens = sum(turn.new - 1 for turn in load.turns)  # the prefill draws the first
-        alone = max(sum(turn.new - 1 for turn in chain) for chain in load.chains)
-        work = prefill + self.decode_seconds(max(tokens / slots, alone), tokens, context(load))
-        longest = max(
-            sum(t.wait + self.decode_seconds(t.new - 1, t.new - 1, _seen(t)) for t in chain)
-            for chain in load.chains
-        )
-        return max(work, longest)
-
-
-def _seen(turn):
-    """Positions that a turn's decode steps see, altogether."""
-    steps = turn.new - 1
-    return steps * len(turn.prompt) + steps * (steps + 1) // 2
-
-
-def context(load):
-    """Positions that a load's decode steps see, altogether."""
-    return sum(map(_seen, load.turns))
 
 
 # ---- ours --------------------------------------------------------------------------------------
@@ -216,7 +135,7 @@ class Ours:
             "prefill_fill": total("prefill_tokens") / total("prefill_calls") / self.prefill_size,
             "compiled": self.engine.compile_count,
             "compile_seconds": self.compile_seconds,
-            "peak_bytes": update.peak_bytes(),
+            "peak_bytes": measure.peak_bytes(),
             # Of steps that only decode: seconds, steps of a slot, tokens.
             "decoding": [
                 (step.seconds, step.counts["slot_steps"] // self.slots, step.counts["drawn_tokens"])
@@ -276,7 +195,7 @@ def check_same_work(reports, load):
             )
 
 
-def measure(contestants, make_load, rounds, *, slots, dtype):
+def run_rounds(contestants, make_load, rounds, *, slots, dtype):
     """Runs the rounds.
 
     Args:
@@ -292,8 +211,8 @@ def measure(contestants, make_load, rounds, *, slots, dtype):
         run(0, few)
     for number in range(1, rounds + 1):
         load = make_load(number)
-        rate = max(rate, update.matmul_rate(dtype))
-        bandwidth = max(bandwidth, copy_bandwidth())
+        rate = max(rate, measure.matmul_rate(dtype))
+        bandwidth = max(bandwidth, measure.copy_bandwidth())
         found = {name: run(number, load) for name, run in contestants.items()}
         check_same_work(found, load)
         for name, report in found.items():
@@ -339,7 +258,7 @@ def summarise(reports, load, limit, slots):
             "limit": shortest / median,
             "decode_limit": decode_share(rounds, load, limit),
             "faster_than": {
-                other: update.spread(seconds[other] / seconds[name])
+                other: measure.spread(seconds[other] / seconds[name])
                 for other in PEERS
                 if other in reports and other != name
             },
@@ -356,7 +275,7 @@ def decode_share(rounds, load, limit):
     decoding = [step for r in rounds for step in r.get("decoding", ())]
     if not decoding:
         return None
-    seen = context(load) / max(1, sum(turn.new - 1 for turn in load.turns))
+    seen = decoding.context(load) / max(1, sum(turn.new - 1 for turn in load.turns))
     best = sum(limit.decode_seconds(steps, tokens, tokens * seen) for _, steps, tokens in decoding)
     return best / sum(seconds for seconds, *_ in decoding)
 
@@ -391,10 +310,10 @@ def table(results):
                 f"{r['peak_bytes'] / 2**30:.2f}",
                 number(r["limit"], ".3f"),
                 number(r["decode_limit"], ".3f"),
-                *["-" if q is None else update.as_text(q) for q in ratios],
+                *["-" if q is None else measure.as_text(q) for q in ratios],
             ]
         )
-    return update.aligned(rows)
+    return measure.aligned(rows)
 
 
 # ---- the command -------------------------------------------------------------------------------
@@ -470,10 +389,10 @@ def benchmark_size(name, values):
                 peer_name: peer_contestant(peer, load, settings["page_size"])
                 for peer_name, peer in peers.items()
             }
-            reports, rate, bandwidth = measure(
+            reports, rate, bandwidth = run_rounds(
                 contestants, make_load, values.rounds, slots=size.slots, dtype=dtype
             )
-            limit = Limit(size.shape, rate, bandwidth, dtype.itemsize)
+            limit = decoding.Limit(size.shape, rate, bandwidth, dtype.itemsize)
             found = {
                 "requests": len(load.turns),
                 "prompt_tokens": load.prompt_tokens,
@@ -486,7 +405,7 @@ def benchmark_size(name, values):
                 "versions": versions,
                 "results": summarise(reports, load, limit, size.slots),
             }
-            update.write_lines(
+            measure.write_lines(
                 [
                     "",
                     f"{name}, {load_name}: {len(load.turns)} requests, {load.prompt_tokens:,} "
@@ -502,9 +421,9 @@ def benchmark_size(name, values):
 def main():
     values = flags.FLAGS
     default = ["nano"] if jax.default_backend() == "cpu" else ["7b"]
-    models = update.known("models", values.models or default, traffic.SIZES)
-    update.known("loads", values.loads, traffic.LOADS)
-    about = update.about(values, ("rounds", "threads", "seed"))
+    models = measure.known("models", values.models or default, traffic.SIZES)
+    measure.known("loads", values.loads, traffic.LOADS)
+    about = measure.about(values, ("rounds", "threads", "seed"))
     lines = []
     for name in models:
         for load, found in benchmark_size(name, values):

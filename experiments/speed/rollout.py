@@ -39,7 +39,7 @@ from ml_collections import config_flags
 from agents import effects
 from experiments.configs import common
 from experiments.running import command, sessions
-from experiments.speed import update
+from experiments.speed import measure
 from flow_grpo_jax import data, files, rollout, timing
 from models.engine import types
 from models.tokenizer import Tokenizer
@@ -47,7 +47,6 @@ from tools import knowledge_base
 
 ENGINES = ("script", "model")
 LOADS = ("zero", "lognormal")
-GOAL_MS = 2.0  # of the driver a turn, at 512 in flight
 LONGEST = 10  # latencies lie below so many medians
 
 # Characters of what the scripted modules and tools write, in the median, and how they spread.
@@ -233,7 +232,7 @@ def modelled(config):
     return Modelled(built, settings, data.read_questions(sessions.resolve(config.data.train)))
 
 
-def measure(agent, *, in_flight, waves, group, latencies, seed):
+def solve_in_waves(agent, *, in_flight, waves, group, latencies, seed):
     """Solves `waves` times as many trajectories as there are in flight.
 
     Args:
@@ -315,7 +314,7 @@ def table(runs):
                 f"{found['tools_at_once']:.1f}",
             ]
         )
-    return update.aligned(rows)
+    return measure.aligned(rows)
 
 
 # ---- the command -------------------------------------------------------------------------------
@@ -348,11 +347,11 @@ def sizes(values):
 
 def main():
     values = flags.FLAGS
-    engines = update.known("engines", values.engines, ENGINES)
-    loads = update.known("loads", values.loads, LOADS)
+    engines = measure.known("engines", values.engines, ENGINES)
+    loads = measure.known("loads", values.loads, LOADS)
     flights = sizes(values.in_flight)
     names = ("waves", "turns", "answers", "tool_seconds", "sigma", "seed")
-    about, runs, lines = update.about(values, names), [], []
+    about, runs, lines = measure.about(values, names), [], []
     for engine in engines:
         if engine == "script":
             agent = scripted(values.config, turns=values.turns, answers=values.answers)
@@ -362,7 +361,7 @@ def main():
             latencies = Latencies(
                 load, seconds=values.tool_seconds, sigma=values.sigma, seed=values.seed
             )
-            found, _ = measure(
+            found, _ = solve_in_waves(
                 agent,
                 in_flight=in_flight,
                 waves=values.waves,
@@ -376,4 +375,4 @@ def main():
             lines.append(json.dumps(about | run | found) + "\n")
             if values.out:
                 files.replace_text(pathlib.Path(values.out), "".join(lines))
-    update.write_lines(table(runs))
+    measure.write_lines(table(runs))

@@ -37,14 +37,10 @@ packing of the policy's pass. Logits: torch makes them at response positions, Tu
 
 import contextlib
 import dataclasses
-import datetime
 import functools
 import json
 import os
 import pathlib
-import platform
-import resource
-import sys
 import tempfile
 import time
 
@@ -54,7 +50,7 @@ import numpy as np
 from absl import flags, logging
 
 from experiments.running import command
-from experiments.speed import loads
+from experiments.speed import loads, measure
 from experiments.speed.peers import link
 from flow_grpo_jax import files, logprobs, loss, optimizer, packing, update
 from models import huggingface, lora, qwen2
@@ -140,15 +136,8 @@ class Ours:
             "kl": metrics["loss/kl"],
             "grad_norm": metrics["optim/grad_norm"],
             "compiled": run.compile_count,
-            "peak_bytes": peak_bytes(),
+            "peak_bytes": measure.peak_bytes(),
         }
-
-
-def peak_bytes():
-    """Largest device memory so far; on CPU the resident size of the process."""
-    statistics = jax.local_devices()[0].memory_stats() or {}
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return statistics.get("peak_bytes_in_use", host)
 
 
 def useful_flops(size, *, tokens, pairs, sampled):
@@ -191,21 +180,6 @@ def flops_of_batches(size, batches):
     return useful_flops(
         size, tokens=tokens, pairs=pairs, sampled=sum(int(b.mask_BA.sum()) for b in batches)
     )
-
-
-def matmul_rate(dtype):
-    """FLOP/s of one large square product, best of several runs."""
-    on_cpu = jax.default_backend() == "cpu"
-    n, times = (2_048, 1) if on_cpu else (8_192, 8)
-    a_NN, b_NN = (jnp.full((n, n), 1.0 / n, dtype) for _ in range(2))
-    chain = jax.jit(lambda a, b: jax.lax.fori_loop(0, times, lambda _, x: x @ b, a))
-    jax.block_until_ready(chain(a_NN, b_NN))
-    best = float("inf")
-    for _ in range(4):
-        started = time.perf_counter()
-        jax.block_until_ready(chain(a_NN, b_NN))
-        best = min(best, time.perf_counter() - started)
-    return times * 2.0 * n**3 / best
 
 
 def logprob_temporaries(chunk):
@@ -302,7 +276,7 @@ def check_agreement(contestants, dtype):
                 )
 
 
-def measure(contestants, rounds, dtype):
+def run_rounds(contestants, rounds, dtype):
     """Runs the rounds; returns the best matmul rate seen in between."""
     for name, contestant in contestants.items():
         report = contestant.step()
@@ -311,7 +285,7 @@ def measure(contestants, rounds, dtype):
     check_agreement(contestants, dtype)
     rate = 0.0
     for number in range(rounds):
-        rate = max(rate, matmul_rate(dtype))
+        rate = max(rate, measure.matmul_rate(dtype))
         for contestant in contestants.values():
             contestant.reports.append(contestant.step())
         logging.info("round %d of %d", number + 1, rounds)
@@ -346,17 +320,12 @@ def summarise(contestants, load, rate):
             "grad_norm": first.get("grad_norm"),
             # How many times as long the other one takes, within a round.
             "faster_than": {
-                other: spread(seconds[other] / seconds[name])
+                other: measure.spread(seconds[other] / seconds[name])
                 for other in contestants
                 if other in PEERS and other != name
             },
         }
     return results
-
-
-def spread(ratios):
-    """Median and range of ratios, one a round."""
-    return {"median": float(np.median(ratios)), "range": [float(ratios.min()), float(ratios.max())]}
 
 
 # ---- report ------------------------------------------------------------------------------------
@@ -380,29 +349,10 @@ def table(results):
                 f"{r['mfu_done']:.3f}",
                 "-" if r["compiled"] is None else str(r["compiled"]),
                 f"{r['peak_bytes'] / 2**30:.2f}",
-                *["-" if q is None else as_text(q) for q in ratios],
+                *["-" if q is None else measure.as_text(q) for q in ratios],
             ]
         )
-    return aligned(rows)
-
-
-def as_text(ratio):
-    """A `spread` in words."""
-    return "{:.2f} [{:.2f}, {:.2f}]".format(ratio["median"], *ratio["range"])
-
-
-def aligned(rows):
-    """Lines of text: cells in columns."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(pairs))
-        for pairs in [list(zip(row, widths, strict=True)) for row in rows]
-    ]
-
-
-def write_lines(lines):
-    sys.stdout.write("\n".join(lines) + "\n")
-    sys.stdout.flush()
+    return measure.aligned(rows)
 
 
 # ---- the command -------------------------------------------------------------------------------
@@ -423,15 +373,6 @@ def define_flags():
     flags.DEFINE_integer("seed", 0, "Of weights and samples.")
     flags.DEFINE_bool("logprobs", True, "Also measure the memory of log-probs.")
     flags.DEFINE_string("out", "", "JSON file to write.")
-
-
-def known(flag, names, valid):
-    unknown = sorted(set(names) - set(valid))
-    if unknown or not names:
-        raise command.ConfigError(
-            f"--{flag} holds {', '.join(unknown) or 'nothing'}; valid: {', '.join(valid)}."
-        )
-    return list(names)
 
 
 def benchmark_size(name, values):
@@ -482,7 +423,7 @@ def benchmark_size(name, values):
             for peer_name, peer in peers.items():
                 if not (peer_name == "tunix-packed" and load_name == "uniform"):
                     contestants[peer_name] = peer_contestant(peer, peer_name, size, load)
-            rate = measure(contestants, values.rounds, dtype)
+            rate = run_rounds(contestants, values.rounds, dtype)
             found[load_name] = {
                 "samples": len(load.samples),
                 "useful_tokens": load.useful_tokens,
@@ -491,7 +432,7 @@ def benchmark_size(name, values):
                 "peer_versions": versions,
                 "results": summarise(contestants, load, rate),
             }
-            write_lines(
+            measure.write_lines(
                 [
                     "",
                     f"{name}, {load_name}: {len(load.samples)} samples, {load.useful_tokens:,} "
@@ -503,25 +444,14 @@ def benchmark_size(name, values):
     return found
 
 
-def about(values, names):
-    """What a result depends on: when, where, and flags by name."""
-    return {
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": jax.devices()[0].device_kind,
-        "backend": jax.default_backend(),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "settings": {name: values[name].value for name in names},
-    }
-
-
 def main():
     values = flags.FLAGS
     default = ["nano", "20m"] if jax.default_backend() == "cpu" else ["1.5b", "7b-lora"]
-    models = known("models", values.models or default, loads.SIZES)
-    known("loads", values.loads, loads.LOADS)
-    report = about(values, ("rounds", "remat", "attention", "chunk", "seed")) | {"models": {}}
+    models = measure.known("models", values.models or default, loads.SIZES)
+    measure.known("loads", values.loads, loads.LOADS)
+    report = measure.about(values, ("rounds", "remat", "attention", "chunk", "seed")) | {
+        "models": {}
+    }
 
     def save():
         if values.out:
@@ -534,7 +464,7 @@ def main():
     if values.logprobs:
         report["logprob_temporaries"] = found = logprob_temporaries(values.chunk)
         few, many = PROBE_TOKENS
-        write_lines(
+        measure.write_lines(
             [
                 "",
                 f"log-probs, V = {PROBE_VOCABULARY:,}: temporary MiB, forward and backward",

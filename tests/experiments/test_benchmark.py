@@ -10,7 +10,7 @@ import pytest
 
 from experiments import benchmark
 from experiments.configs import quickstart
-from experiments.speed import engine, loads, rollout, sandbox, traffic, update
+from experiments.speed import decoding, engine, loads, measure, rollout, sandbox, traffic, update
 from experiments.speed.peers import drive, link
 from models import qwen2
 
@@ -41,8 +41,8 @@ def test_an_unknown_benchmark_is_refused_with_the_valid_names(arguments, capsys)
 
 def test_unknown_names_in_a_flag_are_refused():
     with pytest.raises(update.command.ConfigError, match="--models holds 2b; valid: nano"):
-        update.known("models", ["nano", "2b"], loads.SIZES)
-    assert update.known("models", ["nano"], loads.SIZES) == ["nano"]
+        measure.known("models", ["nano", "2b"], loads.SIZES)
+    assert measure.known("models", ["nano"], loads.SIZES) == ["nano"]
 
 
 @pytest.mark.slow
@@ -244,7 +244,7 @@ def scripted():
 @pytest.mark.parametrize("load", rollout.LOADS)
 def test_the_loop_is_measured_with_a_script_for_an_engine(scripted, load):
     how = dict(in_flight=4, waves=2, group=2, seed=0)
-    found, trajectories = rollout.measure(scripted, latencies=latencies(load), **how)
+    found, trajectories = rollout.solve_in_waves(scripted, latencies=latencies(load), **how)
     assert (found["trajectories"], found["turns"], found["broken"]) == (8, 24, 0)
     shares = [found[f"{name}_share"] for name in ("engine", "idle", "driver")]
     assert 0.95 < sum(shares) <= 1 and min(shares) > 0
@@ -292,7 +292,7 @@ def test_the_loop_is_measured_with_a_model():
     config.engine.slots, config.tools.names = 4, ("knowledge_search", "base_generator")
     agent = rollout.modelled(config)
     how = dict(in_flight=4, waves=1, group=2, seed=0)
-    found, _ = rollout.measure(agent, latencies=latencies("zero"), **how)
+    found, _ = rollout.solve_in_waves(agent, latencies=latencies("zero"), **how)
     agent.session.close()
     assert (found["trajectories"], found["broken"]) == (4, 0)
     assert found["engine_share"] > 0.5
@@ -368,10 +368,10 @@ def test_a_wait_passes_on_the_clock_without_being_waited_for():
 def test_the_limit_of_a_model_small_enough_to_count_by_hand():
     # As above: 2 layers of 120 weights, a head of 40; a pair costs 32 FLOPs; 2 * 2 * 2 numbers
     # of keys and values for a position.
-    limit = engine.Limit(qwen2.Config(10, 4, 6, 2, 2, 1, 2), rate=10.0, bandwidth=1e9, itemsize=4)
+    limit = decoding.Limit(qwen2.Config(10, 4, 6, 2, 2, 1, 2), rate=10.0, bandwidth=1e9, itemsize=4)
     assert limit.decode_seconds(3, 5, 7) == (2 * 280 * 5 + 32 * 7) / 10
     assert limit.prefill_seconds(4, 2) == (2 * 240 * 2 + 2 * 40 + 32 * (3 + 4)) / 10
-    slow = engine.Limit(limit.shape, rate=1e9, bandwidth=10.0, itemsize=4)
+    slow = decoding.Limit(limit.config, rate=1e9, bandwidth=10.0, itemsize=4)
     assert slow.decode_seconds(3, 5, 7) == 4 * (3 * 280 + 8 * 7) / 10
 
 
@@ -390,7 +390,7 @@ def test_our_engine_does_all_of_a_tiny_trace():
     assert report["compiled"] == 2 and len(report["first"]) == 24
     longest_tools = max(sum(turn.wait for turn in chain) for chain in load.chains)
     assert report["seconds"] > longest_tools
-    limit = engine.Limit(TINY.shape, 1e12, 1e12, 4)
+    limit = decoding.Limit(TINY.shape, 1e12, 1e12, 4)
     results = engine.summarise({"ours": [report]}, load, limit, TINY.slots)
     assert 0 < results["ours"]["limit"] <= 1
     assert len(set(map(len, engine.table(results)))) == 1
