@@ -271,13 +271,15 @@ def _median(values):
 
 
 def decode_share(rounds, load, limit):
-    """Share of the limit of the steps that only decode; None where there are none."""
-    decoding = [step for r in rounds for step in r.get("decoding", ())]
-    if not decoding:
+    """Returns the share of the limit in steps that only decode; None where there are none."""
+    steps_alone = [step for r in rounds for step in r.get("decoding", ())]
+    if not steps_alone:
         return None
     seen = decoding.context(load) / max(1, sum(turn.new - 1 for turn in load.turns))
-    best = sum(limit.decode_seconds(steps, tokens, tokens * seen) for _, steps, tokens in decoding)
-    return best / sum(seconds for seconds, *_ in decoding)
+    best = sum(
+        limit.decode_seconds(steps, tokens, tokens * seen) for _, steps, tokens in steps_alone
+    )
+    return best / sum(seconds for seconds, *_ in steps_alone)
 
 
 # ---- report ------------------------------------------------------------------------------------
