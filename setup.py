@@ -45,6 +45,7 @@ REQUIRES = [
     "optax>=0.2.6",
     "orbax-checkpoint>=0.11.30",
     "pyarrow>=20",
+    "rich>=13.9",
     "safetensors>=0.5",
     "sentencepiece>=0.2",
     "tensorflow-datasets>=4.9.9",
@@ -52,7 +53,7 @@ REQUIRES = [
     "transformers>=5,<6",
 ]
 
-SERVE = ["starlette>=0.46,<2", "uvicorn>=0.34,<1"]
+SERVE = ["prometheus-client>=0.21,<1", "starlette>=0.46,<2", "uvicorn>=0.34,<1"]
 MCP = ["mcp>=2.3,<3"]
 GRAMMAR = ["llguidance>=1.8,<2"]
 EXTRAS = {
@@ -78,7 +79,6 @@ EXTRAS = {
         "hypothesis>=6.100",
         "openai>=1.70",
         "peft>=0.17",
-        "prometheus-client>=0.21",
         "pytest>=8",
         "pytest-timeout>=2.3",
         "pytest-xdist>=3.6",

@@ -13,7 +13,10 @@ import sys
 from absl import app, flags, logging
 
 FAILED, BAD_FLAGS, STOPPED = 1, 2, 75
-EXTRAS = {"serve": ("starlette", "uvicorn"), "grammar": ("llguidance",)}
+EXTRAS = {
+    "serve": ("prometheus_client", "starlette", "uvicorn"),
+    "grammar": ("llguidance",),
+}
 
 
 class ConfigError(app.UsageError):

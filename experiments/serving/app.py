@@ -180,7 +180,7 @@ class Gate:
 
         async def counted(message):
             if message["type"] == "http.response.start":
-                self._monitor.answered[path, message["status"]] += 1
+                self._monitor.answered.labels(path, message["status"]).inc()
             await send(message)
 
         error = self._refusal(requests.Request(scope))

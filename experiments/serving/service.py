@@ -50,7 +50,7 @@ class Service:
         return not self._closed
 
     def metrics(self):
-        """Text for Prometheus."""
+        """Returns the page for Prometheus."""
         return self.monitor.text(
             statistics=self._thread.engine.statistics,
             slots=self._slots,

@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import contextlib
+import dataclasses
 import http.client
 import json
 import os
@@ -25,6 +26,7 @@ from experiments.serving import engine_thread, monitoring, protocol, service, te
 from models import tokenizer
 from models.engine import types
 
+parser = pytest.importorskip("prometheus_client.parser", reason="needs the extra serve")
 openai = pytest.importorskip("openai")
 app = pytest.importorskip("experiments.serving.app", reason="needs the extra serve")
 server = pytest.importorskip("experiments.serving.server", reason="needs the extra serve")
@@ -729,16 +731,21 @@ def test_tokens_are_known_by_their_bytes(words, vocabulary):
 
 
 def test_metrics_are_what_prometheus_reads(nano):
-    parser = pytest.importorskip("prometheus_client.parser")
     nano.client.chat.completions.create(**ASK, max_tokens=2)
     list(nano.client.chat.completions.create(**ASK, max_tokens=2, stream=True))
     _, headers, page = nano.send("GET", "/metrics")
-    assert headers["content-type"] == monitoring.CONTENT_TYPE
-    families = {
-        family.name: family for family in parser.text_string_to_metric_families(page.decode())
+    assert headers["content-type"].startswith("text/plain; version=0.0.4")
+    families = {f.name: f for f in parser.text_string_to_metric_families(page.decode())}
+    kinds = {name.removeprefix("flow_grpo_serve_"): f.type for name, f in families.items()}
+    totals = [field.name for field in dataclasses.fields(types.Statistics)]
+    gauges = ["slots", "answers_taken", "answers_in_engine"]
+    assert kinds == {
+        "http_requests": "counter",
+        **{name: "gauge" for name in gauges},
+        **{f"engine_{name}": "counter" for name in totals},
+        "time_to_first_token_seconds": "histogram",
+        "answer_seconds": "histogram",
     }
-    names = {name.removeprefix("flow_grpo_serve_") for name in families}
-    assert {"http_requests", "slots", "engine_shared_tokens", "answer_seconds"} <= names
     samples = {
         (sample.name, *sample.labels.values()): sample.value
         for family in families.values()
@@ -747,4 +754,7 @@ def test_metrics_are_what_prometheus_reads(nano):
     path = "/v1/chat/completions"
     assert samples["flow_grpo_serve_http_requests_total", path, "200"] >= 2
     assert samples["flow_grpo_serve_time_to_first_token_seconds_count",] >= 1
+    assert samples["flow_grpo_serve_answer_seconds_bucket", "+Inf"] >= 1
     assert samples["flow_grpo_serve_slots",] == SETTINGS["slots"]
+    assert samples["flow_grpo_serve_engine_requests_total",] >= 2
+    assert not [name for name, *_ in samples if name.endswith("_created")]
