@@ -1,20 +1,20 @@
-"""What is shown of a question while it is solved: a live panel on a terminal, lines elsewhere.
+"""Shows a question while it is solved: a live panel on a terminal, plain lines elsewhere.
 
 Text of models and tools is shown without control characters: it cannot steer the terminal.
 """
 
 import os
-import threading
 import time
 import unicodedata
 
+from rich import console, live, segment, spinner, table, text
+from rich import panel as box
+
 from agents import effects
 
-TICK_SECONDS = 0.1
-SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 SPEAKER_COLUMNS = 10
 MESSAGE_LINES = 8  # of one message in the panel
-WIDEST, NARROWEST = 100, 30
+WIDEST = 100
 DOES = {
     "analyst": "reads the question",
     "planner": "plans the next step",
@@ -24,12 +24,11 @@ DOES = {
     "verifier": "checks the result",
     "generator": "writes the answer",
 }
-COLOURS = {"planner": "36", "tool": "33", "verifier": "35", "generator": "32"}
-DIM, BOLD, RED = "2", "1", "31"
+STYLES = {"planner": "cyan", "tool": "yellow", "verifier": "magenta", "generator": "green"}
 
 
 def make(file, *, environment=os.environ):
-    """A `Panel` for a terminal that can move its cursor, else a `Trace`."""
+    """Returns a `Panel` for a terminal that can move its cursor, else a `Trace`."""
     able = file.isatty() and environment.get("TERM", "dumb") not in ("dumb", "")
     if not able:
         return Trace(file)
@@ -37,7 +36,7 @@ def make(file, *, environment=os.environ):
 
 
 class Trace:
-    """Writes what each module says as it is said, as plain lines."""
+    """Writes the modules' texts as they come, as plain lines."""
 
     def __init__(self, file):
         self.file, self.speaker, self.turn = file, "", 0
@@ -46,10 +45,10 @@ class Trace:
         return self
 
     def __exit__(self, *_):
-        """Everything is written already."""
+        """Does nothing: everything is written already."""
 
     def doing(self, what):
-        """What a module does is not news enough for a line."""
+        """Writes nothing: it is not news enough for a line."""
 
     def __call__(self, event):
         speaker, text, _ = said(event)
@@ -70,57 +69,66 @@ class Trace:
 
 
 class Panel:
-    """A box for each turn, filled as the modules speak, and a line of what is being done.
+    """A box for each turn, filled as the modules speak, and a line that says what is being done.
 
     Only the box in progress is drawn again; those before it scroll away like any output. The cursor
-    is never hidden, so nothing has to be put right if the process is killed.
+    stays visible, so that a killed process leaves the terminal in order.
     """
 
-    def __init__(self, file, *, colours, clock=time.monotonic, size=None):
-        """file: of the terminal. size: () -> (columns, lines)."""
-        self.file, self._colours, self._clock = file, colours, clock
-        self._size = size or (lambda: _size_of(file))
-        self._lock, self._ended = threading.Lock(), threading.Event()
-        self._title, self._messages, self._speaker = None, [], ""
-        self._doing, self._since, self._drawn, self._partial = "", clock(), 0, ""
-        self._ticker = threading.Thread(target=self._tick, daemon=True)
+    def __init__(self, file, *, colours, clock=time.monotonic, size=(None, None)):
+        """size: (columns, lines) of the terminal; None asks it."""
+        self.colours, self._clock = colours, clock
+        # Replaced as a whole, never changed: the thread of `Live` reads them.
+        self._title, self._messages, self._doing = None, (), ("", 0.0)
+        self._speaker = self._partial = ""
+        self._spinner = spinner.Spinner("dots", style="cyan")
+        self._console = console.Console(
+            file=file,
+            force_terminal=True,
+            color_system="standard" if colours else None,
+            width=size[0],
+            height=size[1],
+            highlight=False,
+        )
+        self._console.show_cursor = lambda show=True: False
+        self._live = live.Live(
+            console=self._console,
+            get_renderable=self._drawn,
+            refresh_per_second=10,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
 
     def __enter__(self):
-        self._ticker.start()
+        self._live.start()
         return self
 
     def __exit__(self, *_):
-        self._ended.set()
-        self._ticker.join()
-        with self._lock:
-            self._close()
+        self._close()
+        self._live.stop()
 
     def doing(self, what):
-        with self._lock:
-            self._doing, self._since = what, self._clock()
-            self._draw()
+        self._doing = what, self._clock()
+        self._live.refresh()
 
-    def write(self, text):
+    def write(self, string):
         """Puts lines, such as the log's, above the panel."""
-        with self._lock:
-            *lines, self._partial = (self._partial + text).split("\n")
-            if lines:
-                self._erase()
-                self.file.write("".join(clean(line) + "\n" for line in lines))
-                self._draw()
+        *lines, self._partial = (self._partial + string).split("\n")
+        for line in lines:
+            self._console.print(text.Text(clean(line)), soft_wrap=True)
 
     def flush(self):
-        self.file.flush()
+        self._console.file.flush()
 
     def __call__(self, event):
-        speaker, text, bad = said(event)
-        with self._lock:
-            if speaker is not None:
-                self._starts(speaker, event)
-            if text is not None:
-                self._messages.append((self._speaker, clean(text).strip(), bad))
-                self._doing = ""
-            self._draw()
+        speaker, words, bad = said(event)
+        if speaker is not None:
+            self._starts(speaker, event)
+        if words is not None:
+            self._messages = *self._messages, (self._speaker, clean(words).strip(), bad)
+            self._doing = "", 0.0
+        self._live.refresh()
 
     def _starts(self, speaker, event):
         titles = {"analyst": "analysis", "generator": "answer"}
@@ -129,71 +137,62 @@ class Panel:
             if title != self._title:
                 self._close()
                 self._title = title
-        self._speaker, self._since = speaker, self._clock()
-        name = f"{event.tool} {DOES['tool']}" if speaker == "tool" else speaker
-        self._doing = name if speaker == "tool" else f"{speaker} {DOES[speaker]}"
-
-    def _tick(self):
-        while not self._ended.wait(TICK_SECONDS):
-            with self._lock:
-                self._draw()
+        self._speaker = speaker
+        name = event.tool if speaker == "tool" else speaker
+        self._doing = f"{name} {DOES[speaker]}", self._clock()
 
     def _close(self):
         """Leaves the box in progress on the screen, whole."""
-        self._erase()
-        for line in self._box():
-            self.file.write(line + "\n")
-        self.file.flush()
-        self._title, self._messages, self._doing = None, [], ""
+        closed = self._box()
+        self._title, self._messages, self._doing = None, (), ("", 0.0)
+        self._live.refresh()
+        if closed is not None:
+            self._console.print(closed)
 
-    def _erase(self):
-        if self._drawn:
-            self.file.write(f"\x1b[{self._drawn}A\r\x1b[J")
-            self._drawn = 0
+    def _drawn(self):
+        """Returns the box in progress and what is being done, the last lines that fit."""
+        parts = [part for part in (self._box(), self._activity()) if part is not None]
+        lines = self._console.render_lines(console.Group(*parts), pad=False)
+        fitting = lines[-max(self._console.height - 1, 1) :]
+        return segment.SegmentLines(fitting, new_lines=True)
 
-    def _draw(self):
-        lines = self._box()
-        if self._doing:
-            seconds = self._clock() - self._since
-            sign = SPINNER[int(self._clock() / TICK_SECONDS) % len(SPINNER)]
-            waited = self._coloured(DIM, f"{seconds:.1f} s")
-            what = fold(self._doing, self._columns() - 12)[0]
-            lines.append(f"{self._coloured('36', sign)} {what} {waited}")
-        lines = lines[-max(self._size()[1] - 1, 1) :]
-        self._erase()
-        self.file.write("".join(line + "\n" for line in lines))
-        self.file.flush()
-        self._drawn = len(lines)
-
-    def _columns(self):
-        return max(min(self._size()[0] - 1, WIDEST), NARROWEST)
+    def _activity(self):
+        what, since = self._doing
+        if not what:
+            return None
+        row = text.Text(no_wrap=True, overflow="ellipsis")
+        row.append_text(self._spinner.render(self._console.get_time()))
+        row.append(f" {what} ").append(f"{self._clock() - since:.1f} s", "dim")
+        return row
 
     def _box(self):
-        """Lines of the box in progress; [] without one."""
+        """Returns the box in progress, or None."""
         if self._title is None:
-            return []
-        columns = self._columns()
-        rule = "─" * (columns - len(self._title) - 4)
-        head = self._coloured(DIM, "╭─ ") + self._coloured(BOLD, self._title)
-        lines = [f"{head} {self._coloured(DIM, rule)}"]
-        for speaker, text, bad in self._messages:
-            folded = fold(text, columns - SPEAKER_COLUMNS - 5)
-            if len(folded) > MESSAGE_LINES:
-                more = len(folded) - MESSAGE_LINES + 1
-                folded = [*folded[: MESSAGE_LINES - 1], f"… {more} more lines"]
-            for index, line in enumerate(folded):
-                name = f"{speaker if index == 0 else '':>{SPEAKER_COLUMNS}}"
-                name = self._coloured(COLOURS.get(speaker, DIM), name)
-                shown = self._coloured(RED, line) if bad else line
-                lines.append(f"{self._coloured(DIM, '│')} {name}  {shown}")
-        return [*lines, self._coloured(DIM, "╰" + "─" * (columns - 1))]
-
-    def _coloured(self, code, text):
-        return f"\x1b[{code}m{text}\x1b[0m" if self._colours else text
+            return None
+        columns = min(self._console.width - 1, WIDEST)
+        rows = table.Table.grid(padding=(0, 2, 0, 0))
+        rows.add_column(justify="right", width=SPEAKER_COLUMNS)
+        rows.add_column(overflow="fold")
+        for speaker, words, bad in self._messages:
+            lines = text.Text(words, "red" if bad else "").wrap(
+                self._console, max(columns - SPEAKER_COLUMNS - 6, 1), overflow="fold"
+            )
+            more = len(lines) - MESSAGE_LINES + 1
+            if more > 1:
+                lines = [*lines[: MESSAGE_LINES - 1], text.Text(f"… {more} more lines")]
+            name = text.Text(speaker, STYLES.get(speaker, "dim"))
+            rows.add_row(name, text.Text("\n").join(lines))
+        return box.Panel(
+            rows,
+            title=text.Text(self._title, "bold"),
+            title_align="left",
+            border_style="dim",
+            width=columns,
+        )
 
 
 def said(event):
-    """(who begins to work or None, what was said or None, whether it is an error) of an event."""
+    """Returns (role that begins or None, text that was said or None, whether it is an error)."""
     if isinstance(event, effects.ModelRequest):
         return event.role, None, False
     if isinstance(event, effects.ToolCall):
@@ -207,14 +206,8 @@ def said(event):
     return None, f"Error: {event.text}" if event.error else event.text, event.error
 
 
-def _size_of(file):
-    """(columns, lines) of a terminal; some say that they have none."""
-    columns, lines = os.get_terminal_size(file.fileno())
-    return columns or 80, lines or 24
-
-
 def clean(text):
-    """A text without characters that steer a terminal or turn the direction of writing."""
+    """Removes characters that steer a terminal or turn the direction of writing."""
     kept = []
     for character in text.replace("\r\n", "\n").replace("\t", "    "):
         kind = unicodedata.category(character)
@@ -223,26 +216,3 @@ def clean(text):
         elif kind != "Cf":
             kept.append("�")
     return "".join(kept)
-
-
-def fold(text, columns):
-    """Lines of at most so many columns of the terminal, broken at blanks where there are any."""
-    folded = []
-    for line in text.split("\n"):
-        while (fitting := _fitting(line, columns)) < len(line):
-            blank = line.rfind(" ", 1, fitting + 1)
-            end = blank if blank > 0 else max(fitting, 1)
-            folded.append(line[:end])
-            line = line[end:].lstrip(" ")
-        folded.append(line)
-    return folded
-
-
-def _fitting(line, columns):
-    """How many characters of a line fit."""
-    for index, character in enumerate(line):
-        if not unicodedata.combining(character):
-            columns -= 2 if unicodedata.east_asian_width(character) in "WF" else 1
-        if columns < 0:
-            return index
-    return len(line)
