@@ -48,7 +48,7 @@ def make(
     api_key,
     stop_seconds,
 ):
-    """The `serving.server.Server` of a Hugging Face folder; its programs are compiled.
+    """Builds the `serving.server.Server` of a Hugging Face folder; its programs are compiled.
 
     Args are the flags, but `api_key`: None or the key. None for name, max_length, dtype or grammar
     is what their flags say.
@@ -102,7 +102,7 @@ def make(
 
 
 def bind(host, port, *, api_key):
-    """A bound socket, not listening; `port` 0 is any free one.
+    """Binds a socket that does not listen yet; `port` 0 takes any free one.
 
     Raises:
       ConfigError: other machines could reach it and there is no key, or it cannot be bound.

@@ -116,7 +116,7 @@ def _attempt(query, models, tools, settings, deadline, on_event):
 
 
 def what_to_do(failed):
-    """Advice for whoever asked, by the cause of a `drive.Failed`; "" where there is none."""
+    """Returns advice by the cause of a `drive.Failed`; "" where there is none."""
     return next((text for kind, text in ADVICE.items() if isinstance(failed.__cause__, kind)), "")
 
 
@@ -130,7 +130,7 @@ def _estimated_tokens(messages):
 
 
 def check_query(query):
-    """ConfigError for what is no question."""
+    """Raises ConfigError for a text that is not a question."""
     if not query.strip():
         raise command.ConfigError("--query is empty; write a question.")
     try:
@@ -140,7 +140,7 @@ def check_query(query):
 
 
 def choose_config(config, *, model, url, workdir, api_key_variable):
-    """The config for one question: the one given, a run's own, or what the model asks for."""
+    """Returns the config for one question: the one given, a run's own, or the model's."""
     if url and not model:
         raise command.ConfigError("--url needs the name of a model there: --model=NAME.")
     if url and workdir:
@@ -168,7 +168,7 @@ def choose_config(config, *, model, url, workdir, api_key_variable):
 
 
 def for_one_question(folder):
-    """The defaults, with an engine for one request at a time and no more length than there is."""
+    """Returns the defaults, with an engine for one request and no more length than there is."""
     c = common.base()
     if not folders.Folder(folder).has("config.json"):
         raise command.ConfigError(f"--model={folder} holds no model: there is no config.json.")
@@ -237,7 +237,7 @@ def main():
 
 
 def _shown(values, interrupt):
-    """The Trajectory, shown while it comes about unless JSON is asked for."""
+    """Returns the Trajectory; shows it while it is made unless JSON is asked for."""
     config = choose_config(
         values.config,
         model=values.model,

@@ -3,12 +3,12 @@
     python -m experiments.warmstart --config=experiments/configs/quickstart.py --workdir=DIR
 
 Trains a byte-level BPE tokenizer and a model of `config.warmstart.model` on the demonstrations of
-`experiments/quickstart`, logs the share of held-out module calls that it writes without an error,
-and leaves DIR/model, which `config.model.path` can name, with DIR/train.jsonl and
-DIR/held_out.jsonl, which share no entity.
+`experiments/quickstart`, logs the share of held-out module calls written without an error, and
+leaves DIR/model for `config.model.path`, with DIR/train.jsonl and DIR/held_out.jsonl, which share
+no entity.
 
 Dimensions:
-  B rows    T tokens in a row, several samples packed
+  B rows    T tokens in a row, several samples packed    D model width    V vocabulary
 """
 
 import functools
@@ -58,13 +58,13 @@ def corpus(articles, *, tools, samples):
 
 
 def encode(sample, tokenizer):
-    """(tokens, response length): prompt by the chat template, response, end-of-turn token."""
+    """Returns (tokens, response length): chat prompt, response, end-of-turn token."""
     response = [*tokenizer.encode(sample.response), tokenizer.eos_ids[0]]
     return [*tokenizer.chat(sample.messages), *response], len(response)
 
 
 def copying(tokenizer, rng):
-    """A random token string twice, the second time as response: what look-ups rest on, pure.
+    """Makes a random token string twice, the second time as response: pure look-up.
 
     Teaches copying of any token (arXiv 2209.11895) far faster than demonstrations alone.
     """
@@ -74,7 +74,7 @@ def copying(tokenizer, rng):
 
 
 def training_stream(stream, tokenizer, *, seed, copy_samples):
-    """Encoded samples: demonstrations, of the first `copy_samples` every other one copying."""
+    """Yields encoded samples: demonstrations, every other of the first `copy_samples` copying."""
     rng = np.random.default_rng(seed)
     for index in itertools.count():
         if index < copy_samples and index % 2:
@@ -111,7 +111,7 @@ def packed_rows(encoded, *, rows, length, prompt_weight):
 
 
 def prediction(model, token_BT, segment_BT):
-    """Log-prob of each token given its own past, and whether it is the most likely one."""
+    """Returns each token's log-prob given its past, and whether it is the most likely one."""
     hidden_BTD = model.hidden(token_BT, masks.until_of_segments(segment_BT))
     logits_BTV = model.logits(hidden_BTD[:, :-1])
     logp_BT = -optax.softmax_cross_entropy_with_integer_labels(logits_BTV, token_BT[:, 1:])
@@ -131,7 +131,7 @@ def train_step(model, opt_state, batch, *, optimizer):
 
 
 def exact_share(model, samples, tokenizer, *, length):
-    """Role -> share of samples whose whole response is the model's greedy choice."""
+    """Returns role -> share of samples whose whole response is the model's greedy choice."""
     token_BT = np.zeros((len(samples), length), np.int32)
     segment_BT = np.zeros((len(samples), length), np.int32)
     response_BT = np.zeros((len(samples), length), bool)

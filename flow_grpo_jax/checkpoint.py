@@ -122,7 +122,7 @@ class Checkpoints:
         return state, restored.meta
 
     def steps(self):
-        """Steps that have a checkpoint, readable or not, in order."""
+        """Returns the steps that have a checkpoint, readable or not, in order."""
         return processes.of_first(sorted(self.manager.all_steps()))
 
     def close(self):

@@ -1,4 +1,8 @@
-"""Held-out evaluation: every question once, all of them in the denominator."""
+"""Held-out evaluation: every question once, all of them in the denominator.
+
+Dimensions:
+  Q questions    G rollouts of a question, one here
+"""
 
 from flow_grpo_jax import metrics, processes, rollout
 

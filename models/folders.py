@@ -44,11 +44,11 @@ class Folder:
         return self.location
 
     def path(self, name):
-        """Path of a file for `self.files`."""
+        """Returns the path of a file for `self.files`."""
         return f"{self._root}/{name}"
 
     def names(self):
-        """Sorted names of the files; empty if the folder does not exist."""
+        """Returns the sorted names of the files; empty if the folder does not exist."""
         if not self.files.isdir(self._root):
             return []
         entries = self.files.ls(self._root, detail=True)
@@ -58,11 +58,11 @@ class Folder:
         return self.files.isfile(self.path(name))
 
     def read(self, name):
-        """Content of a file, bytes."""
+        """Returns the content of a file as bytes."""
         return self.files.cat_file(self.path(name))
 
     def read_json(self, name):
-        """Parsed content of a JSON file; {} if there is none."""
+        """Returns the parsed content of a JSON file; {} if there is none."""
         return json.loads(self.read(name)) if self.has(name) else {}
 
     def write(self, name, content):
@@ -91,16 +91,16 @@ class Folder:
 
 @contextlib.contextmanager
 def replacing(location, *, last, stale=lambda name: False):
-    """Yields a Folder to write a set of files to; at the end they are in `location`, all of them.
+    """Yields a Folder to write a set of files to; at the end all of them are in `location`.
 
-    A crash leaves the old set or a folder without the file `last`, so never one that looks complete
-    and is mixed. Locally the files lie in a subfolder until the end; remotely they are written in
+    A crash leaves the old set, or a folder without the file `last`: never a mixed set that looks
+    complete. Locally the files lie in a subfolder until the end; remotely they are written in
     place, `last` and what is stale removed before.
 
     Args:
       location: path or URL.
-      last: name of the file without which the folder is not usable; it must be written last.
-      stale: whether an old file of this name must not stay beside the new ones.
+      last: name of the file that makes the folder usable; write it last.
+      stale: whether an old file of this name must be removed.
     """
     target = Folder(location)
     if target.remote:

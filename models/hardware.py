@@ -1,4 +1,4 @@
-"""What accelerators can do, and the names of groups of them.
+"""Limits of accelerators, and names for groups of them.
 
 A topology is named like "v5e:4x4" (a TPU slice, chips along each dimension of its torus),
 "gpu:h200x1" (GPUs that NVLink joins) or "cpu:8" (virtual devices of this machine).
@@ -27,9 +27,8 @@ class Chip:
 
 GiB = 2**30
 
-# TPU: memory is what libtpu admits, rates are Google's data sheets. GPU: memory is what a driver
-# leaves free; the H200's rates were measured (matmul and copy), the others are of NVIDIA's data
-# sheets.
+# TPU: memory that libtpu admits, rates of Google's data sheets. GPU: memory that a driver leaves
+# free; the H200's rates were measured (matmul and copy), the others are from NVIDIA's data sheets.
 TPUS = {
     "v4": Chip(30.75 * GiB, 275e12, 1.23e12, 150e9),
     "v5e": Chip(15.75 * GiB, 197e12, 0.82e12, 200e9),
@@ -70,10 +69,10 @@ class Topology:
 
 
 def topology(name):
-    """The Topology of a name.
+    """Returns the Topology of a name.
 
     Raises:
-      ValueError: it is none; the message says what is.
+      ValueError: the name is unknown; the message lists the known ones.
     """
     kind, _, rest = name.lower().partition(":")
     if kind == "cpu" and re.fullmatch(r"[1-9]\d*", rest):
@@ -94,7 +93,7 @@ def topology(name):
 
 
 def part(topology, count):
-    """The topology of `count` such devices alone, close together."""
+    """Returns the topology of `count` such devices alone, close together."""
     if topology.kind != "tpu":
         return dataclasses.replace(
             topology, name=f"{count} of {topology.name}", shape=(count, 1, 1)
@@ -107,7 +106,7 @@ def part(topology, count):
 
 
 def like_gpus(topology):
-    """The v5p slice that stands in for as many GPUs where something must be compiled.
+    """Returns the v5p slice that stands in for as many GPUs where something must be compiled.
 
     The largest memory of a chip that libtpu knows; chips lie along the last dimension.
     """

@@ -1,9 +1,12 @@
-"""A Hugging Face folder of a Qwen2.5 model: its configuration, its weights, what lies beside them.
+"""Reads and writes the Hugging Face folder of a Qwen2.5 model: configuration, weights, the rest.
 
 Needs no torch. Folders may be remote (gs://, s3://, ...; models/folders.py); the weights pass
 through as models/weights.py says.
 
 Source: `Qwen2Config` and `Qwen2ForCausalLM` in transformers.
+
+Dimensions:
+  V vocabulary    D model width
 """
 
 import contextlib
@@ -23,7 +26,7 @@ REQUIRED = (
     "num_attention_heads",
     "num_key_value_heads",
 )
-# What transformers assumes where config.json is silent (qwen2.Config has the published values).
+# Assumed by transformers where config.json is silent (qwen2.Config has the published values).
 ABSENT = {
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": False,
@@ -39,7 +42,7 @@ MAX_SHARD_BYTES = 5 * 10**9
 
 
 def config_from_dict(values):
-    """The qwen2.Config of a parsed `config.json`, written by transformers 4 or 5.
+    """Returns the qwen2.Config of a parsed `config.json`, written by transformers 4 or 5.
 
     Raises:
       ValueError: lists every setting that this implementation would not follow.
@@ -78,7 +81,7 @@ def config_from_dict(values):
 
 
 def _rope(values):
-    """(theta, Yarn or None, problems) from `rope_theta`, `rope_scaling` and `rope_parameters`."""
+    """Returns (theta, Yarn or None, problems) from the rope fields of a config."""
     problems, thetas, yarns = [], [values.get("rope_theta")], []
     for key in filter(values.get, ROPES):
         rope = {name: value for name, value in values[key].items() if value is not None}
@@ -103,7 +106,7 @@ def _rope(values):
 
 
 def _yarn(rope, values):
-    """(Yarn, problems). What is absent is derived as in transformers."""
+    """Returns (Yarn, problems); absent settings are derived as in transformers."""
     context = values.get("max_position_embeddings") or ABSENT["max_position_embeddings"]
     original = rope.get("original_max_position_embeddings") or context
     factor = rope.get("factor") or context / original
@@ -123,7 +126,7 @@ def _yarn(rope, values):
 
 
 def config_to_dict(config, *, dtype="float32", original=None):
-    """`config.json` of a qwen2.Config, readable by transformers 4 and 5 and by vLLM.
+    """Returns `config.json` of a qwen2.Config, readable by transformers 4 and 5 and by vLLM.
 
     Args:
       dtype: the dtype of the weights that will lie beside it, such as "bfloat16".
@@ -153,7 +156,7 @@ def config_to_dict(config, *, dtype="float32", original=None):
 
 
 def read_config(folder):
-    """The parsed config.json of a folder.
+    """Returns the parsed config.json of a folder.
 
     Args:
       folder: path, or URL such as "gs://bucket/Qwen2.5-7B-Instruct".

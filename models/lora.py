@@ -1,4 +1,4 @@
-"""Low-rank adapters of Qwen2: made, taken apart, merged, and kept as PEFT folders.
+"""Low-rank adapters of Qwen2: making, splitting, merging, and PEFT folders.
 
 An adapter adds (x A) B * scale to the product of a block's input with one of its matrices. It is a
 `LowRank` in that block, so training, sampling and the reference run one definition of the block:
@@ -40,7 +40,7 @@ SIDES = {"a_IP": "lora_A", "b_PO": "lora_B"}
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 READ = ("peft_type", "r", "lora_alpha", "use_rslora", "init_lora_weights")
-# These do not change what stored adapters compute: notes, dropout, which matrices were asked for
+# These do not change what stored adapters compute: notes, dropout, the matrices asked for
 # (the tensors tell), and settings of initialisations.
 IRRELEVANT = (
     "auto_mapping",
@@ -114,20 +114,20 @@ class LowRank(nnx.Module):
         return self.alpha / self.rank
 
     def __call__(self, x_XI):
-        """[X, O] in the dtype of x."""
+        """Returns [X, O] in the dtype of x."""
         low_XP = x_XI @ self.a_IP[...].astype(x_XI.dtype) * self.scale
         return low_XP @ self.b_PO[...].astype(x_XI.dtype)
 
 
 def init(base, key, settings, *, dtype=jnp.float32):
-    """New adapters, which change nothing yet: A is uniform in ±1/sqrt(I), B is 0.
+    """Returns new adapters, which change nothing yet: A is uniform in ±1/sqrt(I), B is 0.
 
     Args:
-      base: Qwen2 without adapters, of arrays or of shapes (`jax.eval_shape`); not its values count.
+      base: Qwen2 without adapters, of arrays or shapes; values are not used.
 
     Returns:
-      Adapters as from `split`. Run it in `jax.jit` with the `out_shardings` that
-      `sharding.parameter_shardings` gives for them to make each part where it belongs.
+      Adapters as from `split`. In `jax.jit` with `out_shardings` from
+      `sharding.parameter_shardings`, each part is made where it belongs.
     """
     adapters = {}
     for number, target in enumerate(TARGETS):
@@ -143,12 +143,12 @@ def init(base, key, settings, *, dtype=jnp.float32):
 
 
 def add(model, key, settings, *, dtype=jnp.float32):
-    """The model with new adapters; its arrays are those of `model`."""
+    """Returns the model with new adapters; its arrays are those of `model`."""
     return combine(init(model, key, settings, dtype=dtype), model)
 
 
 def split(model):
-    """(adapters, base) of a model.
+    """Returns (adapters, base) of a model.
 
     Returns:
       adapters: {"blocks": {part: {adapter: LowRank}}}, a pytree with the names that the parameters
@@ -164,7 +164,7 @@ def split(model):
 
 
 def combine(adapters, base):
-    """The Qwen2 of what `split` returned; its arrays are those of the arguments."""
+    """Returns the Qwen2 of the two parts of `split`; its arrays are those of the arguments."""
     model = _rebuilt(base)
     for _, part, name, low_rank in _each(_rebuilt(adapters)):
         setattr(getattr(model.blocks, part), name, low_rank)
@@ -172,11 +172,11 @@ def combine(adapters, base):
 
 
 def merged(model, *, donate=False):
-    """The Qwen2 without adapters that computes the same: W + scale A B in place of W.
+    """Returns the Qwen2 without adapters that computes the same: W + scale A B in place of W.
 
-    Sums are float32 and rounded to the dtype of W. One stacked matrix at a time, layer by layer, in
-    W's sharding: beyond the result this takes the memory of one layer's matrix in float32, a few
-    times over (XLA:CPU also copies a stacked bfloat16 matrix).
+    Sums are float32, rounded to the dtype of W. Goes through one stacked matrix at a time, layer by
+    layer, in W's sharding: beyond the result this takes a few times the float32 memory of one
+    layer's matrix (XLA:CPU also copies a stacked bfloat16 matrix).
 
     Args:
       donate: give up the model's adapted matrices, so that the result takes their memory.
@@ -197,7 +197,7 @@ def merged(model, *, donate=False):
 
 
 def _merged_matrix(w, a_LIP, b_LPO, *, scale):
-    """w [L, ...I, ...O] with its adapters added."""
+    """Returns w [L, ...I, ...O] with its adapters added."""
 
     def layer(l, w):
         a_IP, b_PO = a_LIP[l].astype(jnp.float32), b_LPO[l].astype(jnp.float32)
@@ -264,7 +264,7 @@ def save(folder, adapters, *, base_folder, tokenizer_folder=None, card=None):
 
 
 def _tensor(target, side, layer, stacked):
-    """One layer's matrix for a file, transposed; fetched when it is its turn."""
+    """Returns one layer's matrix for a file, transposed; it is fetched when its turn comes."""
     _, rows, columns = stacked.shape
 
     def fetch():
@@ -279,13 +279,13 @@ def _tensor(target, side, layer, stacked):
 
 @functools.lru_cache
 def _take(place):
-    """Program: (stacked, layer) -> that layer, at `place`."""
+    """Makes the program (stacked, layer) -> that layer, at `place`."""
     take = lambda stacked, layer: jax.lax.dynamic_index_in_dim(stacked, layer, 0, keepdims=False)
     return jax.jit(take, out_shardings=place)
 
 
 def load(folder, model, *, dtype=jnp.float32, mesh=None):
-    """The model with the adapters of a PEFT folder; its own arrays are those of `model`.
+    """Returns the model with the adapters of a PEFT folder; its own arrays are those of `model`.
 
     Args:
       folder: path or URL; holds adapter_config.json and adapter_model.safetensors.
@@ -330,7 +330,7 @@ def load(folder, model, *, dtype=jnp.float32, mesh=None):
 
 
 def _settings(folder, values, found):
-    """The Settings of an adapter_config.json beside tensors named `found`."""
+    """Returns the Settings of an adapter_config.json beside tensors named `found`."""
     targets = [target for target in TARGETS if any(f".{target}.lora_" in name for name in found)]
     problems = [f"{key} is missing" for key in ("r", "lora_alpha") if not values.get(key)]
     if not targets:
@@ -390,14 +390,14 @@ def _file_name(target, side, layer):
 
 
 def _sizes(base, target):
-    """(layers, inputs, outputs) of a matrix."""
+    """Returns (layers, inputs, outputs) of a matrix."""
     part, _, matrix, inputs = TARGETS[target]
     layers, *shape = getattr(getattr(base.blocks, part), matrix).shape
     return layers, math.prod(shape[:inputs]), math.prod(shape[inputs:])
 
 
 def _each(adapters):
-    """(target, part, adapter's name, LowRank) of all adapters."""
+    """Yields (target, part, adapter's name, LowRank) of all adapters."""
     return [
         (target, part, name, adapters["blocks"][part][name])
         for target, (part, name, _, _) in TARGETS.items()
@@ -411,5 +411,5 @@ def _set(blocks, target, low_rank):
 
 
 def _rebuilt(tree):
-    """The same arrays in new modules, which can be changed without changing the old ones."""
+    """Puts the same arrays into new modules, which can be changed without changing the old ones."""
     return jax.tree.map(lambda leaf: leaf, tree)

@@ -1,4 +1,4 @@
-"""README.md of a model folder: what it says about a base, and front matter that the hub accepts.
+"""README.md of a model folder: facts of the base, and front matter that the hub accepts.
 
 Source: "Model Cards" in the Hugging Face hub's documentation.
 """
@@ -15,7 +15,7 @@ CACHED = re.compile(r"(?:^|/)models--([\w.-]+?)--([\w.-]+)(?:/|$)")
 
 
 def of_base(location, *, name=None):
-    """Front matter for a model that was made from the one in a folder, as far as it is known.
+    """Returns the known front matter for a model made from the one in a folder.
 
     Args:
       location: path or URL of the base.
@@ -40,12 +40,12 @@ def of_base(location, *, name=None):
 
 
 def render(front, text):
-    """Text of README.md.
+    """Returns the text of README.md.
 
     Args:
       front: {key: str or list of str}, the front matter.
       text: Markdown.
     """
-    # JSON values are YAML, whatever they hold.
+    # Any JSON value is YAML.
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items()]
     return "\n".join(["---", *lines, "---", "", text.strip(), ""])

@@ -1,7 +1,7 @@
 """Shapes of the published Qwen2.5 models, for plans and tests without a download.
 
 The general, Instruct, Coder and Math models of one size share their shape. A folder's own
-`config.json` decides wherever there is one.
+`config.json` takes precedence.
 
 Source: the models' `config.json` files.
 """

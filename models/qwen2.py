@@ -35,14 +35,15 @@ REMAT = {  # what the backward pass of a block finds saved, besides the block's 
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How whole sequences are run; changes rounding and memory, never the maths.
+    """Choices for running whole sequences; they change rounding and memory, never the maths.
 
     dtype: compute dtype of the transformer; norms, softmax and logits are float32 inside.
-    remat: what the backward pass finds saved. "none": all activations; "dots": the results of
-      products with weights; "attention": what attention returned (and its own residuals); "full":
-      nothing, and weights are cast to `dtype` layer by layer, where the others cast them all
-      beforehand: 4 bytes a parameter less (the copy and its gradient). In all cases also the input
-      of each block.
+    remat: what the backward pass finds saved, besides the input of each block:
+      "none"       all activations
+      "dots"       the results of products with weights
+      "attention"  the output of attention, and its own residuals
+      "full"       nothing; weights are cast to `dtype` layer by layer, not all beforehand, which
+                   saves 4 bytes a parameter (the copy and its gradient)
     attend: (q_BTNH, k_BTKH, v_BTKH, until_BT) -> o_BTNH, from `kernels.make`.
     residual: NamedSharding of x_BTD between blocks, from `sharding.residual_sharding`; the layout
       of embeddings and weights follows from it. None for one device.
@@ -65,7 +66,7 @@ class Execution:
         )
 
     def prepared(self, block):
-        """A block's weights in `dtype`, where its rows are."""
+        """Returns a block's weights in `dtype`, where its rows are."""
         block = jax.tree.map(functools.partial(cast_here, dtype=self.dtype), block)
         return block if self.residual is None else sharding.gathered(self.residual.mesh, block)
 
@@ -79,12 +80,12 @@ class Execution:
 class Yarn:
     """Context extension by YaRN (arXiv 2309.00071); fields as in `rope_scaling` of `config.json`.
 
-    factor: how much longer the context is than the one of pretraining.
+    factor: length of the context / that of pretraining.
     original_max_position_embeddings: tokens, context of pretraining.
     attention_factor: multiplies queries and keys; None computes it from factor, mscale and
       mscale_all_dim.
-    beta_fast, beta_slow: turns within the pretraining context above which a frequency stays as it
-      is, and below which it is divided by factor.
+    beta_fast, beta_slow: a frequency with more than beta_fast turns over the pretraining context
+      stays as it is; one with fewer than beta_slow is divided by factor.
     truncate: round the bounds between the two to whole dimensions.
     """
 
@@ -137,17 +138,17 @@ class Config:
 
 
 def rope_frequencies(config):
-    """(float32 [H/2] radians per position, factor on cos and sin) of a Config, in NumPy.
+    """Returns (float32 [H/2] radians per position, factor on cos and sin) of a Config, in NumPy.
 
-    Plain: theta^(-2i/H). YaRN: the mean of that and of it divided by `factor`, weighted by a ramp
-    over the dimensions between those that turn `beta_fast` and `beta_slow` times.
+    Plain: theta^(-2i/H). YaRN: the mean of the plain frequency and of it divided by `factor`,
+    weighted by a ramp over the dimensions that turn between `beta_fast` and `beta_slow` times.
     """
     theta, H, yarn = config.rope_theta, config.head_dim, config.rope_scaling
     plain_H = theta ** (-np.arange(0, H, 2) / H)
     if yarn is None:
         return plain_H.astype(np.float32), 1.0
 
-    def dimension(turns):  # whose frequency turns so often within the pretraining context
+    def dimension(turns):  # that makes this many turns over the pretraining context
         wavelength = yarn.original_max_position_embeddings / turns
         return H * math.log(wavelength / (2 * math.pi)) / (2 * math.log(theta))
 
@@ -171,7 +172,7 @@ def _yarn_attention_factor(yarn):
 
 
 def rope_angles(position_BT, config):
-    """Rotary (cos, sin), float32 [B, T, 1, H/2] each (arXiv 2104.09864, half-split)."""
+    """Returns rotary (cos, sin), float32 [B, T, 1, H/2] each (arXiv 2104.09864, half-split)."""
     frequency_H, factor = rope_frequencies(config)
     angle_BT1H = position_BT[:, :, None, None].astype(jnp.float32) * frequency_H
     return jnp.cos(angle_BT1H) * factor, jnp.sin(angle_BT1H) * factor
@@ -186,10 +187,10 @@ def rotate(x_BTNH, rope):
 
 
 def cast_here(w, *, dtype):
-    """`w.astype(dtype)`, but not earlier.
+    """Returns `w.astype(dtype)`, cast here and not earlier.
 
-    XLA moves a narrowing cast of a slice in front of the slice, and so out of the loop over layers,
-    where it makes a copy of all layers. It does not move it past a rounding.
+    XLA moves a narrowing cast of a slice in front of the slice, so out of the loop over layers, and
+    then copies all layers. It does not move the cast past a rounding.
     """
     if w.dtype == dtype:
         return w
@@ -198,7 +199,7 @@ def cast_here(w, *, dtype):
 
 
 def linear(x, w, low_rank=None):
-    """x [..., I] times w [I, ...O] in the dtype of x, plus what its adapter adds.
+    """Multiplies x [..., I] by w [I, ...O] in the dtype of x and adds what its adapter adds.
 
     Leading axes are flattened first: XLA:CPU runs the weight gradient of a product with two
     contracted axes outside its fast matmul (a whole MLP backward took 39 ms, flattened 14 ms).
@@ -330,11 +331,11 @@ class Qwen2(nnx.Module):
         return rope_angles(position_BT, self.config)
 
     def embedded(self, token_BT, dtype=jnp.float32):
-        """[B, T, D] input embeddings in the compute dtype."""
+        """Returns [B, T, D] input embeddings in the compute dtype."""
         return self.embed.table_VD[...][token_BT].astype(dtype)
 
     def hidden(self, token_BT, until_BT, execution=None):
-        """Final normalised hidden states [B, T, D] of whole sequences, for the update.
+        """Returns the normalised hidden states [B, T, D] of whole sequences, for the update.
 
         Args:
           token_BT: int32 token ids; any valid id on padding.
@@ -362,7 +363,7 @@ class Qwen2(nnx.Module):
         return self.final_norm(x_BTD)
 
     def logits(self, x_BTD):
-        """float32 [..., V] logits of final hidden states [..., D]."""
+        """Returns float32 [..., V] logits of final hidden states [..., D]."""
         tied = self.config.tie_word_embeddings
         w_DV = self.embed.table_VD[...].T if tied else self.head.w_DV[...]
         return jnp.matmul(x_BTD, w_DV.astype(x_BTD.dtype), preferred_element_type=jnp.float32)

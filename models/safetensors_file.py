@@ -1,5 +1,7 @@
-"""The safetensors format by byte ranges: any rows of a tensor are read alone, tensors are written
-one after another, and neither way is a whole file ever in memory.
+"""The safetensors format by byte ranges.
+
+Any rows of a tensor are read alone, and tensors are written one after another: a whole file is
+never in memory.
 
 A file is the length of the header (8 bytes, little-endian), the header (JSON: for each tensor
 dtype, shape and byte range after the header), then the values in row-major order.
@@ -37,7 +39,7 @@ NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 LENGTH = 8  # bytes of the header's length
 MAX_HEADER = 100 * 2**20  # bytes, as the library accepts
 BLOCK = 16 * 2**20  # bytes of one request
-ALIGNMENT = 64  # bytes; XLA:CPU uses an array that starts so where it lies
+ALIGNMENT = 64  # bytes; XLA:CPU uses an array with this alignment where it lies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor to write: `fetch()` returns its numpy array when its turn has come."""
+    """A tensor to write: `fetch()` returns its numpy array when its turn comes."""
 
     name: str
     dtype: np.dtype
@@ -71,7 +73,7 @@ class Pending:
         self._array, self._jobs = array, jobs
 
     def result(self):
-        """The filled array.
+        """Returns the filled array.
 
         Raises:
           OSError: a part could not be read.
@@ -187,7 +189,7 @@ class File:
 
 
 def _aligned(size):
-    """Uninitialised uint8 [size]."""
+    """Returns uninitialised uint8 [size] at an aligned address."""
     raw = np.empty(size + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size]
@@ -198,7 +200,7 @@ def write(folder, name, tensors, *, metadata=None):
 
     Args:
       folder: folders.Folder; None fetches every tensor in the order of the file and writes nothing,
-        which is what other processes do where fetching is a collective.
+        as other processes must where fetching is a collective.
       tensors: iterable of Tensor. Wider dtypes come first in the file, so that all are aligned.
       metadata: {str: str}, e.g. {"format": "pt"} for transformers.
     """

@@ -3,8 +3,9 @@
 The ids are SentencePiece's own, but for control symbols in a text (see `convert`) and for letters
 with several combining marks under an NFKC rule, whose marks come here in canonical order.
 
-transformers reads a tokenizer.model by the class of the model beside it, and for `qwen2` that is
-a byte-level tokenizer, which turns every text into something else. So the file is converted here.
+Published Qwen2.5 folders hold tokenizer.json. This serves folders of the architecture whose
+vocabulary was trained with SentencePiece: transformers reads a tokenizer.model by the class of the
+model beside it, which for `qwen2` is a byte-level tokenizer with other ids for every text.
 
 Source: sentencepiece_model.proto; arXiv 1808.06226 (SentencePiece), 1804.10959 (unigram).
 """
@@ -16,7 +17,7 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 SPACE = "\u2581"  # SentencePiece's mark for a blank
-UNKNOWN = "\uffff<unk>"  # no text has the noncharacter, so none is taken for this piece
+UNKNOWN = "\uffff<unk>"  # a noncharacter, so no text contains this piece
 Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
 Trainer = sentencepiece_model_pb2.TrainerSpec
 
@@ -76,7 +77,7 @@ def _names(model):
 
 
 def _bpe(model):
-    """SentencePiece stores scores, not merges: every cut of a piece in two pieces is a merge."""
+    """Derives merges from SentencePiece's scores: every cut of a piece in two pieces is a merge."""
     ids = {piece: index for index, piece in enumerate(_names(model))}
     score = {piece.piece: piece.score for piece in model.pieces if piece.type == Piece.NORMAL}
     merges = []
@@ -122,9 +123,9 @@ def _normalizer(rules):
 
 
 def _cuts(model):
-    """Patterns to isolate: user-defined symbols, and the start of what looks like a byte piece.
+    """Returns patterns to isolate: user-defined symbols, and the start of apparent byte pieces.
 
-    The second because "<0x41>" in a text is not the piece of that name.
+    The latter because "<0x41>" in a text is not the piece of that name.
     """
     symbols = sorted(_pieces(model, Piece.USER_DEFINED), key=len, reverse=True)
     cuts = ["|".join(map(_escape, symbols))] if symbols else []

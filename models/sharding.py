@@ -1,4 +1,4 @@
-"""Which mesh axis splits which dimension of which parameter.
+"""The sharding table: which mesh axis splits which dimension of which parameter.
 
 Mesh axes:
   data     rows of a batch; parameters are copied along it
@@ -6,6 +6,7 @@ Mesh axes:
   tensor   heads, feed-forward width and vocabulary
 
 Dimensions (parameter names end in them, as in models/qwen2.py):
+  B rows    T tokens in a row
   L layers (leading axis of everything below `blocks`)    D model width    F feed-forward width
   V vocabulary    N query heads    K key/value heads    H head size
   I, O inputs and outputs of an adapted matrix, flattened    P rank of an adapter
@@ -40,7 +41,7 @@ RULES = [  # first match wins
 
 
 def make_mesh(*, data=1, fsdp=1, tensor=1, devices=None):
-    """A mesh with axes ("data", "fsdp", "tensor") over exactly the given devices.
+    """Returns a mesh with axes ("data", "fsdp", "tensor") over exactly the given devices.
 
     Args:
       data, fsdp, tensor: of `mesh_sizes`.
@@ -57,7 +58,7 @@ def make_mesh(*, data=1, fsdp=1, tensor=1, devices=None):
 
 
 def mesh_sizes(*, data, fsdp, tensor, count):
-    """{axis: devices along it} of a mesh over `count` devices.
+    """Returns {axis: devices along it} of a mesh over `count` devices.
 
     Args:
       data, fsdp, tensor: devices along each axis; one of them may be -1, all that remain.
@@ -87,14 +88,14 @@ def mesh_sizes(*, data, fsdp, tensor, count):
 
 
 def _example(sizes, count):
-    """Sizes for `count` devices that keep as much of `sizes` as divides it."""
+    """Returns sizes for `count` devices that keep as much of `sizes` as divides it."""
     tensor = int(np.gcd(max(sizes["tensor"], 1), count))
     fsdp = int(np.gcd(max(sizes["fsdp"], 1), count // tensor))
     return f"data={count // (tensor * fsdp)}, fsdp={fsdp}, tensor={tensor}"
 
 
 def parameter_names(tree):
-    """Slash paths of a model's arrays in leaf order, such as "blocks/attn/w_q_DNH"."""
+    """Returns slash paths of a model's arrays in leaf order, such as "blocks/attn/w_q_DNH"."""
     paths, _ = jax.tree_util.tree_flatten_with_path(tree)
     return [
         jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
@@ -103,7 +104,7 @@ def parameter_names(tree):
 
 
 def parameter_shardings(mesh, tree):
-    """Shardings of a model by RULES.
+    """Returns shardings of a model by RULES.
 
     Args:
       mesh: from `make_mesh`.
@@ -122,12 +123,12 @@ def parameter_shardings(mesh, tree):
 
 
 def batch_sharding(mesh):
-    """Rows of a batch over (data, fsdp); the other dimensions are whole."""
+    """Spreads the rows of a batch over (data, fsdp); the other dimensions are whole."""
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
 def residual_sharding(mesh, *, sequence):
-    """x_BTD between blocks.
+    """Returns the sharding of x_BTD between blocks.
 
     Args:
       sequence: positions lie over `tensor`; else all devices along it hold the same copy.
@@ -136,10 +137,10 @@ def residual_sharding(mesh, *, sequence):
 
 
 def gathered(mesh, block):
-    """The arrays of one layer, whole along `fsdp`: what its devices multiply their rows with.
+    """Returns the arrays of one layer, whole along `fsdp`, as its devices multiply them.
 
-    The constraint holds for the gradients too, so that each device makes the gradient of its rows
-    and they are summed into shards. Left to itself, XLA gathers the rows of all devices instead.
+    The constraint holds for the gradients too: each device makes the gradient of its rows, and
+    these are summed into shards. Without it, XLA gathers the rows of all devices instead.
 
     Args:
       block: a `qwen2.Block` without the layer axis.
@@ -150,10 +151,10 @@ def gathered(mesh, block):
 
 
 def embedded_rows(table_VD, token_BT, residual, dtype):
-    """x_BTD in `dtype` of a table whose columns are split, laid out as `residual` says.
+    """Looks up x_BTD in `dtype` in a table with split columns; laid out as `residual` says.
 
-    Each device looks up its columns for the rows of all its neighbours, then columns are exchanged
-    for rows. So neither the table nor its gradient, a sum over tokens, is whole anywhere.
+    Each device looks up its columns for the rows of all its neighbours; then columns are exchanged
+    for rows. So neither the table nor its gradient is whole on any device.
     """
     mesh, sequence = residual.mesh, residual.spec[1]
 
@@ -167,7 +168,7 @@ def embedded_rows(table_VD, token_BT, residual, dtype):
 
 
 def _rule(name, shape):
-    """(pattern, spec) of the first row of RULES that matches."""
+    """Returns (pattern, spec) of the first row of RULES that matches."""
     for pattern, spec in RULES:
         if re.search(pattern, name):
             return pattern, spec

@@ -1,4 +1,4 @@
-"""Text to token ids and back, from a local Hugging Face folder; training of small vocabularies."""
+"""Turns text into token ids and back, by a Hugging Face folder; trains small vocabularies."""
 
 import functools
 import json
@@ -40,7 +40,7 @@ PATTERN = (
 )
 DIGIT_PAIRS = tuple(f"{number:02d}" for number in range(100))
 PRIVATE = range(0xF0000, 0xFFFFE)  # characters that Unicode gives no meaning
-LINE_END = re.compile(r"\n(?=[!-~])")  # a match of PATTERN ends there and needs no look beyond
+LINE_END = re.compile(r"\n(?=[!-~])")  # no match of PATTERN goes past it
 KEPT, KEPT_LINE = 2**23, 64  # characters of lines whose ids are remembered, and a line's own cost
 
 
@@ -124,15 +124,15 @@ class Tokenizer:
         return cls(backend, eos_ids=eos_ids or (), saved_class=saved_class)
 
     def encode(self, text):
-        """Token ids of a text, list[int]; nothing is added. Special tokens in it are recognised."""
+        """Returns the token ids of a text, list[int]; special tokens are recognised, none added."""
         return self._fast.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids, *, keep_special=False):
-        """Text of token ids, without special tokens unless asked; unknown ids give nothing."""
+        """Returns the text of token ids; special tokens only if asked, unknown ids give nothing."""
         return self._fast.decode([int(i) for i in ids], skip_special_tokens=not keep_special)
 
     def chat(self, messages):
-        """Ids of a conversation and the header of the reply to come, list[int].
+        """Returns the ids of a conversation and the header of its next reply, list[int].
 
         Args:
           messages: [{"role": "system" | "user" | "assistant", "content": str}, ...].
@@ -154,7 +154,7 @@ class Tokenizer:
         texts = [message["content"] for message in messages]
         if not any(map(self._holds_mark, texts)):
             return self._encode_by_lines(self._render(messages))
-        # Stand-ins take the messages' marks past the template; what it then holds are its own.
+        # Stand-ins carry the messages' marks past the template: those it then holds are its own.
         used = set().union(*texts)
         free = (chr(code) for code in PRIVATE if chr(code) not in used)
         stand_in = dict(zip(self._marks, free, strict=False))
@@ -184,7 +184,7 @@ class Tokenizer:
         )
 
     def _encode_by_lines(self, text):
-        """Like `encode`, but fast for texts of lines that were seen before, as prompts are."""
+        """Encodes like `encode`, but fast for texts with lines seen before, such as prompts."""
         if not self._by_lines:
             return self.encode(text)
         *lines, last = LINE_END.split(text)
@@ -194,7 +194,7 @@ class Tokenizer:
         return ids
 
     def _remember(self, line):
-        """Ids of a line, kept until KEPT is full and all are forgotten; safe in many threads."""
+        """Returns the ids of a line, remembered until KEPT is full; safe in many threads."""
         ids = tuple([self._ids[i] for i in self.encode(line)])  # lines share the int objects
         if self._kept > KEPT:
             self._lines, self._kept = {}, 0
@@ -203,7 +203,7 @@ class Tokenizer:
         return ids
 
     def _encode_plain(self, text):
-        """Like `encode`, but special tokens in the text are not recognised."""
+        """Encodes like `encode`, but special tokens in the text are not recognised."""
         return self._plain.encode(text, add_special_tokens=False).ids
 
     @functools.cached_property
@@ -231,8 +231,8 @@ class Tokenizer:
 def copy_files(source, target):
     """Copies a tokenizer from folder to folder; a SentencePiece file is written as tokenizer.json.
 
-    That one transformers must read with `PreTrainedTokenizerFast`: beside a Qwen2 model its
-    AutoTokenizer makes every tokenizer a byte-level one.
+    Read that one with transformers' `PreTrainedTokenizerFast`: beside a Qwen2 model, AutoTokenizer
+    turns every tokenizer into a byte-level one.
 
     Args:
       source, target: path or URL.
@@ -345,7 +345,7 @@ def _added_token(token, *, special):
 
 
 def _from_sentencepiece(folder, config):
-    """The transformers tokenizer of a folder with tokenizer.model and perhaps its configuration."""
+    """Makes the transformers tokenizer of a folder with tokenizer.model."""
     fast, special = sentencepiece_model.convert(folder / SENTENCEPIECE)
     added = {int(i): value for i, value in config.get("added_tokens_decoder", {}).items()}
     for index, value in sorted(added.items()):

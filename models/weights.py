@@ -1,9 +1,9 @@
-"""Qwen2's arrays, from and to the tensors of a Hugging Face folder, one tensor at a time.
+"""Moves Qwen2's arrays from and to the tensors of a Hugging Face folder, one at a time.
 
-Reading: tensors go to the devices as they lie in the file, in equal shares of their rows; the
-devices exchange, transpose and stack them. So each process reads its share of the bytes, once, and
-the whole of a tensor exists on devices only. Writing is the reverse: the devices put one tensor
-together, the first process writes it.
+Reading: each process reads its equal share of a tensor's rows, once, and puts them on its devices
+as they lie in the file; the devices exchange, transpose and stack them. So a whole tensor exists on
+devices only. Writing is the reverse: the devices put one tensor together, the first process writes
+it.
 
 Dimensions (parameter names end in them, as in models/qwen2.py):
   L layers    D model width    F feed-forward width    V vocabulary
@@ -49,7 +49,7 @@ LAYOUT = {
     "head/w_DV": (HEAD, 1),
 }
 FLOATS = ("F64", "F32", "F16", "BF16")
-# Computed from the configuration; files of old transformers versions hold them all the same.
+# Computed from the configuration; files of old transformers versions hold them nevertheless.
 COMPUTED = "rotary_emb.inv_freq"
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -59,7 +59,7 @@ READERS = 8  # threads that read blocks
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """What one tensor of a file is here.
+    """The place of a file's tensor in the model.
 
     name: of our parameter.
     layer: index into its leading axis; None if it has none.
@@ -76,7 +76,7 @@ class Part:
 
 
 def parts(model):
-    """{tensor name: Part} of a Qwen2 of arrays or shapes, in the order of transformers' files.
+    """Returns {tensor name: Part} of a Qwen2 of arrays or shapes, in transformers' order.
 
     Raises:
       ValueError: a parameter has no place in such a file.
@@ -108,7 +108,7 @@ def parts(model):
 
 
 def _file_shape(template, inputs, shape):
-    """Shape in the file of one layer's parameter of shape `shape` here."""
+    """Returns the shape in the file of one layer's parameter of `shape` here."""
     if inputs:
         return math.prod(shape[inputs:]), math.prod(shape[:inputs])
     return shape if template == EMBEDDING else (math.prod(shape),)
@@ -118,7 +118,7 @@ def _file_shape(template, inputs, shape):
 
 
 def read(folder, model, *, dtype=None, shardings=None):
-    """The arrays of a folder's safetensors files.
+    """Returns the arrays of a folder's safetensors files.
 
     Args:
       folder: folders.Folder with model.safetensors, or its shards and their index.
@@ -129,8 +129,8 @@ def read(folder, model, *, dtype=None, shardings=None):
     Returns:
       `model` with arrays.
 
-    Memory beyond the model: on the host the process's share of the largest tensor, which is also
-    how far it reads ahead; on each device one tensor of one layer, before and after its layout
+    Memory beyond the model: on the host the process's share of the largest tensor, which also
+    bounds what is read ahead; on each device one tensor of one layer, before and after its layout
     changes.
 
     Raises:
@@ -200,7 +200,7 @@ class Read:
         return rows * math.prod(self.shape[1:]) * itemsize
 
     def begin(self, pool):
-        """{device: safetensors_file.Pending}."""
+        """Starts the reads: {device: safetensors_file.Pending}."""
         rows, pending = self.part.file_shape[0], {}
         for device, (first, end) in self.spans.items():
             pending[device] = self.file.read_rows(
@@ -209,7 +209,7 @@ class Read:
         return pending
 
     def array(self, pending):
-        """What `begin` returned, as one array of `shape`."""
+        """Returns the result of `begin` as one array of `shape`."""
         shares = [jax.device_put(share.result(), device) for device, share in pending.items()]
         if self.place is None:
             return shares[0]
@@ -246,7 +246,7 @@ def _add(arrays, dtype_of, read, pending):
 
 
 def _dtypes(wanted, file_of, dtype):
-    """{parameter: dtype of its array}."""
+    """Returns {parameter: dtype of its array}."""
     found = {}
     for tensor, part in wanted.items():
         entry = file_of[tensor].entries[tensor]
@@ -256,7 +256,7 @@ def _dtypes(wanted, file_of, dtype):
 
 
 def _empty_stacks(wanted, dtype_of, place_of):
-    """{parameter with layers: zeros}, where they belong."""
+    """Returns {parameter with layers: zeros}, where they belong."""
     layers = collections.Counter(
         (part.name, part.shape) for part in wanted.values() if part.layer is not None
     )
@@ -273,7 +273,7 @@ def _empty_stacks(wanted, dtype_of, place_of):
 
 @functools.lru_cache
 def _from_file(shape, inputs, rows, dtype, place):
-    """Program: a tensor of the file, with rows added -> array of `shape` at `place`.
+    """Makes the program: a tensor of the file, with rows added -> array of `shape` at `place`.
 
     dtype: None keeps it.
     """
@@ -290,7 +290,7 @@ def _from_file(shape, inputs, rows, dtype, place):
 
 @functools.lru_cache
 def _to_file(file_shape, inputs, dtype, place):
-    """Program: the inverse of `_from_file`, in `dtype`, whole on every device of `place`."""
+    """Makes the inverse program of `_from_file`, in `dtype`, whole on every device of `place`."""
 
     def program(value):
         value = value.astype(dtype)
@@ -303,7 +303,7 @@ def _to_file(file_shape, inputs, dtype, place):
 
 @functools.lru_cache
 def _store(place):
-    """Program: (stack, value, layer) -> the stack with that layer, in the same memory."""
+    """Makes the program (stack, value, layer) -> the stack with that layer, in the same memory."""
 
     def program(stack, value, layer):
         new = _bits(value.astype(stack.dtype))
@@ -315,7 +315,7 @@ def _store(place):
 
 @functools.lru_cache
 def _take(place):
-    """Program: (stack, layer) -> the layer, at `place`."""
+    """Makes the program (stack, layer) -> the layer, at `place`."""
 
     def program(stack, layer):
         value = jax.lax.dynamic_index_in_dim(_bits(stack), layer, 0, keepdims=False)
@@ -325,19 +325,19 @@ def _take(place):
 
 
 def _bits(x):
-    """The same bits as unsigned integers."""
+    """Returns the same bits as unsigned integers."""
     return jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
 
 
 def _layer_place(place):
-    """Placement of one layer of a stack."""
+    """Returns placement of one layer of a stack."""
     if isinstance(place, NamedSharding):
         return NamedSharding(place.mesh, PartitionSpec(*place.spec[1:]))
     return place
 
 
 def _everywhere(place):
-    """All of an array on each device; None where there is only one."""
+    """Returns the sharding that keeps all of an array on each device; None for one device."""
     return NamedSharding(place.mesh, PartitionSpec()) if isinstance(place, NamedSharding) else None
 
 
@@ -362,7 +362,7 @@ def _weight_files(folder):
 
 
 def _check_tensors(folder, config, wanted, files, pool):
-    """{tensor name: File}; raises one ValueError that lists everything wrong with the tensors."""
+    """Returns {tensor name: File}; one ValueError lists everything wrong with the tensors."""
     file_of, problems = {}, []
     for file in files:
         problems += [f"twice: {name}" for name in file.entries if name in file_of]
@@ -435,7 +435,7 @@ def is_weights(name):
 
 
 def _tensors(model, dtype):
-    """[safetensors_file.Tensor] of a model, in the order of transformers' files."""
+    """Returns the [safetensors_file.Tensor] of a model, in the order of transformers' files."""
     names = sharding.parameter_names(model)
     leaf_of = dict(zip(names, jax.tree.leaves(model), strict=True))
 
@@ -455,7 +455,7 @@ def _tensors(model, dtype):
 
 
 def _shards(tensors, max_bytes):
-    """{file name: tensors}, filled in order."""
+    """Returns {file name: tensors}, filled in order."""
     shards, used = [[]], 0
     for tensor in tensors:
         if shards[-1] and used + tensor.nbytes > max_bytes:

@@ -74,7 +74,7 @@ class Response:
         return self.headers.get("content-type", "").split(";")[0].strip().lower()
 
     def text(self) -> str:
-        """The body in the character set that its header or, in HTML, its first tags name.
+        """Decodes the body by the character set of its header or, in HTML, of its first tags.
 
         UTF-8 without one; what does not fit becomes �.
         """
@@ -167,7 +167,7 @@ class Client:
             self._breaker.leave(failed=failed)
 
     def json(self, url: str, **how) -> object:
-        """The JSON that `request` gets."""
+        """Requests and parses JSON."""
         response = self.request(url, **how)
         try:
             return json.loads(response.body)
@@ -220,7 +220,7 @@ class Client:
         raise HttpError("redirects", f"{first} redirects more than {MAX_REDIRECTS} times.")
 
     def addresses(self, url: str, until: float) -> list[tuple]:
-        """(family, socket address) of a URL's host, all of them allowed.
+        """Returns the (family, socket address) pairs of a URL's host, all of them allowed.
 
         Raises:
           HttpError: there is none, or one of them is not public.
@@ -303,7 +303,7 @@ class _Exchange:
             ) from error
 
     def read(self, most):
-        """(body, whether it was cut)."""
+        """Returns (body, whether it was cut)."""
         try:
             body = b""
             while len(body) <= most and (block := self._answer.read1(1 << 16)):
@@ -347,7 +347,7 @@ def is_public(address: str) -> bool:
 
 
 def service_host(url: str) -> str:
-    """ "host:port" of a URL that the operator chose, for `private_hosts`.
+    """Returns the "host:port" of a URL that the operator chose, for `private_hosts`.
 
     Raises:
       ValueError: it is no http or https URL.
@@ -360,7 +360,7 @@ def service_host(url: str) -> str:
 
 
 def api_key(variable: str) -> str:
-    """The key in an environment variable; "" if no variable is named.
+    """Returns the key in an environment variable; "" if no variable is named.
 
     Raises:
       ValueError: it is not set, or holds what a header cannot carry.
@@ -414,7 +414,7 @@ def _connected(addresses, parts, until):
 
 
 def _codec(name):
-    """Python's name of a character set; UTF-8 for what is none, or none of a page."""
+    """Returns Python's name of a character set; UTF-8 where it is unknown or not for pages."""
     try:
         found = codecs.lookup(name)
         b"a".decode(name, "replace")  # refuses codecs of other things than text
@@ -456,7 +456,7 @@ def _joined(url, location):
 
 
 def _split(url):
-    """The parts of an http or https URL without credentials."""
+    """Returns the parts of an http or https URL without credentials."""
     if any(ord(character) <= 32 or ord(character) == 127 for character in url):
         raise HttpError("url", "The URL holds blanks or control characters.")
     try:

@@ -41,7 +41,7 @@ class Rate:
         self._lock = threading.Lock()
 
     def reserve(self, deadline):
-        """Seconds to wait before the call. `TooLate` if its turn comes after the deadline."""
+        """Returns the seconds to wait before the call; `TooLate` if that is past the deadline."""
         with self._lock:
             now = self._clock()
             at = max(now, self._next - self._slack, self._not_before)
@@ -53,7 +53,7 @@ class Rate:
             return at - now
 
     def pause(self, seconds):
-        """No call before `seconds` from now, at most LONGEST_PAUSE: the service asked for it."""
+        """Allows no call for `seconds`, at most LONGEST_PAUSE: the service asked for it."""
         until = self._clock() + min(seconds, LONGEST_PAUSE)
         with self._lock:
             self._not_before = max(self._not_before, until)
@@ -99,7 +99,7 @@ class Breaker:
                 self._changed.wait(left)
 
     def leave(self, *, failed):
-        """The outcome of a call that was let in; None: it says nothing about the service."""
+        """Notes the outcome of a call that was let in; None says nothing about the service."""
         with self._changed:
             if failed:
                 self._in_row += 1
@@ -112,7 +112,7 @@ class Breaker:
 
 
 def backoff(attempt, *, first, longest, draw=random.random):
-    """Seconds to wait after a failed attempt, 0 for the first one.
+    """Returns the seconds to wait after a failed attempt, 0 for the first one.
 
     They double up to `longest`, shortened at random by up to a half (`draw` is in [0, 1)), so that
     callers who failed together do not come back together.
@@ -121,7 +121,7 @@ def backoff(attempt, *, first, longest, draw=random.random):
 
 
 def retry_after(text):
-    """Seconds that a header Retry-After asks for, by a number or a date; None if unreadable."""
+    """Returns the seconds that Retry-After asks for, number or date; None if unreadable."""
     text = (text or "").strip()
     try:
         seconds = float(text)

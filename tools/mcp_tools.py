@@ -135,14 +135,14 @@ class Connection:
 
 
 def connect(server: str) -> list[Tool]:
-    """The tools of a server that stays connected as long as the process; see `Connection`."""
+    """Returns the tools of a server, connected as long as the process; see `Connection`."""
     return Connection(server).tools
 
 
 def tools(
     servers: Iterable[str], connect: Callable[[str], list[Tool]] = connect
 ) -> dict[str, Tool]:
-    """name -> tool of all servers.
+    """Returns name -> tool of all servers.
 
     Raises:
       ValueError: a server cannot be used, or two tools have one name.

@@ -18,7 +18,7 @@ _TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*+)([^<>]*+)>|<!--|<[!?/][^<>]*+>")
 
 
 def extract(page: str) -> tuple[str, str]:
-    """(title, text) of a page; one line a paragraph."""
+    """Returns (title, text) of a page; one line a paragraph."""
     page = page[:MAX_CHARACTERS]
     title, text = scan(page)
     try:
@@ -30,7 +30,7 @@ def extract(page: str) -> tuple[str, str]:
 
 
 def scan(page: str) -> tuple[str, str]:
-    """(title, text) of what stands outside of SKIP and DROP.
+    """Returns (title, text) outside of SKIP and DROP.
 
     Where a page has a <main> or <article> with text, only what is inside of one counts.
     """

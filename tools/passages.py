@@ -30,7 +30,7 @@ def split(text: str, *, words: int = PASSAGE_WORDS) -> list[str]:
 
 
 def scores(query: str, passages: list[str]) -> list[float]:
-    """BM25 of every passage; 0 if it holds no word of the query."""
+    """Scores every passage by BM25; 0 if it holds no word of the query."""
     counts = [Counter(_words(passage)) for passage in passages]
     lengths = [sum(count.values()) for count in counts]
     mean = sum(lengths) / max(len(lengths), 1) or 1.0
@@ -46,7 +46,7 @@ def scores(query: str, passages: list[str]) -> list[float]:
 
 
 def join(passages: list[str], scores: list[float], *, max_characters: int) -> str:
-    """The best passages within a length, in the order of the text.
+    """Joins the best passages within a length, in the order of the text.
 
     The best one is cut if it alone is too long. Ties are won by the earlier one.
     """
@@ -63,7 +63,7 @@ def join(passages: list[str], scores: list[float], *, max_characters: int) -> st
 
 
 def best(query: str, text: str, *, max_characters: int) -> str:
-    """What of a text answers a query, within a length; the whole text if it is short enough."""
+    """Returns the part of a text that answers a query, within a length; all of a short text."""
     text = text.strip()
     if len(text) <= max_characters:
         return text
@@ -72,6 +72,6 @@ def best(query: str, text: str, *, max_characters: int) -> str:
 
 
 def _words(text):
-    """Lower-case words without a plural s; each character of a script without spaces."""
+    """Returns lower-case words without a plural s; each character of a script without spaces."""
     found = re.findall(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+", text.lower())
     return [word[:-1] if len(word) > 3 and word.endswith("s") else word for word in found]

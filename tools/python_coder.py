@@ -117,7 +117,7 @@ def run(
 
 
 def _last_line(explanation):
-    """Of a traceback, with the number of the program's line that it passed through last."""
+    """Returns the last line of a traceback, with the number of the program's last line in it."""
     lines = explanation.strip().splitlines()
     numbers = re.findall(r'^  File "<program>", line (\d+)', explanation, re.MULTILINE)
     return "".join(lines[-1:]) + (f" (line {numbers[-1]})" if numbers else "")

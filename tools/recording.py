@@ -23,7 +23,7 @@ class Missing(Exception):
 
 
 def wrap(tool: Tool, folder: str | os.PathLike, *, replay: bool) -> Tool:
-    """The tool with its answers taken from a folder.
+    """Returns the tool with its answers taken from a folder.
 
     Args:
       tool: any tool.
@@ -49,7 +49,7 @@ def wrap(tool: Tool, folder: str | os.PathLike, *, replay: bool) -> Tool:
 def wrap_server(
     connect: Callable[[str], list[Tool]], folder: str | os.PathLike, *, replay: bool
 ) -> Callable[[str], list[Tool]]:
-    """`connect`, from a server to its tools, with their descriptions kept in a folder.
+    """Wraps `connect`, from a server to its tools, keeping their descriptions in a folder.
 
     replay: connect to nothing; the tools are those of the record, and only for `wrap`.
     """
@@ -90,7 +90,7 @@ def _path(folder, arguments):
 
 
 def _outcome(tool, arguments):
-    """(kind, text); what is not an answer stays an exception."""
+    """Returns (kind, text); other exceptions pass."""
     try:
         answer = tool.run(**arguments)
     except ToolError as error:
@@ -114,7 +114,7 @@ def _keep(path, arguments, outcome):
 
 
 def _written(folder, record):
-    """The path of a new file with a record."""
+    """Returns the path of a new file with a record."""
     handle, path = tempfile.mkstemp(dir=folder, suffix=".unfinished")
     with open(handle, "w", encoding="utf-8") as file:
         json.dump(record, file, indent=1)

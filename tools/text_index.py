@@ -125,7 +125,7 @@ class Index:
             self._free.get().close()
 
     def _rarest(self, query_words):
-        """The rarest words, in the order of the query, as many as MOST_MATCHES allows."""
+        """Returns the rarest words that MOST_MATCHES allows, in the order of the query."""
         if not self._frequent:
             return list(query_words)
         holders = {word: self._frequent.get(_stem(word), 0) for word in query_words}
@@ -138,7 +138,7 @@ class Index:
         return [word for word in query_words if word in chosen]
 
     def _named(self, connection, query_words):
-        """Rowids of the documents whose title is a run of the query, longest title first."""
+        """Returns the rowids of documents whose title is a run of the query, longest first."""
         longest = min(self._longest_title, len(query_words))
         runs = [
             " ".join(query_words[start : start + length])
@@ -233,7 +233,7 @@ def _stemmer():
 
 @functools.lru_cache(100_000)
 def _stem(word):
-    """What the index makes of a word; only SQLite's own tokenizer knows."""
+    """Returns the index's form of a word; only SQLite's own tokenizer knows it."""
     connection, lock = _stemmer()
     with lock:
         connection.execute("DELETE FROM asked")
@@ -243,7 +243,7 @@ def _stem(word):
 
 
 def words(text: str) -> list[str]:
-    """The first MAX_WORDS words of a text, in lower case, without accents and punctuation."""
+    """Returns the first MAX_WORDS words of a text: lower case, no accents, no punctuation."""
     apart = unicodedata.normalize("NFKD", text.lower())
     plain = unicodedata.normalize("NFKC", re.sub("[\u0300-\u036f]", "", apart))
     return re.findall(r"[^\W_]+", plain)[:MAX_WORDS]

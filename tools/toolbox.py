@@ -91,7 +91,7 @@ def probe(tools: Mapping[str, Tool]):
 
 
 def describe(tool: Tool, *, full: bool) -> str:
-    """The text about one tool that a prompt shows.
+    """Returns the text about one tool that a prompt shows.
 
     Args:
       tool: the tool.

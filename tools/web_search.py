@@ -97,7 +97,7 @@ def make(
 
 
 def _embeddings(base, model, variable, seconds):
-    """A function like passages.scores: cosines of embeddings, best among the best by BM25."""
+    """Makes a function like passages.scores: cosines of embeddings of the best by BM25."""
     client = http_client.Client(
         seconds=seconds,
         breaker_failures=5,

@@ -36,7 +36,7 @@ class Cache:
             ) from error
 
     def get(self, key):
-        """The value, or None."""
+        """Returns the value, or None."""
         row = self._run("SELECT value FROM replies WHERE key = ?", (digest(key),))
         return json.loads(row[0]) if row else None
 

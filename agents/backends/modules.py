@@ -43,7 +43,7 @@ class Module:
         return self.model.endpoint.state
 
     def submit(self, messages, *, max_tokens, deadline):
-        """Future of an `effects.Reply`; raises `errors.BackendError`."""
+        """Returns the Future of an `effects.Reply`; it raises `errors.BackendError`."""
         return self.model.endpoint.submit(self._reply, messages, max_tokens, deadline)
 
     def _reply(self, messages, max_tokens, deadline):
@@ -61,5 +61,5 @@ class Module:
 
 
 def _line(text):
-    """On one line: no explanation may look like the line that follows it."""
+    """Puts a text on one line: no explanation may look like the line that follows it."""
     return " ".join(text.split())

@@ -126,7 +126,7 @@ class Endpoint:
             self._counts[name] += 1
 
     def counts(self):
-        """What happened so far: name of COUNTS -> int."""
+        """Returns what happened so far: name of COUNTS -> int."""
         with self._lock:
             return {name: self._counts[name] for name in COUNTS}
 
@@ -137,7 +137,7 @@ class Endpoint:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def post(self, path, body, *, deadline):
-        """The JSON object that the server answers to `body`, after as many attempts as allowed."""
+        """Returns the server's JSON object for `body`, after as many attempts as allowed."""
         # A model may have written half a surrogate pair, which no server takes.
         data = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
         for attempt in range(self.limits.retries + 1):
@@ -185,7 +185,7 @@ class Endpoint:
             self._breaker.leave(failed=None if self._closing.is_set() else failed)
 
     def _wait_for_turn(self, deadline):
-        """Comes back when the breaker has let the call through."""
+        """Waits until the breaker lets the call through."""
         try:
             self._sleep(self._rate.reserve(deadline))
             self._breaker.enter(deadline)
@@ -195,7 +195,7 @@ class Endpoint:
             raise Retryable(str(error), error.seconds) from error
 
     def _refusal(self, status, headers, reply):
-        """The exception for a status other than 200."""
+        """Returns the exception for a status other than 200."""
         code, message = None, reply[:MESSAGE_CHARACTERS].decode("utf-8", "replace").strip()
         try:
             error = _json_object(reply).get("error")
@@ -253,7 +253,7 @@ class ChatModel:
         return f"{self.model} at {self.endpoint.url}"
 
     def submit(self, messages, **how):
-        """Future of `ask`; time in the queue counts for its deadline, not for `seconds`."""
+        """Returns the Future of `ask`; the queue counts for its deadline, not for `seconds`."""
         return self.endpoint.submit(self.ask, messages, **how)
 
     def ask(self, messages, *, max_tokens, deadline=math.inf, schema=None, sample=0):
@@ -309,7 +309,7 @@ class ChatModel:
 
 
 def _answer(reply):
-    """The `Answer` in a chat completion."""
+    """Returns the `Answer` in a chat completion."""
     try:
         choice = reply["choices"][0]
         text, reason = choice["message"]["content"], choice.get("finish_reason")

@@ -19,7 +19,7 @@ _FENCE = re.compile(r"```(?:json)?\s*\n(.*)\n\s*```", re.DOTALL)
 
 
 def record(**properties):
-    """Schema of an object with exactly these fields: name -> schema, in the order of writing."""
+    """Returns the schema of an object with exactly these fields: name -> schema, in order."""
     return {
         "type": "object",
         "properties": properties,
@@ -36,7 +36,7 @@ def response_format(schema, name="reply"):
 
 
 def instructed(messages, schema):
-    """The messages with the form spelled out, for servers that ignore `response_format`."""
+    """Returns the messages with the form spelled out, for servers without `response_format`."""
     first, *rest = messages
     told = f"Answer with one JSON object of this schema and nothing else:\n{json.dumps(schema)}"
     if first["role"] == "system":
@@ -45,14 +45,14 @@ def instructed(messages, schema):
 
 
 def repair(messages, error):
-    """The messages that ask for the repair of a reply that `read` refused."""
+    """Returns messages that ask to repair a reply that `read` refused."""
     told = f"This is not of the required form: {error} Write the JSON object again, corrected."
     wrote = {"role": "assistant", "content": error.text}
     return (*messages, wrote, {"role": "user", "content": told})
 
 
 def read(text, schema):
-    """The value of a reply; BadOutput says what the schema does not allow."""
+    """Returns the value of a reply; BadOutput says what the schema does not allow."""
     fenced = _FENCE.fullmatch(text.strip())
     try:
         value = json.loads(fenced[1] if fenced else text, parse_constant=_no_number)
@@ -65,7 +65,7 @@ def read(text, schema):
 
 
 def problems(value, schema, place="it"):
-    """What about a value the schema does not allow, as texts; of JSON Schema it knows KEYWORDS."""
+    """Lists what the schema does not allow about a value; of JSON Schema it knows KEYWORDS."""
     if unknown := set(schema) - KEYWORDS:
         raise ValueError(f"The schema uses {', '.join(sorted(unknown))}, which is not checked.")
     kind = schema.get("type")

@@ -84,7 +84,7 @@ class Transport:
             self._idle.clear()
 
     def _take(self, deadline, fresh=False):
-        """(connection, whether it was used before)"""
+        """Returns (connection, whether it was used before)."""
         with self._lock:
             if self._idle and not fresh:
                 connection = self._idle.pop()

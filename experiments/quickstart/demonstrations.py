@@ -80,7 +80,7 @@ class Demonstrator:
         return UNKNOWN
 
     def run_tool(self):
-        """The tool's result in this world; moves on when it gave the next value."""
+        """Returns the tool's result in this world; moves on when it holds the next value."""
         expected = self.problem.steps[self.done]
         if self.tool == "base_generator":
             return effects.ToolResult("", ask=f"{self.need} of {self.context}")
@@ -102,7 +102,7 @@ class Demonstrator:
 
 
 def demonstrate(problem, world, rng, *, tools, mistakes, syntax_error, max_turns):
-    """The samples of one trajectory, in order."""
+    """Yields the samples of one trajectory, in order."""
     actor = Demonstrator(problem, world, rng, mistakes, syntax_error)
     question = {"id": "demonstration", "question": problem.question}
     solver = solve.solve(question, tools=tools, prompt_set=prompts.COMPACT, max_turns=max_turns)
@@ -148,7 +148,7 @@ class Inventor:
         return rng.choice(self.starts) + "".join(rng.choices(self.continuations, k=more))
 
     def world(self, rng):
-        """A small consistent world: every reference leads to an article of the world."""
+        """Makes a small consistent world: every reference leads to an article of the world."""
         unused = set()
         while len(unused) < 4 * len(knowledge_base.TABLES):
             unused.add(self.name(rng))
@@ -196,7 +196,7 @@ def stream(articles, tokenizer, *, tools, seed, real_share, max_turns, mistakes=
 
 
 def _syntax_error(python_coder):
-    """What the real tool says of words that are not Python."""
+    """Returns what the real tool says of words that are not Python."""
     from tools import protocol
 
     try:

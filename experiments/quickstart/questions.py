@@ -57,7 +57,7 @@ class World:
         return Step(fact, title, self.by_title[title].facts[fact])
 
     def follow(self, title, *facts):
-        """Steps that look a fact up and go on with the article that its value names."""
+        """Returns steps that look a fact up and go on with the article that its value names."""
         steps = []
         for fact in facts:
             steps.append(self.look_up(title, fact))
@@ -137,13 +137,13 @@ MAKERS = ((chain_problem, 12), (number_and_constant, 3), (sum_of_numbers, 2), (y
 
 
 def draw(world, rng):
-    """One random problem of the world."""
+    """Draws one random problem of the world."""
     makers, weights = zip(*MAKERS, strict=True)
     return rng.choices(makers, weights)[0](world, rng)
 
 
 def split(articles, *, seed=0):
-    """(train, held-out) worlds that share no entity, nor any entity that a question leads to.
+    """Returns (train, held-out) worlds that share no entity, directly or by a question.
 
     People go with their country, works with their author, places with their country.
     """
@@ -164,7 +164,7 @@ def split(articles, *, seed=0):
 
 
 def distinct(world, count, *, seed):
-    """`count` different problems of a world, every number of hops equally often."""
+    """Draws `count` different problems of a world, every number of hops equally often."""
     rng = random.Random(seed)
     wanted = {hops: count // 3 + (hops <= count % 3) for hops in (1, 2, 3)}
     found, tries = {}, 0

@@ -31,7 +31,7 @@ class Backends:
     caches: dict
 
     def counts(self):
-        """What the servers were asked so far: `backend/<name>` -> float; {} without a server."""
+        """Returns what the servers were asked so far: `backend/<name>` -> float; {} without one."""
         parts = [endpoint.counts() for endpoint in self.endpoints.values()]
         names = server.COUNTS if parts else ()
         return {f"backend/{name}": float(sum(part[name] for part in parts)) for name in names}
@@ -44,7 +44,7 @@ class Backends:
 
 
 def build(config):
-    """The `Backends` of a config's `backends`. ConfigError says what cannot be used."""
+    """Builds the `Backends` of a config; ConfigError names what cannot be used."""
     made = Backends({}, None, {}, {})
     try:
         for name, role in ROLES.items():

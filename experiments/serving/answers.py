@@ -29,12 +29,12 @@ class Answer:
         }
 
     def whole(self, choices, usage):
-        """The answer that is not streamed; choices: [(text, entries or None, finish reason)]."""
+        """Returns the answer in one piece; choices: [(text, entries or None, finish reason)]."""
         listed = [self.choice(index, *choice) for index, choice in enumerate(choices)]
         return self._head | {"object": self.OBJECT, "choices": listed, "usage": usage}
 
     def chunk(self, choices, **more):
-        """A piece of a streamed answer."""
+        """Returns a piece of a streamed answer."""
         return self._head | {"object": self.CHUNK, "choices": choices, **more}
 
     def _readable(self, token):
@@ -55,11 +55,11 @@ class Chat(Answer):
         }
 
     def opening(self, index):
-        """The choice of the first chunk, or None if there is none before the first text."""
+        """Returns the choice of the first chunk, or None if text comes at once."""
         return self._delta(index, {"role": "assistant", "content": ""}, None, None)
 
     def piece(self, index, text, entries, finish):
-        """The choice of a later chunk."""
+        """Returns the choice of a later chunk."""
         return self._delta(index, {"content": text} if text else {}, entries, finish)
 
     def _delta(self, index, delta, entries, finish):
@@ -120,7 +120,7 @@ class Text(Answer):
         }
 
     def _name(self, token):
-        """Half characters are spelled in bytes, so that no two tokens have one name."""
+        """Names a token; half characters are spelled in bytes, so that no two names are equal."""
         try:
             return self._vocabulary.bytes(token).decode()
         except UnicodeDecodeError as error:
@@ -128,7 +128,7 @@ class Text(Answer):
 
 
 def usage(ask, choices):
-    """Token counts of the `service.Choice`s of a `protocol.Ask`. The end token counts as drawn.
+    """Counts the tokens of the `service.Choice`s of a `protocol.Ask`, end tokens included.
 
     What the answers to one prompt share beyond the first of them is not counted as cached.
     """

@@ -21,7 +21,7 @@ class Json(responses.JSONResponse):
 
 
 def make(service, *, api_key, created):
-    """The ASGI application.
+    """Builds the ASGI application.
 
     Args:
       service: `service.Service`.
@@ -188,7 +188,7 @@ class Gate:
         await app(scope, receive, counted)
 
     def _refusal(self, request):
-        """The ApiError for who may not ask, or None."""
+        """Returns the ApiError for a client that may not ask, or None."""
         if request.scope["path"] in OPEN_PATHS:
             return None
         if self._api_key is None:
@@ -259,7 +259,7 @@ def _api_error(request, error):
 
 
 def _http_error(request, error):
-    """Of the router: no such path, or another method."""
+    """Answers errors of the router: no such path, or another method."""
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
     path = request.url.path
     message = f"{error.detail}: {request.method} {path!r}."
@@ -273,5 +273,5 @@ def _gone(request, error):
 
 
 def _defect(request, error):
-    """The traceback is logged by the server."""
+    """Answers for a defect, whose traceback the server logs."""
     return _api_error(request, protocol.ApiError(500, "The server has failed on this request."))

@@ -70,7 +70,7 @@ class ApiError(Exception):
 
 
 def invalid(message, *, param=None, code=None):
-    """The ApiError of a request that must be changed."""
+    """Returns the ApiError of a request that must be changed."""
     return ApiError(400, message, param=param, code=code)
 
 
@@ -106,14 +106,14 @@ class Fields:
         self._values = {name: value for name, value in body.items() if value is not None}
 
     def take(self, name, default=None, *, kind=None):
-        """The value of a field; an error if it is no `kind`."""
+        """Returns the value of a field; ApiError if it is not of this kind."""
         value = self._values.pop(name, default)
         if value is not default and kind is not None and type(value) is not kind:
             raise invalid(f"{name} must be a {_JSON[kind]}, not {_shown(value)}.", param=name)
         return value
 
     def number(self, name, default, low, high):
-        """A float in [low, high]."""
+        """Returns a float in [low, high]."""
         value = self._values.pop(name, default)
         if type(value) not in (int, float) or not low <= value <= high:
             raise invalid(
@@ -122,7 +122,7 @@ class Fields:
         return float(value)
 
     def integer(self, name, default, low, high=math.inf):
-        """An int in [low, high], or the default."""
+        """Returns an int in [low, high], or the default."""
         value = self._values.pop(name, default)
         if value is not default and (type(value) is not int or not low <= value <= high):
             most = "" if high == math.inf else f" to {high}"
@@ -158,7 +158,7 @@ class Parser:
         self._top_logprobs, self._most_answers = top_logprobs, most_answers
 
     def chat(self, body):
-        """The Ask of /v1/chat/completions."""
+        """Returns the Ask of /v1/chat/completions."""
         fields = Fields(body)
         messages = self._messages(fields.take("messages", kind=list))
         wanted = fields.take("logprobs", False, kind=bool)
@@ -179,7 +179,7 @@ class Parser:
         )
 
     def completion(self, body):
-        """The Ask of /v1/completions."""
+        """Returns the Ask of /v1/completions."""
         fields = Fields(body)
         prompts = self._prompts(fields.take("prompt"))
         top = fields.integer("logprobs", None, 0, self._top_logprobs)
@@ -224,7 +224,7 @@ class Parser:
         return Ask(shape, prompts, choices, seed, stream, include_usage, logprobs, schema)
 
     def _limit(self, prompt, limit, default):
-        """Most tokens to draw after a prompt; without a limit the default, or all that fit."""
+        """Returns the most tokens to draw after a prompt; by default all that fit."""
         room = self._max_length - len(prompt)
         if not prompt:
             raise invalid("The prompt has no token.", param="prompt")
@@ -261,7 +261,7 @@ class Parser:
         return {"role": ROLES[message["role"]], "content": _text(content, f"{where}: content")}
 
     def _prompts(self, prompt):
-        """Token ids of each prompt; in a text, special tokens are recognised."""
+        """Returns the token ids of each prompt; in a text, special tokens are recognised."""
         several = isinstance(prompt, list) and not all(type(item) is int for item in prompt)
         prompts = prompt if several else [prompt]
         return [self._tokens(item) for item in prompts]
@@ -289,7 +289,7 @@ def _stops(stop):
 
 
 def _schema(response_format):
-    """The JSON schema of a response_format, or None."""
+    """Returns the JSON schema of a response_format, or None."""
     if response_format is None:
         return None
     kind, name = response_format.get("type"), "response_format"
@@ -325,12 +325,12 @@ def _shown(value):
 
 
 def to_json(value):
-    """Bytes of a JSON value. ASCII, so that no text of a client can break it."""
+    """Encodes a JSON value as ASCII bytes, so that no text of a client can break it."""
     return json.dumps(value, allow_nan=False).encode()
 
 
 def from_json(body):
-    """The value of a request body."""
+    """Returns the value of a request body."""
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:

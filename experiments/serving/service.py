@@ -104,11 +104,11 @@ class Service:
         self._taken -= 1
 
     def answer(self, ask):
-        """The `answers.Answer` that shapes the answer to an Ask."""
+        """Returns the `answers.Answer` that shapes the answer to an Ask."""
         return ask.shape(self.model, self._vocabulary)
 
     def choices(self, ask):
-        """A Choice for each answer to an Ask."""
+        """Returns a Choice for each answer to an Ask."""
         return [
             Choice(self._vocabulary.decode, sampling, logprobs=ask.logprobs)
             for _, sampling in ask.prompts
@@ -135,7 +135,7 @@ class Service:
             raise protocol.invalid(str(error), param="response_format") from error
 
     def _requests(self, ask, constraint):
-        """The engine's requests, choice by choice of each prompt.
+        """Yields the engine's requests, choice by choice of each prompt.
 
         With a seed, an answer follows from the prompt, the seed and the number of the choice;
         without, it is new each time.
@@ -224,7 +224,7 @@ class Choice:
         self.tokens, self.shared = 0, 0
 
     def take(self, update):
-        """(text, entries or None, finish reason or None): what is new and certain."""
+        """Returns (text, entries or None, finish reason or None): what is new and certain."""
         ended, tokens = update.completion, list(update.tokens)
         self.tokens += len(tokens)
         finish = None
@@ -248,7 +248,7 @@ class Choice:
         return zip(tokens, update.logprobs, tops, strict=False)
 
     def _certain_entries(self, last):
-        """Entries of the tokens that begin before the end of the text given out."""
+        """Returns entries of the tokens that begin before the end of the text given out."""
         certain = len(self._entries)
         if self._text.stopped or not last:
             starts = [entry.start for entry in self._entries]

@@ -44,7 +44,7 @@ class TextStream:
             self._add(after[len(before) :])
 
     def take(self, *, last=False):
-        """The text that is certain now; `last` says that no tokens will follow."""
+        """Returns the text that is certain now; `last` says that no tokens will follow."""
         certain = len(self._held)
         if not (last or self.stopped):
             certain -= self._may_become_stop()
@@ -61,7 +61,7 @@ class TextStream:
             self._held, self.stopped = self._held[: min(ends)[1]], True
 
     def _may_become_stop(self):
-        """Characters at the end that are the beginning of a stop string."""
+        """Counts characters at the end that begin a stop string."""
         return max(
             (
                 size
@@ -91,24 +91,24 @@ class Vocabulary:
         self._bytes |= {token["id"]: token["content"].encode() for token in added}
 
     def bytes(self, index):
-        """Bytes of a token; of an id that has none, b""."""
+        """Returns the bytes of a token; b"" for an id without any."""
         return self._bytes.get(index, b"")
 
 
 def _of_bytes(token):
-    """A token of a byte-level vocabulary, which spells every byte as a printable character."""
+    """Returns a byte-level token's bytes; its vocabulary spells bytes as printable characters."""
     return bytes(BYTE_OF[letter] for letter in token)
 
 
 def _of_pieces(token):
-    """A token of a SentencePiece vocabulary."""
+    """Returns the bytes of a token of a SentencePiece vocabulary."""
     if len(token) == 6 and token.startswith("<0x"):
         return bytes([int(token[3:5], 16)])
     return token.replace("\u2581", " ").encode()
 
 
 def _spelling():
-    """{character: byte} of GPT-2: bytes that print are themselves, the others from 256 on."""
+    """Returns GPT-2's {character: byte}: bytes that print are themselves, others from 256 on."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {

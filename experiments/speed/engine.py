@@ -112,7 +112,7 @@ class Ours:
         self.compile_seconds = time.perf_counter() - started
 
     def run(self, number, load):
-        """One pass over a load; its report."""
+        """Runs one pass over a load; returns its report."""
         self.number, self.steps = number, []
         self.keys, self.fresh, self.first = {}, {}, {}
         run = drive.continuously(load.chains, self.submit, self.poll)
@@ -182,7 +182,7 @@ def _share(part, whole):
 
 
 def check_same_work(reports, load):
-    """RuntimeError unless everyone generated exactly the tokens that the load asks for."""
+    """Raises RuntimeError unless all generated exactly the tokens that the load asks for."""
     wanted = [
         [c, t, turn.new] for c, chain in enumerate(load.chains) for t, turn in enumerate(chain)
     ]
@@ -223,7 +223,7 @@ def run_rounds(contestants, make_load, rounds, *, slots, dtype):
 
 
 def summarise(reports, load, limit, slots):
-    """{name: values} of a measured load."""
+    """Returns {name: values} of a measured load."""
     seconds = {name: np.array([r["seconds"] for r in rounds]) for name, rounds in reports.items()}
     shared = max((r.get("could_share", 0) for r in reports[OURS]), default=0)
     shortest = limit.seconds(load, slots, shared)
@@ -286,7 +286,7 @@ def decode_share(rounds, load, limit):
 
 
 def table(results):
-    """Lines of text."""
+    """Returns the lines of a table."""
     peers = [name for name in PEERS if name in results]
     percent = lambda share: "-" if share is None else f"{100 * share:.0f} %"
     number = lambda value, spec="": "-" if value is None else format(value, spec)
@@ -338,7 +338,7 @@ def define_flags():
 
 
 def start_peers(stack, values, model, dtype, size):
-    """({name: link.Peer} with the model loaded, {library: version})."""
+    """Starts ({name: link.Peer} with the model loaded, {library: version})."""
     interpreters = {"torch": values.torch_python, "tunix": values.tunix_python}
     chosen = [name for name, (program, _) in PEERS.items() if interpreters[program]]
     if not values.torch_continuous:
@@ -360,7 +360,7 @@ def start_peers(stack, values, model, dtype, size):
 
 
 def peer_contestant(peer, load, page_size):
-    """Function of (number, Load) that returns a running peer's report."""
+    """Makes a function of (number, Load) that returns a running peer's report."""
     prompt, response, longest = load.longest
     prepared = peer.ask(
         "prepare",

@@ -58,7 +58,7 @@ def make_folder(folder, *, gigabytes):
 
 
 def measure(folder, *, rounds):
-    """{name: number} of a folder on this machine; rates in GB/s, medians over rounds.
+    """Measures {name: number} of a folder here; rates in GB/s, medians over rounds.
 
     ratio is the median of load rate / read rate of the same round.
     """
@@ -88,7 +88,7 @@ def measure(folder, *, rounds):
 
 
 def load(folder):
-    """The model, on the default device."""
+    """Loads the model on the default device."""
     model = huggingface.load(folder)
     jax.block_until_ready(model)
     return model
@@ -112,7 +112,7 @@ def _drop_from_cache(folder):
 
 
 def peak_beyond_model(folder):
-    """Bytes of host memory that a load takes at its peak, beyond what stays (Linux, glibc).
+    """Returns the peak bytes of host memory of a load beyond what stays (Linux, glibc).
 
     Load once before: programs stay compiled. The settings of malloc must be the usual ones.
     """
@@ -137,7 +137,7 @@ def _files(folder):
 
 
 def largest_tensor(folder):
-    """Bytes of the largest tensor of a folder."""
+    """Returns the bytes of the largest tensor of a folder."""
     sizes = []
     for path in _files(folder):
         with safetensors_file.File(folders.Folder(folder), path.name) as file:

@@ -1,7 +1,7 @@
-"""What the update benchmark trains on: model sizes, and random turns of stated lengths.
+"""The loads of the update benchmark: model sizes, and random turns of stated lengths.
 
 Dimensions:
-  Q questions    G rollouts of a question
+  Q questions    G rollouts of a question    S samples (turns)
 """
 
 import dataclasses
@@ -93,7 +93,7 @@ class Load:
 
 
 def uniform(size, seed):
-    """Load of rows that are all full, ten prompt tokens to a response token; nothing is shared."""
+    """Makes a load of full rows, ten prompt tokens to a response token; nothing is shared."""
     rng = np.random.default_rng(seed)
     response = max(1, size.row // 11)
     drawn = _Drawn(rng, size.shape.vocab_size)
@@ -106,7 +106,7 @@ def uniform(size, seed):
 
 
 def lognormal(size, seed):
-    """Load of the method's shape: G = 8 rollouts of 1 to 3 turns, with their common prefixes.
+    """Makes a load of the method's shape: G = 8 rollouts of 1 to 3 turns, common prefixes.
 
         turn 1   first        end  response
         turn 2   first memory end  response
@@ -158,12 +158,12 @@ class _Drawn:
 
 
 def weigh_equally(tokens_S, trajectory_S, micro_S, *, trajectories, constant_length):
-    """1 / samples: the one weighting that all peers have."""
+    """Weighs each sample by 1 / samples: the one weighting that all peers have."""
     return np.full(len(tokens_S), 1.0 / len(tokens_S))
 
 
 def micro_batches(load, layout, *, row_lengths, rows):
-    """The step's TurnBatches; A of a row is sized by what the load puts in such a row."""
+    """Returns the step's TurnBatches; A of a row is sized by what the load puts in a row."""
     sequences = [np.array(s.prompt_tokens + s.response_tokens) for s in load.samples]
     filled = load.useful_tokens
     if layout == "tree":

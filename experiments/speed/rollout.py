@@ -73,7 +73,7 @@ class Prose:
         self.text = " ".join(sentences[i] for i in order)[:characters]
 
     def piece(self, kind):
-        """A text of one line, of about as many characters as LENGTHS says."""
+        """Returns a text of one line, of about as many characters as LENGTHS says."""
         median = LENGTHS[kind]
         drawn = median * self.draw.lognormal(0.0, SPREAD)
         length = int(np.clip(drawn, median / CLIP, median * CLIP))
@@ -153,7 +153,7 @@ class Latencies:
         self.next, self.seconds = itertools.cycle(self.drawn), []
 
     def slow(self, tool, run):
-        """The tool, with `run` after the time it takes."""
+        """Returns the tool with `run` after the time it takes."""
 
         def waits(**arguments):
             started = time.perf_counter()
@@ -180,7 +180,7 @@ class Scripted:
     answers: int
 
     def setting(self, count, group, seed):
-        """(engine, `count` questions, function of a tool that gives what it runs) of a run."""
+        """Returns (engine, `count` questions, function from a tool to what it runs) of a run."""
         prose = Prose(seed)
         tools = list(self.tools.values())
         engine = Script(Tokenizer.load(self.folder), tools, prose, answers=self.answers)
@@ -220,7 +220,7 @@ class Modelled:
         return self.session.system.tools
 
     def setting(self, count, group, seed):
-        """As of `Scripted`; other seeds ask other questions, which the engine has not cached."""
+        """Returns (engine, `count` questions, function from a tool to what it runs) of a run."""
         questions = random.Random(seed).choices(self.questions, k=count)
         return self.session.system.engine, questions, lambda tool: tool.run
 
@@ -265,7 +265,7 @@ def solve_in_waves(agent, *, in_flight, waves, group, latencies, seed):
 
 
 def summarise(trajectories, seconds, wall, tool_seconds):
-    """{name: number} of a run.
+    """Returns {name: number} of a run.
 
     Args:
       seconds: name of `rollout.SHARES` -> seconds of the driver's thread.
@@ -293,7 +293,7 @@ def summarise(trajectories, seconds, wall, tool_seconds):
 
 
 def table(runs):
-    """Lines of text; runs: [((engine, in flight, load), {name: number})]."""
+    """Returns lines of text; runs: [((engine, in flight, load), {name: number})]."""
     head = ["", "in flight", "tools'", "traj./s", "turns/s", "prompt", "wall s", "engine", "idle"]
     head += ["driver", "ms/turn", *rollout.OVERHEAD, "tools s", "at once"]
     rows = [head]
@@ -339,7 +339,7 @@ def define_flags():
 
 
 def sizes(values):
-    """The numbers of --in_flight."""
+    """Returns the numbers of --in_flight."""
     if not all(value.isdecimal() and int(value) for value in values) or not values:
         raise command.ConfigError(f"--in_flight={','.join(values)}: give numbers from 1 up.")
     return [int(value) for value in values]

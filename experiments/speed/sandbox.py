@@ -44,7 +44,7 @@ def in_fresh_interpreter(code):
 
 
 def measure(*, rounds, programs):
-    """{name: number}; `rounds` of latency, then `programs` by each number of threads."""
+    """Measures `rounds` of latency, then `programs` by each number of threads: {name: number}."""
     started = time.perf_counter()
     box = client.Sandbox()
     found = {"start_s": time.perf_counter() - started}

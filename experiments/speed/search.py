@@ -41,7 +41,7 @@ def documents(count, *, seed=0):
 
 
 def queries(count, *, total, seed=0):
-    """{kind: list of queries} about documents among the first BATCH."""
+    """Returns {kind: list of queries} about documents among the first BATCH."""
     choose = random.Random(seed)
     known = list(documents(min(BATCH, total)))
     picked = [choose.choice(known) for _ in range(count)]
@@ -52,7 +52,7 @@ def queries(count, *, total, seed=0):
 
 
 def measure(path, *, total, count):
-    """{name: number} of an index that is built at `path` and asked `count` queries of each kind."""
+    """Builds an index at `path`, asks `count` queries of each kind: {name: number}."""
     start = time.perf_counter()
     text_index.build(path, documents(total))
     seconds = time.perf_counter() - start

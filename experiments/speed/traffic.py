@@ -156,14 +156,14 @@ class _Drawn:
 
 
 def uniform(size, seed, turn_of):
-    """As many requests as slots, of one length, all at once; nothing is shared."""
+    """Makes as many requests as slots, of one length, all at once; nothing is shared."""
     drawn = _Drawn(size, seed, turn_of)
     turn = lambda: drive.Turn(drawn.tokens(size.prompt), size.response, 0.0)
     return Load(tuple((turn(),) for _ in range(size.slots)))
 
 
 def queue(size, seed, turn_of):
-    """More requests than slots, of mixed lengths, all at once; nothing is shared."""
+    """Makes more requests than slots, of mixed lengths, all at once; nothing is shared."""
     drawn = _Drawn(size, seed, turn_of)
 
     def turn():
@@ -174,7 +174,7 @@ def queue(size, seed, turn_of):
 
 
 def trace(size, seed, turn_of):
-    """Agents: 8 rollouts of a question, three turns each, a tool in between, a growing memory.
+    """Makes agents: 8 rollouts of a question, three turns each, a tool between, a growing memory.
 
         turn 1   first        end
         turn 2   first memory end           once the tool of turn 1 has answered
@@ -199,14 +199,14 @@ def trace(size, seed, turn_of):
 
 
 def single(size, seed, turn_of):
-    """One request after the other; nothing is shared."""
+    """Makes one request after the other; nothing is shared."""
     drawn = _Drawn(size, seed, turn_of)
     turn = lambda: drive.Turn(drawn.tokens(size.prompt), size.response, 0.0)
     return Load((tuple(turn() for _ in range(size.singles)),))
 
 
 def first_tokens(load, count):
-    """Load of two tokens for the first turn of `count` chains: the same shapes, briefly."""
+    """Cuts the first turn of `count` chains to two tokens: the same shapes, briefly."""
     return Load(tuple((chain[0]._replace(new=2),) for chain in load.chains[:count]))
 
 
@@ -214,7 +214,7 @@ LOADS = {"uniform": uniform, "queue": queue, "trace": trace, "single": single}
 
 
 def common_prefixes(prompts, page_size):
-    """(tokens, tokens in whole pages) that each prompt has in common with an earlier one, summed.
+    """Sums (tokens, tokens in whole pages) that each prompt shares with an earlier one.
 
     The longest common prefix with any of them. A prompt's last token does not count: it has to be
     computed, because its logits draw the first token.

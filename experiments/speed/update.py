@@ -1,4 +1,4 @@
-"""How fast the update is, against the peers a user would otherwise take, in one interleaved run.
+"""Measures the update against the peers a user would otherwise take, in one interleaved run.
 
     python -m experiments.benchmark update --models=nano,20m \
         --torch_python=.venv/bin/python --tunix_python=tunix/bin/python --out=update.json
@@ -14,9 +14,9 @@ environment of its own, made by
 A step is everything from laid-out samples to new weights: the reference pass, forward and backward
 of the policy, clipping, AdamW. All train the same samples from the same weights with the same loss,
 gradient accumulation and precision; policy loss and KL must agree before anything is timed. The
-learning rate is so small that the weights stay the same, so all steps do. Rounds alternate between
-the contestants, each in turn, and a comparison is the median over rounds of the ratio within one.
-Laying out samples is not timed for anyone but Tunix's packing, which is part of its step.
+learning rate is so small that the weights, and so the steps, stay the same. Rounds alternate
+between the contestants; a comparison is the median over rounds of the ratio within a round. Laying
+out samples is not timed, except Tunix's packing, which is part of its step.
 
     uniform      rows that are all full, of one turn each: speed per padded token
     lognormal    the method's turns, ten prompt tokens for each response token, 1 to 3 turns, 8
@@ -33,6 +33,10 @@ packing of the policy's pass. Logits: torch makes them at response positions, Tu
                      for recomputation, nor for the reference pass. A shared prefix counts once.
     done             the same share for the FLOPs that had to be done: unembedding at response
                      positions alone, and the forward pass of the reference.
+
+Dimensions:
+  Q questions    G rollouts of a question    S samples (turns)    B rows    T tokens in a row
+  A response tokens of a row    D model width    V vocabulary
 """
 
 import contextlib
@@ -125,7 +129,7 @@ class Ours:
         return {name: str(path) for name, path in paths.items()}
 
     def step(self, run, batches):
-        """One optimizer step by an Update from `make_update`."""
+        """Runs one optimizer step by an Update from `make_update`."""
         jax.block_until_ready(self.state)
         started = time.perf_counter()
         self.state, metrics = run(self.state, self.frozen, [batches])
@@ -141,7 +145,7 @@ class Ours:
 
 
 def useful_flops(size, *, tokens, pairs, sampled):
-    """(FLOPs of training by the usual formula, FLOPs that had to be done).
+    """Returns (FLOPs of training by the usual formula, FLOPs that had to be done).
 
     Args:
       tokens: that have to be computed. pairs: of a query and a key that it sees, of all of these.
@@ -159,7 +163,7 @@ def useful_flops(size, *, tokens, pairs, sampled):
 
 
 def flops_alone(size, load):
-    """`useful_flops` of the samples, each on its own."""
+    """Returns `useful_flops` of the samples, each on its own."""
     length_S = np.array([len(s.prompt_tokens) + len(s.response_tokens) for s in load.samples])
     return useful_flops(
         size,
@@ -170,7 +174,7 @@ def flops_alone(size, load):
 
 
 def flops_of_batches(size, batches):
-    """`useful_flops` of TurnBatches: a prefix that is shared counts once."""
+    """Returns `useful_flops` of TurnBatches: a shared prefix counts once."""
     tokens = pairs = 0
     for batch in batches:
         seen_by_BT = batch.until_BT - np.arange(batch.until_BT.shape[1])  # queries, of each key
@@ -183,7 +187,7 @@ def flops_of_batches(size, batches):
 
 
 def logprob_temporaries(chunk):
-    """Temporary bytes of forward and backward of log-probs, by how it is done and tokens.
+    """Returns temporary bytes of log-probs, forward and backward, by method and tokens.
 
     Compiled only. V is Qwen's vocabulary; D is small, so that what is counted is logits.
     """
@@ -216,7 +220,7 @@ def logprob_temporaries(chunk):
 
 
 def our_contestants(ours, size, load, name):
-    """{name: Contestant} of the layouts that differ on this load."""
+    """Returns {name: Contestant} of the layouts that differ on this load."""
     contestants = {}
     for layout in packing.LAYOUTS if name == "lognormal" else ("padded",):
         T, tokens = -(-load.longest // 64) * 64, size.row * size.rows
@@ -234,7 +238,7 @@ def our_contestants(ours, size, load, name):
 
 
 def peer_contestant(peer, name, size, load):
-    """Contestant of a running peer."""
+    """Makes the Contestant of a running peer."""
     samples = [
         dict(
             prompt=s.prompt_tokens,
@@ -257,7 +261,7 @@ def peer_contestant(peer, name, size, load):
 
 
 def check_agreement(contestants, dtype):
-    """RuntimeError unless the first steps computed the same policy loss and KL."""
+    """Raises RuntimeError unless the first steps computed the same policy loss and KL."""
     limit = AGREEMENT[dtype.name]
     comparable = {
         name: c.reports[0]
@@ -293,7 +297,7 @@ def run_rounds(contestants, rounds, dtype):
 
 
 def summarise(contestants, load, rate):
-    """{name: values} of a measured load."""
+    """Returns {name: values} of a measured load."""
     seconds = {
         name: np.array([report["seconds"] for report in c.reports[1:]])
         for name, c in contestants.items()
@@ -332,7 +336,7 @@ def summarise(contestants, load, rate):
 
 
 def table(results):
-    """Lines of text."""
+    """Returns the lines of a table."""
     peers = [name for name in PEERS if name in results]
     head = ["", "s/step", "tok/s", "useful tok/s", "useful/comp.", "MFU", "done", "programs", "GiB"]
     rows = [head + [f"x {peer}" for peer in peers]]

@@ -1,8 +1,8 @@
 """Flash attention in plain JAX, block by block (arXiv 2205.14135, 2307.08691), for any backend.
 
-Works on the pairs of a query block and a key block that see each other and on no others, in a loop
-whose length is data: rows packed with short segments or prefix trees cost what they contain. Memory
-grows with T, not with its square; the backward pass recomputes the probabilities.
+Works only on the pairs of a query block and a key block that see each other, in a loop whose length
+is data: rows packed with short segments or prefix trees cost what they contain. Memory grows with
+T, not with its square; the backward pass recomputes the probabilities.
 
 Dimensions:
   B rows    T tokens    N query heads    K key/value heads    R = N / K    H head size
@@ -20,7 +20,7 @@ from models.attention.masks import MASKED, SAVED
 
 
 def visible_pairs(until_BT, block, *, by_key=False):
-    """The pairs of blocks in which some query sees some key.
+    """Returns the pairs of blocks in which some query sees some key.
 
     Args:
       until_BT: int32, as in `masks.py`; every token sees itself.
@@ -48,7 +48,7 @@ def visible_pairs(until_BT, block, *, by_key=False):
 
 
 def attend(q_BTNH, k_BTKH, v_BTKH, until_BT, *, block):
-    """A kernel for kernels.whole_rows."""
+    """Computes attention as a kernel for kernels.whole_rows."""
     B, T, N, H = q_BTNH.shape
     K = k_BTKH.shape[2]
     C, R = T // block, N // K
@@ -66,7 +66,7 @@ def _attend(q_BCKXH, k_BCKSH, v_BCKSH, until_BT, block):
 
 
 def _scores(q_KXH, k_KSH, until_S, query, key, block):
-    """float32 [K, X, S] scaled scores of one pair of blocks, MASKED where the key is not seen."""
+    """Returns float32 [K, X, S] scaled scores of a pair of blocks, MASKED where a key is unseen."""
     K, X, H = q_KXH.shape
     query_Q1 = query * block + jnp.arange(block)[:, None]
     seen_QS = (key * block + jnp.arange(block) <= query_Q1) & (query_Q1 < until_S)

@@ -1,6 +1,6 @@
 """Attention over grouped query heads: which kernel runs it, on one device or a mesh.
 
-Every kernel takes its mask as the vector `until_BT` of `masks.py`.
+Every kernel takes its mask as the vector `until_BT`, see `masks.py`.
 
 Dimensions:
   B rows    T tokens    N query heads    K key/value heads    H head size    1 broadcast
@@ -30,7 +30,7 @@ CUDNN_PAIRS = 2**30  # rows * T * T up to which cuDNN's mask is small: 2 GiB
 
 @functools.cache
 def make(name="auto", *, mesh=None):
-    """Attention of whole rows: attend(q_BTNH, k_BTKH, v_BTKH, until_BT) -> o_BTNH.
+    """Returns attention of whole rows: attend(q_BTNH, k_BTKH, v_BTKH, until_BT) -> o_BTNH.
 
     | name        | runs on    | what it is                                                   |
     |-------------|------------|--------------------------------------------------------------|
@@ -74,7 +74,7 @@ def make(name="auto", *, mesh=None):
     def attend(q_BTNH, k_BTKH, v_BTKH, until_BT):
         chosen = choose(platform, q_BTNH, mesh) if name == "auto" else name
         kernel, block = _kernel(chosen, platform, q_BTNH.shape[1])
-        # The reference is plain products and sums: the compiler splits them by itself.
+        # The reference is plain products and sums, which the compiler splits by itself.
         run = whole_rows(kernel, block=block, mesh=None if chosen == "reference" else mesh)
         return run(q_BTNH, k_BTKH, v_BTKH, until_BT)
 
@@ -82,7 +82,7 @@ def make(name="auto", *, mesh=None):
 
 
 def choose(platform, q_BTNH, mesh=None):
-    """The kernel that "auto" means for these queries; the table is in `make`."""
+    """Returns the name that "auto" means for these queries; the table is in `make`."""
     rows, tokens, _, head_size = q_BTNH.shape
     if mesh is not None:
         rows = -(-rows // (mesh.shape["data"] * mesh.shape["fsdp"]))
@@ -96,7 +96,7 @@ def choose(platform, q_BTNH, mesh=None):
 
 
 def _kernel(name, platform, tokens):
-    """(kernel(q, k, v, until, block=), block) for rows of `tokens` tokens."""
+    """Returns (kernel(q, k, v, until, block=), block) for rows of `tokens` tokens."""
     if name in ("splash", "pallas"):
         # Imported here: Pallas takes a second to load, and only TPUs run these.
         from models.attention import pallas, splash
@@ -141,7 +141,7 @@ def whole_rows(kernel, *, block=1, mesh=None):
 
 
 def _on_mesh(kernel, mesh):
-    """The kernel on the rows and heads of each device."""
+    """Wraps a kernel so that it runs on the rows and heads of each device."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     tensor = mesh.shape["tensor"]
 
@@ -173,7 +173,7 @@ def _on_mesh(kernel, mesh):
 
 
 def saveable(primitive, *inputs, **parameters):
-    """Policy for jax.checkpoint: keep what the backward pass wants of attention, and only that.
+    """Decides, as a policy of jax.checkpoint, to keep what the backward pass needs of attention.
 
     Kernels here name it SAVED. JAX does not name what cuDNN returns, so that call is kept whole.
     """
@@ -189,7 +189,7 @@ def _reference(q_BTNH, k_BTKH, v_BTKH, until_BT, *, block):
 
 
 def _cudnn(q_BTNH, k_BTKH, v_BTKH, until_BT, *, block):
-    """cuDNN's flash attention: causal, with the rest of the mask as an array.
+    """Calls cuDNN's flash attention: causal, with the rest of the mask as an array.
 
     JAX before 0.11.1 also computes a gradient of the mask, which nobody reads: right, but slow.
     """

@@ -17,7 +17,7 @@ MASKED = -1e30  # finite: a query that sees no key must give a finite (unused) o
 
 
 def until_of_segments(segment_BT):
-    """int32 [B, T]: the end (exclusive) of the run each token is in, 0 on padding.
+    """Returns int32 [B, T]: the end (exclusive) of each token's run, 0 on padding.
 
     Args:
       segment_BT: int; neighbours with the same positive number are one sequence, 0 is padding.
@@ -30,7 +30,7 @@ def until_of_segments(segment_BT):
 
 
 def positions(until_BT):
-    """int32 [B, T]: how many earlier tokens each token sees, its rotary position; 0 on padding."""
+    """Returns int32 [B, T]: how many earlier tokens each token sees, its rotary position."""
     index_T = jnp.arange(until_BT.shape[1], dtype=jnp.int32)
     opens_BT = (until_BT > index_T).astype(jnp.int32)  # a token that nobody sees opens nothing
     closes = lambda until_T, opens_T: jnp.zeros_like(until_T).at[until_T].add(opens_T, mode="drop")
@@ -38,13 +38,13 @@ def positions(until_BT):
 
 
 def visible(until_BT):
-    """bool [B, T, T], True where query t (first) may see key s: s <= t < until_BT[b, s]."""
+    """Returns bool [B, T, T], True where query t (first) may see key s: s <= t < until_BT[b, s]."""
     index_T = jnp.arange(until_BT.shape[1], dtype=jnp.int32)
     return (index_T <= index_T[:, None]) & (index_T[:, None] < until_BT[:, None, :])
 
 
 def attend_reference(q_BTNH, k_BSKH, v_BSKH, mask_BTS):
-    """Softmax attention in float32, any backend; the definition the fast kernels are tested on.
+    """Computes softmax attention in float32: the definition that fast kernels are tested on.
 
     Args:
       q_BTNH, k_BSKH, v_BSKH: queries, keys and values; query head n reads kv head n // R.

@@ -1,12 +1,13 @@
 """Flash attention for TPU: Pallas kernels for the one family of masks of `masks.py`.
 
-The grid runs over the list of block pairs that see each other and over nothing else, so its size is
-data: packed segments and prefix trees cost what they contain, and no [T, T] mask is made. Forward,
+The grid runs only over the list of block pairs that see each other, so its size is data: packed
+segments and prefix trees cost what they contain, and no [T, T] mask is made. Forward,
 query gradient and key/value gradient follow arXiv 2307.08691.
 
 Dimensions:
   B rows    T tokens    N query heads    K key/value heads    R = N / K    H head size
-  Q queries of a block    S keys of a block (as many)    P pairs of blocks
+  C blocks of a row    Q queries of a block    S keys of a block (as many)
+  P pairs of blocks
   L lanes of a vector register; per-query numbers are repeated along them    1 broadcast
 """
 
@@ -26,7 +27,7 @@ FIRST, LAST, WHOLE = 1, 2, 4  # of a pair: opens or closes the output block, nee
 
 
 def attend(q_BTNH, k_BTKH, v_BTKH, until_BT, *, block, interpret=False):
-    """A kernel for kernels.whole_rows.
+    """Computes attention as a kernel for kernels.whole_rows.
 
     Args:
       block: tokens of a block, a multiple of 128; divides T.
@@ -142,7 +143,7 @@ def _launch(kernel, inputs, *, outputs, scratch, block, interpret, by_key=False)
 
 
 def _plan(until_BT, block, *, by_key):
-    """What the grid walks over: (row_P, query_P, key_P, flags_P) and the number of pairs."""
+    """Lists the pairs that the grid walks: (row_P, query_P, key_P, flags_P) and their number."""
     B, T = until_BT.shape
     row_P, query_P, key_P, count = visible_pairs(until_BT, block, by_key=by_key)
     output_P = row_P * (T // block) + (key_P if by_key else query_P)
@@ -161,12 +162,12 @@ def _dot(a, b, contract):
 
 
 def _wide(x_QL, width):
-    """[Q, width] of numbers that are repeated along the lanes."""
+    """Returns [Q, width] of numbers repeated along the lanes."""
     return x_QL[:, :width] if width <= LANES else jnp.tile(x_QL, (1, width // LANES))
 
 
 def _seen(query, key, until, block, query_axis):
-    """bool [block, block]: may the query (along `query_axis`) of block `query` see the key?
+    """Returns bool [block, block]: may the query (along `query_axis`) of block `query` see the key?
 
     Args:
       until: int32 [1, S] or [S, 1], of the keys of block `key`.

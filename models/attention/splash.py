@@ -1,8 +1,8 @@
 """The flash attention kernel shipped with JAX for TPU ("splash"), with masks that are data.
 
-It takes a mask in blocks, and for each block whether it is empty, whole or in between; empty ones
-are skipped. The blocks of all of [T, T] are made twice per row, once for each of the two orders in
-which gradients are gathered: memory grows with the square of T.
+It takes a mask in blocks, each empty, whole or in between, and skips empty ones. All blocks of
+[T, T] are made twice per row, once for each of the two orders in which gradients are gathered:
+memory grows with the square of T.
 
 Dimensions:
   B rows    T tokens    N query heads    K key/value heads    H head size    1 broadcast
@@ -18,7 +18,7 @@ from models.attention.masks import SAVED, visible
 
 
 def attend(q_BTNH, k_BTKH, v_BTKH, until_BT, *, block, interpret=False):
-    """A kernel for kernels.whole_rows.
+    """Computes attention as a kernel for kernels.whole_rows.
 
     Args:
       block: tokens of a block, a multiple of 128; divides T.

@@ -43,7 +43,7 @@ class Place:
 
 
 def meshes(*, tensor, replicas):
-    """Meshes over groups of this process's devices that only split heads and widths.
+    """Returns meshes over groups of this process's devices that only split heads and widths.
 
     Args:
       tensor: devices of each.

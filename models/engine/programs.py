@@ -105,7 +105,7 @@ class Drawn(NamedTuple):
 
 
 def empty_slots(slots):
-    """Slots of which none is live."""
+    """Returns slots that are all empty."""
     integers = lambda: jnp.zeros(slots, jnp.int32)
     return Slots(
         token_B=integers(),

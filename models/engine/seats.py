@@ -143,7 +143,7 @@ class Seats:
         self.take_over(version, weights)
 
     def take_over(self, version, weights):
-        """Goes on with other weights."""
+        """Continues on other weights."""
         self.version, self.weights = version, weights
         self.namespace = f"{self.name}\0{version}\0".encode()  # begins the keys of their pages
 

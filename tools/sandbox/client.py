@@ -160,12 +160,12 @@ class _Helper:
         folders += filter(None, [self.facts["folder"]])
 
     def last_words(self):
-        """The end of what the helper wrote to its standard error, "" if nothing."""
+        """Returns the end of the helper's standard error, "" if it wrote nothing."""
         text = os.pread(self._errors, 1 << 16, 0).decode("utf-8", "replace")
         return text.strip()[-1000:]
 
     def run(self, source, *, seconds, max_output_bytes, memory_bytes):
-        """See `Sandbox.run`; raises HelperDied."""
+        """Runs a program, see `Sandbox.run`; raises HelperDied."""
         request = {"memory_bytes": memory_bytes, "cpu_seconds": math.ceil(seconds) + 1}
         with contextlib.ExitStack() as stack:
             text = os.memfd_create("program", os.MFD_CLOEXEC)

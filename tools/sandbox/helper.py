@@ -39,7 +39,7 @@ CHILD_SUBREAPER = 36
 
 
 def main():
-    """Arguments: where this package is, descriptor of the socket, settings in JSON."""
+    """Serves; arguments: where this package is, descriptor of the socket, settings in JSON."""
     root, control, settings = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
     sys.path.remove(root)
     sys.path += settings["packages"]
@@ -142,7 +142,7 @@ class Server:
         gc.freeze()
 
     def serve(self):
-        """Until the client goes away."""
+        """Serves until the client goes away."""
         while True:
             wait = LOOK_SECONDS * 1000 if self.on_disk and self.running else None
             for file, _ in self.poll.poll(wait):
@@ -176,7 +176,7 @@ class Server:
         return True
 
     def _become_program(self, request, source, output, call, folder):
-        """In the fork; never returns."""
+        """Becomes the program, in the fork; never returns."""
         try:
             os.setsid()
             layers.die_with_parent()
@@ -252,7 +252,7 @@ class Server:
 
 
 def _make_folders(readable, *, in_memory):
-    """(folder of all, the programs' folders in it): on disk, or of a fixed size in memory."""
+    """Makes (folder of all, the programs' folders in it): on disk, or of a fixed size in memory."""
     if in_memory:
         home = _memory_folder(readable)
         layers.mount_memory(home, nbytes=2**20, files=2 * PROGRAMS)
@@ -267,7 +267,7 @@ def _make_folders(readable, *, in_memory):
 
 
 def _use_sympy_once():
-    """Has sympy import and build what it does at first use; each program would do it again."""
+    """Lets sympy import and build what it needs at first use, once instead of in each program."""
     if sympy := sys.modules.get("sympy"):
         x = sympy.Symbol("x")
         sympy.solve(x**2 - x - 1, x)
@@ -316,7 +316,7 @@ def _continue_in_fork(connection):
 
 
 def _readable(packages):
-    """Files and folders that programs may read: the interpreter's and the system's libraries."""
+    """Lists what programs may read: the interpreter's and the system's libraries."""
     names = ("stdlib", "platstdlib")
     own = [sysconfig.get_path(name) for name in names] + [sysconfig.get_config_var("LIBDIR")]
     own += [os.path.join(sys.base_prefix, "lib"), *packages]

@@ -60,7 +60,7 @@ def drop_capabilities():
 
 
 def hide_memory():
-    """Nobody but root may look at the memory or at /proc entries of this process."""
+    """Closes this process's memory and /proc entries to everyone but root."""
     prctl(PR_SET_DUMPABLE, 0)
 
 
@@ -72,7 +72,7 @@ def die_with_parent():
 
 
 def limit(**values):
-    """Hard limits by name: limit(CPU=3, NOFILE=64)."""
+    """Sets hard limits by name: limit(CPU=3, NOFILE=64)."""
     for name, value in values.items():
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
 
@@ -81,7 +81,7 @@ def limit(**values):
 
 
 def enter_namespaces():
-    """New namespaces of all kinds; the process numbers are those of the next process forked."""
+    """Enters new namespaces of all kinds; process numbers change for the next process forked."""
     user, group = os.getuid(), os.getgid()
     flags = CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS
     _check(FOREIGN.unshare(flags), "unshare")
@@ -122,14 +122,14 @@ class _PathRule(ctypes.Structure):
 
 
 def landlock_version():
-    """0 if the kernel has no Landlock."""
+    """Returns 0 if the kernel has no Landlock."""
     none = ctypes.c_void_p(None)
     size, flags = ctypes.c_size_t(0), ctypes.c_uint32(CREATE_VERSION)
     return max(0, FOREIGN.syscall(LANDLOCK_CREATE_RULESET, none, size, flags))
 
 
 def landlock_ruleset(*, readable, writable, version):
-    """Descriptor of a ruleset: everything is refused but the named paths and what lies below.
+    """Returns a ruleset's descriptor; it refuses everything but paths at or below the named.
 
     Args:
       readable: files and folders; those that do not exist are left out.
@@ -174,6 +174,6 @@ def _allow(ruleset, path, rights):
 
 
 def landlock_restrict(ruleset):
-    """Restricts the calling process for good; it has no_new_privs set."""
+    """Restricts the calling process for good; it must have no_new_privs."""
     result = FOREIGN.syscall(LANDLOCK_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint32(0))
     _check(result, "landlock_restrict_self")

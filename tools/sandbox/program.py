@@ -19,7 +19,7 @@ NAME = "<program>"
 
 
 def prepare():
-    """What all programs find, done once before the first fork."""
+    """Prepares what all programs find, once before the first fork."""
     builtins.exit = builtins.quit = sys.exit  # they come from the site module, which is left out
     sys.stdout.reconfigure(errors="backslashreplace")
     sys.argv = ["program.py"]
@@ -46,7 +46,7 @@ def run():
 
 
 def _reseed():
-    """A generator that all programs inherit would give them all the same numbers."""
+    """Reseeds generators that would give all programs the same numbers."""
     random = sys.modules.get("numpy.random")
     if random is not None:
         random.seed()
@@ -75,7 +75,7 @@ def _execute(source):
 
 
 def _explain(error):
-    """The traceback as Python prints it, from the program on and with the innermost frames only."""
+    """Returns the traceback as Python prints it, from the program on, innermost frames only."""
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename != NAME:
         trace = trace.tb_next
@@ -91,7 +91,7 @@ def _explain(error):
 
 
 def _fitting(text):
-    """The first and the last bytes of a text that is too long."""
+    """Returns the first and the last bytes of a text that is too long."""
     encoded = text.encode("utf-8", "backslashreplace")
     if len(encoded) <= EXPLANATION_BYTES:
         return encoded

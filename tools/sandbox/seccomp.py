@@ -141,11 +141,11 @@ class Filters:
         self._own = _assemble(rules, (RETURN, 0, 0, ALLOW), machine)
 
     def install_common(self, prctl):
-        """For the helper. prctl: of the C library; no_new_privs is set."""
+        """Installs the helper's filter. prctl: of the C library; no_new_privs is set."""
         _install(self._common, 0, prctl)
 
     def install_own(self, process, prctl):
-        """For the program that is the calling process, whose number is `process`."""
+        """Installs the filter of the program that is the calling process, number `process`."""
         _install(self._own, process, prctl)
 
 
@@ -154,7 +154,7 @@ def _error(number):
 
 
 def _assemble(rules, otherwise, machine):
-    """(instructions, offsets of the process number) of {number of a call: instructions}."""
+    """Returns (instructions, offsets of the process number) of {number of a call: instructions}."""
     code = [
         (LOAD, 0, 0, ARCHITECTURE_AT),
         (JUMP_IF_EQUAL, 1, 0, AUDIT_ARCH[machine]),
@@ -193,7 +193,7 @@ def _numbers(table, machine):
 
 
 def _checks():
-    """{name of a call: instructions that look at its arguments and return}."""
+    """Returns {name of a call: instructions that look at its arguments and return}."""
     # The numbers of CPU clocks of other processes would tell whether they exist.
     named_clock = _unless(0, 1 << 31, (1 << 31,))
     # Opening for neither reading nor writing truncates without Landlock's old versions asking.
@@ -227,7 +227,7 @@ def _checks():
 
 
 def _own_checks():
-    """As `_checks`, for the calls of OWN."""
+    """Does as `_checks`, for the calls of OWN."""
     own = _only(0, (0, OWN_PROCESS))
     return {
         **dict.fromkeys(("kill", "tgkill"), _only(0, (OWN_PROCESS,))),

@@ -160,6 +160,6 @@ def require(level, facts):
 
 
 def describe(facts):
-    """One line for each layer, and one for the level."""
+    """Returns one line for each layer, and one for the level."""
     lines = [f"sandbox layer {name}: {state}" for name, state in facts["layers"].items()]
     return [*lines, f"sandbox level: {facts['level']}"]

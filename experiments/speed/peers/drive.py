@@ -40,11 +40,11 @@ class Run:
         return self.at(time.perf_counter())
 
     def at(self, reading):
-        """Seconds on this run's clock at a reading of `time.perf_counter`."""
+        """Returns seconds on this run's clock at a reading of `time.perf_counter`."""
         return reading + self.offset
 
     def until_next(self):
-        """Seconds until another turn may be sent; None if all that may be sent were."""
+        """Returns the seconds until another turn may be sent; None if there is none to wait for."""
         return max(0.0, self.due[0][0] - self.now()) if self.due else None
 
     def jump(self):
@@ -56,7 +56,7 @@ class Run:
         self.offset -= seconds
 
     def arrived(self):
-        """[(key, Turn)] that may be sent now and were not."""
+        """Returns [(key, Turn)] that may be sent now and were not."""
         found, now = [], self.now()
         while self.due and self.due[0][0] <= now:
             since, c, t = heapq.heappop(self.due)
@@ -66,7 +66,7 @@ class Run:
         return found
 
     def ended(self, key, tokens, first):
-        """A request ended just now; `first` is the reading at its first token."""
+        """Notes that a request ended now; `first` is the reading at its first token."""
         c, t = key
         self.tokens[key] = tokens
         self.first.append(self.at(first) - self.since[key])
@@ -83,7 +83,7 @@ class Run:
 
 
 def in_batches(chains, generate, most):
-    """Drives what generates a batch at a time, to the end of its longest request.
+    """Drives a generator of batches, each to the end of its longest request.
 
     Args:
       generate: (prompts, new of each) -> (tokens of each, reading at the first token, seconds to
@@ -107,7 +107,7 @@ def in_batches(chains, generate, most):
 
 
 def continuously(chains, submit, poll):
-    """Drives what takes requests at any time.
+    """Drives an engine that takes requests at any time.
 
     Args:
       submit: (key, Turn).

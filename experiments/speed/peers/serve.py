@@ -27,5 +27,5 @@ def serve(handlers):
 
 
 def host_peak_bytes():
-    """Largest resident size of this process so far."""
+    """Returns the largest resident size of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

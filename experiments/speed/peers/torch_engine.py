@@ -1,6 +1,9 @@
-"""transformers as it generates: `generate` on left-padded batches, or its continuous batching.
+"""Generation by transformers: `generate` on left-padded batches, or its continuous batching.
 
 Runs in an environment that has torch and transformers; started by link.py.
+
+Dimensions:
+  B requests    P prompt tokens    T tokens, prompt and response
 """
 
 import logging
@@ -57,11 +60,11 @@ class Static:
         }
 
     def prepare(self, **_):
-        """Nothing depends on the load."""
+        """Prepares nothing: nothing depends on the load."""
         return {}
 
     def run(self, chains):
-        """One pass over the chains; the reply is its report."""
+        """Runs one pass over the chains; the reply is its report."""
         self.steps = self.rows = 0
         run = drive.in_batches(chains, self.generate, self.slots)
         drawn = sum(run.tokens.values())
@@ -174,7 +177,7 @@ class Either:
     """Becomes the one that `load` names."""
 
     def load(self, how, **settings):
-        """Args: how: "static" or "continuous". The others: see `Static.load`."""
+        """Loads by how: "static" or "continuous"; see `Static.load` for the others."""
         self.peer = {"static": Static, "continuous": Continuous}[how]()
         return self.peer.load(**settings)
 

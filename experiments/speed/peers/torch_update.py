@@ -8,7 +8,7 @@ GRPOTrainer does. float32 weights and optimizer state; bfloat16 runs under autoc
 
 Dimensions:
   S samples of the step    B rows of a micro-batch    P prompt tokens    A response tokens
-  T = P + A
+  T = P + A    V vocabulary
 """
 
 import time
@@ -114,7 +114,7 @@ class Step:
         return chosen_BA - logits_BAV.logsumexp(-1)
 
     def step(self):
-        """One optimizer step; the reply holds its seconds and what it computed."""
+        """Runs one optimizer step; the reply holds its seconds and what it computed."""
         self.wait()
         started = time.perf_counter()
         policy = kl = torch.zeros((), device=self.device)

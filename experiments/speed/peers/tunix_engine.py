@@ -1,9 +1,12 @@
 """Tunix's `Sampler`: a left-padded batch that runs until its longest response ends.
 
-Prompts are padded to the next power of two, as it does by itself, and so is the number of
-requests, by repeating the first. The buffer of tokens has one size for a load, and the loop ends at
-the last token that is wanted, without Tunix's one step more: so few programs serve all batches. A
-batch that compiled runs again, and the first time does not count.
+Prompts are padded to the next power of two, as Tunix does by itself, and the number of requests by
+repeating the first. The buffer of tokens has one size for a load, and the loop ends at the last
+token wanted, without Tunix's one further step, so few programs serve all batches. A batch that
+compiled runs again; the first time does not count.
+
+Dimensions:
+  B requests    P prompt tokens
 """
 
 import time
@@ -111,7 +114,7 @@ class Batches:
         return sum(program._cache_size() for program in self.programs)
 
     def run(self, chains):
-        """One pass over the chains; the reply is its report."""
+        """Runs one pass over the chains; the reply is its report."""
         self.steps = self.rows = 0
         run = drive.in_batches(chains, self.generate, self.slots)
         drawn = sum(run.tokens.values())

@@ -9,7 +9,7 @@ from tunix.models.qwen2 import params as qwen2_params
 
 
 def read(folder, mesh, *, dtype, weights_dtype=jnp.float32, remat=False):
-    """The model, to compute in `dtype`; `remat` recomputes each decoder layer in backward."""
+    """Reads the model, to compute in `dtype`; `remat` recomputes layers in backward."""
     values = json.loads((pathlib.Path(folder) / "config.json").read_text())
     heads = values["num_attention_heads"]
     config = qwen2.ModelConfig(

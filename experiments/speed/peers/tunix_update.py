@@ -148,7 +148,7 @@ class Step:
         return cut
 
     def step(self):
-        """One optimizer step; the reply holds its seconds and what it computed."""
+        """Runs one optimizer step; the reply holds its seconds and what it computed."""
         jax.block_until_ready(nnx.state(self.policy))
         started = time.perf_counter()
         with self.mesh:
