@@ -77,7 +77,7 @@ class Settings:
 
     rank: int
     alpha: float
-    targets: tuple[str, ...] = tuple(TARGETS)
+    targets: tuple[str, ...]
 
     def __post_init__(self):
         object.__setattr__(self, "targets", tuple(self.targets))

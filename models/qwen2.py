@@ -49,8 +49,8 @@ class Execution:
       of embeddings and weights follows from it. None for one device.
     """
 
-    dtype: jax.typing.DTypeLike = jnp.float32
-    remat: str = "none"
+    dtype: jax.typing.DTypeLike
+    remat: str
     attend: Callable = dataclasses.field(default_factory=kernels.make)
     residual: jax.sharding.Sharding | None = None
 
@@ -340,26 +340,26 @@ class Qwen2(nnx.Module):
         Args:
           token_BT: int32 token ids; any valid id on padding.
           until_BT: int32, who sees whom; see `models/attention/masks.py`. Positions follow from it.
-          execution: Execution; None takes its defaults.
+          execution: Execution; None computes in float32 and saves all activations.
 
         Outputs at padding are finite and meaningless.
         """
-        run = execution or Execution()
+        execution = execution or Execution(jnp.float32, remat="none")
         rope = self.rope(masks.positions(until_BT))
 
         def attend(q_BTNH, k_BTKH, v_BTKH):
-            return run.attend(q_BTNH, k_BTKH, v_BTKH, until_BT), None
+            return execution.attend(q_BTNH, k_BTKH, v_BTKH, until_BT), None
 
         def layer(x_BTD, block):
-            x_BTD, _ = run.prepared(block)(x_BTD, rope, attend)
-            return run.place(x_BTD), None
+            x_BTD, _ = execution.prepared(block)(x_BTD, rope, attend)
+            return execution.place(x_BTD), None
 
-        if REMAT[run.remat] is not None:
-            layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT[run.remat])
+        if REMAT[execution.remat] is not None:
+            layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT[execution.remat])
         blocks = self.blocks
-        if run.remat != "full":
-            blocks = jax.tree.map(lambda w: w.astype(run.dtype), blocks)
-        x_BTD, _ = jax.lax.scan(layer, run.embedded(self, token_BT), blocks)
+        if execution.remat != "full":
+            blocks = jax.tree.map(lambda w: w.astype(execution.dtype), blocks)
+        x_BTD, _ = jax.lax.scan(layer, execution.embedded(self, token_BT), blocks)
         return self.final_norm(x_BTD)
 
     def logits(self, x_BTD):

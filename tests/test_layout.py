@@ -13,6 +13,9 @@ import subprocess
 import sys
 
 import pytest
+from ml_collections import ConfigDict
+
+from experiments.configs import common
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -191,6 +194,78 @@ def test_circles_and_floors_are_noticed():
     assert floors("p.b", graph) == {"x": 1, "y": 2}
     with pytest.raises(graphlib.CycleError):
         floors("p", graph | {"p.c": {"p.b.y"}})  # up into a folder that imports it
+
+
+def config_names(config):
+    for name, value in config.items():
+        yield from config_names(value) if isinstance(value, ConfigDict) else [name]
+
+
+# Defaults that have a config field's name and another meaning, or nothing to configure.
+OTHER_DEFAULTS = {
+    "tools.http_client.Client.__init__": "of a client for any service: no limit, no private host",
+    "tools.limits.Rate.__init__": "no burst",
+    "tools.limits.TooLate.__init__": "seconds of an error",
+    "tools.mcp_tools.Connection.__init__": "of any MCP server; servers have no sections",
+    "tools.text_index.Document": "a document without an address",
+    "tools.timed_socket.TimedSocket.start": "no limit",
+    "agents.memory.Entry": "a time that was measured",
+    "models.engine.ahead.lowered": "layout of the cache; None is the platform's",
+    "models.engine.cache.choose": "layout of the cache; None is the platform's",
+    "models.engine.engine.Engine.__init__": "layout of the cache; None is the platform's",
+    "models.engine.types.Sampling": "one request's; neutral",
+    "models.engine.types.Statistics": "counts",
+    "models.huggingface.config_to_dict": "dtype of a file",
+    "models.huggingface.load": "dtype of the file",
+    "models.huggingface.save": "dtype of the file",
+    "models.lora.init": "dtype of masters",
+    "models.lora.add": "dtype of masters",
+    "models.lora.load": "dtype of masters",
+    "models.qwen2.Qwen2.__init__": "dtype of masters",
+    "models.qwen2.Qwen2.embedded": "dtype of a reference computation",
+    "models.sharding.make_mesh": "an axis of one device: not split",
+    "models.weights.read": "dtype of the file",
+    "models.weights.write": "dtype of the file",
+    "flow_grpo_jax.judge.Judge.__init__": "no cache of verdicts",
+    "flow_grpo_jax.symbolic.Symbolic.__init__": "of a child process; not configurable",
+}
+
+
+def defaults(source, module):
+    """Yields (dotted function or class, name) of each parameter and field with a default."""
+
+    def visit(node, prefix):
+        for inner in ast.iter_child_nodes(node):
+            name = f"{prefix}.{getattr(inner, 'name', '')}".removesuffix(".")
+            if isinstance(inner, ast.FunctionDef):
+                positional = inner.args.posonlyargs + inner.args.args
+                optional = positional[len(positional) - len(inner.args.defaults) :]
+                pairs = zip(inner.args.kwonlyargs, inner.args.kw_defaults, strict=True)
+                optional += [argument for argument, value in pairs if value is not None]
+                yield from ((name, argument.arg) for argument in optional)
+            if isinstance(inner, ast.ClassDef):
+                fields = [n for n in inner.body if isinstance(n, ast.AnnAssign) and n.value]
+                yield from ((name, field.target.id) for field in fields)
+            yield from visit(inner, name)
+
+    yield from visit(ast.parse(source), module)
+
+
+def test_the_config_is_the_only_home_of_its_defaults():
+    names, found = set(config_names(common.base())), {}
+    for package in LIBRARIES:
+        for path in source_files(package):
+            for owner, name in defaults(path.read_text(encoding="utf-8"), module_name(path)):
+                if name in names:
+                    found.setdefault(owner, []).append(name)
+    assert {owner: found[owner] for owner in found if owner not in OTHER_DEFAULTS} == {}
+    assert set(OTHER_DEFAULTS) <= set(found), "leave out what is gone"
+
+
+def test_defaults_of_functions_and_fields_are_found():
+    source = "def f(a, b=1, *, c, d=2): ...\nclass A:\n  e: int = 3\n  g: int\n"
+    source += "  def h(self, i=None): ..."
+    assert set(defaults(source, "m")) == {("m.f", "b"), ("m.f", "d"), ("m.A", "e"), ("m.A.h", "i")}
 
 
 def commands():

@@ -82,7 +82,7 @@ def run(
     seconds: float,
     max_output_bytes: int,
     memory_bytes: int,
-    traceback: bool = True,
+    traceback: bool,
 ) -> str:
     """Runs one program; safe in many threads.
 

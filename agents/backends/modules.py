@@ -35,7 +35,7 @@ class Module:
 
     model: object
     role: str
-    structured: bool = False
+    structured: bool
 
     @property
     def state(self):

@@ -98,7 +98,7 @@ class Ours:
         assemble = update.whole_model
         if size.rank:
             self.frozen = jax.jit(functools.partial(make, dtype=dtype))(key_model)
-            settings = lora.Settings(rank=size.rank, alpha=2.0 * size.rank)
+            settings = lora.Settings(size.rank, 2.0 * size.rank, tuple(lora.TARGETS))
             params = jax.jit(functools.partial(lora.init, settings=settings))(
                 self.frozen, key_adapters
             )

@@ -284,7 +284,7 @@ def test_score_equals_whole_row_logits(model, layout):
         mini_batches=1,
         constant_length=0,
     )
-    execution = qwen2.Execution()
+    execution = qwen2.Execution(jnp.float32, "none")
     scored = jax.jit(
         lambda m, b: logprobs.score(m, b, temperature=0.5, chunk=12, execution=execution)
     )(model, batch)

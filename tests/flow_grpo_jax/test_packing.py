@@ -321,7 +321,7 @@ def one_by_one(model, ref_model, samples, execution):
 @pytest.mark.slow
 def test_every_layout_has_the_loss_and_gradient_of_turns_one_by_one(float64):
     model, ref_model, samples = make_model(0), make_model(1), agent_turns()
-    execution = qwen2.Execution(dtype=jnp.float64, attend=kernels.make("reference"))
+    execution = qwen2.Execution(jnp.float64, "none", attend=kernels.make("reference"))
     how = dict(temperature=TEMPERATURE, chunk=16, execution=execution)
 
     def in_batch(model, ref_model, batch):

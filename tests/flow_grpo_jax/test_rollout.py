@@ -497,7 +497,7 @@ def remote(*script, roles=("verifier",), seconds=5.0, **limits):
     with loopback.Loopback(*script) as there:
         endpoint = servers.endpoint(there.url, **limits)
         model = servers.chat(endpoint, seconds=seconds)
-        yield {role: modules.Module(model, role) for role in roles}, there
+        yield {role: modules.Module(model, role, structured=False) for role in roles}, there
         endpoint.close()
 
 

@@ -20,7 +20,7 @@ CONFIG = qwen2.Config(
     num_key_value_heads=2,
     head_dim=4,
 )
-SCORING = dict(temperature=0.7, chunk=64, execution=qwen2.Execution())
+SCORING = dict(temperature=0.7, chunk=64, execution=qwen2.Execution(jnp.float32, "none"))
 HOW = SCORING | dict(epochs=1, old_logprobs="sampler")
 NUMBERS = loss.Numbers(
     clip_low=0.2, clip_high=0.3, dual_clip=3.0, kl_coef=0.0, sequence_ratio=False, tis_cap=0.0
@@ -29,7 +29,7 @@ NUMBERS = loss.Numbers(
 FULL = dict(
     numbers=dataclasses.replace(NUMBERS, kl_coef=0.05),
     chunk=24,
-    execution=qwen2.Execution(remat="dots"),
+    execution=qwen2.Execution(jnp.float32, "dots"),
 )
 ADAM = dict(b1=0.9, b2=0.99, weight_decay=0.01, clip_norm=1.0)
 ADAM |= dict(warmup_steps=0, moment_dtype="float32")

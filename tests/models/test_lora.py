@@ -24,7 +24,7 @@ from tests.models import engines
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
 TOLERANCE = 1e-4  # of the largest value
-SETTINGS = lora.Settings(rank=4, alpha=6)  # a scale that is not 1
+SETTINGS = lora.Settings(4, 6, tuple(lora.TARGETS))  # a scale that is not 1
 CONFIG = qwen2.Config(
     vocab_size=64,
     hidden_size=32,
@@ -498,7 +498,7 @@ def test_gradients_equal_those_of_peft(reference, tmp_path):
 @pytest.mark.parametrize("remat", ["full", "dots", "attention"])
 def test_gradients_do_not_depend_on_remat(remat):
     adapters, base = lora.split(adapted(base_model()))
-    execution = qwen2.Execution(remat=remat)
+    execution = qwen2.Execution(jnp.float32, remat)
 
     def objective(adapters, base):
         return log_likelihood(lora.combine(adapters, base), tokens(), execution)
@@ -519,7 +519,7 @@ def products(program, *args):
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_gradients_of_the_base_are_never_formed(remat):
     adapters, base = lora.split(adapted(base_model()))
-    execution = qwen2.Execution(remat=remat)
+    execution = qwen2.Execution(jnp.float32, remat)
     token_BT = tokens(2, 20)  # 40 tokens: no dimension of a parameter
     matrices = {(32, 64), (32, 32), (32, 48)}  # D with N*H, K*H and F
 

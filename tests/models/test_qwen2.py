@@ -184,7 +184,7 @@ def test_gradients_equal_torch_with_and_without_remat(reference):
     (theirs * torch.tensor(weight_BTV)).sum().backward()
 
     def loss(model, remat):
-        execution = qwen2.Execution(remat=remat)
+        execution = qwen2.Execution(jnp.float32, remat)
         x_BTD = model.hidden(token_BT, np.full_like(token_BT, 16), execution)
         return (model.logits(x_BTD) * weight_BTV).sum()
 
@@ -215,7 +215,7 @@ def test_gradients_equal_torch_with_and_without_remat(reference):
 def test_unknown_remat_names_the_valid_ones():
     message = "remat='half' is unknown; valid: none, dots, attention, full"
     with pytest.raises(ValueError, match=message):
-        qwen2.Execution(remat="half")
+        qwen2.Execution(jnp.float32, remat="half")
 
 
 def published(**changes):

@@ -95,7 +95,7 @@ def test_every_parameter_has_its_rule():
 
 
 def test_unused_rules_are_none():
-    add = lambda model: lora.add(model, jax.random.key(0), lora.Settings(1, 1))
+    add = lambda model: lora.add(model, jax.random.key(0), lora.Settings(1, 1, tuple(lora.TARGETS)))
     names = sharding.parameter_names(jax.eval_shape(add, abstract()))
     for pattern, _ in sharding.RULES:
         assert any(sharding.re.search(pattern, name) for name in names), pattern

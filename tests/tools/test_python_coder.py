@@ -14,6 +14,7 @@ def run(code, *, seconds=20.0, max_output_bytes=4096):
         seconds=seconds,
         max_output_bytes=max_output_bytes,
         memory_bytes=sandboxes.MEMORY_BYTES,
+        traceback=True,
     )
 
 
