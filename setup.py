@@ -46,7 +46,6 @@ REQUIRES = [
     "orbax-checkpoint>=0.11.30",
     "pyarrow>=20",
     "rich>=13.9",
-    "safetensors>=0.5",
     "sentencepiece>=0.2",
     "tensorflow-datasets>=4.9.9",
     "tokenizers>=0.22",
@@ -83,6 +82,7 @@ EXTRAS = {
         "pytest-timeout>=2.3",
         "pytest-xdist>=3.6",
         "ruff>=0.9",
+        "safetensors>=0.5",
         "torch==2.13.0",
     ],
 }

@@ -10,7 +10,6 @@ import urllib.parse
 from tools import http_client, passages, text_index
 from tools.protocol import Parameter, Tool, ToolError
 
-URL = "https://en.wikipedia.org/w/api.php"
 MAX_QUERY = 300  # characters, the limit of the search
 CACHED = 4096  # answers
 LATER = ("maxlag", "ratelimited", "readonly")  # MediaWiki says so with status 200

@@ -14,7 +14,6 @@ from experiments.quickstart import questions
 from tools import knowledge_base
 
 UNKNOWN = "unknown"
-TOOLS = ("knowledge_search", "python_coder", "base_generator")
 
 # Situation -> what the demonstrated planner does, with its probability.
 # right: the good step; ask: the model's own memory, which is empty; code: Python on words, an
@@ -177,7 +176,7 @@ class Inventor:
 def stream(articles, tokenizer, *, tools, seed, real_share, max_turns, mistakes=None):
     """Yields endless samples; `real_share` of the problems are about the (training) articles given.
 
-    tools: name -> Tool of TOOLS, as the config makes them.
+    tools: name -> Tool, as the config makes them.
     """
     rng = random.Random(seed)
     real, inventor = questions.World(articles), Inventor(knowledge_base.articles(), tokenizer)

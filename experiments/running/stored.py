@@ -162,7 +162,7 @@ def restore_policy(workdir, config, *, step=None):
         return step, params, meta
     with jax.default_device(jax.devices("cpu")[0]):
         whole = huggingface.load(sessions.resolve(config.model.path), dtype=jnp.float32)
-        return step, lora.merged(lora.combine(params, whole)), meta
+        return step, lora.merged(lora.combine(params, whole), donate=True), meta
 
 
 def restore_params(workdir, config, *, step=None):

@@ -14,19 +14,11 @@ import pytest
 
 from models import qwen2
 from models.engine.types import Request, Sampling
-from tests.models import engines
+from tests.models import configs, engines
 from tests.models.test_sampling import reference
 
-CONFIG = qwen2.Config(
-    vocab_size=150,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    initializer_range=0.3,  # small weights would hide mistakes in positions and masks
-)
+# Small weights would hide mistakes in positions and masks.
+CONFIG = configs.small(vocab_size=150, initializer_range=0.3)
 MODEL = qwen2.Qwen2(jax.random.key(0), CONFIG)
 OTHER = qwen2.Qwen2(jax.random.key(1), CONFIG)
 WHOLE = 64  # whole-sequence passes are padded to this length

@@ -27,6 +27,7 @@ from models import (
     tokenizer,
     weights,
 )
+from tests.models import configs
 
 SMALL = {
     "model_type": "qwen2",
@@ -127,13 +128,7 @@ def test_all_refused_settings_are_listed_at_once():
 def test_config_round_trips_and_transformers_reads_it(tmp_path, head_dim):
     import transformers
 
-    config = qwen2.Config(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+    config = configs.small(
         head_dim=head_dim,
         rope_theta=5e5,
         rms_norm_eps=1e-5,

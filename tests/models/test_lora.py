@@ -18,22 +18,14 @@ from jax.sharding import PartitionSpec as P
 
 from models import huggingface, lora, qwen2, sharding
 from models.engine.types import Request, Sampling
-from tests.models import engines
+from tests.models import configs, engines
 
 # PEFT reads a property that transformers 5 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
 TOLERANCE = 1e-4  # of the largest value
 SETTINGS = lora.Settings(4, 6, tuple(lora.TARGETS))  # a scale that is not 1
-CONFIG = qwen2.Config(
-    vocab_size=64,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-)
+CONFIG = configs.small(head_dim=16)
 
 
 @pytest.fixture(autouse=True)

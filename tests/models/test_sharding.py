@@ -12,17 +12,9 @@ from jax.sharding import PartitionSpec as P
 
 from models import lora, qwen2, sharding, weights
 from models.engine import placement
+from tests.models import configs
 
-CONFIG = qwen2.Config(
-    vocab_size=64,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    tie_word_embeddings=False,
-)
+CONFIG = configs.small(tie_word_embeddings=False)
 WIDE = dataclasses.replace(CONFIG, num_attention_heads=8, num_key_value_heads=4)
 
 

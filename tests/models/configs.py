@@ -1,0 +1,16 @@
+"""A small Qwen2 architecture."""
+
+from models import qwen2
+
+
+def small(**changes):
+    sizes = dict(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+    )
+    return qwen2.Config(**sizes | changes)
