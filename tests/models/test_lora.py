@@ -102,7 +102,7 @@ def logits_of(torch_model, token_BT):
 )
 def test_wrong_settings_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
-        lora.Settings(**values)
+        lora.Settings(**{"targets": ("q_proj",)} | values)
 
 
 @pytest.mark.slow
