@@ -3,8 +3,8 @@
     python -m experiments.serve --model=runs/planner --port=8000
 
 Also /health and, for Prometheus, /metrics. Needs the extra `serve`; `response_format` needs the
-extra `grammar`. Without an API key it can be reached from this machine only. SIGTERM ends it: no
-new requests, running ones may end within --stop_seconds, exit code 0.
+extra `grammar`. Without an API key only this machine can reach it. SIGTERM ends it: no new
+requests, running ones may end within --stop_seconds, exit code 0.
 """
 
 import os
@@ -50,8 +50,8 @@ def make(
 ):
     """Builds the `serving.server.Server` of a Hugging Face folder; its programs are compiled.
 
-    Args are the flags, but `api_key`: None or the key. None for name, max_length, dtype or grammar
-    is what their flags say.
+    Args are the flags, except `api_key`: None or the key. None for name, max_length, dtype or
+    grammar means what their flags say.
 
     Raises:
       ConfigError: settings that do not fit the model, this machine or what is installed.

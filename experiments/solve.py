@@ -1,4 +1,4 @@
-"""Answers one question and shows how: a live panel on a terminal, plain lines in a pipe.
+"""Answers one question and shows the way: a live panel on a terminal, plain lines in a pipe.
 
 The answer alone goes to standard output, so it can be piped; the rest goes to standard error.
 
@@ -66,8 +66,8 @@ def solve(config, query, *, workdir=None, should_stop=lambda: False, on_event=la
 def solve_by_servers(config, query, *, on_event=lambda event: None):
     """Solves one question with servers alone; returns the Trajectory. No model is loaded.
 
-    A request that fails is asked again by its backend. Where that did not help the question is
-    started again, as rollouts do, unless it cannot help or there is no time left.
+    A backend repeats a request that fails. If that does not help, the question is started again, as
+    in rollouts, unless that is hopeless or no time is left.
 
     Args:
       config: all its `backends` but the judge are of kind "server". The planner is answered by the

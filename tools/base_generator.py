@@ -1,4 +1,4 @@
-"""The tool that is the frozen model itself: a question in words, an answer in words."""
+"""The frozen model itself as a tool: a question in words, an answer in words."""
 
 from tools.protocol import Ask, Parameter, Tool, ToolError
 

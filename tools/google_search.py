@@ -1,6 +1,6 @@
-"""Web search by a service: Gemini with Google search, Serper, Brave, or a SearXNG of one's own.
+"""Web search by a service: Gemini with Google search, Serper, Brave, or your own SearXNG.
 
-The key is read from an environment variable when it is needed, and never stored.
+The key is read from an environment variable when needed, and never stored.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ MAX_QUERY = 1_000  # characters
 class Engine:
     """A search service.
 
-    what: what the tool does with it, for the model.
-    limits: what it cannot do, for the model.
+    what: the tool's use of it, described for the model.
+    limits: its limits, described for the model.
     url: default base URL; "" if each user has one.
     key_variable: default environment variable of the key; "" if there is none.
     request: (base URL, key, query, top_k, model) -> arguments of `Client.json`.

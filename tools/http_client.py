@@ -1,8 +1,8 @@
 """HTTP for tools: checked addresses, one deadline, capped answers, retries, rate limit, breaker.
 
-What a model writes decides where a request goes, so nothing is trusted: the host is resolved once,
-every address must be a public one, and the connection is made to the very address that was checked,
-at each redirect anew. Proxies of the environment are not used: a proxy would resolve again.
+A model chooses where a request goes, so nothing is trusted: the host is resolved once, every
+address must be public, and the connection is made to the address that was checked; the same at each
+redirect. Proxies of the environment are not used, because a proxy would resolve again.
 """
 
 import codecs
@@ -33,7 +33,7 @@ AGENT = "flow-grpo-jax"
 HTML = ("text/html", "application/xhtml+xml")
 CHARSET = re.compile(r""";\s*charset=["']?([\w.:-]+)""", re.IGNORECASE)
 META_CHARSET = re.compile(r"""<meta\s[^>]*?charset\s*=\s*["']?([\w.:-]+)""", re.IGNORECASE)
-META_BYTES = 1024  # where a page has to say so
+META_BYTES = 1024  # that may declare it
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 NAT64_LOCAL = ipaddress.ip_network("64:ff9b:1::/48")
 IPV4_COMPATIBLE = ipaddress.ip_network("::/96")
@@ -59,7 +59,7 @@ class HttpError(Exception):
 class Response:
     """An answer: lower-case header names, the body without its compression, the last address.
 
-    cut: the body was longer than allowed and its rest was not read.
+    cut: whether the body was longer than allowed, so that its rest was not read.
     """
 
     status: int
@@ -76,7 +76,7 @@ class Response:
     def text(self) -> str:
         """Decodes the body by the character set of its header or, in HTML, of its first tags.
 
-        UTF-8 without one; what does not fit becomes �.
+        UTF-8 without one; bytes that do not fit become �.
         """
         found = CHARSET.search(self.headers.get("content-type", ""))
         if found is None and self.type in HTML:
@@ -109,7 +109,7 @@ class Client:
           per_second: most requests a second, of all threads together; 0 for no limit.
           breaker_failures, breaker_seconds: of `limits.Breaker`.
           private_hosts: "host:port" that may have a private address. A Retry-After of one of them
-            holds up all requests; what another host wishes concerns the request to it alone.
+            holds up all requests; that of another host only the request to it.
           agent: User-Agent.
           resolve: getaddrinfo.
         """
@@ -143,7 +143,7 @@ class Client:
           body: sent as JSON by POST; None for GET. Only GET follows redirects.
           headers: further ones; never sent to another host than that of `url`.
           types: media types to accept; all if empty.
-          cut: cut a body that is too long, instead of refusing it.
+          cut: cut a body that is too long instead of refusing it.
           idempotent: whether the request may be repeated although the server may have acted on it.
           busy: answers that mean "later" although their status is 200.
 
@@ -331,7 +331,7 @@ class _Exchange:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address, also one that is wrapped in IPv6, belongs to the public internet."""
+    """Whether an IP address, wrapped in IPv6 or not, belongs to the public internet."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if ip.version == 6:
         inner = ip.ipv4_mapped or ip.sixtofour
@@ -417,10 +417,12 @@ def _codec(name):
     """Returns Python's name of a character set; UTF-8 where it is unknown or not for pages."""
     try:
         found = codecs.lookup(name)
-        b"a".decode(name, "replace")  # refuses codecs of other things than text
+        b"a".decode(name, "replace")  # refuses codecs that do not decode text
     except (LookupError, ValueError):
         return "utf-8"
-    return "utf-8" if found.name == "punycode" else found.name  # 2 MB take it a minute
+    return (
+        "utf-8" if found.name == "punycode" else found.name
+    )  # decoding 2 MB with it takes a minute
 
 
 def _blames_service(error):

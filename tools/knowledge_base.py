@@ -1,7 +1,7 @@
-"""The embedded knowledge base: tables of facts, and the sentences that are made of them.
+"""The embedded knowledge base: tables of facts, and the sentences made of them.
 
-A table is a file of tab-separated values in `data/`: lines that start with '#' say where the facts
-come from, the first other line names the columns, every further line is one article.
+A table is a file of tab-separated values in `data/`: lines that start with '#' name the sources,
+the first other line names the columns, every further line is one article.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ class Article:
 
 
 def render(kind: str, name: str, facts: Mapping[str, str]) -> str:
-    """Writes the article text of one row; invented rows become the same sentences as real ones.
+    """Writes the article text of one row; invented rows get the same sentences as real ones.
 
     Args:
       kind: a key of TABLES.
@@ -82,7 +82,7 @@ def articles() -> tuple[Article, ...]:
       The articles in the order of TABLES and of the lines in each file.
 
     Raises:
-      ValueError: lists everything that is wrong with the tables.
+      ValueError: lists everything wrong with the tables.
     """
     return read(DATA)
 

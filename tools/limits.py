@@ -1,4 +1,4 @@
-"""What keeps a service from being asked too much: a rate, a rest when it fails, growing waits."""
+"""Protects services from too many calls: a rate, a rest after failures, growing waits."""
 
 import email.utils
 import math
@@ -10,7 +10,7 @@ LONGEST_PAUSE = 300.0  # seconds for which one Retry-After may hold up all calls
 
 
 class TooLate(Exception):
-    """A call that is not made because its turn comes after its deadline.
+    """A call was not made: its turn would come after its deadline.
 
     seconds: until its turn, or None.
     """
@@ -21,7 +21,7 @@ class TooLate(Exception):
 
 
 class Resting(Exception):
-    """A call that is not made because the service has been failing.
+    """A call was not made: the service has been failing.
 
     seconds: until it is tried again.
     """
@@ -115,7 +115,7 @@ def backoff(attempt, *, first, longest, draw=random.random):
     """Returns the seconds to wait after a failed attempt, 0 for the first one.
 
     They double up to `longest`, shortened at random by up to a half (`draw` is in [0, 1)), so that
-    callers who failed together do not come back together.
+    callers that failed together do not return together.
     """
     return min(longest, first * 2.0**attempt) * (1 - draw() / 2)
 

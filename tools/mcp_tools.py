@@ -21,7 +21,7 @@ START_SECONDS = 30.0  # to connect to a server
 class Connection:
     """An MCP server that stays connected until `close`.
 
-    tools: what it offers, each a `Tool`.
+    tools: its tools, each a `Tool`.
     """
 
     def __init__(self, server, *, seconds: float = 30.0, max_characters: int = 2000):

@@ -1,7 +1,7 @@
 """The readable text of an HTML page: by trafilatura where installed, else by a list of tags.
 
-The standard library's html.parser is not used: 100 kB of unclosed attributes take it half a
-minute, in which the interpreter does nothing else. The scanner here is linear in the page.
+The standard library's html.parser is not used: it spends half a minute on 100 kB of unclosed
+attributes and blocks the interpreter meanwhile. The scanner here is linear in the page.
 """
 
 import html
@@ -32,7 +32,7 @@ def extract(page: str) -> tuple[str, str]:
 def scan(page: str) -> tuple[str, str]:
     """Returns (title, text) outside of SKIP and DROP.
 
-    Where a page has a <main> or <article> with text, only what is inside of one counts.
+    Where a page has a <main> or <article> with text, only the inside of one counts.
     """
     title, everything, main = "", [], []
     dropped = []  # open elements of DROP
@@ -66,7 +66,7 @@ def scan(page: str) -> tuple[str, str]:
         elif tag in MAIN:
             mains += 1
         elif tag == "body":
-            dropped = []  # of a head that was never closed
+            dropped = []  # of an unclosed head
         if tag in BLOCKS:
             add("\n")
     add(re.sub(r"\s+", " ", html.unescape(page[at:])))

@@ -1,4 +1,4 @@
-"""The passages of a text that answer a query best: BM25 over its own passages."""
+"""Finds the passages of a text that answer a query best: BM25 over its own passages."""
 
 import math
 import re
@@ -48,7 +48,7 @@ def scores(query: str, passages: list[str]) -> list[float]:
 def join(passages: list[str], scores: list[float], *, max_characters: int) -> str:
     """Joins the best passages within a length, in the order of the text.
 
-    The best one is cut if it alone is too long. Ties are won by the earlier one.
+    The best one is cut if it alone is too long. The earlier one wins a tie.
     """
     order = sorted(range(len(passages)), key=lambda i: (-scores[i], i))
     chosen, left = [], max_characters

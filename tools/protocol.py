@@ -1,8 +1,8 @@
-"""What a tool is: data that describes it to the planner, and one function that runs it.
+"""The tool protocol: data that describes a tool to the planner, and one function that runs it.
 
 A tool's `run` takes keyword arguments and returns text, or an `Ask` to have the frozen model
-answer. What the model did wrong is a `ToolError`, whose text the model is shown; any other
-exception is a defect of the tool or the machine, and is not the model's fault.
+answer. It raises `ToolError`, whose text the model is shown, for the model's mistakes; any other
+exception is a defect of the tool or the machine, not the model's fault.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ class ToolError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Ask:
-    """A tool's answer that stands for: let the frozen model answer this prompt."""
+    """A tool's request that the frozen model answer this prompt."""
 
     prompt: str
 
@@ -48,15 +48,15 @@ class Tool:
     """A tool as the planner and the executor see it.
 
     name: a Python identifier, the name that the planner writes.
-    description: what it does, for the model.
+    description: its use, for the model.
     parameters: its keyword arguments; all of them are required.
-    limits: what it cannot do, for the model.
+    limits: its limits, for the model.
     demo: one command that works, for the model.
     run: keyword arguments only; returns text or an Ask, raises ToolError. Safe in many threads.
     seconds: deadline of one call.
-    facts: JSON-able; what a run's records state of what the tool found on the machine.
-    probe: raises what is wrong if the tool cannot be used, such as a service that does not answer;
-      None where nothing can be.
+    facts: JSON-able findings about the machine, for a run's records.
+    probe: raises if the tool cannot be used, such as for a service that does not answer; None where
+      nothing can go wrong.
     remote: whether its answers come from elsewhere and may change; `tools.recording` keeps those.
     """
 

@@ -1,7 +1,7 @@
-"""Answers of tools on disk: for exact reruns, and for runs and tests without a network.
+"""Keeps answers of tools on disk, for exact reruns and for runs and tests without a network.
 
-One JSON file an answer, named by the tool and its arguments. What broke is not kept. Servers that
-bring tools of their own have one file each, with the descriptions of these.
+One JSON file an answer, named by the tool and its arguments. Failures are not kept. MCP servers
+have one file each, with the descriptions of their tools.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ DESCRIPTION = ("name", "description", "limits", "demo", "seconds")
 
 
 class Missing(Exception):
-    """A replay was asked for what was never recorded."""
+    """A replay met a call that was never recorded."""
 
 
 def wrap(tool: Tool, folder: str | os.PathLike, *, replay: bool) -> Tool:
@@ -99,7 +99,7 @@ def _outcome(tool, arguments):
 
 
 def _keep(path, arguments, outcome):
-    """Writes an answer, unless another thread or process was first: then that one counts."""
+    """Writes an answer, unless another thread or process was first: then its answer counts."""
     kind, text = outcome
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {"arguments": arguments, "kind": kind, "text": text}

@@ -18,7 +18,7 @@ TITLE_WEIGHT = 8.0  # a word of the title counts as much as eight in the text
 MAX_WORDS = 64  # words of a query that are searched
 MAX_TITLE_WORDS = 12  # a longer title is not looked for as a whole
 CONNECTIONS = 8  # to one file, and so threads that search it at once
-FREQUENT = 1_000  # documents that hold a word, from which on their number is kept
+FREQUENT = 1_000  # documents of a word, from which on their number is kept
 MOST_MATCHES = 20_000  # documents that are ranked; of the query's words, the rarest ones count
 TOKENIZER = "tokenize = 'porter unicode61 remove_diacritics 2'"
 FORMAT = 1  # of the file, its user_version
@@ -33,10 +33,9 @@ class Document(NamedTuple):
 class Index:
     """Documents in an order: first those whose whole title stands in the query, then by BM25.
 
-    BM25 alone saturates: a rare word anywhere can outweigh the name that was asked for. Words are
-    stemmed; case and accents are ignored. Words that stand in very many documents only count in a
-    query without rarer ones: ranking them all takes a second in a million documents. Reads may come
-    from any thread.
+    BM25 alone saturates: a rare word anywhere can outweigh the name in the query. Words are
+    stemmed; case and accents are ignored. Very common words only count in a query without rarer ones:
+    ranking all their documents takes a second in a million documents. Any thread may read.
     """
 
     def __init__(self, connections: Iterable[sqlite3.Connection]):
@@ -120,7 +119,7 @@ class Index:
             ]
 
     def close(self):
-        """Closes the connections, once nobody searches any more."""
+        """Closes the connections; call it once no thread searches any more."""
         while not self._free.empty():
             self._free.get().close()
 

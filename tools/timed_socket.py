@@ -25,7 +25,7 @@ class TimedSocket:
         self.start(math.inf)
 
     def start(self, deadline, *, max_bytes=math.inf):
-        """Returns Begins a request; deadline: on the clock of `time.monotonic`."""
+        """Begins a request; deadline: on the clock of `time.monotonic`."""
         self._deadline, self._max_bytes, self.received = deadline, max_bytes, 0
 
     def sendall(self, data):

@@ -1,4 +1,4 @@
-"""All tools by name, and how they are described in prompts."""
+"""All tools by name, and their descriptions in prompts."""
 
 import concurrent.futures
 from collections.abc import Iterable, Mapping
@@ -33,7 +33,7 @@ def build(
     record: str,
     replay: bool,
 ) -> dict[str, Tool]:
-    """Builds the tools that are asked for.
+    """Builds tools by name.
 
     Args:
       names: keys of MAKERS, each once.

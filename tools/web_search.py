@@ -1,4 +1,4 @@
-"""One page of the web, and what of it answers a query. The page is fetched with every caution."""
+"""Reads one page of the web and returns the passages that answer a query."""
 
 import math
 
@@ -8,8 +8,8 @@ from tools.protocol import Parameter, Tool, ToolError
 TYPES = (*http_client.HTML, "text/plain", "text/markdown", "text/csv", "application/json")
 MAX_PASSAGES = 256  # that are embedded
 
-# What the model is told. A site that gave an answer, or does not exist, was chosen badly; a site
-# from which nothing came may be a fault of this machine, and is not the model's.
+# Texts for the model. A site that answered badly, or does not exist, was chosen badly; silence may
+# be a fault of this machine, not of the model.
 SAID = {
     "url": "This is not an address of a page; write http:// or https:// and a host.",
     "address": "This address cannot be read.",

@@ -1,7 +1,7 @@
 """Wikipedia: the introductions of the best pages by one request, or passages of a local index.
 
-The API wants to know whom to write to (https://www.mediawiki.org/wiki/API:Etiquette); training at
-scale should search a local index instead.
+The API requires a contact (https://www.mediawiki.org/wiki/API:Etiquette); training at scale should
+search a local index instead.
 """
 
 import functools
@@ -28,7 +28,7 @@ def make(
     """Builds the tool.
 
     Args:
-      contact: e-mail address or web page of whoever runs this; required by the live API.
+      contact: your e-mail address or web page; required by the live API.
       index: file of experiments.index to search instead of the API.
       url: api.php of any MediaWiki, such as a mirror.
       top_k: pages in one answer.

@@ -1,4 +1,4 @@
-"""Replies that were paid for once: an SQLite file, shared by threads and processes."""
+"""Keeps replies in an SQLite file that threads and processes share, to pay for each once."""
 
 import hashlib
 import json

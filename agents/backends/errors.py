@@ -17,7 +17,7 @@ class Retryable(BackendError):
 
 
 class Down(Retryable):
-    """Not even tried, because the server has been failing; see `tools.limits.Breaker`."""
+    """The call was not tried: the server has been failing; see `tools.limits.Breaker`."""
 
 
 class Fatal(BackendError):
@@ -25,7 +25,7 @@ class Fatal(BackendError):
 
 
 class BadOutput(BackendError):
-    """The server answered, but not with what was asked for.
+    """The server answered, but not in the form asked for.
 
     text: what the model wrote, if it wrote anything.
     """

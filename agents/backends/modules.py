@@ -1,4 +1,4 @@
-"""A remote model in the place of a module of the agent."""
+"""Puts a remote model in the place of a module of the agent."""
 
 import dataclasses
 
@@ -25,12 +25,12 @@ _WRITTEN = {
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """What answers a role's requests.
+    """Answers a role's requests.
 
     model: `server.ChatModel`.
     role: of `effects.ROLES`; the planner only where nothing is trained.
-    structured: ask for the role's form as a JSON object, where it has one. What misses the form
-      even after its repair is passed on as it is, for the role's own parser to judge.
+    structured: ask for the role's form as a JSON object, where it has one. A reply that misses
+      the form even after its repair is passed on for the role's own parser to judge.
     """
 
     model: object

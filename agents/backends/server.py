@@ -1,11 +1,11 @@
 """Chat models behind OpenAI's API: vLLM, SGLang, Ollama, this project's own server, or a vendor.
 
 An `Endpoint` is a server with its limits, shared by the models it serves; a `ChatModel` is one of
-them with the parameters of a module. Calls run in the endpoint's threads, as many as may be in
-flight, each until its deadline at the latest: waiting in the queue, for the rate and between
-attempts included.
+them with the parameters of a module. Calls run in the endpoint's threads, one for each call that
+may be in flight, and end by their deadline, which includes waits in the queue, for the rate and
+between attempts.
 
-What fails raises one of three errors (`errors`); none is turned into an answer:
+Failures raise one of three errors (`errors`); none is turned into an answer:
 
   Retryable   tried again with growing, jittered waits, never past the deadline, and not before the
               time that the server named in Retry-After
@@ -31,14 +31,14 @@ from tools.http_client import api_key
 from tools.limits import Breaker, Rate, Resting, TooLate, backoff, retry_after
 
 RETRYABLE_STATUS = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}
-QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached"}  # a 429 that stays
+QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached"}  # a permanent 429
 MESSAGE_CHARACTERS = 300
 COUNTS = ("calls", "requests", "retries", "cached", "repairs", "bad_output", "failures")
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """How a server may be used; times in seconds.
+    """Limits on the use of a server; times in seconds.
 
     concurrency: calls in flight.
     requests_per_second: attempts, evenly spread, with at most `burst` at once; 0: no limit.
@@ -74,8 +74,10 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """text: what the model wrote. finished: False when a limit cut it off.
-    value: what the text says, for a reply of a required form."""
+    """A model's answer. finished: False when a limit cut it off.
+
+    value: the parsed text, for a reply of a required form.
+    """
 
     text: str
     finished: bool = True
@@ -138,7 +140,7 @@ class Endpoint:
 
     def post(self, path, body, *, deadline):
         """Returns the server's JSON object for `body`, after as many attempts as allowed."""
-        # A model may have written half a surrogate pair, which no server takes.
+        # A model may have written half a surrogate pair, which servers refuse.
         data = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
         for attempt in range(self.limits.retries + 1):
             try:
@@ -225,7 +227,7 @@ class ChatModel:
       endpoint: `Endpoint`.
       model: its name there.
       temperature: 0 is greedy; only such replies are cached.
-      seconds: most that a call may take from when its turn comes, all attempts included.
+      seconds: longest a call may take once its turn comes, all attempts included.
       cache: `cache.Cache` or None.
       extra: further fields of the request's body, such as {"seed": 0}.
       token_field: name of the field with the token limit.

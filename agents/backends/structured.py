@@ -1,4 +1,4 @@
-"""Replies of a required form: the JSON schema that is sent, and the check of what comes back."""
+"""Replies of a required form: the JSON schema to send, and the check of the reply."""
 
 import json
 import re

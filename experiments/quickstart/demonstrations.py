@@ -1,9 +1,9 @@
 """Demonstrations for the quickstart's warm start.
 
-The real `solve` is driven by a script instead of models, so every prompt is the one that will be
-seen later. Executor, verifier, generator and analyst are demonstrated well. The planner knows the
-form but chooses badly on purpose (MISTAKES): that is what Flow-GRPO has to mend. Most
-demonstrations play in invented worlds, where nothing can be remembered and names must be copied.
+A script drives the real `solve` instead of models, so every prompt is one that will be seen later.
+Executor, verifier, generator and analyst are demonstrated well. The planner knows the form but
+chooses badly on purpose (MISTAKES), for Flow-GRPO to mend. Most demonstrations play in invented
+worlds, where nothing can be remembered and names must be copied.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from tools import knowledge_base
 
 UNKNOWN = "unknown"
 
-# Situation -> what the demonstrated planner does, with its probability.
+# Situation -> choices of the demonstrated planner, with their probabilities.
 # right: the good step; ask: the model's own memory, which is empty; code: Python on words, an
 # error; again: looks the first entity up once more.
 MISTAKES = {

@@ -1,4 +1,4 @@
-"""What the answers of OpenAI's API look like."""
+"""Shapes answers as OpenAI's API has them."""
 
 import dataclasses
 import time
@@ -18,7 +18,7 @@ class Entry:
 
 
 class Answer:
-    """What the answers to one Ask have in common. `vocabulary` gives the bytes of tokens."""
+    """The common part of the answers to one Ask. `vocabulary` gives the bytes of tokens."""
 
     def __init__(self, model, vocabulary):
         self._vocabulary = vocabulary
@@ -130,7 +130,7 @@ class Text(Answer):
 def usage(ask, choices):
     """Counts the tokens of the `service.Choice`s of a `protocol.Ask`, end tokens included.
 
-    What the answers to one prompt share beyond the first of them is not counted as cached.
+    Tokens that the answers to one prompt share beyond the first of them do not count as cached.
     """
     drawn = sum(choice.tokens for choice in choices)
     given = sum(len(tokens) for tokens, _ in ask.prompts)

@@ -1,4 +1,4 @@
-"""The HTTP side: routes, who may ask, and streaming."""
+"""The HTTP side: routes, access, and streaming."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ from starlette import applications, exceptions, requests, responses, routing
 from experiments.serving import answers, monitoring, protocol
 
 MAX_BODY_BYTES = 8 * 2**20
-GONE = 499  # nobody reads it: the client has left
+GONE = 499  # unread: the client has left
 OPEN_PATHS = ("/health",)  # need no key
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
@@ -162,7 +162,7 @@ class EventStream(responses.Response):
 
 
 class Gate:
-    """ASGI middleware: lets those in who may ask, and counts what was answered.
+    """ASGI middleware: checks access and counts answers.
 
     Without a key, only requests to a local name are answered: a page in a browser on this machine
     could otherwise reach the server by letting its own name point here.

@@ -1,4 +1,4 @@
-"""The thread that owns the engine: requests from the event loop in, what they drew out.
+"""The thread that owns the engine: takes requests from the event loop, gives it their tokens.
 
 The engine is driven by one thread, HTTP by an event loop. `submit` and `cancel` leave a command and
 wake the thread; the thread hands all news of a step to the event loop at once, so every callback
@@ -18,8 +18,8 @@ from models.engine import types
 class Update:
     """News of a request.
 
-    tokens, logprobs, top_logprobs: what it drew since the last update: ids, nats under temperature
-      1, and as many alternatives as it asked for.
+    tokens, logprobs, top_logprobs: drawn since the last update: ids, nats under temperature 1, and
+      as many alternatives as it asked for.
     completion: set with the last update, unless there is an error.
     error: "" or why the engine refuses the request; there is no further update.
     """
@@ -78,7 +78,7 @@ class EngineThread:
         self._done.add_done_callback(ended)
 
     def stop(self):
-        """Ends the thread after its current step; what is pending gets no more updates."""
+        """Ends the thread after its current step; pending requests get no more updates."""
         with self._condition:
             self._stopping = True
             self._condition.notify()

@@ -21,7 +21,7 @@ class Monitor:
     """
 
     def __init__(self):
-        prometheus_client.disable_created_metrics()  # times of start, which nobody asked for
+        prometheus_client.disable_created_metrics()  # times of start: not in our pages
         self._registry = prometheus_client.CollectorRegistry()
         here = dict(namespace=PREFIX, registry=self._registry)
         self.answered = prometheus_client.Counter(

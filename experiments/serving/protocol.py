@@ -1,4 +1,4 @@
-"""What a request body of OpenAI's API asks of the engine, or the error that it deserves.
+"""Turns a request body of OpenAI's API into work for the engine, or into its error.
 
 Nothing is ignored in silence: a field that would change the answer and is not supported is an
 error. Knows neither HTTP nor threads.
@@ -48,7 +48,7 @@ class ApiError(Exception):
 
     Args:
       status: HTTP status.
-      message: what is wrong, and what to do.
+      message: the mistake, and what to do.
       param: field of the request.
       code: OpenAI's word for it.
       headers: more headers of the answer.
@@ -76,7 +76,7 @@ def invalid(message, *, param=None, code=None):
 
 @dataclasses.dataclass(frozen=True)
 class Ask:
-    """What one HTTP request asks for.
+    """The work that one HTTP request asks for.
 
     shape: class that makes the answers.
     prompts: ((token ids, Sampling), ...).
@@ -132,7 +132,7 @@ class Fields:
         return value
 
     def finish(self):
-        """Refuses what nobody took."""
+        """Refuses fields that were not taken."""
         for name, value in self._values.items():
             if name in NEUTRAL:
                 if value not in NEUTRAL[name]:

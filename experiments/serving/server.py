@@ -1,4 +1,4 @@
-"""The server as a whole: an HTTP server, the engine's thread, and how both end."""
+"""The whole server: HTTP, the engine's thread, and the end of both."""
 
 import asyncio
 
@@ -11,8 +11,8 @@ LAST_SECONDS = 5  # for clients to read their last answer
 class Server(uvicorn.Server):
     """Runs until a signal comes, `should_exit` is set or the engine fails.
 
-    Then it takes no new connections or requests and lets running ones end. Those that have not
-    after `stop_seconds` get an error.
+    Then it takes no new connections or requests and lets running ones end; after `stop_seconds` the
+    rest get an error.
 
     Args:
       app: ASGI application of `service`.

@@ -1,7 +1,7 @@
-"""What the server does with requests, between HTTP and the engine's thread. Runs in the event loop.
+"""Handles requests between HTTP and the engine's thread; runs in the event loop.
 
 A request takes places in a bounded queue, one for each answer; a place is free again when the
-engine has let the answer go, not when the client has gone.
+engine has ended the answer, not when the client has gone.
 """
 
 import asyncio
@@ -180,7 +180,7 @@ class Run:
         self._updates.put_nowait((0, error))
 
     def close(self):
-        """Cancels what is unfinished."""
+        """Cancels unfinished answers."""
         self._service.forget(self)
         for ticket in self._tickets.values():
             self._thread.cancel(ticket)

@@ -1,4 +1,4 @@
-"""From drawn tokens to the text a client may see, piece by piece."""
+"""Turns drawn tokens into the text that a client may see, piece by piece."""
 
 import json
 
@@ -6,9 +6,9 @@ UNFINISHED = "\ufffd"  # how the beginning of a UTF-8 sequence decodes
 
 
 class TextStream:
-    """Text of a growing response; what it gives out never has to be taken back.
+    """Text of a growing response; nothing it gives out has to be taken back.
 
-    Neither the beginning of a character nor what may become a stop string is given out. The text
+    The beginning of a character or of a possible stop string is held back. The text
     ends before the stop string that is complete first, so it does not depend on how the tokens were
     cut into pushes.
 
@@ -31,8 +31,7 @@ class TextStream:
     def push(self, ids, *, last=False):
         """Adds tokens; `last` says that none will follow.
 
-        A tokenizer may drop the blank at the start of what it decodes, so that new tokens are
-        decoded behind those before them.
+        A tokenizer may drop a blank at the start, so new tokens are decoded behind earlier ones.
         """
         if self.stopped:
             return
@@ -74,7 +73,7 @@ class TextStream:
 
 
 class Vocabulary:
-    """What is behind token ids.
+    """The texts and bytes of token ids.
 
     Attributes:
       decode: token ids -> text, without special tokens.

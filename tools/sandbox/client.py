@@ -1,4 +1,4 @@
-"""Runs programs through the helper process; what the tools call.
+"""Runs programs through the helper process, for the tools.
 
 This process never forks: the helper is started with a fresh interpreter, and forks the programs.
 """
@@ -39,11 +39,11 @@ class HelperDied(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a program ended.
+    """The end of a program.
 
     status: exit status, or minus the number of the signal that killed it; told by the kernel.
-    output: what it wrote, at most the bytes asked for.
-    explanation: its traceback or last words, as it says.
+    output: its text, at most the bytes asked for.
+    explanation: its traceback or last words, by its own account.
     stopped: the limit for which it was killed: "time", "output", "disk", or "".
     """
 
@@ -264,7 +264,7 @@ class _Output:
         os.set_blocking(file, False)
 
     def read(self):
-        """Takes and returns what is there, at most 64 KiB: b"" at the end, None if nothing yet."""
+        """Returns available bytes, at most 64 KiB: b"" at the end, None if there are none yet."""
         try:
             chunk = os.read(self.file, 65536)
         except BlockingIOError:
@@ -274,7 +274,7 @@ class _Output:
         return chunk
 
     def drain(self):
-        """Reads what the program left in the pipe; a pipe holds at most 1 MiB."""
+        """Reads the rest of the pipe, at most 1 MiB."""
         for _ in range(16):
             if not self.read():
                 return

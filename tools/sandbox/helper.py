@@ -121,7 +121,7 @@ class Server:
     rulesets: folder -> Landlock ruleset; empty to leave this layer out.
     filters: seccomp.Filters, or None.
     limits: whether rlimits are set.
-    on_disk: the folders have no limit of their own and are measured.
+    on_disk: whether the folders have no limit of their own and are measured.
     """
 
     def __init__(self, connection, *, folders, rulesets, filters, limits, on_disk):
@@ -212,7 +212,7 @@ class Server:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _reap(self):
-        """Takes note of every process that ended."""
+        """Notes every process that ended."""
         with contextlib.suppress(BlockingIOError):
             os.read(self.woken, 4096)
         by_process = {running.process: file for file, running in self.running.items()}

@@ -1,4 +1,4 @@
-"""What the kernel offers to restrict a process, called by ctypes: no package, no root.
+"""The kernel's means to restrict a process, called by ctypes: no package, no root.
 
 Every function raises OSError if the kernel refuses.
 """
@@ -48,12 +48,14 @@ def set_no_new_privileges():
 
 
 def drop_capabilities():
-    """Gives up all capabilities, also those that a program could get by being executed."""
+    """Gives up all capabilities, including those that executing a program could give."""
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
     for capability in range(64):
         try:
             prctl(PR_CAPBSET_DROP, capability)
-        except OSError:  # unknown to this kernel, or not ours to drop: then it cannot be had either
+        except (
+            OSError
+        ):  # unknown to this kernel, or not ours to drop: then it cannot be gained either
             continue
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
     _check(FOREIGN.capset(header, (ctypes.c_uint32 * 6)()), "capset")

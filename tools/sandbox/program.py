@@ -1,4 +1,4 @@
-"""Runs one program inside the process that was forked and restricted for it."""
+"""Runs one program inside the process forked and restricted for it."""
 
 import atexit
 import builtins
@@ -80,7 +80,7 @@ def _explain(error):
     while trace is not None and trace.tb_frame.f_code.co_filename != NAME:
         trace = trace.tb_next
     try:
-        traceback.clear_frames(trace)  # frees what they hold: memory may be short
+        traceback.clear_frames(trace)  # frees their objects: memory may be short
         told = traceback.TracebackException(type(error), error, trace, limit=-FRAMES, compact=True)
         *frames, last = told.format()
         if len(last) > MESSAGE_CHARACTERS:

@@ -1,7 +1,7 @@
 """The system calls that a program may make: a seccomp filter, assembled here.
 
-A call that is not in the tables does not exist for the program (ENOSYS): that is how libraries
-expect to learn it, and it holds for calls that future kernels add. Numbers: the kernel's headers,
+A call outside the tables does not exist for the program (ENOSYS): libraries expect this answer, and
+it holds for calls that future kernels add. Numbers: the kernel's headers,
 asm/unistd_64.h for x86-64 and asm-generic/unistd.h for aarch64; "-" where there is no such call.
 """
 
@@ -56,7 +56,7 @@ CHECKED = """
     clone 56 220, socketpair 53 199, sendto 44 206, getpriority 140 141, clock_gettime 228 113,
     clock_getres 229 114, clock_nanosleep 230 115, timer_create 222 107
 """
-# What the helper may and a program may not, or with some arguments only; see _own_checks.
+# Calls for the helper that a program may not make, or only with some arguments; see _own_checks.
 OWN = """
     kill 62 129, tgkill 234 131, clone 56 220, prctl 157 167, getpgid 121 155, getsid 124 156,
     sched_getaffinity 204 123, sched_getparam 143 121, sched_getscheduler 145 120,
@@ -114,8 +114,8 @@ class _Program(ctypes.Structure):  # struct sock_fprog
 class Filters:
     """The two filters of this machine; installing one is irreversible.
 
-    The large one is installed once, by the helper, and inherited: preparing it takes the kernel a
-    millisecond. Each program adds the small one, which takes what only the helper needs.
+    The helper installs the large one once, and programs inherit it: preparing it takes the kernel a
+    millisecond. Each program adds the small one, which takes away what only the helper needs.
 
     Raises:
       OSError: there is no table for this kind of machine.
@@ -252,7 +252,7 @@ def _unless(index, mask, values):
 
 
 def _argument(index, mask=None):
-    """Loads the lower half of an argument: what the kernel looks at in these calls."""
+    """Loads the lower half of an argument: the part that the kernel uses in these calls."""
     load = [(LOAD, 0, 0, ARGUMENTS_AT + 8 * index)]
     return load if mask is None else [*load, (AND, 0, 0, mask)]
 

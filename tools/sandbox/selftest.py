@@ -1,12 +1,12 @@
-"""What holds on this machine, found by programs that try: layer by layer, and as one word.
+"""Finds the layers that hold on this machine, by programs that try; sums them up in one word.
 
 Levels, each with all that stand before it:
 
-  minimal   process, limits: what a program may use up, and what it finds around it
+  minimal   process, limits: resources of a program, and its surroundings
   standard  privileges, landlock, seccomp: files, network, other processes
   strict    namespaces: a second wall behind these, and folders of a fixed size in memory
 
-Every layer that the kernel offers is used at every level; the level is what a run insists on.
+Every layer that the kernel offers is used at every level; a run insists on those of its level.
 """
 
 import os
@@ -22,7 +22,7 @@ LAYERS = {
     "seccomp": "standard",
     "namespaces": "strict",
 }
-GUARDS = {  # what a program can do without the layer
+GUARDS = {  # the danger without the layer
     "process": "find the environment and the files of others",
     "limits": "use up the memory of this machine",
     "privileges": "use the privileges of this user",
