@@ -151,7 +151,7 @@ def test_the_example_config_is_consistent(tmp_path):
 
 
 def test_the_example_tool_works(tmp_path):
-    tool = run_example(read("docs/tools.md"), tmp_path)["make"]()
+    tool = run_example(read("docs/tools.md"), tmp_path)["make"](seconds=1.0)
     (arguments,) = parsing.calls(tool.demo, tool)
     assert protocol.call(tool, arguments) == "3 words"
     assert tool.limits in toolbox.describe(tool, full=True)

@@ -34,8 +34,8 @@ class Index:
     """Documents in an order: first those whose whole title stands in the query, then by BM25.
 
     BM25 alone saturates: a rare word anywhere can outweigh the name in the query. Words are
-    stemmed; case and accents are ignored. Very common words only count in a query without rarer ones:
-    ranking all their documents takes a second in a million documents. Any thread may read.
+    stemmed; case and accents are ignored. Very common words only count in a query without rarer
+    ones: ranking all their documents takes a second in a million documents. Any thread may read.
     """
 
     def __init__(self, connections: Iterable[sqlite3.Connection]):
