@@ -57,7 +57,8 @@ class TimedSocket:
         self._inner.close()
 
     def _arm(self):
-        self._inner.settimeout(min(left(self._deadline), self._wait_seconds))
+        seconds = min(left(self._deadline), self._wait_seconds)
+        self._inner.settimeout(seconds if seconds < math.inf else None)
 
 
 class _Reader(io.RawIOBase):

@@ -18,7 +18,7 @@ from experiments import export, solve, train
 from experiments.configs import common, quickstart, smoke
 from experiments.running import command, limits, stored
 from experiments.solving import panel
-from flow_grpo_jax import metrics, rewards, samples
+from flow_grpo_jax import metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 VOLATILE = ("time/", "throughput/", "compile/")
@@ -333,24 +333,6 @@ def test_training_refuses_a_sampler_whose_logprobs_are_not_the_trainers():
             c.rollout[field] = value
         with pytest.raises(command.ConfigError, match=f"no field rollout.{field}"):
             limits.check(c)
-
-
-def test_a_run_with_too_few_usable_trajectories_stops():
-    class Broken:
-        broken, error = True, "the search server is gone"
-
-    class Fine:
-        broken, error = False, ""
-
-    known = rewards.Reward(1.0, "qa/exact_match")
-    unknown = rewards.Reward(0.0, "judge/no_verdict", known=False)
-    assert samples.usable([[Fine, Broken]], [[known] * 2], least=0.5).tolist() == [[True, False]]
-    found = samples.usable([[Fine, Fine]], [[known, unknown]], least=0.5)
-    assert found.tolist() == [[True, False]]
-    with pytest.raises(RuntimeError, match="search server is gone"):
-        samples.usable([[Fine, Broken], [Broken, Broken]], [[known] * 2] * 2, least=0.5)
-    with pytest.raises(RuntimeError, match="judge/no_verdict"):
-        samples.usable([[Fine, Fine]], [[unknown] * 2], least=0.5)
 
 
 def test_configs_agree_with_the_paper_where_nothing_is_said():

@@ -1,0 +1,87 @@
+"""Which trajectories and turns are trained on."""
+
+import numpy as np
+import pytest
+
+from agents.trajectory import Status, Stop, Trajectory, Turn
+from flow_grpo_jax import batching, samples
+from flow_grpo_jax.rewards import Reward
+
+KNOWN = Reward(1.0, "qa/exact_match")
+UNKNOWN = Reward(0.0, "judge/no_verdict", known=False)
+
+
+def turn(index, prompt, response, **changes):
+    values = dict(
+        index=index,
+        prompt_tokens=prompt,
+        response_tokens=response,
+        logprobs=tuple(-float(token) for token in response),
+        finished=True,
+        planner_text="",
+        context="",
+        sub_goal="",
+        tool="",
+        command="",
+        result="",
+        tool_error=False,
+        verdict="CONTINUE",
+        parse_failures=0,
+        shortened=0,
+        seconds=0.0,
+    )
+    return Turn(**values | changes)
+
+
+def trajectory(*turns, status=Status.OK, error=""):
+    return Trajectory("q", 0, "", turns, "", status, Stop.BUDGET, 0.0, error)
+
+
+FINE = trajectory()
+BROKEN = trajectory(status=Status.INFRA_ERROR, error="the search server is gone")
+
+
+@pytest.mark.parametrize(
+    ("status", "counts"),
+    [
+        (Status.OK, True),
+        (Status.TRUNCATED, True),  # the model's own doing
+        (Status.TIMEOUT, False),
+        (Status.INFRA_ERROR, False),
+    ],
+)
+def test_only_what_the_model_did_counts(status, counts):
+    found = samples.usable([[trajectory(status=status), FINE]], [[KNOWN] * 2], least=0.5)
+    assert found.tolist() == [[counts, True]]
+    assert trajectory(status=status).broken is not counts
+
+
+def test_a_reward_that_nobody_knows_does_not_count():
+    found = samples.usable([[FINE, FINE], [FINE, BROKEN]], [[KNOWN, UNKNOWN], [KNOWN] * 2], least=0)
+    assert found.tolist() == [[True, False], [True, False]] and found.dtype == bool
+
+
+def test_a_run_with_too_few_usable_trajectories_stops_with_the_causes():
+    with pytest.raises(RuntimeError, match="Only 25% .* least=.*|search server is gone"):
+        samples.usable([[FINE, BROKEN], [BROKEN, BROKEN]], [[KNOWN] * 2] * 2, least=0.5)
+    with pytest.raises(RuntimeError, match="judge/no_verdict"):
+        samples.usable([[FINE, FINE]], [[UNKNOWN] * 2], least=0.5)
+    samples.usable([[FINE, BROKEN]], [[KNOWN] * 2], least=0.5)  # exactly the least
+
+
+def test_samples_are_the_turns_in_order_with_the_tokens_that_the_engine_saw():
+    trajectories_QG = [
+        [trajectory(turn(1, (5, 6), (1, 9)), turn(2, (5, 6, 7), (9,))), trajectory()],
+        [trajectory(), trajectory(turn(1, (8,), (2, 3, 9), finished=False))],
+    ]
+    found = samples.of_turns(trajectories_QG)
+    expected = [
+        # prompt, response, log-probs, trajectory = question * G + rollout, question
+        ((5, 6), (1, 9), (-1.0, -9.0), 0, 0),
+        ((5, 6, 7), (9,), (-9.0,), 0, 0),
+        ((8,), (2, 3, 9), (-2.0, -3.0, -9.0), 3, 1),
+    ]
+    assert found == [batching.TurnSample(*values) for values in expected]
+    counts_QG = batching.turn_counts(found, questions=2, rollouts=2)
+    assert counts_QG.tolist() == [[2, 0], [0, 1]]
+    assert np.array_equal(counts_QG, [[len(t.turns) for t in group] for group in trajectories_QG])
