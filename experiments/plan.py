@@ -47,13 +47,13 @@ def plan(config, topology, *, model="", estimate=False, workload=None):
     mesh = programs.abstract_mesh(config, count)
     sizes = sessions.batch_shapes(config, mesh)
     batch_rows = dict(zip(sizes["row_lengths"], sizes["rows"], strict=True))
-    found, basis, scale, engine_devices = [], "formula", 1.0, ()
+    compiled, basis, scale, engine_devices = [], "formula", 1.0, ()
     if not estimate:
-        found, basis = compile_programs(config, variant, dims, topology)
+        compiled, basis = compile_programs(config, variant, dims, topology)
         if topology.kind != "gpu":  # a TPU's programs would be others
             engine_devices = programs.devices(hardware.part(topology, config.engine.tensor))
-    if found:
-        largest = max(found, key=lambda program: program.total)
+    if compiled:
+        largest = max(compiled, key=lambda program: program.total)
         if largest.tokens:
             scale = largest.temporaries / estimated.temporaries[largest.tokens]
         total = largest.total
@@ -84,7 +84,7 @@ def plan(config, topology, *, model="", estimate=False, workload=None):
                 "temporaries": program.temporaries,
                 "total": program.total,
             }
-            for program in found
+            for program in compiled
         ]
         or [
             {

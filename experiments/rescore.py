@@ -103,8 +103,8 @@ def _rescore_lines(lines, path, question_of, scorer, tally):
                 "hold with that text. Say where they are with --data=FILE,FILE."
             )
         questions.append(question)
-    found, values = scorer.score(questions, [line["answer"] for line in scored])
-    for line, question, reward in zip(scored, questions, found, strict=True):
+    scores, values = scorer.score(questions, [line["answer"] for line in scored])
+    for line, question, reward in zip(scored, questions, scores, strict=True):
         line["reward_before"] = line["reward"]
         line["reward_source_before"] = line["reward_source"]
         line["reward"] = reward.value if reward.known else None
@@ -161,17 +161,17 @@ def define_flags():
 def main():
     values = flags.FLAGS
     summary = rescore(values.workdir, values.out, config=values.config, question_files=values.data)
-    for kind, found in summary["kinds"].items():
+    for kind, counts in summary["kinds"].items():
         logging.info(
             "%-9s %d trajectories: mean reward %.4f, was %.4f; %d raised, %d lowered, "
             "%d without verdict",
             kind,
-            found["trajectories"],
-            found["mean_after"],
-            found["mean_before"],
-            found["raised"],
-            found["lowered"],
-            found["no_verdict"],
+            counts["trajectories"],
+            counts["mean_after"],
+            counts["mean_before"],
+            counts["raised"],
+            counts["lowered"],
+            counts["no_verdict"],
         )
     if summary["judge_agreement"] is not None:
         logging.info("judge and rule agree on %.1f %%", 100 * summary["judge_agreement"])

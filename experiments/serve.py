@@ -110,10 +110,10 @@ def bind(host, port, *, api_key):
     from experiments.serving import app
 
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
         raise command.ConfigError(f"--host={host} is unknown: {error}.") from error
-    family, kind, protocol, _, address = found[0]
+    family, kind, protocol, _, address = addresses[0]
     if not app.is_local(address[0]) and not api_key:
         raise command.ConfigError(
             f"--host={host} can be reached from other machines, so clients need a key: set the "

@@ -49,7 +49,7 @@ def solve(config, query, *, workdir=None, should_stop=lambda: False, on_event=la
     try:
         if workdir:
             session.serve(stored.restore_params(workdir, config)[1])
-        [[found]] = rollout.collect(
+        [[solved]] = rollout.collect(
             [_question(query)],
             group=1,
             step=0,
@@ -60,7 +60,7 @@ def solve(config, query, *, workdir=None, should_stop=lambda: False, on_event=la
         )
     finally:
         session.close()
-    return found
+    return solved
 
 
 def solve_by_servers(config, query, *, on_event=lambda event: None):
@@ -208,32 +208,32 @@ def main():
         logging.set_verbosity(logging.WARNING)
     interrupt = signals.StopSignal(signal.SIGINT)
     try:
-        found = _shown(values, interrupt)
+        solved = _shown(values, interrupt)
     except (KeyboardInterrupt, rollout.Stopped):
         sys.stderr.write("interrupted\n")
         sys.exit(INTERRUPTED)
     except drive.Failed as failed:
         advice = what_to_do(failed)
         raise RuntimeError(f"The question was not solved: {failed} {advice}".strip()) from failed
-    if found.broken:
-        raise RuntimeError(f"The question was not solved: {found.error}")
+    if solved.broken:
+        raise RuntimeError(f"The question was not solved: {solved.error}")
     if values.json:
         question = {"question": values.query, "answer": None}
         line = trajectory.to_json(
-            found, question=question, step=0, reward=None, reward_source=None, advantage=None
+            solved, question=question, step=0, reward=None, reward_source=None, advantage=None
         )
         sys.stdout.write(json.dumps(line) + "\n")
     else:
-        turns = f"{len(found.turns)} turn" + "s" * (len(found.turns) != 1)
-        notes = [found.stop] if found.stop != trajectory.Stop.VERIFIED else []
-        notes += [found.error] if found.error else []
-        sys.stderr.write(" · ".join([turns, f"{found.seconds:.1f} s", *notes]) + "\n")
+        turns = f"{len(solved.turns)} turn" + "s" * (len(solved.turns) != 1)
+        notes = [solved.stop] if solved.stop != trajectory.Stop.VERIFIED else []
+        notes += [solved.error] if solved.error else []
+        sys.stderr.write(" · ".join([turns, f"{solved.seconds:.1f} s", *notes]) + "\n")
         sys.stderr.flush()
-    if not found.answer:
-        why = found.error or "The generator's reply has none in its form."
+    if not solved.answer:
+        why = solved.error or "The generator's reply has none in its form."
         raise RuntimeError(f"There is no answer. {why}")
     if not values.json:
-        sys.stdout.write(panel.clean(found.answer) + "\n")
+        sys.stdout.write(panel.clean(solved.answer) + "\n")
 
 
 def _shown(values, interrupt):

@@ -80,12 +80,12 @@ class Checkpoints:
         for candidate in [step] if step is not None else steps:
             problem = ""
             try:
-                found = restore(candidate)
+                restored = restore(candidate)
             except Exception as error:  # noqa: BLE001  Orbax raises it for damaged data
                 problem = processes.describe(error.__cause__ or error)
             if not (problems := list(filter(None, processes.gather([problem])))):
                 self.good.add(candidate)
-                return candidate, *found
+                return candidate, *restored
             logging.error("checkpoint of step %d is unreadable: %s", candidate, problems[0])
             errors.append(f"step {candidate}: {problems[0]}")
         if errors:

@@ -59,16 +59,16 @@ class Judge:
 
     def verdicts(self, cases):
         """Returns for each case True, False, or None for no verdict."""
-        found = {case: self._remembered(case) for case in dict.fromkeys(cases)}
-        open_cases = [case for case, verdict in found.items() if verdict is None]
+        verdict_of = {case: self._remembered(case) for case in dict.fromkeys(cases)}
+        open_cases = [case for case, verdict in verdict_of.items() if verdict is None]
         replies = self._ask([messages(case) for case in open_cases]) if open_cases else []
         for case, reply in zip(open_cases, replies, strict=True):
             if isinstance(reply, BackendError):
                 logging.warning("no verdict on %r: %s", case.answer[:60], reply)
             else:
-                found[case] = reply["true_false"]
+                verdict_of[case] = reply["true_false"]
                 self._remember(case, reply)
-        return [found[case] for case in cases]
+        return [verdict_of[case] for case in cases]
 
     def _key(self, case):
         return {"judge": self._name, "version": VERSION, "case": dataclasses.asdict(case)}
@@ -114,21 +114,21 @@ def ask_server(model, *, max_tokens):
     """
 
     def ask(prompts):
-        found, left = [None] * len(prompts), range(len(prompts))
+        values, left = [None] * len(prompts), range(len(prompts))
         give_up = None
         while left:
             calls = {
                 i: model.submit(prompts[i], max_tokens=max_tokens, schema=SCHEMA) for i in left
             }
-            found = [_outcome(calls[i]) if i in calls else found[i] for i in range(len(prompts))]
-            left = [i for i in left if isinstance(found[i], Down)]
+            values = [_outcome(calls[i]) if i in calls else values[i] for i in range(len(prompts))]
+            left = [i for i in left if isinstance(values[i], Down)]
             if left:
-                wait = max(found[i].retry_after for i in left)
+                wait = max(values[i].retry_after for i in left)
                 give_up = give_up or time.monotonic() + model.seconds
                 if time.monotonic() + wait > give_up:
                     break
                 time.sleep(wait)
-        return found
+        return values
 
     return ask
 
@@ -141,12 +141,12 @@ def ask_texts(complete):
 
     def ask(prompts):
         prompts = [structured.instructed(p, SCHEMA) for p in prompts]
-        found = [_value(text) for text in complete(prompts)]
-        again = [i for i, v in enumerate(found) if isinstance(v, BadOutput) and v.text is not None]
-        repairs = [structured.repair(prompts[i], found[i]) for i in again]
+        values = [_value(text) for text in complete(prompts)]
+        again = [i for i, v in enumerate(values) if isinstance(v, BadOutput) and v.text is not None]
+        repairs = [structured.repair(prompts[i], values[i]) for i in again]
         for i, text in zip(again, complete(repairs) if repairs else (), strict=True):
-            found[i] = _value(text)
-        return found
+            values[i] = _value(text)
+        return values
 
     return ask
 

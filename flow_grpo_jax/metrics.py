@@ -23,7 +23,7 @@ def of_trajectories(trajectories, tool_names, *, prefix):
     usable = [t for t in trajectories if t.status != Status.INFRA_ERROR]
     turns = [turn for t in usable for turn in t.turns]
     count, turn_count = max(len(trajectories), 1), max(len(turns), 1)
-    found = {
+    values = {
         f"{prefix}/turns": len(turns) / max(len(usable), 1),
         f"{prefix}/tool_error_rate": sum(turn.tool_error for turn in turns) / turn_count,
         f"{prefix}/parse_failure_rate": sum(bool(t.parse_failures) for t in turns) / turn_count,
@@ -40,8 +40,8 @@ def of_trajectories(trajectories, tool_names, *, prefix):
     if prefix == "rollout":
         for name in tool_names:
             share = sum(turn.tool == name for turn in turns) / turn_count
-            found[f"tool/{name}/share"] = share
-    return {name: float(value) for name, value in found.items()}
+            values[f"tool/{name}/share"] = share
+    return {name: float(value) for name, value in values.items()}
 
 
 def of_rewards(rewards_QG, valid_QG):

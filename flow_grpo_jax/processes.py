@@ -136,9 +136,9 @@ def together(work, *, stop):
     """
     if count() == 1:
         return work()
-    found, error = [], None
+    items, error = [], None
     try:
-        found = work()
+        items = work()
     except stop:
         error = stop()
     except PeerFailed:
@@ -146,7 +146,7 @@ def together(work, *, stop):
     except Exception as problem:  # noqa: BLE001  the others must learn of any failure
         error = problem
     failed = "" if error is None or isinstance(error, stop) else describe(error)
-    parts = gather([(found, failed, isinstance(error, stop))])
+    parts = gather([(items, failed, isinstance(error, stop))])
     if failed:
         raise error
     for process, (_, reason, _) in enumerate(parts):

@@ -58,13 +58,13 @@ def make(
     """
     if engine not in ENGINES:
         raise ValueError(f"Search engine {engine!r} is unknown; valid: {', '.join(ENGINES)}.")
-    chosen = ENGINES[engine]
-    base = (url or chosen.url).rstrip("/")
+    service = ENGINES[engine]
+    base = (url or service.url).rstrip("/")
     if not base:
         raise ValueError(
             f"{engine} needs the address of your server: --config.tools.google_search.url=http://…"
         )
-    variable = key_variable or chosen.key_variable
+    variable = key_variable or service.key_variable
     client = http_client.Client(
         seconds=seconds,
         per_second=per_second,
@@ -74,9 +74,9 @@ def make(
 
     def ask(query):
         key = http_client.api_key(variable)
-        answer = client.json(**chosen.request(base, key, query, top_k, model), idempotent=False)
+        answer = client.json(**service.request(base, key, query, top_k, model), idempotent=False)
         try:
-            return chosen.read(answer, top_k)
+            return service.read(answer, top_k)
         except (TypeError, KeyError, IndexError, AttributeError) as error:
             raise http_client.HttpError(
                 "format", f"{engine} answered in another form than expected."
@@ -93,9 +93,9 @@ def make(
 
     return Tool(
         name="google_search",
-        description=chosen.what,
+        description=service.what,
         parameters=(Parameter("query", "str", "what to search for"),),
-        limits=chosen.limits,
+        limits=service.limits,
         demo='google_search(query="How deep is Lake Baikal?")',
         run=run,
         seconds=seconds,

@@ -207,11 +207,11 @@ class Client:
         for _ in range(MAX_REDIRECTS + 1):
             mine = headers if _origin(url) == first else {}
             with _Exchange(self, until, url, body, mine) as exchange:
-                status, found = exchange.status, exchange.headers
-                if status in REDIRECTS and body is None and "location" in found:
-                    url = _joined(url, found["location"])
+                status, fields = exchange.status, exchange.headers
+                if status in REDIRECTS and body is None and "location" in fields:
+                    url = _joined(url, fields["location"])
                     continue
-                response = Response(status, found, b"", url)
+                response = Response(status, fields, b"", url)
                 _check(response, types, busy)
                 content, is_cut = exchange.read(self._max_bytes)
             if is_cut and not cut:
@@ -228,12 +228,12 @@ class Client:
         parts = _split(url)
         port = parts.port or (443 if parts.scheme == "https" else 80)
         host = _ascii_host(parts.hostname)
-        found = self._look_up(host, port, until)
+        pairs = self._look_up(host, port, until)
         if f"{parts.hostname}:{port}" not in self._private:
-            for _, address in found:
+            for _, address in pairs:
                 if not is_public(address[0]):
                     raise HttpError("address", f"{parts.hostname} has no public address.")
-        return found
+        return pairs
 
     def _look_up(self, host, port, until):
         answers = queue.SimpleQueue()
@@ -246,16 +246,16 @@ class Client:
 
         threading.Thread(target=ask, daemon=True).start()  # getaddrinfo knows no deadline
         try:
-            found = answers.get(timeout=left(until))
+            answer = answers.get(timeout=left(until))
         except queue.Empty:
             raise HttpError("deadline", f"The name {host} was not resolved in time.") from None
-        if isinstance(found, Exception):
+        if isinstance(answer, Exception):
             unknown = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
-            invented = isinstance(found, UnicodeError) or found.errno in unknown
-            error = HttpError("name" if invented else "unreachable", f"The name {host}: {found}.")
+            invented = isinstance(answer, UnicodeError) or answer.errno in unknown
+            error = HttpError("name" if invented else "unreachable", f"The name {host}: {answer}.")
             error.sent = False
             raise error
-        return list(dict.fromkeys((family, address) for family, *_, address in found))
+        return list(dict.fromkeys((family, address) for family, *_, address in answer))
 
 
 class _Exchange:

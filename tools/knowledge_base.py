@@ -126,12 +126,12 @@ def _read_table(path, columns):
     return rows, problems
 
 
-def _inconsistencies(found):
-    titles = Counter(article.title for article in found)
+def _inconsistencies(rows):
+    titles = Counter(article.title for article in rows)
     problems = [f"{title!r} is the title of {n} articles." for title, n in titles.items() if n > 1]
-    names = {kind: {article.title for article in found if article.kind == kind} for kind in TABLES}
+    names = {kind: {article.title for article in rows if article.kind == kind} for kind in TABLES}
     refers_to = {"author": "person", "country": "country"}  # fact -> kind of the article it names
-    for article in found:
+    for article in rows:
         for fact, kind in refers_to.items():
             name = article.facts.get(fact)
             if name is not None and name not in names[kind]:

@@ -44,10 +44,10 @@ def make(
         )
 
     def run(*, query: str) -> str:
-        found = search(query, top_k=top_k)
-        if not found:
+        documents = search(query, top_k=top_k)
+        if not documents:
             return "No article found."
-        text = "\n".join(" ".join(document.text.split()) for document in found)
+        text = "\n".join(" ".join(document.text.split()) for document in documents)
         return text if len(text) <= max_characters else text[:max_characters] + " [cut]"
 
     return Tool(

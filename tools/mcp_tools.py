@@ -147,13 +147,13 @@ def tools(
     Raises:
       ValueError: a server cannot be used, or two tools have one name.
     """
-    found = {}
+    tool_of = {}
     for server in servers:
         for tool in connect(server):
-            if tool.name in found:
+            if tool.name in tool_of:
                 raise ValueError(f"MCP server {server}: a second tool is called {tool.name}.")
-            found[tool.name] = tool
-    return found
+            tool_of[tool.name] = tool
+    return tool_of
 
 
 def _cause(error):

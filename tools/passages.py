@@ -34,15 +34,15 @@ def scores(query: str, passages: list[str]) -> list[float]:
     counts = [Counter(_words(passage)) for passage in passages]
     lengths = [sum(count.values()) for count in counts]
     mean = sum(lengths) / max(len(lengths), 1) or 1.0
-    found = [0.0] * len(passages)
+    score_of = [0.0] * len(passages)
     for word in dict.fromkeys(_words(query)):
         holders = sum(word in count for count in counts)
         weight = math.log(1 + (len(passages) - holders + 0.5) / (holders + 0.5))
         for i, count in enumerate(counts):
             if times := count[word]:
                 norm = K1 * (1 - B + B * lengths[i] / mean)
-                found[i] += weight * times * (K1 + 1) / (times + norm)
-    return found
+                score_of[i] += weight * times * (K1 + 1) / (times + norm)
+    return score_of
 
 
 def join(passages: list[str], scores: list[float], *, max_characters: int) -> str:
@@ -51,15 +51,15 @@ def join(passages: list[str], scores: list[float], *, max_characters: int) -> st
     The best one is cut if it alone is too long. The earlier one wins a tie.
     """
     order = sorted(range(len(passages)), key=lambda i: (-scores[i], i))
-    chosen, left = [], max_characters
+    kept, left = [], max_characters
     for i in order:
         if len(passages[i]) > left:
             break
-        chosen.append(i)
+        kept.append(i)
         left -= len(passages[i]) + 1
-    if not chosen and passages:
+    if not kept and passages:
         return passages[order[0]][:max_characters] + " [cut]"
-    return "\n".join(passages[i] for i in sorted(chosen))
+    return "\n".join(passages[i] for i in sorted(kept))
 
 
 def best(query: str, text: str, *, max_characters: int) -> str:

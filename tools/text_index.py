@@ -74,10 +74,10 @@ class Index:
             sqlite3.connect(address, uri=True, check_same_thread=False) for _ in range(CONNECTIONS)
         ]
         try:
-            (found,) = connections[0].execute("PRAGMA user_version").fetchone()
-            if found == FORMAT:
+            (version,) = connections[0].execute("PRAGMA user_version").fetchone()
+            if version == FORMAT:
                 return cls(connections)
-            problem = f"its format is {found}, not {FORMAT}"
+            problem = f"its format is {version}, not {FORMAT}"
         except sqlite3.DatabaseError as error:
             problem = str(error)
         for connection in connections:
@@ -128,13 +128,13 @@ class Index:
         if not self._frequent:
             return list(query_words)
         holders = {word: self._frequent.get(_stem(word), 0) for word in query_words}
-        chosen, matches = set(), 0
+        kept, matches = set(), 0
         for word in sorted(holders, key=holders.get):
             matches += holders[word]
-            if chosen and matches > MOST_MATCHES:
+            if kept and matches > MOST_MATCHES:
                 break
-            chosen.add(word)
-        return [word for word in query_words if word in chosen]
+            kept.add(word)
+        return [word for word in query_words if word in kept]
 
     def _named(self, connection, query_words):
         """Returns the rowids of documents whose title is a run of the query, longest first."""
@@ -148,10 +148,10 @@ class Index:
         for at in range(0, len(runs), 500):
             batch = runs[at : at + 500]
             marks = ", ".join("?" * len(batch))
-            found = connection.execute(
+            rows = connection.execute(
                 f"SELECT words, article FROM title WHERE words IN ({marks}) ORDER BY article", batch
             )
-            for run, rowid in found:
+            for run, rowid in rows:
                 rowids.setdefault(run, []).append(rowid)
         return list(dict.fromkeys(rowid for run in runs for rowid in rowids.get(run, ())))
 

@@ -74,8 +74,8 @@ def make(
         text = text.strip()
         if len(text) <= max_characters:
             return text
-        found = passages.split(text)
-        return passages.join(found, score(query, found), max_characters=max_characters)
+        parts = passages.split(text)
+        return passages.join(parts, score(query, parts), max_characters=max_characters)
 
     return Tool(
         name="web_search",
@@ -104,20 +104,20 @@ def _embeddings(base, model, variable, seconds):
         private_hosts=(http_client.service_host(base),),
     )
 
-    def score(query, found):
-        by_words = passages.scores(query, found)
-        some = sorted(range(len(found)), key=lambda i: (-by_words[i], i))[:MAX_PASSAGES]
+    def score(query, parts):
+        by_words = passages.scores(query, parts)
+        some = sorted(range(len(parts)), key=lambda i: (-by_words[i], i))[:MAX_PASSAGES]
         key = http_client.api_key(variable)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         answer = client.json(
             base.rstrip("/") + "/embeddings",
-            body={"model": model, "input": [query, *(found[i] for i in some)]},
+            body={"model": model, "input": [query, *(parts[i] for i in some)]},
             headers=headers,
         )
         try:
             vectors = [row["embedding"] for row in sorted(answer["data"], key=lambda r: r["index"])]
             cosines = [_cosine(vectors[0], vector) for vector in vectors[1:]]
-            scores = [-2.0] * len(found)  # below every cosine
+            scores = [-2.0] * len(parts)  # below every cosine
             for i, cosine in zip(some, cosines, strict=True):
                 scores[i] = cosine
         except (TypeError, KeyError, ValueError, IndexError) as error:

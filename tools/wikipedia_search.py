@@ -54,11 +54,11 @@ def make(
         query = " ".join(query.split())[:MAX_QUERY]
         if not text_index.words(query):
             raise ToolError(f"The query {query[:80]!r} has no word to search for.")
-        found = search(query, top_k=top_k)
-        if not found:
+        documents = search(query, top_k=top_k)
+        if not documents:
             return "No page found."
-        share = max_characters // len(found)
-        return "\n\n".join(_shown(document, query, share) for document in found)
+        share = max_characters // len(documents)
+        return "\n\n".join(_shown(document, query, share) for document in documents)
 
     return Tool(
         name="wikipedia_search",

@@ -58,9 +58,9 @@ def read(text, schema):
         value = json.loads(fenced[1] if fenced else text, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise BadOutput(f"It is no JSON ({_short(error)}).", text) from error
-    found = problems(value, schema)
-    if found:
-        raise BadOutput(f"{'; '.join(found[:3])}.", text)
+    faults = problems(value, schema)
+    if faults:
+        raise BadOutput(f"{'; '.join(faults[:3])}.", text)
     return value
 
 
@@ -73,25 +73,25 @@ def problems(value, schema, place="it"):
         fits = isinstance(value, TYPES[kind])
         if not fits or (isinstance(value, bool) and kind != "boolean"):
             return [f"{place} must be of type {kind}"]
-    found = []
+    faults = []
     if "enum" in schema and value not in schema["enum"]:
-        found.append(f"{place} must be one of {json.dumps(schema['enum'])}")
+        faults.append(f"{place} must be one of {json.dumps(schema['enum'])}")
     if "maxLength" in schema and len(value) > schema["maxLength"]:
-        found.append(f"{place} must have at most {schema['maxLength']} characters")
+        faults.append(f"{place} must have at most {schema['maxLength']} characters")
     if kind == "object":
         fields = schema.get("properties", {})
-        found += [
+        faults += [
             f"{name!r} is missing" for name in schema.get("required", ()) if name not in value
         ]
         for name, inner in value.items():
             if name in fields:
-                found += problems(inner, fields[name], repr(name))
+                faults += problems(inner, fields[name], repr(name))
             elif schema.get("additionalProperties") is False:
-                found.append(f"{name[:40]!r} is not allowed")
+                faults.append(f"{name[:40]!r} is not allowed")
     if kind == "array" and "items" in schema:
         for inner in value:
-            found += problems(inner, schema["items"], f"an item of {place}")
-    return found
+            faults += problems(inner, schema["items"], f"an item of {place}")
+    return faults
 
 
 def _no_number(name):

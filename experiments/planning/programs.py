@@ -99,12 +99,12 @@ def devices(topology):
       ConfigError: libtpu is missing or does not know the slice, or the CPU has fewer devices.
     """
     if topology.kind == "cpu":
-        found = jax.devices("cpu")[: topology.devices]
-        if len(found) < topology.devices:
+        local = jax.devices("cpu")[: topology.devices]
+        if len(local) < topology.devices:
             raise command.ConfigError(
-                f"{topology.name}: JAX has started with {len(found)} virtual devices already."
+                f"{topology.name}: JAX has started with {len(local)} virtual devices already."
             )
-        return found
+        return local
     if not has_libtpu():
         raise command.ConfigError(INSTALL)
     for name, value in (WITHOUT_TPU | {"TPU_ACCELERATOR_TYPE": _type(topology)}).items():

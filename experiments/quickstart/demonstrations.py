@@ -163,14 +163,14 @@ class Inventor:
             "author": lambda: rng.choice(names["person"]),
             "country": lambda: rng.choice(names["country"]),
         }
-        found = []
+        articles = []
         for kind, (_, fact_names) in knowledge_base.TABLES.items():
             for name in names[kind]:
                 facts = dict(rng.choice(self.facts[kind]))  # forms, occupations: real ones
                 facts |= {fact: invented[fact]() for fact in fact_names if fact in invented}
                 text = knowledge_base.render(kind, name, facts)
-                found.append(knowledge_base.Article(name, kind, text, facts))
-        return questions.World(found)
+                articles.append(knowledge_base.Article(name, kind, text, facts))
+        return questions.World(articles)
 
 
 def stream(articles, tokenizer, *, tools, seed, real_share, max_turns, mistakes=None):

@@ -167,17 +167,17 @@ def distinct(world, count, *, seed):
     """Draws `count` different problems of a world, every number of hops equally often."""
     rng = random.Random(seed)
     wanted = {hops: count // 3 + (hops <= count % 3) for hops in (1, 2, 3)}
-    found, tries = {}, 0
-    while len(found) < count:
+    problems, tries = {}, 0
+    while len(problems) < count:
         problem = draw(world, rng)
         tries += 1
         if tries > 1000 * count:
             raise ValueError(f"The world has fewer than {count} different questions.")
         hops = len(problem.steps)
-        if problem.question not in found and wanted[hops]:
-            found[problem.question] = problem
+        if problem.question not in problems and wanted[hops]:
+            problems[problem.question] = problem
             wanted[hops] -= 1
-    return list(found.values())
+    return list(problems.values())
 
 
 def to_row(problem, index, split):

@@ -252,19 +252,19 @@ def start_tools(config):
 
 def make_tools(config):
     """Returns name -> Tool; refuses a machine that does not hold programs as the config asks."""
-    chosen = config.tools
+    config_tools = config.tools
     here = lambda path: resolve(path) if path else ""
-    settings = {name: dict(chosen[name]) for name in toolbox.MAKERS}
+    settings = {name: dict(config_tools[name]) for name in toolbox.MAKERS}
     for arguments in settings.values():
         if "index" in arguments:
             arguments["index"] = here(arguments["index"])
     with command.checking_config():
         tools = toolbox.build(
-            chosen.names,
+            config_tools.names,
             settings,
-            mcp=chosen.mcp,
-            record=here(chosen.record),
-            replay=chosen.replay,
+            mcp=config_tools.mcp,
+            record=here(config_tools.record),
+            replay=config_tools.replay,
         )
     if facts := sandbox_facts(tools):
         for line in selftest.describe(facts):
@@ -282,8 +282,8 @@ def make_scorer(config, answering, *, engine=None, vocabulary=None):
 
     engine, vocabulary: for a judge that is one of the engine's models.
     """
-    chosen = config.reward
-    deciders = {kind: chosen[kind] for kind in scoring.DECIDERS}
+    reward = config.reward
+    deciders = {kind: reward[kind] for kind in scoring.DECIDERS}
     judged_by, checker = None, None
     with command.checking_config():
         if isinstance(answering.judge, str):
@@ -292,14 +292,14 @@ def make_scorer(config, answering, *, engine=None, vocabulary=None):
                 engine,
                 vocabulary,
                 weights=answering.judge,
-                max_tokens=min(chosen.judge_tokens, longest),
+                max_tokens=min(reward.judge_tokens, longest),
                 max_prompt_tokens=config.rollout.max_prompt_tokens,
             )
             judged_by = judge.Judge(
                 ask, name=answering.judge, remembers=answering.judge == "frozen"
             )
         elif answering.judge is not None:
-            ask = judge.ask_server(answering.judge, max_tokens=chosen.judge_tokens)
+            ask = judge.ask_server(answering.judge, max_tokens=reward.judge_tokens)
             verdicts = answering.caches.get(config.backends.judge.cache)
             judged_by = judge.Judge(ask, name=answering.judge.name, cache=verdicts)
         if "math_verify" in deciders.values():
@@ -308,23 +308,23 @@ def make_scorer(config, answering, *, engine=None, vocabulary=None):
             deciders,
             judged_by=judged_by,
             symbolic=checker,
-            judge_characters=chosen.judge_characters,
+            judge_characters=reward.judge_characters,
         )
 
 
 def engine_shapes(config):
     """Returns the engine's arguments that decide its shapes, except weights and mesh."""
-    settings, chosen = config.rollout, config.engine
+    settings, engine = config.rollout, config.engine
     longest = max(settings.max_response_tokens, settings.max_module_tokens)
     max_length = settings.max_prompt_tokens + longest
     return dict(
-        slots=chosen.slots,
+        slots=engine.slots,
         max_length=max_length,
-        cache_tokens=chosen.cache_tokens or WEIGHT_SETS * chosen.slots * max_length,
-        page_size=chosen.page_size,
-        prefill_tokens=chosen.prefill_tokens,
-        prefill_rows=chosen.prefill_rows,
-        decode_steps=chosen.decode_steps,
+        cache_tokens=engine.cache_tokens or WEIGHT_SETS * engine.slots * max_length,
+        page_size=engine.page_size,
+        prefill_tokens=engine.prefill_tokens,
+        prefill_rows=engine.prefill_rows,
+        decode_steps=engine.decode_steps,
         dtype=compute_dtype(config),
         constraints=config.rollout.grammar,
     )
@@ -333,9 +333,9 @@ def engine_shapes(config):
 def load_weights(config, folder, mesh, *, training=True):
     """Loads (params, frozen, shardings, assemble) from a folder; see `Session`."""
     dtype = compute_dtype(config)
-    shape = huggingface.config_from_dict(huggingface.read_config(folder))
+    dims = huggingface.config_from_dict(huggingface.read_config(folder))
     with command.checking_config():
-        whole = sharding.parameter_shardings(mesh, abstract_model(shape))
+        whole = sharding.parameter_shardings(mesh, abstract_model(dims))
         if config.model.lora.rank:
             settings = lora.Settings(**config.model.lora)
     if not config.model.lora.rank:
@@ -353,9 +353,9 @@ def load_weights(config, folder, mesh, *, training=True):
     return params, frozen, shardings, lora.combine
 
 
-def abstract_model(shape, dtype=jnp.float32):
-    """Returns a Qwen2 of shapes."""
-    return jax.eval_shape(lambda key: qwen2.Qwen2(key, shape, dtype), jax.random.key(0))
+def abstract_model(dims, dtype=jnp.float32):
+    """Returns a Qwen2 of shapes; dims: qwen2.Config."""
+    return jax.eval_shape(lambda key: qwen2.Qwen2(key, dims, dtype), jax.random.key(0))
 
 
 def use_compile_cache(config, mesh):

@@ -98,22 +98,22 @@ class Routes:
         if isinstance(body, dict) and body.get("model") is not None:
             self._check_model(body["model"])
         ask = await asyncio.to_thread(parse, body)  # a long prompt takes a while to tokenize
-        run = await self._service.open(ask)
+        work = await self._service.open(ask)
         if ask.stream:
-            return EventStream(self._events(ask, run), run.close)
+            return EventStream(self._events(ask, work), work.close)
         try:
-            return await _unless_gone(request.receive, self._whole(ask, run))
+            return await _unless_gone(request.receive, self._whole(ask, work))
         finally:
-            run.close()
+            work.close()
 
-    async def _whole(self, ask, run):
+    async def _whole(self, ask, work):
         choices = self._service.choices(ask)
         found = [None] * len(choices)
-        async for index, update in run:
+        async for index, update in work:
             found[index] = choices[index].take(update)
         return Json(self._service.answer(ask).whole(found, answers.usage(ask, choices)))
 
-    async def _events(self, ask, run):
+    async def _events(self, ask, work):
         """The data of each event of a stream."""
         answer, choices = self._service.answer(ask), self._service.choices(ask)
         more = {"usage": None} if ask.include_usage else {}
@@ -122,7 +122,7 @@ class Routes:
                 opening = answer.opening(index)
                 if opening is not None:
                     yield answer.chunk([opening], **more)
-            async for index, update in run:
+            async for index, update in work:
                 new, entries, finish = choices[index].take(update)
                 if new or entries or finish:
                     yield answer.chunk([answer.piece(index, new, entries, finish)], **more)

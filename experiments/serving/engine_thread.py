@@ -142,18 +142,18 @@ class EngineThread:
             if ticket.stream:
                 self._tell(ticket, self.engine.partial(id, ticket.sent), ended=False)
 
-    def _tell(self, ticket, found, *, ended):
-        """Puts what `found` has of a request, all or from `ticket.sent` on, into the news."""
+    def _tell(self, ticket, completion, *, ended):
+        """Adds the unsent part of a request's tokens to the news."""
         first = ticket.sent if ended else 0
-        tokens = found.tokens[first:].tolist()
+        tokens = completion.tokens[first:].tolist()
         if not (tokens or ended):
             return
         ticket.sent += len(tokens)
         update = Update(
             tokens,
-            found.raw_logprobs[first:].tolist(),
-            found.top_logprobs[first:],
-            completion=found if ended else None,
+            completion.raw_logprobs[first:].tolist(),
+            completion.top_logprobs[first:],
+            completion=completion if ended else None,
         )
         self._news.append((ticket, update))
 

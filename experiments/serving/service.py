@@ -40,7 +40,7 @@ class Service:
         self.failure = None
         self._thread, self._vocabulary, self._grammars = thread, vocabulary, grammars
         self._slots, self._places = slots, slots + queue
-        self._taken, self._runs = 0, set()
+        self._taken, self._under_way = 0, set()
         self._closed = False
         self._process, self._count = secrets.randbits(32), itertools.count()
 
@@ -59,7 +59,7 @@ class Service:
         )
 
     async def open(self, ask):
-        """The Run of an Ask.
+        """Starts the Work of an Ask.
 
         Raises:
           ApiError: the server is closing, the queue is full, or the schema cannot be followed.
@@ -77,9 +77,9 @@ class Service:
                 headers={"retry-after": "1"},
             )
         self._taken += wanted
-        run = Run(self, self._thread, list(self._requests(ask, constraint)), stream=ask.stream)
-        self._runs.add(run)
-        return run
+        work = Work(self, self._thread, list(self._requests(ask, constraint)), stream=ask.stream)
+        self._under_way.add(work)
+        return work
 
     def close(self):
         """Takes no new requests."""
@@ -88,16 +88,16 @@ class Service:
     def abort(self):
         """Ends all requests with an error."""
         self.close()
-        for run in tuple(self._runs):
-            run.fail(self._unavailable())
+        for work in tuple(self._under_way):
+            work.fail(self._unavailable())
 
     def fail(self, failure):
         """Ends all requests because the engine has failed."""
         self.failure = failure
         self.abort()
 
-    def forget(self, run):
-        self._runs.discard(run)
+    def forget(self, work):
+        self._under_way.discard(work)
 
     def release(self):
         """Frees a place."""
@@ -156,8 +156,8 @@ class Service:
                 )
 
 
-class Run:
-    """The engine's work for one HTTP request: `async for index, update in run`, then `close`."""
+class Work:
+    """The engine's work for one HTTP request: `async for index, update in work`, then `close`."""
 
     def __init__(self, service, thread, requests, *, stream):
         self._service, self._thread, self._stream = service, thread, stream

@@ -65,7 +65,7 @@ def measure(folder, *, rounds):
     size = sum(path.stat().st_size for path in _files(folder))
     start = time.perf_counter()
     load(folder)
-    found = {
+    numbers = {
         "first_load_s": time.perf_counter() - start,
         "memory/extra_mb": peak_beyond_model(folder) / 1e6,
         "memory/largest_tensor_mb": largest_tensor(folder) / 1e6,
@@ -80,11 +80,11 @@ def measure(folder, *, rounds):
                 work(folder)
                 rates[name].append(size / 1e9 / (time.perf_counter() - start))
         ratios = [load / read for read, load in zip(rates["read"], rates["load"], strict=True)]
-        found[f"{state}/read"] = statistics.median(rates["read"])
-        found[f"{state}/load"] = statistics.median(rates["load"])
-        found[f"{state}/ratio"] = statistics.median(ratios)
-        found[f"{state}/ratio_min"], found[f"{state}/ratio_max"] = min(ratios), max(ratios)
-    return found
+        numbers[f"{state}/read"] = statistics.median(rates["read"])
+        numbers[f"{state}/load"] = statistics.median(rates["load"])
+        numbers[f"{state}/ratio"] = statistics.median(ratios)
+        numbers[f"{state}/ratio_min"], numbers[f"{state}/ratio_max"] = min(ratios), max(ratios)
+    return numbers
 
 
 def load(folder):

@@ -297,21 +297,21 @@ def table(runs):
     head = ["", "in flight", "tools'", "traj./s", "turns/s", "prompt", "wall s", "engine", "idle"]
     head += ["driver", "ms/turn", *rollout.OVERHEAD, "tools s", "at once"]
     rows = [head]
-    for (engine, in_flight, load), found in runs:
+    for (engine, in_flight, load), numbers in runs:
         rows.append(
             [
                 engine,
                 str(in_flight),
                 load,
-                f"{found['trajectories_per_s']:.1f}",
-                f"{found['turns_per_s']:.1f}",
-                f"{found['prompt_tokens']:,.0f}",
-                f"{found['wall_s']:.1f}",
-                *[f"{found[f'{name}_share']:.3f}" for name in ("engine", "idle", "driver")],
-                f"{found['driver_ms_per_turn']:.2f}",
-                *[f"{value:.2f}" for value in found["ms_per_turn"].values()],
-                f"{found['tool_s']:.1f}",
-                f"{found['tools_at_once']:.1f}",
+                f"{numbers['trajectories_per_s']:.1f}",
+                f"{numbers['turns_per_s']:.1f}",
+                f"{numbers['prompt_tokens']:,.0f}",
+                f"{numbers['wall_s']:.1f}",
+                *[f"{numbers[f'{name}_share']:.3f}" for name in ("engine", "idle", "driver")],
+                f"{numbers['driver_ms_per_turn']:.2f}",
+                *[f"{value:.2f}" for value in numbers["ms_per_turn"].values()],
+                f"{numbers['tool_s']:.1f}",
+                f"{numbers['tools_at_once']:.1f}",
             ]
         )
     return measure.aligned(rows)

@@ -47,7 +47,7 @@ def measure(*, rounds, programs):
     """Measures `rounds` of latency, then `programs` by each number of threads: {name: number}."""
     started = time.perf_counter()
     box = client.Sandbox()
-    found = {"start_s": time.perf_counter() - started}
+    numbers = {"start_s": time.perf_counter() - started}
     facts = selftest.examine(box)
     ways = {"sandbox": lambda code: in_sandbox(box, code), "fresh": in_fresh_interpreter}
     names = [name for name in PROGRAMS if name == "print" or name in facts["packages"]]
@@ -64,10 +64,10 @@ def measure(*, rounds, programs):
     for name in names:
         for way in ways:
             times = sorted(seconds[way, name])
-            found[f"{name}/{way}/p50"] = 1e3 * statistics.median(times)
-            found[f"{name}/{way}/p95"] = 1e3 * times[int(0.95 * (len(times) - 1))]
+            numbers[f"{name}/{way}/p50"] = 1e3 * statistics.median(times)
+            numbers[f"{name}/{way}/p95"] = 1e3 * times[int(0.95 * (len(times) - 1))]
         pairs = zip(seconds["fresh", name], seconds["sandbox", name], strict=True)
-        found[f"{name}/ratio"] = statistics.median(fresh / inside for fresh, inside in pairs)
+        numbers[f"{name}/ratio"] = statistics.median(fresh / inside for fresh, inside in pairs)
     for threads in THREADS:
         rates = {way: [] for way in ways}
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
@@ -78,9 +78,9 @@ def measure(*, rounds, programs):
                     list(pool.map(work, [PROGRAMS["print"]] * count))
                     rates[way].append(count / (time.perf_counter() - start))
         for way in ways:
-            found[f"threads{threads}/{way}/per_second"] = statistics.median(rates[way])
+            numbers[f"threads{threads}/{way}/per_second"] = statistics.median(rates[way])
     box.close()
-    return found | {"level": facts["level"]}
+    return numbers | {"level": facts["level"]}
 
 
 def define_flags():

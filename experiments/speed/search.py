@@ -56,7 +56,7 @@ def measure(path, *, total, count):
     start = time.perf_counter()
     text_index.build(path, documents(total))
     seconds = time.perf_counter() - start
-    found = {
+    numbers = {
         "documents": total,
         "build_s": seconds,
         "build/documents_per_s": total / seconds,
@@ -70,13 +70,15 @@ def measure(path, *, total, count):
             start = time.perf_counter()
             search(query)
             times.append(1e3 * (time.perf_counter() - start))
-        found[f"{kind}/p50_ms"], found[f"{kind}/p95_ms"] = np.percentile(times, (50, 95)).tolist()
+        numbers[f"{kind}/p50_ms"], numbers[f"{kind}/p95_ms"] = np.percentile(
+            times, (50, 95)
+        ).tolist()
         with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
             start = time.perf_counter()
             list(pool.map(search, asked))
-            found[f"{kind}/queries_per_s"] = count / (time.perf_counter() - start)
+            numbers[f"{kind}/queries_per_s"] = count / (time.perf_counter() - start)
     index.close()
-    return found
+    return numbers
 
 
 def define_flags():

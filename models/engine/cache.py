@@ -52,12 +52,12 @@ def write(layout, cache, k_PTKH, v_PTKH, table_PM, position_PT, valid_PT, *, mes
       cache: of one layer.
       mesh: heads are split over its axis `tensor`.
     """
-    chosen, heads = LAYOUTS[layout], PartitionSpec(None, None, "tensor")
+    module, heads = LAYOUTS[layout], PartitionSpec(None, None, "tensor")
     return _on_heads(
-        chosen.write,
+        module.write,
         mesh,
-        (chosen.spec(), heads, heads, *(PartitionSpec(),) * 3),
-        chosen.spec(),
+        (module.spec(), heads, heads, *(PartitionSpec(),) * 3),
+        module.spec(),
     )(cache, k_PTKH, v_PTKH, table_PM, position_PT, valid_PT)
 
 
@@ -71,11 +71,11 @@ def attend(layout, q_PTNH, cache, table_PM, position_PT, *, mesh=None):
         finite and meaningless.
       mesh: heads are split over its axis `tensor`.
     """
-    chosen, heads = LAYOUTS[layout], PartitionSpec(None, None, "tensor")
+    module, heads = LAYOUTS[layout], PartitionSpec(None, None, "tensor")
     return _on_heads(
-        chosen.attend,
+        module.attend,
         mesh,
-        (heads, chosen.spec(), PartitionSpec(), PartitionSpec()),
+        (heads, module.spec(), PartitionSpec(), PartitionSpec()),
         heads,
     )(q_PTNH, cache, table_PM, position_PT)
 

@@ -64,15 +64,15 @@ class Pages:
 
     def find(self, keys):
         """Returns the listed pages of the longest known prefix, each held once more."""
-        found = []
+        pages = []
         for key in keys:
             page = self._listed.get(key)
             if page is None:
                 break
             self._idle.pop(key, None)
             page.holders += 1
-            found.append(page)
-        return found
+            pages.append(page)
+        return pages
 
     def known(self, keys):
         """Counts the first keys that have a page which is filled or about to be."""
@@ -123,15 +123,15 @@ class Ledger:
         """
         size, tokens = self.book.size, len(running.prompt)
         # The last token is always computed: its logits draw the first token.
-        found = self.book.find(keys[: (tokens - 1) // size])
-        running.keys, running.pages = keys, found
-        wanted = count_for(tokens, size) - len(found)
+        shared = self.book.find(keys[: (tokens - 1) // size])
+        running.keys, running.pages = keys, shared
+        wanted = count_for(tokens, size) - len(shared)
         if not self.may_take(np.array([wanted]), [running]):
-            for page in found:
+            for page in shared:
                 self.book.release(page)
             running.keys, running.pages = [], []
             return False
-        first = len(found)
+        first = len(shared)
         running.shared = first * size
         self.holders[running.id] = running
         self.claimed += running.wanted_pages

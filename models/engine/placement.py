@@ -89,13 +89,13 @@ class Copies:
             for key, (array, made) in sets.items()
             if array() is not None
         }
-        found = copies(tree, self._dtype, self._meshes, known=known)
-        columns = zip(*map(jax.tree.leaves, found), strict=True)
+        trees = copies(tree, self._dtype, self._meshes, known=known)
+        columns = zip(*map(jax.tree.leaves, trees), strict=True)
         self._made[name] = {
             id(array): (weakref.ref(array), made)
             for array, made in zip(jax.tree.leaves(tree), columns, strict=True)
         }
-        return found
+        return trees
 
     def forget(self):
         """Lets go of all copies."""

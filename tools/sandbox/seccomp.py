@@ -228,11 +228,11 @@ def _checks():
 
 def _own_checks():
     """Does as `_checks`, for the calls of OWN."""
-    own = _only(0, (0, OWN_PROCESS))
+    itself = _only(0, (0, OWN_PROCESS))
     return {
         **dict.fromkeys(("kill", "tgkill"), _only(0, (OWN_PROCESS,))),
-        **dict.fromkeys(("getpgid", "getsid"), own),
-        **dict.fromkeys(("sched_getaffinity", "sched_getparam", "sched_getscheduler"), own),
+        **dict.fromkeys(("getpgid", "getsid"), itself),
+        **dict.fromkeys(("sched_getaffinity", "sched_getparam", "sched_getscheduler"), itself),
         "prctl": _only(0, PRCTL),
         # Threads, not processes.
         "clone": [
