@@ -71,7 +71,9 @@ def _parsed(argv):
     except SystemExit:  # --help has written its text
         sys.exit(0)
     except (flags.Error, ValueError, TypeError, OSError) as error:
-        _stop(error, BAD_FLAGS)
+        # ml_collections tells of an error in the file by its whole traceback.
+        head, _, traceback = str(error).partition("Traceback (most recent call last)")
+        _stop(" ".join([head.strip(), *traceback.strip().splitlines()[-1:]]), BAD_FLAGS)
     except (AttributeError, KeyError) as error:  # ml_collections: a field set by flag or by file
         _stop(_unknown_field(str(error)), BAD_FLAGS)
     if len(rest) > 1:

@@ -6,8 +6,8 @@ import signal
 class StopSignal:
     """Signals as a flag to poll: the first sets it, a second one ends the process at once.
 
-    A signal that comes before the flag was ever polled does what it did before: nothing would look
-    at the flag yet.
+    A signal that comes before the flag was ever polled ends the process at once too, SIGINT by
+    KeyboardInterrupt: nothing would look at the flag yet.
 
     Args:
       numbers: signals to take.
@@ -17,19 +17,18 @@ class StopSignal:
     def __init__(self, *numbers, on_first=lambda number: None):
         self._received = self._polled = False
         self._on_first = on_first
-        self._before = {number: signal.signal(number, self._receive) for number in numbers}
+        for number in numbers:
+            signal.signal(number, self._receive)
 
     def _receive(self, number, frame):
+        signal.signal(number, signal.SIG_DFL)
         if self._polled:
             self._received = True
-            signal.signal(number, signal.SIG_DFL)
             self._on_first(number)
-            return
-        try:
-            signal.signal(number, self._before[number] or signal.SIG_DFL)
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+        else:
             signal.raise_signal(number)
-        finally:
-            signal.signal(number, signal.SIG_DFL)
 
     def __call__(self):
         """Returns whether a signal came; from now on one sets the flag."""

@@ -260,7 +260,7 @@ BAD_INPUT = [
     (["--config.rollout.temperature=0.0"], 2, "temperature"),
     (["--config.loss.variant=ppo"], 2, "valid: flow, original"),
     (["--config.no_such=1"], 2, "no_such"),
-    (["--config.rollout.max_response_tokens=64"], 2, "need 288"),
+    (["--config.rollout.max_response_tokens=64"], 2, "Make it 288 or more"),
     (["--config.mesh.fsdp=3"], 2, "device"),
     (["--nope"], 2, "nope"),
     (["--config=no/such_file.py"], 2, "no/such_file.py"),
@@ -272,7 +272,7 @@ BAD_INPUT = [
     (["--config.model.path=/nowhere"], 1, "/nowhere"),
     (["--config.rollout.group=4.5"], 2, "config.rollout.group=4.5"),
     (["--config.rollout.group=four"], 2, "config.rollout.group=four"),
-    (["--config.batch.rows=(1.5,)"], 2, "batch.rows=(1.5,) must be a tuple, each item a whole"),
+    (["--config.tools.mcp=(1,)"], 2, "tools.mcp=(1,) must be a tuple, each item a text"),
     (["--config={folder}/misspelt.py"], 2, "no field 'max_turn'. Did you mean 'max_turns'?"),
     (["--config={folder}/replaced.py"], 2, "The section 'rollout' lacks call_seconds"),
     (["--config={folder}/text.py"], 2, "cannot be casted to type <class 'int'>"),
@@ -298,6 +298,14 @@ for arguments, log in json.loads(sys.argv[1]):
 """
 
 
+def arguments(folder, number):
+    """Arguments of a command with bad input: flags of its own, or a config file."""
+    extra = [part.format(folder=folder) for part in BAD_INPUT[number][0]]
+    if extra[0].startswith(f"--config={folder}"):
+        return ["experiments.train", *extra, f"--workdir={folder}/{number}"]
+    return flags(folder / str(number)) + extra
+
+
 @pytest.fixture(scope="module")
 def after_bad_input(tmp_path_factory):
     """[(exit code, what was written to stderr)] for BAD_INPUT."""
@@ -308,10 +316,7 @@ def after_bad_input(tmp_path_factory):
             f"    c = smoke.get_config()\n    {line}\n    return c\n"
         )
     logs = [str(folder / f"{number}.log") for number in range(len(BAD_INPUT))]
-    commands = [
-        (flags(folder / str(number)) + [part.format(folder=folder) for part in extra], log)
-        for number, ((extra, _, _), log) in enumerate(zip(BAD_INPUT, logs, strict=True))
-    ]
+    commands = [(arguments(folder, number), log) for number, log in enumerate(logs)]
     process = run("-c", COPIES, json.dumps(commands), module=False)
     assert process.returncode == 0, process.stderr
     codes = map(int, process.stdout.split())
