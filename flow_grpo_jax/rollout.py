@@ -410,8 +410,8 @@ class Driver:
 
     def _receive(self, call):
         """Hands the result of a call to the attempts that wait for it."""
-        ticket = self._tickets.pop(call)
-        if ticket.attempts:  # else it was cancelled
+        ticket = self._tickets.pop(call, None)  # None: of an abandoned attempt
+        if ticket and ticket.attempts:  # else it was cancelled
             error = call.exception()
             self._settle(ticket, call.result() if error is None else error)
 

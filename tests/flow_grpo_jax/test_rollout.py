@@ -471,6 +471,25 @@ def test_an_abandoned_driver_has_nothing_left_to_do():
         assert not driver.busy and not driver.ready() and engine.pending == 0
 
 
+def test_a_driver_can_be_used_again_after_it_was_abandoned():
+    """Also if a call that it gave up ends later."""
+    release = threading.Event()
+
+    def hangs_until_released(query):
+        release.wait(20)
+        return "Madrid"
+
+    with system(ScriptedEngine(), hangs_until_released, workers=1) as answering:
+        driver = rollout.Driver(answering, settings(max_turns=1))
+        driver.add(numbered(2), group=1, step=0)
+        drive(driver, until=lambda: any(ticket.call for ticket in driver._tickets.values()))
+        driver.abandon()
+        release.set()
+        driver.add(numbered(1), group=1, step=1)
+        [[trajectory]] = drive(driver).values()
+    assert trajectory.status == "ok"
+
+
 def test_an_analysis_that_lost_its_only_reader_is_asked_again():
     """Its request is cancelled; the next rollout of the question must not wait for that one."""
     engine = ScriptedEngine(silent=("analyse",))
