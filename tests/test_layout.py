@@ -1,4 +1,4 @@
-"""The house keeps its shape: which package may import which, what ships, and what nobody imports.
+"""The house keeps its shape: imports between and inside packages, defaults, sizes, what ships.
 
 tools --> agents --> flow_grpo_jax --> experiments        (arrow = "is imported by")
                            ^
@@ -6,6 +6,7 @@ models --------------------+
 """
 
 import ast
+import functools
 import graphlib
 import importlib.util
 import pathlib
@@ -28,12 +29,33 @@ MAY_IMPORT = {
 }
 NEVER = {"torch", "tensorflow", "ray", "vllm", "litellm", "hydra", "tests"}
 ACCELERATOR = {"jax", "jaxlib", "flax", "optax", "orbax", "grain", "tensorstore"}
-# Benchmarks start these as programs of another environment, in which the peer is installed.
+# experiments/speed starts these as programs of another environment that has the peer installed.
 PEERS = "experiments.speed.peers."
 PURE = ("credit", "loss", "update", "optimizer", "batching", "logprobs")
 LIBRARIES = ("tools", "agents", "models", "flow_grpo_jax")
-# Floors of each package: members (modules and folders) that import no other stand on the first.
-FLOORS = {"tools": 4, "agents": 2, "models": 3, "flow_grpo_jax": 3, "experiments": 4}
+# Most floors of each package. Members (modules and folders) that import no other stand on the
+# first, every other member one above the highest that it imports.
+FLOORS = {
+    "tools": 4,
+    "tools.sandbox": 3,
+    "agents": 2,
+    "agents.backends": 3,
+    "models": 3,
+    "models.attention": 4,
+    "models.engine": 6,
+    "models.engine.layouts": 3,
+    "flow_grpo_jax": 3,
+    "experiments": 4,
+    "experiments.configs": 3,
+    "experiments.planning": 2,
+    "experiments.quickstart": 2,
+    "experiments.reporting": 2,
+    "experiments.running": 4,
+    "experiments.serving": 3,
+    "experiments.solving": 1,
+    "experiments.speed": 3,
+    "experiments.speed.peers": 2,
+}
 FILE_LINES, FUNCTION_LINES = 500, 120
 LONGER = {"experiments.train.train": 130}  # the loop of training, top to bottom
 
@@ -48,7 +70,7 @@ def module_name(path):
 
 
 def imported_names(source, module):
-    """Dotted names that `source`, the text of `module`, imports, at any depth of the file."""
+    """Returns the dotted names that `source`, the text of `module`, imports at any depth."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -67,7 +89,7 @@ def imported_names(source, module):
 
 
 def violations(source, module):
-    """What `module` with the text `source` imports and must not."""
+    """Returns the packages that `module` with the text `source` imports and must not."""
     package = module.split(".")[0]
     roots = {name.split(".")[0] for name in imported_names(source, module)}
     never = NEVER - {"torch"} if module.startswith(PEERS) else NEVER
@@ -88,7 +110,7 @@ def calls_of_print(source):
 
 
 def declared(name):
-    """The literal assigned to `name` in setup.py."""
+    """Returns the literal assigned to `name` in setup.py."""
     for node in ast.parse((ROOT / "setup.py").read_text()).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
             return ast.literal_eval(node.value)
@@ -126,8 +148,9 @@ def test_a_wrong_import_would_be_noticed(module, source, bad):
     assert violations(source, module) == bad
 
 
+@functools.cache
 def house_imports():
-    """{module: modules of this repository that it imports}."""
+    """Returns {module: modules of this repository that it imports}."""
     files = {module_name(p): p for package in MAY_IMPORT for p in source_files(package)}
     return {
         name: imported_names(path.read_text(encoding="utf-8"), name) & set(files)
@@ -146,7 +169,7 @@ def reachable(start, graph):
 
 
 def floors(package, graph):
-    """{member of a package: its floor, from 1}; graphlib.CycleError if imports run in a circle.
+    """Returns {member of a package: its floor, from 1}; CycleError if imports run in a circle.
 
     Members are the modules and folders right below it. A member stands above all that it imports,
     so no import runs up.
@@ -164,22 +187,25 @@ def floors(package, graph):
 
 
 def member_of(package, module):
-    """The part of a module's name after the package's; "" outside it."""
+    """Returns the part of a module's name after the package's; "" outside it."""
     return (
         module.removeprefix(f"{package}.").split(".")[0] if module.startswith(f"{package}.") else ""
     )
 
 
-def folders():
-    return sorted(
-        {module_name(p) for name in MAY_IMPORT for p in (ROOT / name).rglob("__init__.py")}
-    )
+def too_high(package, graph, most):
+    """Returns the floors of a package that has more than `most`, else {}."""
+    floor_of = floors(package, graph)
+    return floor_of if max(floor_of.values()) > most else {}
 
 
-@pytest.mark.parametrize("package", folders())
+def test_floors_are_declared_for_every_package():
+    assert sorted(FLOORS) == sorted(declared("PACKAGES"))
+
+
+@pytest.mark.parametrize("package", FLOORS)
 def test_no_import_inside_a_package_runs_up_or_in_a_circle(package):
-    floor_of = floors(package, house_imports())
-    assert max(floor_of.values(), default=0) <= FLOORS.get(package, 6), floor_of
+    assert not too_high(package, house_imports(), FLOORS[package])
 
 
 def test_circles_and_floors_are_noticed():
@@ -192,6 +218,9 @@ def test_circles_and_floors_are_noticed():
     }
     assert floors("p", graph) == {"c": 1, "b": 2, "a": 3}
     assert floors("p.b", graph) == {"x": 1, "y": 2}
+    assert not too_high("p", graph, 3)
+    up = graph | {"p.c": {"p.d"}, "p.d": set()}  # from the ground to a member that was beside it
+    assert too_high("p", up, 3) == {"d": 1, "c": 2, "b": 3, "a": 4}
     with pytest.raises(graphlib.CycleError):
         floors("p", graph | {"p.c": {"p.b.y"}})  # up into a folder that imports it
 
@@ -201,33 +230,33 @@ def config_names(config):
         yield from config_names(value) if isinstance(value, ConfigDict) else [name]
 
 
-# Defaults that have a config field's name and another meaning, or nothing to configure.
+# Defaults that share a field's name but not its meaning: (owner, names) -> what they are.
 OTHER_DEFAULTS = {
-    "tools.http_client.Client.__init__": "of a client for any service: no limit, no private host",
-    "tools.limits.Rate.__init__": "no burst",
-    "tools.limits.TooLate.__init__": "seconds of an error",
-    "tools.mcp_tools.Connection.__init__": "of any MCP server; servers have no sections",
-    "tools.text_index.Document": "a document without an address",
-    "tools.timed_socket.TimedSocket.start": "no limit",
-    "agents.memory.Entry": "a time that was measured",
-    "models.engine.ahead.lowered": "layout of the cache; None is the platform's",
-    "models.engine.cache.choose": "layout of the cache; None is the platform's",
-    "models.engine.engine.Engine.__init__": "layout of the cache; None is the platform's",
-    "models.engine.types.Sampling": "one request's; neutral",
-    "models.engine.types.Statistics": "counts",
-    "models.huggingface.config_to_dict": "dtype of a file",
-    "models.huggingface.load": "dtype of the file",
-    "models.huggingface.save": "dtype of the file",
-    "models.lora.init": "dtype of masters",
-    "models.lora.add": "dtype of masters",
-    "models.lora.load": "dtype of masters",
-    "models.qwen2.Qwen2.__init__": "dtype of masters",
-    "models.qwen2.Qwen2.embedded": "dtype of a reference computation",
-    "models.sharding.make_mesh": "an axis of one device: not split",
-    "models.weights.read": "dtype of the file",
-    "models.weights.write": "dtype of the file",
-    "flow_grpo_jax.judge.Judge.__init__": "no cache of verdicts",
-    "flow_grpo_jax.symbolic.Symbolic.__init__": "of a child process; not configurable",
+    ("tools.http_client.Client.__init__", "max_bytes per_second private_hosts"): "of any service",
+    ("tools.limits.Rate.__init__", "burst"): "no burst",
+    ("tools.limits.TooLate.__init__", "seconds"): "none is known",
+    ("tools.mcp_tools.Connection.__init__", "max_characters seconds"): "MCP has no section",
+    ("tools.text_index.Document", "url"): "a document without an address",
+    ("tools.timed_socket.TimedSocket.start", "max_bytes"): "no limit",
+    ("agents.memory.Entry", "seconds"): "a measured time",
+    ("models.engine.ahead.lowered", "layout"): "of the cache, not of a batch",
+    ("models.engine.cache.choose", "layout"): "of the cache, not of a batch",
+    ("models.engine.engine.Engine.__init__", "layout"): "of the cache, not of a batch",
+    ("models.engine.types.Sampling", "temperature top_k"): "neutral values of one request",
+    ("models.engine.types.Statistics", "prefill_calls prefill_tokens"): "counts that start at 0",
+    ("models.huggingface.config_to_dict", "dtype"): "of a file, not of the computation",
+    ("models.huggingface.load", "dtype"): "of a file, not of the computation",
+    ("models.huggingface.save", "dtype"): "of a file, not of the computation",
+    ("models.lora.init", "dtype"): "of masters, which are float32",
+    ("models.lora.add", "dtype"): "of masters, which are float32",
+    ("models.lora.load", "dtype"): "of masters, which are float32",
+    ("models.qwen2.Qwen2.__init__", "dtype"): "of masters, which are float32",
+    ("models.qwen2.Qwen2.embedded", "dtype"): "of a reference computation",
+    ("models.sharding.make_mesh", "data fsdp tensor"): "an axis that is not split",
+    ("models.weights.read", "dtype"): "of a file, not of the computation",
+    ("models.weights.write", "dtype"): "of a file, not of the computation",
+    ("flow_grpo_jax.judge.Judge.__init__", "cache"): "no cache of verdicts",
+    ("flow_grpo_jax.symbolic.Symbolic.__init__", "memory_bytes seconds"): "of a checker's process",
 }
 
 
@@ -237,7 +266,7 @@ def defaults(source, module):
     def visit(node, prefix):
         for inner in ast.iter_child_nodes(node):
             name = f"{prefix}.{getattr(inner, 'name', '')}".removesuffix(".")
-            if isinstance(inner, ast.FunctionDef):
+            if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef):
                 positional = inner.args.posonlyargs + inner.args.args
                 optional = positional[len(positional) - len(inner.args.defaults) :]
                 pairs = zip(inner.args.kwonlyargs, inner.args.kw_defaults, strict=True)
@@ -251,39 +280,62 @@ def defaults(source, module):
     yield from visit(ast.parse(source), module)
 
 
+def doubled_defaults(sources):
+    """Returns the defaults of {module: source} that the config holds too: {(owner, name)}."""
+    names = set(config_names(common.base()))
+    return {
+        (owner, name)
+        for module, source in sources.items()
+        for owner, name in defaults(source, module)
+        if name in names
+    }
+
+
 def test_the_config_is_the_only_home_of_its_defaults():
-    names, found = set(config_names(common.base())), {}
-    for package in LIBRARIES:
-        for path in source_files(package):
-            for owner, name in defaults(path.read_text(encoding="utf-8"), module_name(path)):
-                if name in names:
-                    found.setdefault(owner, []).append(name)
-    assert {owner: found[owner] for owner in found if owner not in OTHER_DEFAULTS} == {}
-    assert set(OTHER_DEFAULTS) <= set(found), "leave out what is gone"
+    sources = {
+        module_name(path): path.read_text(encoding="utf-8")
+        for package in LIBRARIES
+        for path in source_files(package)
+    }
+    allowed = {(owner, name) for owner, names in OTHER_DEFAULTS for name in names.split()}
+    found = doubled_defaults(sources)
+    assert not found - allowed, "make it a required keyword"
+    assert not allowed - found, "leave out rows of what is gone"
 
 
 def test_defaults_of_functions_and_fields_are_found():
     source = "def f(a, b=1, *, c, d=2): ...\nclass A:\n  e: int = 3\n  g: int\n"
-    source += "  def h(self, i=None): ..."
+    source += "  async def h(self, i=None): ..."
     assert set(defaults(source, "m")) == {("m.f", "b"), ("m.f", "d"), ("m.A", "e"), ("m.A.h", "i")}
+    doubled = "def f(*, group=8, room=9, kl_coef): ...\nclass A:\n  lr: float = 1e-6"
+    assert doubled_defaults({"m": doubled}) == {("m.f", "group"), ("m.A", "lr")}
 
 
-def commands():
-    return {f"experiments.{path.stem}" for path in (ROOT / "experiments").glob("*.py")} - {
-        "experiments.__init__"
-    }
+def not_commands(modules, graph):
+    """Returns the modules of {name: source} that cannot be run, and those that others import."""
+    guard = '\nif __name__ == "__main__":\n'
+    imported = set().union(*graph.values())
+    return sorted(name for name in modules if guard not in modules[name] or name in imported)
 
 
 def test_the_modules_of_experiments_are_the_commands():
-    for module in commands():
-        text = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
-        assert '\nif __name__ == "__main__":\n' in text, f"{module} is no command"
-    importing = {name: names & commands() for name, names in house_imports().items()}
-    assert not {name: names for name, names in importing.items() if names}
+    modules = {
+        module_name(path): path.read_text(encoding="utf-8")
+        for path in (ROOT / "experiments").glob("*.py")
+        if path.stem != "__init__"
+    }
+    assert modules and not not_commands(modules, house_imports())
+
+
+def test_a_module_that_is_no_command_is_noticed():
+    modules = dict.fromkeys(("e.run", "e.part"), 'x = 1\nif __name__ == "__main__":\n    main()\n')
+    assert not_commands(modules, {"e.run": {"f"}, "e.part": set()}) == []
+    assert not_commands(modules, {"e.run": {"e.part"}, "e.part": set()}) == ["e.part"]
+    assert not_commands(modules | {"e.run": "x = 1\n"}, {"e.run": set()}) == ["e.run"]
 
 
 def long_parts(source, module):
-    """What is longer than a file or a function may be: {name: lines}."""
+    """Returns {name: lines} of a file and its functions where they are too long."""
     lines = {module: len(source.splitlines())}
     parts = {module: FILE_LINES}
 
@@ -327,7 +379,7 @@ def test_reachable_follows_imports():
 
 
 def test_tools_and_agents_load_without_an_accelerator_stack():
-    """Also through what they import from others: the agent loop runs where jax is not installed."""
+    """Indirect imports count too: the agent loop runs where jax is not installed."""
     modules = [module_name(p) for package in ("tools", "agents") for p in source_files(package)]
     modules = [name for name in modules if not name.endswith("__main__")]
     code = (

@@ -14,7 +14,7 @@ KEY = re.compile(r"^Dimensions\b.*?:\n((?:  .*\n?)+)", re.MULTILINE)
 
 
 def suffix_letters(tree):
-    """{letter: a name that uses it} of names that say their shape."""
+    """Returns {letter: a name that uses it} of names that say their shape."""
     letters = {}
     for node in ast.walk(tree):
         names = {
@@ -30,7 +30,7 @@ def suffix_letters(tree):
 
 
 def letters_of_key(docstring):
-    """Letters that the Dimensions key of a docstring names."""
+    """Returns the letters that the Dimensions key of a docstring names."""
     return {
         letter
         for block in KEY.findall(docstring or "")
@@ -40,7 +40,7 @@ def letters_of_key(docstring):
 
 
 def unexplained(source):
-    """{letter: a name} of suffix letters that the key of a source leaves out."""
+    """Returns {letter: a name} of suffix letters that the key of a source leaves out."""
     tree = ast.parse(source)
     known = letters_of_key(ast.get_docstring(tree))
     return {letter: name for letter, name in suffix_letters(tree).items() if letter not in known}
