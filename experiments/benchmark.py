@@ -8,7 +8,7 @@ import sys
 from experiments.running import command
 from experiments.speed import engine, loading, rollout, sandbox, search, update
 
-BENCHMARKS = {
+MEASUREMENTS = {
     "engine": engine,
     "loading": loading,
     "rollout": rollout,
@@ -19,17 +19,17 @@ BENCHMARKS = {
 
 
 def main(arguments):
-    """Runs the benchmark named by the first argument; the others are its flags."""
+    """Runs the measurement named by the first argument; the others are its flags."""
     name = arguments[1] if len(arguments) > 1 else ""
-    if name not in BENCHMARKS:
+    if name not in MEASUREMENTS:
         sys.stderr.write(
-            f"error: benchmark {name!r} is unknown; valid: {', '.join(BENCHMARKS)}. For example: "
-            f"python -m experiments.benchmark {next(iter(BENCHMARKS))} --help\n"
+            f"error: benchmark {name!r} is unknown; valid: {', '.join(MEASUREMENTS)}. For example: "
+            f"python -m experiments.benchmark {next(iter(MEASUREMENTS))} --help\n"
         )
         sys.exit(command.BAD_FLAGS)
     sys.argv = [f"{arguments[0]} {name}", *arguments[2:]]
-    BENCHMARKS[name].define_flags()
-    command.run(BENCHMARKS[name].main)
+    MEASUREMENTS[name].define_flags()
+    command.run(MEASUREMENTS[name].main)
 
 
 if __name__ == "__main__":

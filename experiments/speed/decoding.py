@@ -9,34 +9,29 @@ from models import qwen2
 class Limit:
     """The best a device can do. rate: FLOP/s. bandwidth: bytes/s. itemsize: of all numbers."""
 
-    config: qwen2.Config
+    dims: qwen2.Config
     rate: float
     bandwidth: float
     itemsize: int
 
     @property
     def layer_weights(self):
-        return self.config.num_hidden_layers * self.config.layer_parameters
+        return self.dims.num_hidden_layers * self.dims.layer_parameters
 
     @property
     def head_weights(self):
-        return self.config.vocab_size * self.config.hidden_size
+        return self.dims.vocab_size * self.dims.hidden_size
 
     @property
     def pair_flops(self):
         """FLOPs of one query that sees one key, in all layers."""
-        return (
-            4
-            * self.config.num_hidden_layers
-            * self.config.num_attention_heads
-            * self.config.head_dim
-        )
+        return 4 * self.dims.num_hidden_layers * self.dims.num_attention_heads * self.dims.head_dim
 
     def decode_seconds(self, steps, tokens, context):
         """Returns the least seconds of steps that draw `tokens` and see `context` positions."""
         weights = self.layer_weights + self.head_weights
-        position = 2 * self.config.num_key_value_heads * self.config.head_dim
-        position *= self.config.num_hidden_layers
+        position = 2 * self.dims.num_key_value_heads * self.dims.head_dim
+        position *= self.dims.num_hidden_layers
         moved = self.itemsize * (steps * weights + position * context)
         flops = 2 * weights * tokens + self.pair_flops * context
         return max(moved / self.bandwidth, flops / self.rate)

@@ -1,4 +1,4 @@
-"""How fast the engine generates, against the peers a user would otherwise take, interleaved.
+"""Measures the engine against the peers a user would otherwise take, in one interleaved run.
 
     python -m experiments.benchmark engine --models=nano \
         --torch_python=.venv/bin/python --tunix_python=tunix/bin/python --out=engine.jsonl
@@ -12,7 +12,7 @@ its own, made by
     python3 -m venv tunix && tunix/bin/pip install google-tunix jax==0.10.2 flax==0.12.8
     make test        (its .venv holds torch and transformers)
 
-All answer the same prompts with the same weights, temperature 1, in the same precision, on the same
+All answer the same prompts with the same weights and precision, at temperature 1, on the same
 cores, at most `slots` requests at once. Nothing stops a response early: every request gets exactly
 its number of tokens, which is checked. After a few tokens for everyone to warm up, rounds alternate
 between the contestants, with other prompts in each round, and a comparison is the median over
@@ -26,21 +26,22 @@ rounds of the ratio within one.
 See traffic.py. transformers' `generate` and Tunix's `Sampler` take what is ready as a batch, at
 most `slots`, and run it to its longest response; "torch-continuous" is transformers' continuous
 batching with its shared prefixes. Time in which all agents wait for tools passes on the clock, but
-is not waited for. Tunix's prompts are padded to powers of two and the batch too, so that it
-compiles few programs; what it compiles in a timed run is left out.
+is not waited for. Tunix's prompts and batches are padded to powers of two, so that it compiles few
+programs; compilation in a timed run is left out.
 
-    tok/s     generated tokens / s, of the whole load
-    first     ms from when a request could be sent to its first token, median / 95th percentile; in
-              static batches when it was drawn, though nobody sees it before the batch ends
-    fill      of the slots' decode steps, those that drew a token; "queued": while requests waited
-    wasted    of the slots' decode steps, those spent on a response that had ended, or on padding
-    hits      prompt tokens found in the cache, of the longest common prefix with any prompt sent
-              before; "pages": of the same in whole pages
-    limit     the load's shortest time over the time it took: prefill of what is not shared at the
-              best matmul rate of this run; decode that reads weights and cache once a step, all
-              slots full, at its best copy bandwidth, or computes, whichever takes longer; but
-              never less than the longest chain alone. A processor's caches may beat it.
-    decode    the same for the steps that only decode, as full as they were
+    tok/s     generated tokens per second of the whole load
+    first     ms from when a request could be sent to its first token, median / 95th percentile; a
+              static batch draws it then, but shows it only at its end
+    fill      share of the slots' decode steps that drew a token; "queued": while requests waited
+    wasted    share of the slots' decode steps spent on padding or on a response that had ended
+    hits      prompt tokens found in the cache, as a share of the longest common prefix with any
+              earlier prompt; "pages": as a share of that prefix in whole pages
+    limit     the load's shortest possible time over its measured time. Shortest: prefill of what
+              is not shared, at the best matmul rate of this run; decode with all slots full, each
+              step either reading weights and cache at the best copy bandwidth or computing,
+              whichever takes longer; never less than the longest chain alone. A processor's caches
+              may beat it.
+    decode    the same for the steps that only decode, with their actual fill
 """
 
 import contextlib
@@ -78,7 +79,7 @@ OURS = "ours"
 
 
 @dataclasses.dataclass
-class Step:
+class Advance:
     """One `advance` of our engine. queued: requests waited for a slot."""
 
     seconds: float
@@ -86,7 +87,7 @@ class Step:
     counts: dict
 
 
-class Ours:
+class OurEngine:
     """Our engine on one load."""
 
     def __init__(self, model, size, load, *, dtype, overlap, settings):
@@ -95,7 +96,7 @@ class Ours:
         most = -(-load.longest[2] // page) * page
         self.slots, self.page = size.slots, page
         self.prefill_size = settings["prefill_tokens"] * settings["prefill_rows"]
-        # Room for what runs, and as much again to remember.
+        # Room for running requests, and as much again for remembered ones.
         self.engine = Engine(
             {"policy": model},
             slots=size.slots,
@@ -136,7 +137,7 @@ class Ours:
             "compiled": self.engine.compile_count,
             "compile_seconds": self.compile_seconds,
             "peak_bytes": measure.peak_bytes(),
-            # Of steps that only decode: seconds, steps of a slot, tokens.
+            # Each step that only decodes: seconds, decode steps, tokens.
             "decoding": [
                 (step.seconds, step.counts["slot_steps"] // self.slots, step.counts["drawn_tokens"])
                 for step in self.steps
@@ -157,9 +158,9 @@ class Ours:
         now = time.perf_counter()
         after = dataclasses.asdict(self.engine.statistics)
         counts = {name: after[name] - before[name] for name in after}
-        self.steps.append(Step(now - started, queued, counts))
+        self.steps.append(Advance(now - started, queued, counts))
         ended = {id for id, _ in finished}
-        # Those that wait for a slot have none: only the oldest can have drawn.
+        # Requests that wait for a slot have no token yet; only the oldest can have one.
         for id in list(itertools.islice(self.fresh, self.slots)):
             if id in ended or len(self.engine.partial(id).tokens):
                 self.first[id] = now
@@ -188,19 +189,19 @@ def check_same_work(reports, load):
     ]
     for name, report in reports.items():
         if report["tokens"] != wanted:
-            found = sum(count for *_, count in report["tokens"])
+            generated = sum(count for *_, count in report["tokens"])
             raise RuntimeError(
-                f"{name} generated {found} tokens in {len(report['tokens'])} requests, not "
+                f"{name} generated {generated} tokens in {len(report['tokens'])} requests, not "
                 f"{load.new_tokens} in {len(wanted)} as asked: speeds do not compare."
             )
 
 
 def run_rounds(contestants, make_load, rounds, *, slots, dtype):
-    """Runs the rounds.
+    """Runs a short warm-up, then the rounds.
 
     Args:
-      contestants: name -> function of (number of the round, Load) that returns a report.
-      make_load: number of the round -> Load.
+      contestants: name -> function of (number of the round, EngineLoad) that returns a report.
+      make_load: number of the round -> EngineLoad.
 
     Returns:
       ({name: [report of each timed round]}, best matmul FLOP/s, best bytes/s of a copy).
@@ -213,11 +214,11 @@ def run_rounds(contestants, make_load, rounds, *, slots, dtype):
         load = make_load(number)
         rate = max(rate, measure.matmul_rate(dtype))
         bandwidth = max(bandwidth, measure.copy_bandwidth())
-        found = {name: run(number, load) for name, run in contestants.items()}
-        check_same_work(found, load)
-        for name, report in found.items():
+        latest = {name: run(number, load) for name, run in contestants.items()}
+        check_same_work(latest, load)
+        for name, report in latest.items():
             reports[name].append(report)
-        seconds = ", ".join(f"{name} {r['seconds']:.2f} s" for name, r in found.items())
+        seconds = ", ".join(f"{name} {r['seconds']:.2f} s" for name, r in latest.items())
         logging.info("round %d of %d: %s", number, rounds, seconds)
     return reports, rate, bandwidth
 
@@ -338,21 +339,21 @@ def define_flags():
 
 
 def start_peers(stack, values, model, dtype, size):
-    """Starts ({name: link.Peer} with the model loaded, {library: version})."""
+    """Starts peers and loads the model; returns ({name: link.Peer}, {library: version})."""
     interpreters = {"torch": values.torch_python, "tunix": values.tunix_python}
-    chosen = [name for name, (program, _) in PEERS.items() if interpreters[program]]
+    names = [name for name, (program, _) in PEERS.items() if interpreters[program]]
     if not values.torch_continuous:
-        chosen = [name for name in chosen if name != "torch-continuous"]
-    if not chosen:
+        names = [name for name in names if name != "torch-continuous"]
+    if not names:
         return {}, {}
     threads = values.threads or len(os.sched_getaffinity(0))
     folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model"
     huggingface.save(folder, model, dtype=np.dtype(dtype))
     peers, versions = {}, {}
-    for name in chosen:
+    for name in names:
         program, how = PEERS[name]
         peers[name] = stack.enter_context(
-            link.Peer(program, interpreters[program], threads=threads, benchmark="engine")
+            link.Peer(program, interpreters[program], threads=threads, measured="engine")
         )
         settings = dict(folder=str(folder), dtype=dtype.name, threads=threads, slots=size.slots)
         versions |= peers[name].ask("load", **settings, **how)["versions"]
@@ -360,7 +361,7 @@ def start_peers(stack, values, model, dtype, size):
 
 
 def peer_contestant(peer, load, page_size):
-    """Makes a function of (number, Load) that returns a running peer's report."""
+    """Makes a function of (number, EngineLoad) that returns a running peer's report."""
     prompt, response, longest = load.longest
     prepared = peer.ask(
         "prepare",
@@ -372,13 +373,13 @@ def peer_contestant(peer, load, page_size):
     return lambda number, load: prepared | peer.ask("run", chains=load.chains)
 
 
-def benchmark_size(name, values):
-    """Measures all loads of one size; yields (load, results and how they were made)."""
+def measure_size(name, values):
+    """Measures all loads of one size; yields (load, its record: results and their settings)."""
     size, on_cpu = traffic.SIZES[name], jax.default_backend() == "cpu"
     dtype = jnp.dtype(jnp.float32 if on_cpu else jnp.bfloat16)
     settings = {key: values[key].value or size.engine[key] for key in traffic.ON_CPU}
     overlap = not on_cpu if values.overlap is None else values.overlap
-    make = jax.jit(functools.partial(qwen2.Qwen2, config=size.shape, dtype=dtype))
+    make = jax.jit(functools.partial(qwen2.Qwen2, config=size.dims, dtype=dtype))
     model = jax.block_until_ready(make(jax.random.key(values.seed)))
     with contextlib.ExitStack() as stack:
         peers, versions = start_peers(stack, values, model, dtype, size)
@@ -386,7 +387,7 @@ def benchmark_size(name, values):
             make_load = functools.partial(traffic.LOADS[load_name], size, values.seed)
             load = make_load(0)
             with command.checking_config():
-                ours = Ours(model, size, load, dtype=dtype, overlap=overlap, settings=settings)
+                ours = OurEngine(model, size, load, dtype=dtype, overlap=overlap, settings=settings)
             contestants = {OURS: ours.run} | {
                 peer_name: peer_contestant(peer, load, settings["page_size"])
                 for peer_name, peer in peers.items()
@@ -394,8 +395,8 @@ def benchmark_size(name, values):
             reports, rate, bandwidth = run_rounds(
                 contestants, make_load, values.rounds, slots=size.slots, dtype=dtype
             )
-            limit = decoding.Limit(size.shape, rate, bandwidth, dtype.itemsize)
-            found = {
+            limit = decoding.Limit(size.dims, rate, bandwidth, dtype.itemsize)
+            record = {
                 "requests": len(load.turns),
                 "prompt_tokens": load.prompt_tokens,
                 "new_tokens": load.new_tokens,
@@ -413,10 +414,10 @@ def benchmark_size(name, values):
                     f"{name}, {load_name}: {len(load.turns)} requests, {load.prompt_tokens:,} "
                     f"prompt and {load.new_tokens:,} new tokens, {size.slots} slots; {dtype.name}, "
                     f"matmul {rate / 1e12:.2f} TFLOP/s, copy {bandwidth / 1e9:,.0f} GB/s",
-                    *table(found["results"]),
+                    *table(record["results"]),
                 ]
             )
-            yield load_name, found
+            yield load_name, record
             del ours, contestants
 
 
@@ -428,7 +429,7 @@ def main():
     about = measure.about(values, ("rounds", "threads", "seed"))
     lines = []
     for name in models:
-        for load, found in benchmark_size(name, values):
-            lines.append(json.dumps(about | {"model": name, "load": load} | found) + "\n")
+        for load, record in measure_size(name, values):
+            lines.append(json.dumps(about | {"model": name, "load": load} | record) + "\n")
             if values.out:
                 files.replace_text(pathlib.Path(values.out), "".join(lines))

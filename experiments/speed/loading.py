@@ -1,13 +1,13 @@
-"""How fast and in how much memory a model folder is loaded, against plain reading of its files.
+"""Measures the speed and memory of loading a model folder, against plain reading of its files.
 
     python -m experiments.benchmark loading --gigabytes=1.5 --rounds=5
 
 Makes a folder of random bfloat16 weights in the shape of Qwen2.5-1.5B with fewer layers. A round
-reads the files from start to end in one thread, in the blocks that loading uses too, then loads
-the folder; once with the files dropped from the page cache before each of the two, once without.
-The first load compiles its programs, whose number does not depend on the model; it is reported
-apart. Memory is the peak of the process in a load, beyond what it held before and the model; it is
-meaningful with the usual settings of malloc only.
+reads the files from start to end in one thread, in the same blocks as loading, then loads the
+folder; once with the files dropped from the page cache before both, once without. The first load
+also compiles programs, whose number does not depend on the model; it is reported separately. Memory
+is the process's peak during a load, minus what it held before and the model itself; it is
+meaningful only with malloc's usual settings.
 """
 
 import ctypes
@@ -36,7 +36,7 @@ SHAPE = dict(
 
 
 def make_folder(folder, *, gigabytes):
-    """Writes random bfloat16 weights of about that size; returns the qwen2.Config."""
+    """Writes random bfloat16 weights of about `gigabytes`; returns the qwen2.Config."""
     config = qwen2.Config(**SHAPE, num_hidden_layers=1)
     per_layer = _nbytes(qwen2.Config(**SHAPE, num_hidden_layers=2)) - _nbytes(config)
     layers = max(1, round((gigabytes * 1e9 - _nbytes(config)) / per_layer) + 1)
@@ -114,7 +114,7 @@ def _drop_from_cache(folder):
 def peak_beyond_model(folder):
     """Returns the peak bytes of host memory of a load beyond what stays (Linux, glibc).
 
-    Load once before: programs stay compiled. The settings of malloc must be the usual ones.
+    Load the folder once before, so that programs are compiled. malloc needs its usual settings.
     """
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
@@ -161,9 +161,11 @@ def define_flags():
 
 def main():
     values = flags.FLAGS
-    with tempfile.TemporaryDirectory() as made:
-        folder = values.folder or made
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = values.folder or temporary
         if not values.folder:
             make_folder(folder, gigabytes=values.gigabytes)
-        found = measure(folder, rounds=values.rounds)
-    logging.info("loading %s", json.dumps({name: round(value, 3) for name, value in found.items()}))
+        numbers = measure(folder, rounds=values.rounds)
+    logging.info(
+        "loading %s", json.dumps({name: round(value, 3) for name, value in numbers.items()})
+    )

@@ -1,4 +1,4 @@
-"""The loads of the update benchmark: model sizes, and random turns of stated lengths.
+"""The loads that the update trains on: model sizes, and random turns of stated lengths.
 
 Dimensions:
   Q questions    G rollouts of a question    S samples (turns)
@@ -13,7 +13,7 @@ from models import published, qwen2
 
 # The method's lengths in tokens, for AgentFlow's prompts with Qwen's tokenizer: what a question's
 # first prompt holds, what each further turn adds to it, the instructions at the end of every
-# prompt, and the response. Medians of log-normal draws, but for the end, which never changes.
+# prompt, and the response. Medians of log-normal draws, except the end, which never changes.
 FIRST, MEMORY, END, RESPONSE = 2_200, 750, 310, 350
 SPREAD = {"first": 0.1, "memory": 0.6, "response": 0.6}  # standard deviation of the logarithm
 MOST_PROMPT, MOST_RESPONSE = 18_432, 2_048  # of the paper's configuration
@@ -21,16 +21,16 @@ TURNS = (1, 1, 2, 2, 2, 2, 3, 3)  # of the rollouts of a question, in random ord
 
 
 @dataclasses.dataclass(frozen=True)
-class Size:
+class UpdateSize:
     """A model, and how much of it is measured.
 
-    shape: of the model. rank: of LoRA adapters on every matrix; 0 trains all parameters.
-    row, rows: tokens of a row and rows of a micro-batch in the uniform load, of `batches` such.
-    divide: what the method's lengths are divided by in the log-normal load.
+    dims: of the model. rank: of LoRA adapters on every matrix; 0 trains all parameters.
+    row, rows, batches: of the uniform load: tokens of a row, rows of a micro-batch, micro-batches.
+    divide: divides the method's lengths in the log-normal load.
     questions: of the log-normal load.
     """
 
-    shape: qwen2.Config
+    dims: qwen2.Config
     row: int
     rows: int
     batches: int
@@ -41,7 +41,7 @@ class Size:
 
 SIZES = {
     # The quickstart's planner: 1.05 M parameters.
-    "nano": Size(
+    "nano": UpdateSize(
         qwen2.Config(2_048, 128, 384, 4, 4, 2, 32, rope_theta=10_000.0, initializer_range=0.05),
         row=256,
         rows=8,
@@ -49,7 +49,7 @@ SIZES = {
         divide=20,
         questions=4,
     ),
-    "20m": Size(
+    "20m": UpdateSize(
         qwen2.Config(8_192, 384, 1_536, 8, 6, 2, 64, initializer_range=0.05),
         row=512,
         rows=4,
@@ -57,15 +57,17 @@ SIZES = {
         divide=16,
         questions=1,
     ),
-    "1.5b": Size(published.SIZES["1.5b"], row=4_096, rows=4, batches=4, divide=5, questions=8),
-    "7b-lora": Size(
+    "1.5b": UpdateSize(
+        published.SIZES["1.5b"], row=4_096, rows=4, batches=4, divide=5, questions=8
+    ),
+    "7b-lora": UpdateSize(
         published.SIZES["7b"], row=4_096, rows=4, batches=4, divide=5, questions=8, rank=64
     ),
 }
 
 
 @dataclasses.dataclass(frozen=True)
-class Load:
+class UpdateLoad:
     """Samples of one optimizer step.
 
     most_prompt, most_response: tokens that the configuration allows; a trainer of fixed shapes
@@ -93,20 +95,20 @@ class Load:
 
 
 def uniform(size, seed):
-    """Makes a load of full rows, ten prompt tokens to a response token; nothing is shared."""
+    """Makes a load of full rows, ten prompt tokens for each response token, no prefix shared."""
     rng = np.random.default_rng(seed)
     response = max(1, size.row // 11)
-    drawn = _Drawn(rng, size.shape.vocab_size)
+    drawn = _Samples(rng, size.dims.vocab_size)
     samples = [
         drawn.sample(drawn.tokens(size.row - response), response, trajectory=i, group=0)
         for i in range(size.rows * size.batches)
     ]
     adv_QG = rng.normal(size=(1, len(samples)))
-    return Load(tuple(samples), adv_QG, size.row - response, response)
+    return UpdateLoad(tuple(samples), adv_QG, size.row - response, response)
 
 
 def lognormal(size, seed):
-    """Makes a load of the method's shape: G = 8 rollouts of 1 to 3 turns, common prefixes.
+    """Makes a load of the method's shape: G = 8 rollouts of 1 to 3 turns with common prefixes.
 
         turn 1   first        end  response
         turn 2   first memory end  response
@@ -116,7 +118,7 @@ def lognormal(size, seed):
     """
     rng = np.random.default_rng(seed)
     most_prompt, most_response = MOST_PROMPT // size.divide, MOST_RESPONSE // size.divide
-    drawn = _Drawn(rng, size.shape.vocab_size)
+    drawn = _Samples(rng, size.dims.vocab_size)
 
     def length(median, spread, most):
         tokens = median / size.divide * rng.lognormal(0.0, SPREAD[spread])
@@ -134,20 +136,20 @@ def lognormal(size, seed):
                 samples.append(drawn.sample(prompt + end, response, trajectory, q))
                 prompt = prompt + drawn.tokens(length(MEMORY, "memory", room))
     adv_QG = rng.normal(size=(size.questions, len(TURNS)))
-    return Load(tuple(samples), adv_QG, most_prompt, most_response)
+    return UpdateLoad(tuple(samples), adv_QG, most_prompt, most_response)
 
 
 LOADS = {"uniform": uniform, "lognormal": lognormal}
 
 
-class _Drawn:
-    """Random ids, and log-probs near those of a model that knows nothing."""
+class _Samples:
+    """Samples of random ids, with log-probs near those of a uniform distribution."""
 
     def __init__(self, rng, vocabulary):
         self.rng, self.vocabulary = rng, vocabulary
 
     def tokens(self, count):
-        # 0 and 1 stay free: a peer finds padding and ends by them.
+        # Ids 0 and 1 stay free: peers mark padding and ends with them.
         return tuple(self.rng.integers(2, self.vocabulary, count).tolist())
 
     def sample(self, prompt, responses, trajectory, group):
@@ -163,7 +165,7 @@ def weigh_equally(tokens_S, trajectory_S, micro_S, *, trajectories, constant_len
 
 
 def micro_batches(load, layout, *, row_lengths, rows):
-    """Returns the step's TurnBatches; A of a row is sized by what the load puts in a row."""
+    """Returns the step's TurnBatches; A is chosen by the sampled tokens that a row gets."""
     sequences = [np.array(s.prompt_tokens + s.response_tokens) for s in load.samples]
     filled = load.useful_tokens
     if layout == "tree":
@@ -186,6 +188,6 @@ def micro_batches(load, layout, *, row_lengths, rows):
         rows=rows,
         response_lengths=sampled,
         mini_batches=1,
-        constant_length=0,  # of no weight that is used here
+        constant_length=0,  # unused by `weigh_equally`
     )
     return batches

@@ -1,4 +1,4 @@
-"""What the benchmarks share: limits of the machine, ratios with their spread, tables and flags.
+"""What the measurements share: limits of the machine, ratios with their spread, tables and flags.
 
 Dimensions:
   N rows and columns of a square matrix

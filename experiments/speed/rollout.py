@@ -1,4 +1,4 @@
-"""How fast the agent loop runs with many solvers in flight, and what its wall time is spent on.
+"""Measures the agent loop with many solvers in flight, and where its wall time goes.
 
     python -m experiments.benchmark rollout
     python -m experiments.benchmark rollout --engines=model --in_flight=64 --waves=1
@@ -7,21 +7,21 @@ The real driver, prompts, parsers, memory and trajectories of `rollout.collect`;
 tools take is simulated. Two engines:
 
     script   answers at once, at most `--answers` requests a step, so that little but the driver is
-             measured. Its texts are as long as the paper's agent's (see LENGTHS), none is used
-             twice, and the prompts are those for instruction-tuned models; tools give 1,500
-             characters in the median. Every trajectory takes `--turns` turns.
+             measured. Its texts are as long as those of the paper's agent (see LENGTHS), none is
+             used twice, and the prompts are those for instruction-tuned models; the median tool
+             result has 1,500 characters. Every trajectory takes `--turns` turns.
     model    the model of `--config`, by default the one that ships with the quickstart, with that
              config's prompts, questions and tools; `--config.model.path=DIR` takes another.
 
 and two loads: the tools' latency is zero, or log-normal, drawn in the order of the calls from the
 seed. There are as many threads for tools as solvers.
 
-    turns/s    planner turns that ended, a second
-    engine     of the driver's thread, the share that is the engine's; "idle": that it waited for
-               tools; "driver": all other. Together 1.
-    ms/turn    milliseconds of the driver a turn, and of what: token ids and texts ("tokens"),
+    turns/s    finished planner turns per second
+    engine     share of the driver's thread spent in the engine; "idle": waiting for tools;
+               "driver": everything else. They sum to 1.
+    ms/turn    milliseconds of the driver per turn, and its parts: token ids and texts ("tokens"),
                prompts, parsers and memory ("solvers"), handing out calls ("calls"), the rest
-    tools      seconds of all tool calls; "at once": how many ran at the same time, in the mean
+    tools      seconds of all tool calls; "at once": mean number of calls at the same time
 """
 
 import concurrent.futures
@@ -47,9 +47,9 @@ from tools import knowledge_base
 
 ENGINES = ("script", "model")
 LOADS = ("zero", "lognormal")
-LONGEST = 10  # latencies lie below so many medians
+LONGEST = 10  # latencies are cut at this many medians
 
-# Characters of what the scripted modules and tools write, in the median, and how they spread.
+# Median characters of the scripted texts and tool results, and the spread around them.
 LENGTHS = {"question": 150, "analyst": 600, "planner": 700, "verifier": 250, "generator": 400}
 LENGTHS |= {"sub_goal": 80, "query": 60, "result": 1_500}
 SPREAD, CLIP = 0.5, 3
@@ -59,7 +59,7 @@ SPREAD, CLIP = 0.5, 3
 
 
 class Prose:
-    """Sentences of the knowledge base in a random order; pieces of them are handed out."""
+    """Sentences of the knowledge base in random order, handed out in pieces."""
 
     def __init__(self, seed, *, characters=2**20):
         self.draw = np.random.default_rng(seed)
@@ -73,7 +73,7 @@ class Prose:
         self.text = " ".join(sentences[i] for i in order)[:characters]
 
     def piece(self, kind):
-        """Returns a text of one line, of about as many characters as LENGTHS says."""
+        """Returns one line of text with about as many characters as LENGTHS says."""
         median = LENGTHS[kind]
         drawn = median * self.draw.lognormal(0.0, SPREAD)
         length = int(np.clip(drawn, median / CLIP, median * CLIP))
@@ -82,17 +82,17 @@ class Prose:
 
 
 class Script:
-    """Stands in for the engine: answers by the role of a request, whatever its prompt says.
+    """A stand-in for the engine that answers by the role of a request and ignores its prompt.
 
     Args:
-      tokenizer: of its own, so that it warms no cache of the driver's.
+      tokenizer: not the driver's, whose caches it would warm.
       tools: list of Tool, taken in turns.
-      answers: most requests that a step answers, the oldest first.
+      answers: most requests answered in a step, the oldest first.
     """
 
     def __init__(self, tokenizer, tools, prose, *, answers):
         self.tokenizer, self.tools, self.prose, self.answers = tokenizer, tools, prose, answers
-        self.ids, self.waiting, self.chosen = itertools.count(), {}, {}
+        self.ids, self.waiting, self.tool_of = itertools.count(), {}, {}
         self.next_tool = itertools.cycle(tools)
 
     @property
@@ -124,13 +124,13 @@ class Script:
     def text(self, role, solver):
         piece = self.prose.piece
         if role == "planner":
-            tool = self.chosen[solver] = next(self.next_tool)
+            tool = self.tool_of[solver] = next(self.next_tool)
             return (
                 f"Justification: {piece('planner')}\nContext: {piece('sub_goal')}\n"
                 f"Sub-goal: {piece('sub_goal')}\nTool: {tool.name}"
             )
         if role == "executor":
-            tool = self.chosen.pop(solver)
+            tool = self.tool_of.pop(solver)
             arguments = [f'{parameter.name}="{piece("query")}"' for parameter in tool.parameters]
             return f"{tool.name}({', '.join(arguments)})"
         if role == "verifier":
@@ -139,7 +139,7 @@ class Script:
 
 
 class Latencies:
-    """Makes tools take time; safe in many threads.
+    """Makes tools take time; thread-safe.
 
     Args:
       load: of LOADS.
@@ -153,7 +153,7 @@ class Latencies:
         self.next, self.seconds = itertools.cycle(self.drawn), []
 
     def slow(self, tool, run):
-        """Returns the tool with `run` after the time it takes."""
+        """Returns the tool so that it waits, then calls `run`."""
 
         def waits(**arguments):
             started = time.perf_counter()
@@ -171,7 +171,7 @@ class Latencies:
 
 @dataclasses.dataclass
 class Scripted:
-    """The agent of common.py's limits, answered by a `Script`."""
+    """The agent with the limits of configs/common.py, answered by a `Script`."""
 
     tokenizer: Tokenizer
     folder: str
@@ -233,7 +233,7 @@ def modelled(config):
 
 
 def solve_in_waves(agent, *, in_flight, waves, group, latencies, seed):
-    """Solves `waves` times as many trajectories as there are in flight.
+    """Solves `waves` times as many trajectories as are in flight.
 
     Args:
       agent: `Scripted` or `Modelled`.
@@ -361,7 +361,7 @@ def main():
             latencies = Latencies(
                 load, seconds=values.tool_seconds, sigma=values.sigma, seed=values.seed
             )
-            found, _ = solve_in_waves(
+            numbers, _ = solve_in_waves(
                 agent,
                 in_flight=in_flight,
                 waves=values.waves,
@@ -369,10 +369,10 @@ def main():
                 latencies=latencies,
                 seed=seed,
             )
-            runs.append(((engine, in_flight, load), found))
+            runs.append(((engine, in_flight, load), numbers))
             logging.info("%s, %d in flight, %s: done", engine, in_flight, load)
             run = {"engine": engine, "in_flight": in_flight, "load": load}
-            lines.append(json.dumps(about | run | found) + "\n")
+            lines.append(json.dumps(about | run | numbers) + "\n")
             if values.out:
                 files.replace_text(pathlib.Path(values.out), "".join(lines))
     measure.write_lines(table(runs))

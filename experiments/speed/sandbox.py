@@ -1,11 +1,11 @@
-"""How fast programs run in the sandbox, against a fresh interpreter for each.
+"""Measures programs in the sandbox against a fresh interpreter for each.
 
     python -m experiments.benchmark sandbox --rounds=100
 
 A round runs every program once in the sandbox and once as `python -I -c`, one after the other. Both
-times are from the call to the result in hand. Then many short programs are run by 2 and by 8
-threads, in turns with the same number of fresh interpreters. Both start with numpy and sympy on
-disk in the page cache; the sandbox has them loaded, which is its point.
+times are from the call to the result. Then 2 and 8 threads run many short programs, in turns with
+fewer of them in fresh interpreters. Both ways start with numpy and sympy in the page cache; the
+sandbox has them loaded already, which is its purpose.
 
     p50, p95     milliseconds of one program
     ratio        median over rounds of fresh / sandbox
@@ -89,8 +89,9 @@ def define_flags():
 
 
 def main():
-    found = measure(rounds=flags.FLAGS.rounds, programs=flags.FLAGS.programs)
+    numbers = measure(rounds=flags.FLAGS.rounds, programs=flags.FLAGS.programs)
     rounded = {
-        name: value if isinstance(value, str) else round(value, 2) for name, value in found.items()
+        name: value if isinstance(value, str) else round(value, 2)
+        for name, value in numbers.items()
     }
     logging.info("sandbox %s", json.dumps(rounded))

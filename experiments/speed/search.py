@@ -1,11 +1,11 @@
-"""How fast the search of the tools is: building its index, and queries of one and many threads.
+"""Measures the text search of the tools: building an index, queries of one and many threads.
 
     python -m experiments.benchmark search
     python -m experiments.benchmark search --documents=1000000
 
 Documents are synthetic: 100 words each, drawn from Zipf's law over 200,000 words, with a title of
-three of them. A query is five words of one document's text, drawn as they stand there, so with the
-common words that questions have, or its title. Reported are the seconds and documents/s of the
+three of them. A query is either five words drawn from one document's text, with the common words
+that questions have, or its title. Reported are the seconds and documents/s of the
 build, the size of the file, the median and 95th percentile of a query in one thread, and the
 queries/s of eight threads.
 """
@@ -36,8 +36,8 @@ def documents(count, *, seed=0):
         size = (min(BATCH, count - start), LENGTH + TITLE)
         ranks = np.searchsorted(weights, random_words.random(size) * weights[-1])
         for row in ranks.tolist():
-            found = [f"w{rank}" for rank in row]
-            yield " ".join(found[:TITLE]), " ".join(found[TITLE:])
+            words = [f"w{rank}" for rank in row]
+            yield " ".join(words[:TITLE]), " ".join(words[TITLE:])
 
 
 def queries(count, *, total, seed=0):
@@ -90,5 +90,7 @@ def main():
     values = flags.FLAGS
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "index.sqlite"
-        found = measure(path, total=values.documents, count=values.queries)
-    logging.info("search %s", json.dumps({name: round(value, 3) for name, value in found.items()}))
+        numbers = measure(path, total=values.documents, count=values.queries)
+    logging.info(
+        "search %s", json.dumps({name: round(value, 3) for name, value in numbers.items()})
+    )

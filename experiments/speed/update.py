@@ -18,21 +18,21 @@ learning rate is so small that the weights, and so the steps, stay the same. Rou
 between the contestants; a comparison is the median over rounds of the ratio within a round. Laying
 out samples is not timed, except Tunix's packing, which is part of its step.
 
-    uniform      rows that are all full, of one turn each: speed per padded token
+    uniform      full rows of one turn each: speed per padded token
     lognormal    the method's turns, ten prompt tokens for each response token, 1 to 3 turns, 8
                  rollouts a question; see loads.py
 
-The peers lay out as they do: torch pads to the longest prompt and the longest response of the step
+Each peer uses its own layout: torch pads to the longest prompt and the longest response of the step
 (as TRL does), Tunix to the longest that the configuration allows; "tunix-packed" switches on its
 packing of the policy's pass. Logits: torch makes them at response positions, Tunix everywhere.
 
     useful tok/s     tokens of the samples / s, each sample counted alone
-    useful/computed  of the tokens that were computed; above 1 where prefixes are shared
+    useful/computed  share of the computed tokens; above 1 where prefixes are shared
     MFU              6 N (LoRA: 4 N) FLOPs a useful token with the unembedding in N, plus causal
                      attention at half of T * T, over the best matmul rate of this run. No credit
-                     for recomputation, nor for the reference pass. A shared prefix counts once.
-    done             the same share for the FLOPs that had to be done: unembedding at response
-                     positions alone, and the forward pass of the reference.
+                     for recomputation or the reference pass. A shared prefix counts once.
+    done             the same share for the FLOPs that are really needed: unembedding at response
+                     positions only, and the forward pass of the reference.
 
 Dimensions:
   Q questions    G rollouts of a question    S samples (turns)    B rows    T tokens in a row
@@ -63,7 +63,7 @@ from models.attention import kernels
 LOSS = dict(clip_low=0.2, clip_high=0.3, dual_clip=3.0, kl_coef=1e-3)
 # Too small to change a weight: every step starts from the same ones.
 OPTIMIZER = dict(lr=1e-12, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip_norm=1.0)
-# Relative; policy loss and KL of all contestants, by compute dtype. Measured: 1e-6 in float32.
+# Largest relative difference of policy loss and KL, by compute dtype. Measured: 1e-6 in float32.
 AGREEMENT = {"float32": 1e-4, "bfloat16": 5e-2}
 PEERS = {"torch": "torch", "tunix": "tunix", "tunix-packed": "tunix"}
 SAME_LOSS = ("torch", "tunix")  # packed rows change what Tunix's loss averages over
@@ -77,9 +77,9 @@ PROBE_VOCABULARY, PROBE_WIDTH, PROBE_TOKENS = 151_936, 256, (1_024, 4_096)
 class Contestant:
     """Something that can do the step.
 
-    step: () -> dict with seconds, and what the contestant knows of policy, kl, grad_norm,
-      compiled, peak_bytes. computed_tokens: padding included. layout: in words.
-    flops: (by the usual formula, that had to be done).
+    step: () -> dict with seconds, and policy, kl, grad_norm, compiled, peak_bytes as far as the
+      contestant reports them. computed_tokens: padding included. layout: in words.
+    flops: (by the usual formula, really needed).
     """
 
     step: object
@@ -89,12 +89,12 @@ class Contestant:
     reports: list = dataclasses.field(default_factory=list)
 
 
-class Ours:
+class OurUpdate:
     """The update of this repository on one size."""
 
     def __init__(self, size, *, dtype, remat, attend, chunk, seed):
         key_model, key_reference, key_adapters = jax.random.split(jax.random.key(seed), 3)
-        make = functools.partial(qwen2.Qwen2, config=size.shape)
+        make = functools.partial(qwen2.Qwen2, config=size.dims)
         assemble = update.whole_model
         if size.rank:
             self.frozen = jax.jit(functools.partial(make, dtype=dtype))(key_model)
@@ -145,16 +145,16 @@ class Ours:
 
 
 def useful_flops(size, *, tokens, pairs, sampled):
-    """Returns (FLOPs of training by the usual formula, FLOPs that had to be done).
+    """Returns FLOPs of training (by the usual formula, really needed).
 
     Args:
-      tokens: that have to be computed. pairs: of a query and a key that it sees, of all of these.
-      sampled: of the tokens, those that carry loss.
+      tokens: how many must be computed. pairs: how many pairs of a query and a key that it sees
+        these have. sampled: how many of the tokens carry loss.
     """
-    shape = size.shape
-    layers = shape.num_hidden_layers * shape.layer_parameters
-    head = shape.vocab_size * shape.hidden_size
-    width = shape.num_hidden_layers * shape.num_attention_heads * shape.head_dim
+    dims = size.dims
+    layers = dims.num_hidden_layers * dims.layer_parameters
+    head = dims.vocab_size * dims.hidden_size
+    width = dims.num_hidden_layers * dims.num_attention_heads * dims.head_dim
     passes = 4 if size.rank else 6
     usual = passes * (layers + head) * tokens + 12 * width * pairs
     reference = 2 * layers * tokens + 2 * head * sampled + 4 * width * pairs
@@ -177,7 +177,8 @@ def flops_of_batches(size, batches):
     """Returns `useful_flops` of TurnBatches: a shared prefix counts once."""
     tokens = pairs = 0
     for batch in batches:
-        seen_by_BT = batch.until_BT - np.arange(batch.until_BT.shape[1])  # queries, of each key
+        # Of each key: the queries that see it.
+        seen_by_BT = batch.until_BT - np.arange(batch.until_BT.shape[1])
         real_BT = batch.until_BT > 0
         tokens += int(real_BT.sum())
         pairs += int(seen_by_BT[real_BT].sum())
@@ -189,7 +190,7 @@ def flops_of_batches(size, batches):
 def logprob_temporaries(chunk):
     """Returns temporary bytes of log-probs, forward and backward, by method and tokens.
 
-    Compiled only. V is Qwen's vocabulary; D is small, so that what is counted is logits.
+    The programs are only compiled. V is Qwen's vocabulary; D is small, so that logits dominate.
     """
     config = qwen2.Config(PROBE_VOCABULARY, PROBE_WIDTH, PROBE_WIDTH, 1, 4, 1, 64)
     model = jax.eval_shape(lambda: qwen2.Qwen2(jax.random.key(0), config))
@@ -203,7 +204,7 @@ def logprob_temporaries(chunk):
         logp_BAV = jax.nn.log_softmax(model.logits(hidden_BAD))
         return jnp.take_along_axis(logp_BAV, target_BA[:, :, None], axis=-1).sum()
 
-    found = {}
+    temporaries = {}
     for name, function in (("ours", ours), ("naive", naive)):
         for tokens in PROBE_TOKENS:
             arguments = (
@@ -212,8 +213,8 @@ def logprob_temporaries(chunk):
                 jax.ShapeDtypeStruct((1, tokens), jnp.int32),
             )
             compiled = jax.jit(jax.grad(function, argnums=(0, 1))).lower(*arguments).compile()
-            found[f"{name} {tokens}"] = compiled.memory_analysis().temp_size_in_bytes
-    return found
+            temporaries[f"{name} {tokens}"] = compiled.memory_analysis().temp_size_in_bytes
+    return temporaries
 
 
 # ---- one load ----------------------------------------------------------------------------------
@@ -322,7 +323,7 @@ def summarise(contestants, load, rate):
             "policy": first["policy"],
             "kl": first["kl"],
             "grad_norm": first.get("grad_norm"),
-            # How many times as long the other one takes, within a round.
+            # The other's time over this one's, within a round.
             "faster_than": {
                 other: measure.spread(seconds[other] / seconds[name])
                 for other in contestants
@@ -379,27 +380,29 @@ def define_flags():
     flags.DEFINE_string("out", "", "JSON file to write.")
 
 
-def benchmark_size(name, values):
+def measure_size(name, values):
     """Measures all loads of one size; returns {load: results}."""
     size = loads.SIZES[name]
     on_cpu = jax.default_backend() == "cpu"
     dtype = jnp.dtype(jnp.float32 if on_cpu else jnp.bfloat16)
     interpreters = {"torch": values.torch_python, "tunix": values.tunix_python}
-    chosen = {peer: interpreters[kind] for peer, kind in PEERS.items() if interpreters[kind]}
+    pythons = {peer: interpreters[kind] for peer, kind in PEERS.items() if interpreters[kind]}
     if not values.tunix_packed:
-        chosen.pop("tunix-packed", None)
-    if size.rank and chosen:
+        pythons.pop("tunix-packed", None)
+    if size.rank and pythons:
         logging.info("%s: the peers train whole models only, so they sit this one out", name)
-        chosen = {}
-    found = {}
+        pythons = {}
+    records = {}
     with contextlib.ExitStack() as stack:
         threads = values.threads or len(os.sched_getaffinity(0))
         peers = {
-            peer: stack.enter_context(link.Peer(PEERS[peer], python, threads=threads))
-            for peer, python in chosen.items()
+            peer: stack.enter_context(
+                link.Peer(PEERS[peer], python, threads=threads, measured="update")
+            )
+            for peer, python in pythons.items()
         }
         with command.checking_config():
-            ours = Ours(
+            ours = OurUpdate(
                 size,
                 dtype=dtype,
                 remat=values.remat,
@@ -428,7 +431,7 @@ def benchmark_size(name, values):
                 if not (peer_name == "tunix-packed" and load_name == "uniform"):
                     contestants[peer_name] = peer_contestant(peer, peer_name, size, load)
             rate = run_rounds(contestants, values.rounds, dtype)
-            found[load_name] = {
+            records[load_name] = {
                 "samples": len(load.samples),
                 "useful_tokens": load.useful_tokens,
                 "sampled_tokens": load.sampled_tokens,
@@ -442,10 +445,10 @@ def benchmark_size(name, values):
                     f"{name}, {load_name}: {len(load.samples)} samples, {load.useful_tokens:,} "
                     f"tokens, {load.sampled_tokens:,} sampled; {dtype.name}, matmul "
                     f"{rate / 1e12:.2f} TFLOP/s",
-                    *table(found[load_name]["results"]),
+                    *table(records[load_name]["results"]),
                 ]
             )
-    return found
+    return records
 
 
 def main():
@@ -463,19 +466,20 @@ def main():
             files.replace_text(path, json.dumps(report, indent=2) + "\n")
 
     for name in models:
-        report["models"][name] = benchmark_size(name, values)
+        report["models"][name] = measure_size(name, values)
         save()
     if values.logprobs:
-        report["logprob_temporaries"] = found = logprob_temporaries(values.chunk)
+        report["logprob_temporaries"] = temporaries = logprob_temporaries(values.chunk)
         few, many = PROBE_TOKENS
+        of_naive = temporaries[f"ours {many}"] / temporaries[f"naive {many}"]
+        of_few = temporaries[f"ours {many}"] / temporaries[f"ours {few}"]
         measure.write_lines(
             [
                 "",
                 f"log-probs, V = {PROBE_VOCABULARY:,}: temporary MiB, forward and backward",
-                *[f"{name:<12} {size / 2**20:10,.0f}" for name, size in found.items()],
-                f"ours / naive at {many:,} tokens: "
-                f"{found[f'ours {many}'] / found[f'naive {many}']:.3f}; ours at {many:,} / "
-                f"{few:,} tokens: {found[f'ours {many}'] / found[f'ours {few}']:.3f}",
+                *[f"{name:<12} {size / 2**20:10,.0f}" for name, size in temporaries.items()],
+                f"ours / naive at {many:,} tokens: {of_naive:.3f}; ours at {many:,} / "
+                f"{few:,} tokens: {of_few:.3f}",
             ]
         )
         save()

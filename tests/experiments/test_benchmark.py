@@ -14,7 +14,7 @@ from experiments.speed import decoding, engine, loads, measure, rollout, sandbox
 from experiments.speed.peers import drive, link
 from models import qwen2
 
-TOY = loads.Size(
+TOY = loads.UpdateSize(
     qwen2.Config(97, 32, 48, 2, 4, 2, 8, initializer_range=0.3),
     row=64,
     rows=4,
@@ -75,7 +75,7 @@ def test_the_log_normal_load_has_the_shape_of_the_method(name):
     assert 6 < prompts.sum() / responses.sum() < 12
     assert 0.1 < load.useful_tokens / len(load.samples) / load.longest < 0.3
     assert min(min(tokens_of(s)) for s in load.samples) >= 2  # ids that peers read as padding, end
-    assert max(max(tokens_of(s)) for s in load.samples) < size.shape.vocab_size
+    assert max(max(tokens_of(s)) for s in load.samples) < size.dims.vocab_size
 
 
 def test_turns_continue_each_other_and_rollouts_start_alike():
@@ -114,12 +114,12 @@ def test_every_layout_holds_all_sampled_tokens(layout):
 def test_flops_of_a_model_small_enough_to_count_by_hand():
     # D 4, F 6, 2 layers, 2 query heads and 1 kv head of 2: a layer has
     # 4*4 (q) + 4*2 (k) + 4*2 (v) + 4*4 (o) + 3*4*6 = 120 weights; the head has 10*4 = 40.
-    size = loads.Size(qwen2.Config(10, 4, 6, 2, 2, 1, 2), 8, 1, 1, 1, 1)
+    size = loads.UpdateSize(qwen2.Config(10, 4, 6, 2, 2, 1, 2), 8, 1, 1, 1, 1)
     usual, done = update.useful_flops(size, tokens=5, pairs=15, sampled=2)
     # A pair costs 2 products of 2 numbers in 2 heads of 2 layers, forward: 4 * 2 * 4 = 32.
     assert usual == 6 * (240 + 40) * 5 + 3 * 32 * 15
     assert done == 6 * (240 * 5 + 40 * 2) + 3 * 32 * 15 + (2 * (240 * 5 + 40 * 2) + 32 * 15)
-    adapters = loads.Size(size.shape, 8, 1, 1, 1, 1, rank=1)
+    adapters = loads.UpdateSize(size.dims, 8, 1, 1, 1, 1, rank=1)
     assert update.useful_flops(adapters, tokens=5, pairs=15, sampled=2)[0] == 4 * 280 * 5 + 1440
 
 
@@ -180,7 +180,7 @@ def test_a_peer_answers_requests_whatever_its_libraries_print(tmp_path):
         "    print('noise'); os.write(1, b'more noise'); return {'sum': a + b}\n"
         "serve.serve({'add': add})\n",
     )
-    with link.Peer("torch", python, threads=1) as peer:
+    with link.Peer("torch", python, threads=1, measured="update") as peer:
         assert peer.ask("add", a=1, b=2) == {"sum": 3}
         assert peer.ask("add", a=[1], b=[2]) == {"sum": [1, 2]}
         with pytest.raises(RuntimeError, match=r"asked to 'take'(.|\n)*KeyError: 'take'"):
@@ -189,12 +189,12 @@ def test_a_peer_answers_requests_whatever_its_libraries_print(tmp_path):
 
 def test_a_peer_that_cannot_be_started_is_named(tmp_path):
     with pytest.raises(ValueError, match="--tunix_python=.*absent cannot be started"):
-        link.Peer("tunix", str(tmp_path / "absent"), threads=1)
+        link.Peer("tunix", str(tmp_path / "absent"), threads=1, measured="update")
 
 
 @pytest.mark.slow
 def test_a_whole_run_at_toy_size_against_torch(monkeypatch):
-    """All layouts and the torch peer agree on policy loss, KL and gradient norm, or this raises."""
+    """All layouts and the torch peer must agree on policy loss, KL and gradient norm."""
     monkeypatch.setitem(loads.SIZES, "toy", TOY)
     values = types.SimpleNamespace(
         loads=["uniform", "lognormal"],
@@ -209,7 +209,7 @@ def test_a_whole_run_at_toy_size_against_torch(monkeypatch):
         chunk=512,
         seed=0,
     )
-    found = update.benchmark_size("toy", values)
+    found = update.measure_size("toy", values)
     layouts = ["ours padded", "ours packed", "ours tree"]
     assert list(found["uniform"]["results"]) == ["ours padded", "torch"]
     assert list(found["lognormal"]["results"]) == [*layouts, "torch"]
@@ -300,8 +300,8 @@ def test_the_loop_is_measured_with_a_model():
 
 # ---- the engine's loads ------------------------------------------------------------------------
 
-TINY = traffic.Size(
-    dataclasses.replace(TOY.shape, num_hidden_layers=1),
+TINY = traffic.EngineSize(
+    dataclasses.replace(TOY.dims, num_hidden_layers=1),
     slots=4,
     prompt=12,
     response=6,
@@ -371,16 +371,16 @@ def test_the_limit_of_a_model_small_enough_to_count_by_hand():
     limit = decoding.Limit(qwen2.Config(10, 4, 6, 2, 2, 1, 2), rate=10.0, bandwidth=1e9, itemsize=4)
     assert limit.decode_seconds(3, 5, 7) == (2 * 280 * 5 + 32 * 7) / 10
     assert limit.prefill_seconds(4, 2) == (2 * 240 * 2 + 2 * 40 + 32 * (3 + 4)) / 10
-    slow = decoding.Limit(limit.config, rate=1e9, bandwidth=10.0, itemsize=4)
+    slow = decoding.Limit(limit.dims, rate=1e9, bandwidth=10.0, itemsize=4)
     assert slow.decode_seconds(3, 5, 7) == 4 * (3 * 280 + 8 * 7) / 10
 
 
 @pytest.mark.slow
 def test_our_engine_does_all_of_a_tiny_trace():
     load = traffic.trace(TINY, 0, 1)
-    make = functools.partial(qwen2.Qwen2, config=TINY.shape)
+    make = functools.partial(qwen2.Qwen2, config=TINY.dims)
     model = jax.jit(make)(jax.random.key(0))
-    ours = engine.Ours(
+    ours = engine.OurEngine(
         model, TINY, load, dtype=np.float32, overlap=False, settings=dict(TINY.engine)
     )
     report = ours.run(1, load)
@@ -390,7 +390,7 @@ def test_our_engine_does_all_of_a_tiny_trace():
     assert report["compiled"] == 2 and len(report["first"]) == 24
     longest_tools = max(sum(turn.wait for turn in chain) for chain in load.chains)
     assert report["seconds"] > longest_tools
-    limit = decoding.Limit(TINY.shape, 1e12, 1e12, 4)
+    limit = decoding.Limit(TINY.dims, 1e12, 1e12, 4)
     results = engine.summarise({"ours": [report]}, load, limit, TINY.slots)
     assert 0 < results["ours"]["limit"] <= 1
     assert len(set(map(len, engine.table(results)))) == 1

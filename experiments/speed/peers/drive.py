@@ -22,7 +22,7 @@ class Turn(NamedTuple):
 
 
 class Run:
-    """One pass over the chains: what may be sent when, and what came of it.
+    """One pass over the chains: when each turn may be sent, and its results.
 
     tokens: {(chain, turn): tokens generated}. first: seconds from when a request could be sent to
     its first token. order: the keys, as they were sent.
@@ -56,14 +56,14 @@ class Run:
         self.offset -= seconds
 
     def arrived(self):
-        """Returns [(key, Turn)] that may be sent now and were not."""
-        found, now = [], self.now()
+        """Returns [(key, Turn)] of turns that may be sent now and have not been."""
+        ready, now = [], self.now()
         while self.due and self.due[0][0] <= now:
             since, c, t = heapq.heappop(self.due)
             self.since[c, t] = since
             self.order.append((c, t))
-            found.append(((c, t), self.chains[c][t]))
-        return found
+            ready.append(((c, t), self.chains[c][t]))
+        return ready
 
     def ended(self, key, tokens, first):
         """Notes that a request ended now; `first` is the reading at its first token."""

@@ -13,14 +13,14 @@ SHOWN_LINES = 12
 class Peer:
     """A running peer; use as a context manager, or `close` it."""
 
-    def __init__(self, name, python, *, threads, benchmark="update"):
-        """Starts `python -m experiments.speed.peers.{name}_{benchmark}`.
+    def __init__(self, name, python, *, threads, measured):
+        """Starts `python -m experiments.speed.peers.{name}_{measured}`.
 
         Args:
           name: "torch" or "tunix".
-          python: interpreter of an environment that has what the peer needs.
+          python: interpreter of an environment with the packages that the peer needs.
           threads: OpenMP threads that it starts with.
-          benchmark: whose peer it is.
+          measured: what the peer is compared in, "update" or "engine".
         """
         self.name, self.python = name, python
         self.log = tempfile.TemporaryFile()  # noqa: SIM115, closed by `close`
@@ -28,7 +28,7 @@ class Peer:
         values |= {"OMP_NUM_THREADS": str(threads)}
         try:
             self.process = subprocess.Popen(
-                [python, "-m", f"experiments.speed.peers.{name}_{benchmark}"],
+                [python, "-m", f"experiments.speed.peers.{name}_{measured}"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self.log,
@@ -40,7 +40,7 @@ class Peer:
             self.log.close()
             raise ValueError(
                 f"--{name}_python={python} cannot be started: {error}. Name the interpreter of an "
-                f"environment made as the docstring of experiments/speed/{benchmark}.py says, "
+                f"environment made as the docstring of experiments/speed/{measured}.py says, "
                 "or leave the flag empty to go without this peer."
             ) from error
 

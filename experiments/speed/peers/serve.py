@@ -18,7 +18,9 @@ def serve(handlers):
       handlers: name -> function of the request's other fields that returns a dict of plain values.
     """
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints is no reply
+    os.dup2(
+        sys.stderr.fileno(), sys.stdout.fileno()
+    )  # what a library prints must not look like a reply
     for line in sys.stdin:
         request = json.loads(line)
         reply = handlers[request.pop("do")](**request)

@@ -18,7 +18,7 @@ NO_STOP = -1
 
 
 class First(transformers.StoppingCriteria):
-    """Stops nothing; takes the time of the first token."""
+    """A criterion that stops nothing and notes the time of the first token."""
 
     def __init__(self):
         self.reading = None
@@ -31,7 +31,7 @@ class First(transformers.StoppingCriteria):
         return torch.zeros(len(token_BT), dtype=torch.bool, device=token_BT.device)
 
 
-class Static:
+class StaticBatching:
     """`generate`: a batch is padded on the left and runs until its longest response ends."""
 
     def load(self, folder, dtype, threads, slots, **_):
@@ -94,7 +94,7 @@ class Static:
         return [min(drawn, count) for count in new], first.reading, 0.0
 
 
-class Continuous(Static):
+class ContinuousBatching(StaticBatching):
     """Continuous batching, with its cache of pages and shared prefixes."""
 
     manager = None
@@ -109,7 +109,7 @@ class Continuous(Static):
         self.stop()
         started = time.perf_counter()
         settings = {}
-        if self.device == "cpu":  # what it would find from the memory of a GPU
+        if self.device == "cpu":  # on a GPU it finds these from the memory
             pages = self.slots * -(-longest // page_size)
             settings = dict(num_blocks=pages + self.slots, max_batch_tokens=512)
         self.context = self.model.continuous_batching_context_manager(
@@ -174,11 +174,11 @@ def peak_bytes():
 
 
 class Either:
-    """Becomes the one that `load` names."""
+    """The one of the two that `load` names."""
 
     def load(self, how, **settings):
-        """Loads by how: "static" or "continuous"; see `Static.load` for the others."""
-        self.peer = {"static": Static, "continuous": Continuous}[how]()
+        """Loads by `how`, "static" or "continuous"; settings: of `StaticBatching.load`."""
+        self.peer = {"static": StaticBatching, "continuous": ContinuousBatching}[how]()
         return self.peer.load(**settings)
 
     def prepare(self, **settings):

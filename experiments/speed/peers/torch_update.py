@@ -19,7 +19,7 @@ import transformers
 from experiments.speed.peers import serve
 
 
-class Step:
+class TorchUpdate:
     def load(self, folder, reference, dtype, threads, compiled, optimizer, loss, **_):
         """Reads both models.
 
@@ -160,5 +160,5 @@ class Step:
 
 
 if __name__ == "__main__":
-    peer = Step()
+    peer = TorchUpdate()
     serve.serve({"load": peer.load, "batch": peer.batch, "step": peer.step})

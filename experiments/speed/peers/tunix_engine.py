@@ -1,9 +1,9 @@
 """Tunix's `Sampler`: a left-padded batch that runs until its longest response ends.
 
-Prompts are padded to the next power of two, as Tunix does by itself, and the number of requests by
-repeating the first. The buffer of tokens has one size for a load, and the loop ends at the last
+Prompts are padded to the next power of two, as Tunix does by itself; so is the number of requests,
+by repeating the first. The buffer of tokens has one size for a load, and the loop ends at the last
 token wanted, without Tunix's one further step, so few programs serve all batches. A batch that
-compiled runs again; the first time does not count.
+compiled runs again; its first run does not count.
 
 Dimensions:
   B requests    P prompt tokens
@@ -23,7 +23,7 @@ PAD, NO_STOP = 0, -1
 
 
 class Ids:
-    """A tokenizer of what are token ids already."""
+    """A tokenizer for prompts that are token ids already."""
 
     def encode(self, ids, **_):
         return list(ids)
@@ -44,8 +44,8 @@ class Ids:
         return ids
 
 
-class Sampler(sampler.Sampler):
-    """Whose buffer has room for `room` tokens, whatever a batch wants of it."""
+class RoomySampler(sampler.Sampler):
+    """Tunix's sampler with a buffer for `room` response tokens, whatever a batch wants."""
 
     room, wanted = 0, 0
 
@@ -87,7 +87,7 @@ class Batches:
           longest_prompt, longest_response: tokens.
         """
         config = self.model.config
-        self.sampler = Sampler(
+        self.sampler = RoomySampler(
             self.model,
             Ids(),
             sampler.CacheConfig(
@@ -145,7 +145,7 @@ class Batches:
         self.seed += 1
         self.sampler.wanted = most
         with self.mesh:
-            found = self.sampler(
+            output = self.sampler(
                 prompts,
                 max_generation_steps=self.sampler.room,
                 eos_tokens=[NO_STOP],
@@ -153,7 +153,7 @@ class Batches:
                 top_p=1.0,
                 seed=self.seed,
             )
-        return min(most, len(found.tokens[0]))
+        return min(most, len(output.tokens[0]))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ the configured longest prompt and responses on the right to the configured longe
 the learner and its sampler do; with `packed`, the policy's pass (not the reference's) runs on rows
 made by Tunix's `pack_sequences`, its option `max_seq_token_per_tpu`.
 
-Packed rows change Tunix's loss: it averages over a row, whoever's tokens these are. Time them, but
-do not compare their loss.
+Packed rows change Tunix's loss: it averages over a row, although the tokens belong to several
+samples. Time them, but do not compare their loss.
 
 Dimensions:
   S samples of the step    B rows of a micro-batch    P longest prompt    A longest response
@@ -32,7 +32,7 @@ from experiments.speed.peers import serve, tunix_model
 PAD, EOS = 0, 1  # ids that no sample holds: Tunix finds padding by the id
 
 
-class Step:
+class TunixUpdate:
     def load(self, folder, reference, dtype, remat, optimizer, loss, **_):
         """Reads both models.
 
@@ -112,7 +112,7 @@ class Step:
         }
 
     def make_trainer(self, accumulate):
-        made = trainer.Trainer(
+        learner = trainer.Trainer(
             self.policy,
             self.optimizer,
             trainer.peft_trainer.TrainingConfig(
@@ -120,17 +120,17 @@ class Step:
             ),
             custom_checkpoint_metadata_fn=dict,
         )
-        made.is_managed_externally = True
+        learner.is_managed_externally = True
         grpo_loss = function_registry.get_policy_loss_fn("grpo")
-        made.with_loss_fn(
+        learner.with_loss_fn(
             lambda model, train_example, algo_config: grpo_loss(
                 model, train_example, algo_config=self.config, pad_id=PAD, eos_id=EOS
             ),
             has_aux=True,
         )
-        made.with_gen_model_input_fn(lambda x: {"train_example": x, "algo_config": self.config})
-        made.with_rl_metrics_to_log({"pg_loss": np.mean, "kl_loss": np.mean})
-        return made
+        learner.with_gen_model_input_fn(lambda x: {"train_example": x, "algo_config": self.config})
+        learner.with_rl_metrics_to_log({"pg_loss": np.mean, "kl_loss": np.mean})
+        return learner
 
     def micro_batches(self):
         example = self.example
@@ -167,5 +167,5 @@ class Step:
 
 
 if __name__ == "__main__":
-    peer = Step()
+    peer = TunixUpdate()
     serve.serve({"load": peer.load, "batch": peer.batch, "step": peer.step})
