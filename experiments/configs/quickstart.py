@@ -12,7 +12,8 @@ def get_config():
     c.model.path = "experiments/data/quickstart/model"
     c.data.train = "experiments/data/quickstart/train.jsonl"
     c.data.held_out = "experiments/data/quickstart/held_out.jsonl"
-    c.tools.knowledge_search.top_k = 1
+    for search in ("knowledge_search", "wikipedia_search", "google_search"):
+        c.tools[search].top_k = 1  # a prompt has room for one passage
     c.tools.python_coder.traceback = False  # as the shipped model has learnt it, and short
 
     c.rollout.prompts = "compact"

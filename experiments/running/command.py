@@ -83,7 +83,8 @@ def _parsed(argv):
 
 def _unknown_field(text):
     """Returns one sentence for the text of ml_collections, which lists all fields."""
-    key = re.search(r'Key "(\w+)" does not exist', text)
+    key = re.search(r'Key "(\w+)" does not exist', text)  # set in a file
+    key = key or re.match(r"\W*(\w+)\W*(?:nDid|$)", text)  # by a flag: a quoted, escaped KeyError
     meant = re.search(r'Did you mean "(\w+)"', text)
     name = repr(key.group(1)) if key else text
     return f"The configuration has no field {name}." + (

@@ -10,7 +10,8 @@ def check(config):
     """Refuses a config with a field too many, too few, or of another type than its default.
 
     A locked ConfigDict refuses most of these where they are written. It lets pass: a section or a
-    tuple that is replaced as a whole, None, and True for a number.
+    tuple that is replaced as a whole, None, and True for a whole number. (True for a
+    float it stores as 1.0.)
 
     Raises:
       ConfigError: names all such fields.

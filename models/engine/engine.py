@@ -335,8 +335,9 @@ class Engine(types.Sampler):
                 if not running.ended:
                     running.dispatched = 1
                     entered.append((row, running))
-            if running.ended:
-                self._let_go(running)
+        # A request may have several of the rows: it goes once all of them are counted.
+        for running in {running.id: running for running, *_ in rows if running.ended}.values():
+            self._let_go(running)
         self._statistics.prefill_calls += 1
         self._statistics.prefill_tokens += sum(tokens for *_, tokens in rows)
         version = served.version

@@ -44,6 +44,7 @@ def test_a_run_of_an_earlier_version_keeps_its_values(tmp_path, caplog):
     assert config.rollout.infra_retries == common.base().rollout.infra_retries
     expected = quickstart.get_config()
     for name in ("knowledge_search", "wikipedia_search", "google_search"):
+        assert expected.tools[name].top_k == 1  # as search_results was: those runs go on
         expected.tools[name].top_k = 7
     expected.tools.python_coder.update(seconds=2.5, sandbox="minimal")
     stored.check_config(expected, tmp_path)  # it goes on

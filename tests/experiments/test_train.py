@@ -259,7 +259,8 @@ def test_sigterm_saves_and_exits_75(tmp_path):
 BAD_INPUT = [
     (["--config.rollout.temperature=0.0"], 2, "temperature"),
     (["--config.loss.variant=ppo"], 2, "valid: flow, original"),
-    (["--config.no_such=1"], 2, "no_such"),
+    (["--config.no_such=1"], 2, "The configuration has no field 'no_such'.\n"),
+    (["--config.rollout.max_turn=3"], 2, "no field 'max_turn'. Did you mean 'max_turns'?\n"),
     (["--config.rollout.max_response_tokens=64"], 2, "Make it 288 or more"),
     (["--config.mesh.fsdp=3"], 2, "device"),
     (["--nope"], 2, "nope"),

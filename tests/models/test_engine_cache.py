@@ -197,10 +197,11 @@ def test_the_least_recently_used_prefix_goes_first():
 
 
 @pytest.mark.slow
-def test_a_cancelled_request_fills_the_pages_that_others_wait_for():
-    engine = build(prefill_rows=1)
+@pytest.mark.parametrize("rows", [1, 3])  # 3: one call fills the last shared page, and beyond it
+def test_a_cancelled_request_fills_the_pages_that_others_wait_for(rows):
+    engine = build(prefill_rows=rows, prefill_calls=1)
     prompt = tokens(1, 33)
-    (expected,) = run(build(prefill_rows=1), [Request(prompt, Sampling(5))])
+    (expected,) = run(build(prefill_rows=rows), [Request(prompt, Sampling(5))])
     neighbour = engine.submit(Request(tokens(2, 1), Sampling(40)))
     engine.advance()
     first, second = (engine.submit(Request(prompt, Sampling(5))) for _ in range(2))
