@@ -20,6 +20,7 @@ PACKAGES = [
     "experiments.speed",
     "experiments.speed.peers",
     "flow_grpo_jax",
+    "flow_grpo_jax.answers",
     "models",
     "models.attention",
     "models.engine",

@@ -19,6 +19,7 @@ import grain
 
 from agents import questions
 from flow_grpo_jax import rewards
+from flow_grpo_jax.answers import choice, game24
 
 # Kind of each benchmark that `read_questions(..., benchmark=name)` converts.
 BENCHMARKS = {
@@ -111,7 +112,7 @@ def as_question(row: Mapping) -> dict:
         if choices is None or len(choices) < 2:
             raise BadField(f"field 'choices' is {_shown(choices)}; expected two options or more")
         for gold in question["answer"]:
-            if rewards.option_index(gold, choices) is None:
+            if choice.option_index(gold, choices) is None:
                 raise BadField(f"field 'answer' is {_shown(gold)}, not one of {_shown(choices)}")
     if kind == "gameof24":
         given = question.pop("numbers", None)
@@ -120,7 +121,7 @@ def as_question(row: Mapping) -> dict:
                 raise BadField(f"field 'numbers' is {_shown(given)}; expected a list of integers")
             question["numbers"] = list(given)
         try:
-            rewards.game_numbers(question)
+            game24.game_numbers(question)
         except ValueError as problem:
             raise BadField(str(problem)) from None
     return question

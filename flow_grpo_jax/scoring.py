@@ -15,6 +15,8 @@ Dimensions:
 import collections
 
 from flow_grpo_jax import judge, rewards
+from flow_grpo_jax.answers.numbers import parse_number
+from flow_grpo_jax.answers.text import final_answer, golds_of, tagged_answer
 
 _FURTHER = {"qa": ("f1",), "math": ("math_verify",)}
 DECIDERS = {kind: ("rule", *_FURTHER.get(kind, ()), "judge") for kind in rewards.CHECKERS}
@@ -95,21 +97,21 @@ class Scorer:
             return self._compare(question, answer, rule)
         if decider != "judge":
             return rule
-        text = rewards.tagged_answer(answer)
+        text = tagged_answer(answer)
         if not text:
             return rewards.Reward(0.0, "judge/empty")
         if len(text) > self._judge_characters:
             return rewards.Reward(0.0, "judge/too_long")
-        return judge.Case(question["question"], rewards.golds_of(question), text)
+        return judge.Case(question["question"], golds_of(question), text)
 
     def _compare(self, question, answer, rule):
         """Asks math-verify where the rule found no equality."""
-        text = rewards.final_answer(rewards.tagged_answer(answer)).strip("$ ")
+        text = final_answer(tagged_answer(answer)).strip("$ ")
         if not text or any(part in text for part in _DELIMITERS):
             return rule  # nothing is picked out of running text
-        golds = [rewards.final_answer(gold).strip("$ ") for gold in rewards.golds_of(question)]
-        if rewards.parse_number(text) is not None:
-            golds = [gold for gold in golds if rewards.parse_number(gold) is None]
+        golds = [final_answer(gold).strip("$ ") for gold in golds_of(question)]
+        if parse_number(text) is not None:
+            golds = [gold for gold in golds if parse_number(gold) is None]
         verdicts = [self._symbolic.equal(gold, text) for gold in golds]
         if True in verdicts:
             return rewards.Reward(1.0, "math/math_verify")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from flow_grpo_jax import data, rewards
+from flow_grpo_jax.answers import game24
 
 ROOT = pathlib.Path(__file__).parents[2]
 ROWS = [
@@ -218,7 +219,7 @@ def test_gameof24_without_numbers(tmp_path):
     (question,) = data.read_questions(
         write(tmp_path / "q.jsonl", [{**row, "question": "Make 24 from [1, 1, 1, 8]."}])
     )
-    assert rewards.game_numbers(question) == (1, 1, 1, 8)
+    assert game24.game_numbers(question) == (1, 1, 1, 8)
 
 
 def test_one_error_names_the_first_bad_rows(tmp_path):

@@ -10,6 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flow_grpo_jax import rewards
+from flow_grpo_jax.answers import game24, qa
+from flow_grpo_jax.answers.choice import option_index
+from flow_grpo_jax.answers.numbers import parse_number
 
 
 def reward(kind, gold, answer, **fields):
@@ -80,7 +83,7 @@ def test_qa(gold, answer, value):
     ],
 )
 def test_f1(prediction, gold, value):
-    assert rewards.f1(prediction, gold) == pytest.approx(value)
+    assert qa.f1(prediction, gold) == pytest.approx(value)
 
 
 def test_f1_as_the_reward():
@@ -217,7 +220,7 @@ def test_every_spelling_of_a_fraction_is_the_fraction(top, bottom):
         f"{sign}{size // bottom} {size % bottom}/{bottom}",
     ]
     for spelling in spellings:
-        assert rewards.parse_number(spelling).number == value, spelling
+        assert parse_number(spelling).number == value, spelling
 
 
 # ---------------------------------------------------------------------------------- gameof24
@@ -283,10 +286,10 @@ def test_gameof24(numbers, answer, value):
 
 
 def test_gameof24_needs_its_numbers():
-    assert rewards.game_numbers({"question": "3 3 8 8"}) == (3, 3, 8, 8)
+    assert game24.game_numbers({"question": "3 3 8 8"}) == (3, 3, 8, 8)
     for text in ("Make 24.", "Make 24 of 3, 3, 8 and 8", "[ , ]", ""):
         with pytest.raises(ValueError, match='Add a field "numbers"'):
-            rewards.game_numbers({"id": "g1", "question": text})
+            game24.game_numbers({"id": "g1", "question": text})
 
 
 def second_evaluator(text):
@@ -340,7 +343,7 @@ def agree(text, numbers):
     expected = second_evaluator(text)
     counts = Counter(str(n) for n in numbers)
     wanted = expected[0] if expected and expected[1] == counts else None
-    assert rewards.expression_value(text, numbers) == wanted, text
+    assert game24.expression_value(text, numbers) == wanted, text
     return wanted
 
 
@@ -368,10 +371,10 @@ def test_gameof24_agrees_with_a_second_evaluator_on_expressions():
         text = expression(numbers)
         values.append(agree(text, numbers))
         if values[-1] is not None:
-            assert rewards.expression_value(text, [*numbers, 1]) is None
-            assert rewards.expression_value(text, numbers[1:]) is None
+            assert game24.expression_value(text, [*numbers, 1]) is None
+            assert game24.expression_value(text, numbers[1:]) is None
             spelled = text.replace("*", " × ").replace("/", r" \div ").replace("-", "−") + " = 24"
-            assert rewards.expression_value(spelled, numbers) == values[-1]
+            assert game24.expression_value(spelled, numbers) == values[-1]
     # The draw holds what it must to mean something: solutions, fractions, divisions by zero.
     assert sum(value == 24 for value in values) >= 10
     assert sum(value is None for value in values) >= 10
@@ -437,16 +440,16 @@ def test_choice(gold, answer, value):
 
 def test_choice_with_options_that_look_like_labels():
     numbers = ["2", "3", "1", "10.5"]
-    assert rewards.option_index("1", numbers) == 2  # the option, not its place
-    assert rewards.option_index("4", numbers) is None
-    assert rewards.option_index("10.50", numbers) == 3
-    assert rewards.option_index("105", numbers) is None
+    assert option_index("1", numbers) == 2  # the option, not its place
+    assert option_index("4", numbers) is None
+    assert option_index("10.50", numbers) == 3
+    assert option_index("105", numbers) is None
     letters = ["C", "B", "A"]
-    assert rewards.option_index("A", letters) is None  # label of the first, text of the last
-    assert rewards.option_index("B", letters) == 1
-    assert rewards.option_index("A. C", letters) == 0
-    assert rewards.option_index("same", ["same", "same"]) is None
-    assert rewards.option_index("A - B", ["A + B", "A - B"]) == 1
+    assert option_index("A", letters) is None  # label of the first, text of the last
+    assert option_index("B", letters) == 1
+    assert option_index("A. C", letters) == 0
+    assert option_index("same", ["same", "same"]) is None
+    assert option_index("A - B", ["A + B", "A - B"]) == 1
 
 
 def test_choice_gold_must_be_an_option():
@@ -524,5 +527,5 @@ def test_hostile_answers_score_0_at_once(answer):
         assert time.perf_counter() - start < 0.5, kind
     start = time.perf_counter()
     assert reward("gameof24", "any", answer, numbers=[9, 9, 9]) == 0
-    assert rewards.f1(answer[: rewards.MAX_ANSWER], "cat sat") == 0
+    assert qa.f1(answer[: rewards.MAX_ANSWER], "cat sat") == 0
     assert time.perf_counter() - start < 0.5

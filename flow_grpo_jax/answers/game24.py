@@ -1,0 +1,71 @@
+"""Answers of the game of 24: an expression that uses every number once."""
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+
+from flow_grpo_jax.answers.latex import without_latex
+from flow_grpo_jax.answers.text import MAX_EXPRESSION, final_answer
+
+_OPERATIONS = {
+    ast.Add: lambda a, b: a + b,
+    ast.Sub: lambda a, b: a - b,
+    ast.Mult: lambda a, b: a * b,
+    ast.Div: lambda a, b: a / b,
+}
+
+
+def game_numbers(question: Mapping) -> tuple[int, ...]:
+    """Returns `question["numbers"]`, or the first list like [1, 1, 4, 6] of its text."""
+    if (numbers := question.get("numbers")) is None:
+        listed = re.search(r"\[([\d\s,]+)\]", question["question"], re.ASCII)
+        text = listed[1] if listed else question["question"]
+        numbers = [int(number) for number in re.findall(r"\d+", text)]
+        if not numbers or not re.fullmatch(r"[\d\s,]+", text, re.ASCII):
+            raise ValueError(
+                f"Question {question.get('id')!r} names no numbers: {question['question'][:80]!r}. "
+                'Add a field "numbers", e.g. [1, 1, 4, 6].'
+            )
+    return tuple(numbers)
+
+
+def expression_value(text: str, numbers: Sequence[int]) -> Fraction | None:
+    r"""Returns the exact value of an expression that uses each number exactly once, else None.
+
+    Allowed: integers, + - * / and brackets; × ÷ − · \times \div \cdot \frac{}{} as other spellings,
+    "x" between operands, and "= 24" at the end. Refused: a sign before an operand, powers, floor
+    division, decimals, joined digits (12 from 1 and 2), multiplication without a sign, a division
+    by zero.
+    """
+    if len(text) > MAX_EXPRESSION:
+        return None
+    text = re.sub(r"=\s*24$", "", without_latex(text.rstrip(" .\n"))).strip()
+    replaced = 1
+    while replaced:  # innermost first, so that nested fractions need no brace matching
+        text, replaced = re.subn(r"\\frac\{([^{}]*)\}\{([^{}]*)\}", r"((\1)/(\2))", text)
+    text = re.sub(r"(?<=[\d)\]])\s*[xX]\s*(?=[\d(\[])", "*", text)
+    text = " ".join(text.translate(str.maketrans("[]{}", "()()")).split())
+    if not re.fullmatch(r"[\d+\-*/() ]+", text, re.ASCII):
+        return None
+    if Counter(re.findall(r"\d+", text)) != Counter(str(number) for number in numbers):
+        return None
+    try:
+        return _value(ast.parse(text, mode="eval").body)
+    except (SyntaxError, ZeroDivisionError, MemoryError, RecursionError):
+        return None
+
+
+def _value(node: ast.expr) -> Fraction | None:
+    match node:
+        case ast.Constant(value=int(number)):
+            return Fraction(number)
+        case ast.BinOp(left, operator, right) if type(operator) in _OPERATIONS:
+            a, b = _value(left), _value(right)
+            return None if a is None or b is None else _OPERATIONS[type(operator)](a, b)
+    return None
+
+
+def check(question: Mapping, answer: str) -> bool:
+    return expression_value(final_answer(answer), game_numbers(question)) == 24

@@ -1,0 +1,23 @@
+"""LaTeX and symbols reduced to plain text."""
+
+import re
+
+SYMBOLS = str.maketrans(
+    {"−": "-", "–": "-", "×": "*", "⋅": "*", "·": "*", "∗": "*", "÷": "/", "∕": "/", "⁄": "/"}
+)
+TEXT_IN_LATEX = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\{([^{}]*)\}")
+
+
+def without_latex(text: str) -> str:
+    """Removes delimiters, spacing, text wrappers and synonyms of LaTeX; leaves fractions."""
+    text = text.translate(SYMBOLS)
+    text = re.sub(r"\\!\s*|\\[()\[\]]|\\(?:left|right|displaystyle)(?![a-zA-Z])|\$|\\\$", "", text)
+    text = text.replace("\\%", "%").replace("{,}", ",")
+    text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|°", " degrees", text)
+    text = re.sub(r"(?<=\d)(?:\\[,;:]|[\u2009\u202f\xa0])(?=\d{3})", "", text)
+    text = re.sub(r"\\[,;: ]|\\quad(?![a-zA-Z])|~|[\u2009\u202f\xa0]", " ", text)
+    text = TEXT_IN_LATEX.sub(r" \1", text)
+    text = re.sub(r"\\(?:times|cdot)(?![a-zA-Z])", "*", text)
+    text = re.sub(r"\\div(?![a-zA-Z])", "/", text)
+    text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
+    return re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text).strip()
