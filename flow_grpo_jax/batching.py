@@ -136,7 +136,7 @@ def build(
       weigh: one of the `weigh_*` functions.
       layout: "padded", one turn a row; "packed", several; "tree", several with common prefixes
         computed once.
-      row_lengths: ascending; the values that T has.
+      row_lengths: ascending; the values that T has. A length may stand there again with more rows.
       rows: B of each row length.
       response_lengths: A of each row length, ascending; neighbours may be equal.
       mini_batches: optimizer steps; questions are split into this many consecutive parts.
@@ -302,15 +302,24 @@ def check_buckets(
     """
     if layout not in packing.LAYOUTS:
         raise ValueError(f"layout={layout!r} is unknown; valid: {', '.join(packing.LAYOUTS)}.")
-    if not row_lengths or list(row_lengths) != sorted(set(row_lengths)) or row_lengths[0] < 1:
-        raise ValueError(f"row_lengths={row_lengths} must be ascending positive numbers.")
+    if not row_lengths or row_lengths[0] < 1:
+        raise ValueError(f"row_lengths={row_lengths} must be positive numbers.")
     for name, sizes in (("rows", rows), ("response_lengths", response_lengths)):
         if len(sizes) != len(row_lengths):
             raise ValueError(f"{name}={sizes} needs one entry for each of {row_lengths=}.")
+    sizes = list(zip(row_lengths, rows, strict=True))
+    if sizes != sorted(set(sizes)):
+        raise ValueError(
+            f"row_lengths={row_lengths} must ascend, where two are equal with {rows=} that ascend."
+        )
     if list(response_lengths) != sorted(response_lengths) or response_lengths[0] < 1:
         raise ValueError(
             f"response_lengths={response_lengths} must be positive and must not descend: a longer "
             "row holds at least the response tokens of a shorter one."
+        )
+    if len(set(zip(row_lengths, response_lengths, strict=True))) > len(set(row_lengths)):
+        raise ValueError(
+            f"response_lengths={response_lengths} must be equal where {row_lengths=} are."
         )
     if min(rows) < 1:
         raise ValueError(f"{rows=} must be positive numbers.")
