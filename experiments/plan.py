@@ -15,6 +15,7 @@ config. With --json, one JSON object on standard output.
 """
 
 import json
+import math
 import sys
 
 import jax
@@ -193,7 +194,10 @@ def step_time(
     trained = config.rollout.questions * config.rollout.group * turns
     useful, executed = formulas.turn_flops(how, turn_tokens, response_tokens)
     tokens = trained * turn_tokens
-    steps = config.loss.epochs * config.loss.mini_batches
+    mini_batches = config.loss.mini_batches
+    if config.loss.mini_batch_turns:
+        mini_batches = math.ceil(trained / config.loss.mini_batch_turns)
+    steps = config.loss.epochs * mini_batches
     # It reads all of them and writes parameters and moments.
     moved = 2 * needed.parameters + 2 * needed.moments + needed.gradients
     optimizer = steps * moved / chip.bandwidth

@@ -127,7 +127,7 @@ def train(config, workdir, *, force=False, should_stop=lambda: False):
                 valid_QG=valid_QG,
                 weigh=variant.weigh,
                 **shapes,
-                mini_batches=config.loss.mini_batches,
+                split=sessions.split(config, step),
                 constant_length=config.rollout.max_turns * config.rollout.max_response_tokens,
             )
             if config.engine.release:

@@ -5,6 +5,7 @@ Dimensions:
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -187,7 +188,7 @@ def micro_batches(load, layout, *, row_lengths, rows):
         row_lengths=row_lengths,
         rows=rows,
         response_lengths=sampled,
-        mini_batches=1,
+        split=functools.partial(batching.by_questions, mini_batches=1),
         constant_length=0,  # unused by `weigh_equally`
     )
     return batches

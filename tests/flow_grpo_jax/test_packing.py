@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import time
 
 import jax
@@ -361,7 +362,7 @@ def test_every_layout_has_the_loss_and_gradient_of_turns_one_by_one(float64):
             row_lengths=(48,),
             rows=(2,),
             response_lengths=(20,),
-            mini_batches=1,
+            split=functools.partial(batching.by_questions, mini_batches=1),
             constant_length=0,
         )
         assert len(batches) == {"padded": 7, "packed": 3, "tree": 2}[layout]
