@@ -17,7 +17,7 @@ from ml_collections import config_flags
 
 from agents import trajectory
 from experiments.reporting import trajectories
-from experiments.running import backends, command, sessions, stored
+from experiments.running import backends, command, fields, sessions, stored
 from flow_grpo_jax import data, files
 
 DRAWN = ("step_*.jsonl", "heldout_*.jsonl")
@@ -160,6 +160,8 @@ def define_flags():
 
 def main():
     values = flags.FLAGS
+    if values.config is not None:
+        fields.check(values.config)
     summary = rescore(values.workdir, values.out, config=values.config, question_files=values.data)
     for kind, counts in summary["kinds"].items():
         logging.info(

@@ -38,7 +38,7 @@ from ml_collections import config_flags
 
 from agents import effects
 from experiments.configs import common
-from experiments.running import command, sessions
+from experiments.running import command, fields, sessions
 from experiments.speed import measure
 from flow_grpo_jax import data, files, rollout, timing
 from models.engine import types
@@ -347,6 +347,7 @@ def sizes(values):
 
 def main():
     values = flags.FLAGS
+    fields.check(values.config)
     engines = measure.known("engines", values.engines, ENGINES)
     loads = measure.known("loads", values.loads, LOADS)
     flights = sizes(values.in_flight)

@@ -81,6 +81,7 @@ def test_every_config_is_here():
         "__init__",
         "common",
         "quickstart",
+        "ranges",
         "smoke",
     }
 
