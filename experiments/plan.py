@@ -1,7 +1,7 @@
 """Does the update of a config fit on devices that you need not have, and how fast could it be?
 
     python -m experiments.plan --config=experiments/configs/paper_7b.py --model=7b \\
-        --topology=v5p:2x2x2
+        --topology=v5p-16
 
 Compiles the programs that training would run, with libtpu for a TPU slice (in an environment of its
 own: pip install -e '.[plan]') and with XLA:CPU for cpu:N; a large program takes some minutes. For

@@ -217,6 +217,27 @@ def test_a_part_of_a_slice_is_a_slice(whole, count, name):
     assert hardware.part(hardware.topology("cpu:8"), count).devices == count
 
 
+@pytest.mark.parametrize(
+    ("name", "chips"),
+    [("v5e-16", "v5e:4x4"), ("v5litepod-8", "v5e:2x4"), ("v6e-8", "v6e:2x4"), ("V6E-1", "v6e:1x1")]
+    # Of v4 and v5p the number counts cores, two a chip.
+    + [("v5p-8", "v5p:2x2x1"), ("v5p-16", "v5p:2x2x2"), ("v4-32", "v4:2x2x4")],
+)
+def test_slices_go_by_the_names_that_people_know(name, chips):
+    assert hardware.topology(name) == hardware.topology(chips)
+    counted = int(name.split("-")[1]) // (2 if name.startswith(("v4", "v5p")) else 1)
+    assert hardware.topology(name).devices == counted
+
+
+def test_every_named_slice_has_as_many_chips_as_its_name_says():
+    for kind, slices in hardware.SLICES.items():
+        for size in slices:
+            cores = 2 if kind in ("v4", "v5p") else 1
+            assert hardware.topology(f"{kind}-{size}").devices * cores == size
+    with pytest.raises(ValueError, match="'v5p-4' is no slice that Google names; valid: v5p-8, v5"):
+        hardware.topology("v5p-4")
+
+
 @pytest.mark.parametrize("name", ["v9:2x2", "gpu:b300x1", "v5e", "cpu:0"])
 def test_unknown_topologies_name_valid_ones(name):
     with pytest.raises(ValueError, match="v5e:4x4"):
