@@ -160,7 +160,14 @@ def test_rollouts_that_do_not_fit_are_told_so():
     config.engine.cache_tokens = 2_000_000
     result = plan.plan(config, hardware.topology("v5p:2x2x2"), model="7b", estimate=True)
     assert result["rollouts"]["spare"] < 0 < result["spare"]
-    assert "Rollouts do not fit: lower engine.cache_tokens" in plan.as_text(result)
+    assert not result["fits"]
+    text = plan.as_text(result)
+    assert "does not fit: rollouts; rollouts would take" in text
+    assert "For rollouts: lower engine.cache_tokens" in text
+    config.engine.cache_tokens = 262_144
+    result = plan.plan(config, hardware.topology("v5p-16"), model="7b", estimate=True)
+    assert result["phases"]["rollouts"] > result["phases"]["update"] == result["total"]
+    assert "fits: the fullest phase, rollouts, takes 54.7" in plan.as_text(result)
     config.engine.tensor = 3
     with pytest.raises(command.ConfigError, match="engine.tensor=3 does not divide 8 devices"):
         plan.plan(config, hardware.topology("v5p:2x2x2"), model="7b", estimate=True)
