@@ -119,7 +119,7 @@ def labelled(text: str, texts: Sequence[str], *, stated: bool) -> set[int]:
 
 def _own_text(rest: str, texts: Sequence[str]) -> tuple[set[int], str]:
     """Returns (options whose text stands after a letter, what follows it)."""
-    named, tail = written(rest.lstrip("- "), texts, whole=False)
+    named, tail = written(rest, texts, whole=False)
     if not named and (inside := re.match(r"\(([^()]*)\)", rest)):
         named, tail = options.equal(inside[1], texts), rest[inside.end() :]
     if not named:
