@@ -23,9 +23,11 @@ from flow_grpo_jax.datasets.fields import BadField, shown
 
 OWN = "questions"  # the format of this project, as `as_question` reads it
 AUTO = "auto"
-FORMATS = (AUTO, OWN, *formats.FORMATS)
-INDEX_BASES = ("", "0", "1")
-BAD_ROWS = ("refuse", "drop")
+OPTIONS = {  # of `read_questions`, and their values
+    "format": (AUTO, OWN, *formats.FORMATS),
+    "index_base": ("", "0", "1"),
+    "bad_rows": ("refuse", "drop"),
+}
 MAX_GOLD = {"math": MAX_EXPRESSION, "qa": 1_000}  # characters of an answer that a rule compares
 _SHOWN = 5  # bad rows named in an error
 
@@ -40,7 +42,7 @@ def read_questions(
 ) -> list[dict]:
     """Reads .jsonl, .json (a list), .parquet, or a TFDS folder of one split in array_record files.
 
-    format:     one of FORMATS. "auto": the format that the first row with a sign of one has, else
+    format:     one of OPTIONS. "auto": the format that the first row with a sign of one has, else
                 the project's own.
     index_base: "0" or "1": numbers as golds of kind choice count from there; "" refuses them. A row
                 may say it itself, in the field "index_base".
@@ -51,13 +53,7 @@ def read_questions(
     wrong form, an id used twice, a gold that no answer can equal, a game of 24 without numbers.
     """
     path = pathlib.Path(path)
-    for name, value, valid in [
-        ("format", format, FORMATS),
-        ("index_base", index_base, INDEX_BASES),
-        ("bad_rows", bad_rows, BAD_ROWS),
-    ]:
-        if value not in valid:
-            raise ValueError(f"{name}={value!r} is unknown; valid: {', '.join(map(repr, valid))}.")
+    check_options(format=format, index_base=index_base, bad_rows=bad_rows)
     rows = list(files.rows(path))
     if format == AUTO:
         format = _recognised(path, rows)
@@ -95,6 +91,14 @@ def read_questions(
     return found
 
 
+def check_options(**options: str) -> None:
+    """Raises ValueError if an option of `read_questions` has an unknown value."""
+    for name, value in options.items():
+        if value not in OPTIONS[name]:
+            valid = ", ".join(map(repr, OPTIONS[name]))
+            raise ValueError(f"data.{name}={value!r} is unknown; valid: {valid}.")
+
+
 def as_question(row: Mapping, *, index_base: str = "", judged: Collection[str] = ()) -> dict:
     """Returns a checked copy of `row`: id a string, answer a tuple of strings, choices a list.
 
@@ -111,7 +115,7 @@ def as_question(row: Mapping, *, index_base: str = "", judged: Collection[str] =
     except ValueError as problem:
         raise BadField(str(problem)) from None
     base = str(question.pop("index_base", index_base))
-    if base not in INDEX_BASES:
+    if base not in OPTIONS["index_base"]:
         raise BadField(f"field 'index_base' is {shown(base)}; expected 0 or 1")
     if (choices := fields.choices(question.pop("choices", None))) is not None:
         question["choices"] = choices

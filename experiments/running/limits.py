@@ -66,13 +66,8 @@ def check_data(settings):
     """Raises ConfigError if `config.data` names no file or has an unknown value."""
     if not settings.train:
         raise command.ConfigError("data.train is empty; give a file of questions.")
-    for name, valid in [
-        ("format", data.FORMATS),
-        ("held_out_format", ("", *data.FORMATS)),
-        ("index_base", data.INDEX_BASES),
-        ("bad_rows", data.BAD_ROWS),
-    ]:
-        if settings[name] not in valid:
-            raise command.ConfigError(
-                f"data.{name}={settings[name]!r} is unknown; valid: {', '.join(map(repr, valid))}."
+    with command.checking_config():
+        for format in (settings.format, settings.held_out_format or settings.format):
+            data.check_options(
+                format=format, index_base=settings.index_base, bad_rows=settings.bad_rows
             )

@@ -66,9 +66,10 @@ def option_index(text: str, choices: Sequence[str]) -> int | None:
         [option], chosen = named, start
         if not letters.explains(text[after:], option, texts, sentence=True):
             return None
-    if option is None and len(named := _named(text, texts, stated=False)) == 1:
-        [option] = named
-    return option
+    if option is not None:
+        return option
+    named = _named(text, texts, stated=False) or _placed(text, texts)
+    return named.pop() if len(named) == 1 else None
 
 
 def _statements(text: str) -> list[tuple[int, int, str | None]]:
@@ -90,6 +91,8 @@ def _named(text: str, texts: Sequence[str], *, stated: bool) -> set[int]:
     stated: the text follows "answer is"; only its beginning is the answer.
     """
     text = re.sub(r"\\[()\[\]]|\\(?= )", "", options.unwrapped(text)).strip(letters.MARKS)
+    if quoted := re.fullmatch(r"[\"“](.*)[\"”]\.?", text):
+        text = quoted[1].strip(letters.MARKS)
     if not text:
         return set()
     by_text, tail = letters.written(text, texts, whole=not stated)
@@ -98,9 +101,14 @@ def _named(text: str, texts: Sequence[str], *, stated: bool) -> set[int]:
     if by_text and not tail and len(text) > 1:
         return by_text  # "A sun" is the option "A sun"
     by_letter = letters.labelled(text, texts, stated=stated)
-    if by_text or by_letter:
-        return by_text | by_letter
-    place = re.fullmatch(r"\(?(\d{1,2})[.)]?", text, re.A)
+    return by_text | by_letter
+
+
+def _placed(text: str, texts: Sequence[str]) -> set[int]:
+    """Returns the option whose place, from 1, is all that a text or its last statement says."""
+    for _, end, content in _statements(text)[-1:]:
+        text = content or text[end:].split("\n")[0]
+    place = re.fullmatch(r"\(?(\d{1,2})[.)]{0,2}", text.strip(letters.MARKS), re.A)
     if place and not any(plain_number(option) is not None for option in texts):
         return {int(place[1]) - 1} & set(range(len(texts)))
     return set()

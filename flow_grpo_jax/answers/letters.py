@@ -8,7 +8,7 @@ from flow_grpo_jax.answers.qa import normalise
 
 MARKS = " \t\r\n*_`$#>"  # of Markdown and LaTeX around an answer
 _LABEL = re.compile(
-    r"(?:(?:the\s+)?(?:(?:correct|right|best)\s+)?(?:answer|option|choice|letter)\s+)?"
+    r"(?:(?:the\s+)?(?:(?:correct|right|best)\s+)?(?:answer|option|choice|letter)\s*:?\s+)?"
     r"(?:[(\[]\s*(?P<inside>[A-Z])\s*[)\]]|(?P<bare>[A-Z])(?![\w'’^\\]))[*_`$]*"
     r"(?P<mark>\s*(?:[.):,;](?!\d)|[-–—]+(?=\s))|[ \t]*\n|)[\s*_`$]*",
     re.I | re.A,
@@ -22,7 +22,9 @@ _AFFIRMED = re.compile(
 )
 _END = re.compile(r"[.!?;]+(?=\s|\Z)|\n")  # of a sentence
 _NEGATIVE = r"(?:wrong|incorrect|false|untrue|invalid|impossible|excluded|eliminated|ruled\s+out)\b"
-_ABOUT = r"(?:(?:it|this|that|which|but|and|the|one|option|choice|answer|letter|wait|actually)\W+)"
+_ABOUT = (
+    r"(?:(?:it|this|that|which|but|and|the|one|option|choice|answer|letter|wait|actually|\w+ly)\W+)"
+)
 _NO = r"no\b(?=\s*[^\w\s]|\s*\Z|\s+way)"
 # What follows a letter at once and denies it.
 _DENIED = re.compile(
@@ -133,6 +135,7 @@ def explains(text: str, label: int, texts: Sequence[str], *, sentence: bool) -> 
 
     sentence: `text` starts a sentence of its own.
     """
+    text = re.sub(r"\b(it|this|that)['’]s\b", r"\1 is", text, flags=re.I)
     contrast = _CONTRAST.match(text)
     if contrast and contrast[1] != _letter(label):
         text = text[contrast.end() :]

@@ -18,7 +18,8 @@ _ARTICLES = re.compile(r"(?:\A(?:[Tt]he|[Aa]n?)|\b(?:the|an?))\s+(?=[^\W\d_]{2})
 
 
 def plain(text: str) -> str:
-    """Returns `text` with full-width and circled letters as plain ones; lines stay."""
+    """Returns `text` with full-width and circled letters as plain ones, without invisible ones."""
+    text = re.sub("[\u200b-\u200f\u2060\ufeff]", "", text.replace("。", "."))
     return _WIDE.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)
 
 

@@ -120,6 +120,7 @@ def choices(value) -> list[str] | None:
             )
         value = texts
     if isinstance(value, Mapping):
+        value = {letter: option for letter, option in value.items() if option is not None}
         letters = string.ascii_uppercase[: len(value)]
         if set(value) != set(letters):
             raise BadField(f"field 'choices' is {shown(value)}; expected the letters {letters}")

@@ -34,7 +34,14 @@ LETTERS = [
     (CITIES, "B – Paris", "B"),
     (CITIES, "B (Paris)", "B"),
     (CITIES, "B is the correct answer.", "B"),
+    (CITIES, 'The answer is "B".', "B"),
+    (CITIES, "The answer is 2.", "B"),
+    (CITIES, r"\boxed{2}", "B"),
+    (CITIES, "9", ""),
     (CITIES, "**Final answer**: (B)", "B"),
+    (CITIES, r"\boxed{\text{Answer: B}}", "B"),
+    (CITIES, "\ufeffB\u200b", "B"),
+    (CITIES, "答案是 B。", "B"),
     (CITIES, "{B}", ""),
     (CITIES, "B12", ""),
     (CITIES, "B'", ""),
@@ -125,6 +132,9 @@ DENIED = [
     "B. Wrong.",
     "B (wrong)",
     "B) is incorrect, so I am unsure",
+    "B. That's wrong",
+    "B: absolutely not",
+    "B, which is wrong",
     "B. Paris is wrong",
     "B. Paris, no",
     "B. None of these is right",
@@ -168,6 +178,10 @@ SEVERAL = [
     r"\boxed{BC}",
     r"\boxed{B}. Wait, it is C.",
     "A, B, C, D",
+    "A. Berlin\nB. Paris\nC. Rome\nD. New York",
+    "A: 50%, B: 50%",
+    "B. Paris or C. Rome",
+    "Paris, or possibly Rome",
 ]
 STATED = [
     (CITIES, "We have \\boxed{\\Delta E \\ll E}.\n\n**Answer: D**", "D"),
@@ -177,6 +191,8 @@ STATED = [
     (CITIES, "\\boxed{A}. Wait, that is too far north: \\boxed{B}", "B"),
     (CITIES, "Answer: B\nAnswer: B", "B"),
     (FORMULAS, r"\boxed{x^2+1}", "B"),
+    (BONDS, "\\boxed{3}\n\nAnswer: B", "B"),  # a number is a place only if nothing else is said
+    (["A", "V"], "\\boxed{I = 2}\nAnswer: B", "B"),
 ]
 
 

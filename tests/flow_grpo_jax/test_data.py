@@ -514,6 +514,7 @@ def test_choices_by_letter_and_as_text():
         {"B": "Rome", "A": "Paris"},
         "['Paris', 'Rome']",
         "{'A': 'Paris', 'B': 'Rome'}",
+        {"A": "Paris", "B": "Rome", "C": None},  # Parquet has a field for the longest row
         {"text": ["Paris", "Rome"], "label": ["A", "B"]},
         {"text": ["Paris", "Rome"], "label": ["1", "2"]},
     ):
@@ -604,7 +605,9 @@ def test_images_are_refused(tmp_path):
 def test_benchmarks_know_their_kind(tmp_path):
     assert len(formats.BENCHMARKS) == 9  # and medqa, which has a form of its own
     assert set(formats.BENCHMARKS.values()) == set(rewards.CHECKERS)
-    with pytest.raises(ValueError, match="format='squad' is unknown; valid: 'auto', 'questions'"):
+    with pytest.raises(
+        ValueError, match="data.format='squad' is unknown; valid: 'auto', 'questions'"
+    ):
         data.read_questions(tmp_path, format="squad")
     assert "it lacks answer" in refusal(tmp_path, {"query": "Who?"}, format="gaia")
 
