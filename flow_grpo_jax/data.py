@@ -114,7 +114,8 @@ def as_question(row: Mapping, *, index_base: str = "", judged: Collection[str] =
         questions.refuse_images(question)
     except ValueError as problem:
         raise BadField(str(problem)) from None
-    base = str(question.pop("index_base", index_base))
+    base = index_base if (own := question.pop("index_base", None)) is None else own
+    base = str(int(base)) if fields.is_number(base) and int(base) == base else base
     if base not in OPTIONS["index_base"]:
         raise BadField(f"field 'index_base' is {shown(base)}; expected 0 or 1")
     if (choices := fields.choices(question.pop("choices", None))) is not None:

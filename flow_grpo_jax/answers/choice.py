@@ -6,8 +6,9 @@ option counts; if there is none, the whole text. A box with a formula names none
 between them ("The answer is A or the answer is B") count as none.
 
 **What.** A letter ("B", "b", "(B)", "[B]", "B.", "option B", "B is correct"), an option's text,
-both ("B. Paris", "B (Paris)"), or a place counted from 1 ("2"; only if no option is a number).
-Texts are compared by `options.equal`. A letter beside another option's text ("A. Paris") names two.
+both ("B. Paris", "B (Paris)"), or, where nothing else is said and no option is a number, a place
+counted from 1 ("2"). Texts are compared by `options.equal`. A letter beside another option's text
+("A. Paris") names two.
 
 **Then** may follow an explanation: after because, since, as, due to or given, or in sentences of
 their own. It may say of other options that they are wrong, and name them; it must not take the

@@ -103,9 +103,8 @@ def labelled(text: str, texts: Sequence[str], *, stated: bool) -> set[int]:
     rest, mark = text[match.end() :].rstrip(MARKS), match["mark"]
     if not rest.strip(MARKS + ".)"):
         return {label}
-    marked = bool(match["inside"] or mark)
-    if match["bare"] in ("a", "i", "I") and mark.strip() not in (".", ")", ":"):
-        marked = False  # an article or a pronoun
+    article = match["bare"] in ("a", "i", "I") and mark.strip() not in (".", ")", ":")
+    marked = bool(match["inside"] or mark) and not article  # or a pronoun
     named, tail = _own_text(rest, texts)
     if named and label not in named:
         return {label} | named if marked else set()
@@ -113,7 +112,7 @@ def labelled(text: str, texts: Sequence[str], *, stated: bool) -> set[int]:
         rest = tail
     elif affirmed := _AFFIRMED.match(rest):
         rest = rest[affirmed.end() :]
-    elif not marked and (match["bare"] in ("a", "i", "I") or not _REASON.match(rest)):
+    elif article or not (marked or _REASON.match(rest)):
         return set()
     sentence = "\n" in mark or (stated and mark.strip() == ".")
     return {label} if explains(rest, label, texts, sentence=sentence) else set(range(len(texts)))

@@ -1,6 +1,7 @@
 """Options of a question, compared with what an answer writes: as strictly as they differ."""
 
 import re
+import string
 import unicodedata
 from collections.abc import Sequence
 
@@ -35,9 +36,9 @@ def unlabelled(options: Sequence[str]) -> list[str]:
     options = [plain(option) for option in options]
     labelled = [
         re.match(rf"\s*(?:\({letter}\)|{letter}[.):])\s*(?=\S)", option)
-        for letter, option in zip(map(chr, range(65, 65 + len(options))), options, strict=True)
+        for letter, option in zip(string.ascii_uppercase, options, strict=False)
     ]
-    if not all(labelled):
+    if len(labelled) < len(options) or not all(labelled):
         return options
     return [option[label.end() :] for option, label in zip(options, labelled, strict=True)]
 
@@ -46,8 +47,9 @@ def equal(text: str, options: Sequence[str]) -> set[int]:
     """Returns the options that `text` writes out, compared by the strictest form that finds one.
 
     Forms: character by character; without LaTeX's delimiters and spaces around signs; without case;
-    without articles, quotes, commas, and hyphens between words; as numbers by value. No form drops
-    a sign or a bracket: "Na-" is not "Na+", "[0, 1)" not "(0, 1)".
+    without articles, quotes, commas, and hyphens between words; as numbers by value, with or
+    without % and $. No form drops another sign or a bracket: "Na-" is not "Na+", "[0, 1)" not
+    "(0, 1)".
     """
     for form in (_spaced, _tight, _caseless, _loose, plain_number):
         wanted = form(text)

@@ -143,7 +143,7 @@ def labels_of(count: int) -> tuple[list[str], list[str]]:
 def letter_of(answer, options: Sequence[str], *, base: int) -> str:
     """Returns the letter of the option that a number names, counted from `base`."""
     index = int(answer) - base
-    if not 0 <= index < len(options):
+    if not 0 <= index < min(len(options), len(string.ascii_uppercase)):
         raise BadField(
             f"field 'answer' is {shown(answer)}; expected a number from {base} to "
             f"{base + len(options) - 1} for {len(options)} options counted from {base}"

@@ -220,6 +220,11 @@ def test_every_option_is_reached_by_letter_and_text(choices):
         assert option_index(f"not {letter}", choices) is None
 
 
+def test_options_beyond_the_letters_are_named_by_their_text():
+    choices = [f"option {i}" for i in range(30)]
+    assert option_index("option 28", choices) == 28 and option_index("Z", choices) == 25
+
+
 def test_a_letter_that_is_another_options_text_pays_nobody():
     question = {"id": "q", "question": "?", "kind": "choice", "choices": ["B", "A"]}
     for gold, answer, value in [("A", "A", 0), ("A", "A. B", 1), ("B. A", "B. A", 1)]:

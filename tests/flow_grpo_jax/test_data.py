@@ -305,6 +305,7 @@ BAD_FIELDS = [
     (2, "choices", ["Rome", ""]),
     (2, "choices", "Rome"),
     (2, "choices", "[Rome"),
+    (2, "choices", [str(i) for i in range(27)]),
     (2, "choices", {"A": "Paris", "C": "Rome"}),
     (2, "answer", "C"),
     (2, "answer", "London"),
@@ -379,7 +380,8 @@ def test_numbers_as_golds_of_a_choice_need_a_base(tmp_path):
     for gold, base in [(3, "0"), (0, "1"), (-1, "0")]:
         message = refusal(tmp_path, row | {"answer": gold}, index_base=base)
         assert f"counted from {base}" in message
-    assert "expected 0 or 1" in refusal(tmp_path, row | {"answer": 1, "index_base": 2})
+    for base in (2, 0.5, True, "one", [0]):
+        assert "expected 0 or 1" in refusal(tmp_path, row | {"answer": 1, "index_base": base})
 
 
 def test_texts_of_options_that_are_numbers_stay_texts(tmp_path):
