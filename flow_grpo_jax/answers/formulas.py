@@ -65,7 +65,7 @@ def check(question: Mapping, answer: str) -> bool:
 
 def same(gold: str, answer: str) -> bool:
     """Returns whether `answer` says what `gold` says, by the rules above."""
-    if "".join(gold.split()) == "".join(answer.split()):
+    if gold.split() == answer.split():
         return bool(_text(without_latex(gold)))
     if max(len(gold), len(answer)) > MAX_EXPRESSION:
         return False
