@@ -204,4 +204,4 @@ def main():
 
 if __name__ == "__main__":
     define_flags()
-    command.run(main, required=("workdir", "out"))
+    command.run(main, required=("workdir", "out"), remote=("out",))
