@@ -8,13 +8,17 @@ both are compared when it is read, so changed bits are damage like any other.
 """
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
+import logging as python_logging
 import pathlib
 import re
 import shutil
 import sys
+import traceback
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +71,7 @@ class Checkpoints:
         arrays, _ = _named(state)
         needed = sum(array.nbytes for array in arrays.values())
         if processes.of_first(files.free_bytes(self.folder)) < needed:
-            raise self._cannot_save(step, files.reason(self.folder, files.FULL[0], needed=needed))
+            raise self._cannot_save(step, files.reason(self.folder, errno.ENOSPC, needed=needed))
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays),
             meta=ocp.args.JsonSave(_sealed({"format": FORMAT, "arrays": _facts(arrays), **meta})),
@@ -127,7 +131,7 @@ class Checkpoints:
         steps = self.steps()[::-1]
         if step is not None and step not in steps:
             raise ValueError(f"There is no checkpoint of step {step}; there are {steps[::-1]}.")
-        errors = []
+        damaged = []
         for candidate in [step] if step is not None else steps:
             arrays, meta, problem = {}, {}, ""
             try:
@@ -149,11 +153,12 @@ class Checkpoints:
                 meta = {name: value for name, value in meta.items() if name not in OWN}
                 return candidate, jax.tree.unflatten(treedef, leaves), meta
             logging.error("checkpoint of step %d is damaged: %s", candidate, problems[0])
-            errors.append(f"step {candidate}: {problems[0]}")
-        if errors:
+            damaged.append(candidate)
+        if damaged:
             raise ValueError(
-                f"No checkpoint in {self.folder} can be read: {'; '.join(errors)}. Bring the "
-                "folder back from a copy, or start again in a new one."
+                f"No checkpoint in {self.folder} can be read; damaged: "
+                f"{', '.join(f'step {step}' for step in damaged)}. Bring one back from a copy, or "
+                "start again in a new folder."
             )
         return None
 
@@ -286,7 +291,7 @@ def _short(error):
 @contextlib.contextmanager
 def _silent_orbax():
     """Keeps the tracebacks of Orbax's threads out of the log: what went wrong is raised as well."""
-    _expect_closed_loops()
+    _hide_leftovers()
     logger = logging.get_absl_logger()
     ours = lambda entry: "site-packages" not in entry.pathname
     logger.addFilter(ours)
@@ -297,18 +302,24 @@ def _silent_orbax():
 
 
 @functools.cache
-def _expect_closed_loops():
-    """Hides what is left of a save that failed, from now on.
-
-    TensorStore's other writes end later, in threads of their own, and find the event loop gone.
-    """
+def _hide_leftovers():
+    """Hides what threads of a save or restore that failed say when they end, from now on."""
     before = sys.unraisablehook
+    sys.unraisablehook = lambda found: None if _is_leftover(found.exc_value) else before(found)
+    python_logging.getLogger("asyncio").addFilter(
+        lambda entry: not (entry.exc_info and _is_leftover(entry.exc_info[1]))
+    )
+    warnings.filterwarnings("ignore", r"coroutine 'Store\.\w+' was never awaited", RuntimeWarning)
 
-    def hook(unraisable):
-        if str(unraisable.exc_value) != "Event loop is closed":
-            before(unraisable)
 
-    sys.unraisablehook = hook
+def _is_leftover(error):
+    """Whether an exception that nobody waits for comes from Orbax's use of TensorStore."""
+    frames = traceback.walk_tb(error.__traceback__ if error else None)
+    return (
+        str(error) == "Event loop is closed"
+        or "tensorstore_spec" in str(error)
+        or any("orbax" in frame.f_code.co_filename for frame, _ in frames)
+    )
 
 
 # ---- checksums ---------------------------------------------------------------------------------

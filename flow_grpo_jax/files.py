@@ -32,11 +32,12 @@ def reason(path, number, *, needed=None):
       number: an errno.
       needed: bytes that were to be written, if known.
     """
-    text = os.strerror(number)
-    if number in FULL:
-        room = f"{megabytes(free_bytes(path))} are free"
-        text += f" ({room}, {megabytes(needed)} are needed)" if needed else f" ({room})"
-    return text
+    facts = []
+    if number == errno.ENOSPC:  # other limits are not those of the disk
+        facts.append(f"{megabytes(free_bytes(path))} are free")
+    if number in FULL and needed:
+        facts.append(f"{megabytes(needed)} are needed")
+    return os.strerror(number) + (f" ({', '.join(facts)})" if facts else "")
 
 
 def free_bytes(path):

@@ -73,6 +73,7 @@ def held(path):
     Raises:
       ConfigError: another process holds it, it cannot be written, or it is not the same one for all
         processes.
+      RuntimeError: the disk is full.
     """
     command.check_local("workdir", path)
     path, lock = pathlib.Path(path), None
@@ -83,7 +84,8 @@ def held(path):
                 lock = _Lock(path)
             except OSError as error:
                 why = files.reason(path.absolute(), error.errno)
-                raise command.ConfigError(f"{path} cannot be written: {why}.") from error
+                kind = RuntimeError if error.errno in files.FULL else command.ConfigError
+                raise kind(f"{path} cannot be written: {why}.") from error
         _check_shared(path)
         yield lock.check if lock else lambda: None
     finally:
@@ -147,8 +149,8 @@ def _acquire(path, holder):
         if alive or (there and seen and seen[0] == there and seen[1] != beat):
             raise command.ConfigError(
                 f"{path.parent} is in use: process {there.pid} on {there.host} works in it since "
-                f"{there.since}. Wait for its end, stop it (kill {there.pid}), or use another "
-                "folder."
+                f"{there.since}. Wait for its end, stop it (kill {there.pid} on {there.host}), or use "
+                "another folder."
             )
         if not seen:
             logging.info(
