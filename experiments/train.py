@@ -23,7 +23,6 @@ if __name__ == "__main__":
     signals.leave_on(*signals.STOPPING)
 
 import dataclasses
-import pathlib
 import sys
 import time
 from collections.abc import Callable
@@ -62,7 +61,6 @@ def train(config, workdir, *, force=False, should_stop=lambda: False):
     Raises:
       rollout.Stopped: `should_stop` said so.
     """
-    workdir = pathlib.Path(workdir)
     variant = limits.check(config)
     if not force:
         stored.check_config(config, workdir)
@@ -74,8 +72,7 @@ def train(config, workdir, *, force=False, should_stop=lambda: False):
     shapes = sessions.batch_shapes(config, session.mesh)
     sandbox = sessions.sandbox_facts(session.system.tools)
     step_program, state = sessions.start_update(config, variant, session)
-    facts = {"reference": checkpoint.fingerprint(session.frozen), "sandbox": sandbox}
-    facts |= resume.facts(questions, held_out)
+    facts = resume.facts(questions, held_out, frozen=session.frozen, sandbox=sandbox)
 
     # ---- resume --------------------------------------------------------------------------------
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)

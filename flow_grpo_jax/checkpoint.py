@@ -250,10 +250,15 @@ def _check_names(step, stored, wanted, *, whole):
 
 def _facts(arrays):
     """Returns {name: shape, dtype and checksums} of arrays."""
-    sums = jax.device_get(_checksums(list(arrays.values())))
+    together, sums = {}, {}  # names of arrays that lie on the same devices
+    for name, leaf in arrays.items():
+        together.setdefault(frozenset(leaf.sharding.device_set), []).append(name)
+    for names in together.values():
+        found = jax.device_get(_checksums([arrays[name] for name in names]))
+        sums |= {name: [int(a), int(b)] for name, (a, b) in zip(names, found, strict=True)}
     return {
-        name: {"shape": list(leaf.shape), "dtype": leaf.dtype.name, "sums": [int(a), int(b)]}
-        for (name, leaf), (a, b) in zip(arrays.items(), sums, strict=True)
+        name: {"shape": list(leaf.shape), "dtype": leaf.dtype.name, "sums": sums[name]}
+        for name, leaf in arrays.items()
     }
 
 

@@ -58,7 +58,8 @@ def one_at_a_time(train):
     @functools.wraps(train)
     def locked(config, workdir, *, should_stop=lambda: False, **how):
         with held(workdir) as check:
-            return train(config, workdir, should_stop=lambda: check() or should_stop(), **how)
+            should_end = lambda: check() or should_stop()
+            return train(config, pathlib.Path(workdir), should_stop=should_end, **how)
 
     return locked
 
@@ -149,8 +150,8 @@ def _acquire(path, holder):
         if alive or (there and seen and seen[0] == there and seen[1] != beat):
             raise command.ConfigError(
                 f"{path.parent} is in use: process {there.pid} on {there.host} works in it since "
-                f"{there.since}. Wait for its end, stop it (kill {there.pid} on {there.host}), or use "
-                "another folder."
+                f"{there.since}. Wait for its end, stop it (kill {there.pid} on {there.host}), or "
+                "use another folder."
             )
         if not seen:
             logging.info(

@@ -1,11 +1,13 @@
 """How a run goes on: what must be as it was, what --force may change, what is only said."""
 
+import hashlib
+import json
 import os
 
 import jax
 from absl import logging
 
-from experiments.running import command, stored
+from experiments.running import command
 from flow_grpo_jax import checkpoint, processes
 
 FIXED = (
@@ -19,9 +21,14 @@ ASKED = ("id", "question", "answer", "kind", "source", "choices", "numbers")  # 
 DIGITS = 6  # of the hash of one question
 
 
-def facts(questions, held_out):
-    """Returns what a checkpoint says of the questions and of the machine, as JSON-able data."""
+def facts(questions, held_out, *, frozen, sandbox):
+    """Returns what a checkpoint says of the run, as JSON-able data.
+
+    frozen: the reference policy.    sandbox: of `sessions.sandbox_facts`.
+    """
     return {
+        "reference": checkpoint.fingerprint(frozen),
+        "sandbox": sandbox,
         "questions": {"training": marks(questions), "held-out": marks(held_out)},
         "machine": machine(),
     }
@@ -29,8 +36,8 @@ def facts(questions, held_out):
 
 def marks(questions):
     """Returns DIGITS hex digits for each question, joined; they say which one has changed."""
-    hashes = (stored.hash_of({name: q.get(name) for name in ASKED}) for q in questions)
-    return "".join(digits[:DIGITS] for digits in hashes)
+    texts = (json.dumps([question.get(name) for name in ASKED]) for question in questions)
+    return "".join(hashlib.sha256(text.encode()).hexdigest()[:DIGITS] for text in texts)
 
 
 def machine():
@@ -48,7 +55,7 @@ def restore(checkpoints, state, batches, *, facts, questions, held_out, force):
 
     Args:
       state: gives structure and placement.
-      facts: what this run would save: that of `facts`, and "reference".
+      facts: of this run, as `facts` gives them.
       force: go on with other questions of the same ids.
 
     Returns:
@@ -96,7 +103,7 @@ def check_questions(before, questions, *, kind, force):
     if len(now) != len(before):
         said.append(f"there were {len(before) // DIGITS}, now there are {len(questions)}")
     if changed:
-        first = f"{questions[changed[0]]['id']!r}, the {changed[0] + 1}th of them"
+        first = f"number {changed[0] + 1}, {questions[changed[0]]['id']!r}"
         said.append(f"{len(changed)} of {len(questions)} have changed, first {first}")
     text = f"The {kind} questions are not those of this run: {'; '.join(said)}."
     if not force:

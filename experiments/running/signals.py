@@ -10,12 +10,19 @@ STOPPED = 75  # its exit code then; EX_TEMPFAIL of sysexits.h: the same command 
 
 
 def leave_on(*numbers):
-    """Lets signals end the process, which has nothing to save yet; see `leave`.
+    """Lets signals end a process that only imports so far, with exit code STOPPED.
 
-    An ignored SIGHUP stays ignored, as nohup asks.
+    At once: an exception in the midst of an import may be caught there. An ignored SIGHUP stays
+    ignored, as nohup asks.
     """
+
+    def end(number, frame):
+        with contextlib.suppress(SystemExit):
+            leave(number)
+        os._exit(STOPPED)
+
     for number in _taken(numbers):
-        signal.signal(number, lambda number, frame: leave(number))
+        signal.signal(number, end)
 
 
 def leave(number):
@@ -23,6 +30,7 @@ def leave(number):
     detach(number)
     with contextlib.suppress(OSError):
         sys.stderr.write(f"stopped by signal {number} before anything was trained\n")
+        sys.stderr.flush()
     raise SystemExit(STOPPED)
 
 
@@ -63,9 +71,9 @@ class StopSignal:
     def _receive(self, number, frame):
         signal.signal(number, signal.SIG_DFL)
         detach(number)
-        if not self._polled:
+        polled, self._received = self._polled, True
+        if not polled:
             self._early(number)
-        self._received = True
         self._on_first(number)
 
     def __call__(self):
