@@ -179,8 +179,14 @@ def restore_params(workdir, config, *, step=None):
     if not folder.is_dir():
         raise command.ConfigError(f"{workdir} has no checkpoint: {folder} does not exist.")
     checkpoints = checkpoint.Checkpoints(folder, keep=None)
-    restored = checkpoints.restore_part(like, "params", step=step)
-    checkpoints.close()
+    try:
+        restored = checkpoints.restore_part(like, "params", step=step)
+    except checkpoint.OtherArrays as error:
+        raise command.ConfigError(
+            f"{error} Is the model in model.path={config.model.path} the one that was trained?"
+        ) from error
+    finally:
+        checkpoints.close()
     if restored is None:
         raise command.ConfigError(f"{workdir} has no checkpoint yet.")
     return restored
