@@ -116,7 +116,7 @@ def _unknown_field(text):
 def _guarded(main, here):
     try:
         for name in here:
-            if name in flags.FLAGS and flags.FLAGS[name].value is not None:
+            if name in flags.FLAGS and flags.FLAGS[name].present:
                 check_local(f"--{name}", flags.FLAGS[name].value)
         main()
     except Exception as error:
