@@ -218,4 +218,4 @@ def main():
 
 if __name__ == "__main__":
     define_flags()
-    command.run(main, required=("workdir", "out"))
+    command.run(main, required=("workdir", "out"), remote=("out",))

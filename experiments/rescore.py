@@ -17,7 +17,7 @@ from ml_collections import config_flags
 
 from agents import trajectory
 from experiments.reporting import trajectories
-from experiments.running import backends, command, dataset, fields, sessions, stored
+from experiments.running import backends, command, dataset, fields, folder, sessions, stored
 from flow_grpo_jax import files
 
 DRAWN = ("step_*.jsonl", "heldout_*.jsonl")
@@ -43,7 +43,14 @@ def rescore(workdir, out, *, config=None, question_files=()):
     if out.resolve() in (workdir.resolve(), (workdir / "trajectories").resolve()):
         raise command.ConfigError(f"--out={out} is the run itself; name another folder.")
     question_of = _questions(asked, question_files)
-    out.mkdir(parents=True, exist_ok=True)
+    with folder.held(out):
+        summary = _rescore_files(paths, out, workdir, deciding, question_of)
+        files.replace_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def _rescore_files(paths, out, workdir, deciding, question_of):
+    """Writes the files of `paths`, rescored, to `out`; returns the summary."""
     tally, session = _Tally(), None
     answering = backends.build(deciding.backends)
     try:
@@ -68,9 +75,7 @@ def rescore(workdir, out, *, config=None, question_files=()):
         answering.close()
         if session is not None:
             session.close()
-    summary = tally.summary()
-    files.replace_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
-    return summary
+    return tally.summary()
 
 
 def _deciding(asked, config):

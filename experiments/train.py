@@ -16,9 +16,13 @@ Dimensions:
   Q questions    G rollouts of a question
 """
 
+# ruff: noqa: E402  signals are taken before the long imports
+from experiments.running import signals
+
+if __name__ == "__main__":
+    signals.leave_on(*signals.STOPPING)
+
 import dataclasses
-import pathlib
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -29,12 +33,13 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from experiments.reporting import report
-from experiments.running import command, dataset, limits, sessions, signals, stored
+from experiments.running import command, dataset, folder, limits, resume, sessions, stored
 from experiments.running.record import Record, progress
 from flow_grpo_jax import (
     batching,
     checkpoint,
     data,
+    files,
     metrics,
     processes,
     rollout,
@@ -45,6 +50,7 @@ from flow_grpo_jax.evaluate import evaluate
 from flow_grpo_jax.rollout import SHARES
 
 
+@folder.one_at_a_time
 def train(config, workdir, *, force=False, should_stop=lambda: False):
     """Runs or resumes the training that `config` describes in `workdir`.
 
@@ -55,8 +61,6 @@ def train(config, workdir, *, force=False, should_stop=lambda: False):
     Raises:
       rollout.Stopped: `should_stop` said so.
     """
-    workdir = pathlib.Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
     variant = limits.check(config)
     if not force:
         stored.check_config(config, workdir)
@@ -67,28 +71,28 @@ def train(config, workdir, *, force=False, should_stop=lambda: False):
     session = sessions.build(config)
     shapes = sessions.batch_shapes(config, session.mesh)
     sandbox = sessions.sandbox_facts(session.system.tools)
-    stored.write_config(config, workdir, sandbox=sandbox)
     step_program, state = sessions.start_update(config, variant, session)
-    facts = {"reference": checkpoint.fingerprint(session.frozen), "sandbox": sandbox}
+    facts = resume.facts(questions, held_out, frozen=session.frozen, sandbox=sandbox)
 
     # ---- resume --------------------------------------------------------------------------------
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
-    restored = checkpoints.restore(state)
-    done, state, meta = restored or (0, state, None)
-    if restored:
-        check_reference(meta["reference"], facts["reference"], config)
-        batches.set_state(meta["data"])
+    given = dict(facts=facts, questions=questions, held_out=held_out, force=force)
+    done, state, meta = resume.restore(checkpoints, state, batches, **given)
+    stored.write_config(config, workdir, sandbox=sandbox)  # not before it is known to fit
+    if meta:
         session.serve(state.params)
         logging.info("resumed after step %d", done)
-    record = Record(workdir, steps=config.steps, resumed_after=done if restored else None)
+    saved = dict(resumed_after=done, saved=meta.get("metrics")) if meta else {}
+    record = Record(workdir, steps=config.steps, **saved)
     evaluation = Evaluation(held_out, config, session, record, should_stop)
     settings = sessions.rollout_settings(config, temperature=config.rollout.temperature)
     rollouts = config.rollout.group
-    last = done, state, {"data": batches.get_state(), **facts}
+    last = done, state, {"data": batches.get_state(), **facts, "metrics": record.line(done)}
     try:
         # Also runs an evaluation that a stop signal cut off.
         if evaluation.due(done) and "eval/success" not in record.line(done):
             record.write(done, record.line(done) | evaluation.run(done))
+            last[-1]["metrics"] = record.line(done)
 
         for step in range(done + 1, config.steps + 1):
             started = time.monotonic()
@@ -148,7 +152,8 @@ def train(config, workdir, *, force=False, should_stop=lambda: False):
                 "compile/count": updated["compile/count"] + session.system.engine.compile_count,
                 **measured(turns, timer, rolled_out - started, finished - rolled_out),
             }
-            last, stopped = (step, state, {"data": batches.get_state(), **facts}), None
+            meta, stopped = {"data": batches.get_state(), **facts, "metrics": values}, None
+            last = step, state, meta
             if evaluation.due(step):
                 try:
                     values |= evaluation.run(step)
@@ -166,6 +171,8 @@ def train(config, workdir, *, force=False, should_stop=lambda: False):
     except rollout.Stopped:
         checkpoints.save(*last)
         raise
+    except files.CannotWrite as error:
+        raise RuntimeError(f"{error} {checkpoints.safe()}") from error
     finally:
         checkpoints.close()
         record.close()
@@ -248,23 +255,18 @@ def read_questions(config):
     return questions, held_out
 
 
-def check_reference(stored_fingerprint, fingerprint, config):
-    """Raises ValueError if a run started from other weights than those in `model.path`."""
-    if stored_fingerprint != fingerprint:
-        raise ValueError(
-            f"The weights in {config.model.path} are not those this run started from; KL and "
-            "the frozen modules would change. Restore the folder or use a new --workdir."
-        )
-
-
 def stop_signal():
-    """Returns a `should_stop` for SIGTERM and SIGINT; the signal of one process stops all."""
+    """Returns a `should_stop` for `signals.STOPPING`; the signal of one process stops all."""
+
+    def early(number):
+        if processes.count() == 1:
+            signals.leave(number)
 
     def tell(number):
         processes.tell_stop()
         logging.info("signal %d: stopping after a save; send it again to stop at once", number)
 
-    received = signals.StopSignal(signal.SIGTERM, signal.SIGINT, on_first=tell)
+    received = signals.StopSignal(*signals.STOPPING, on_first=tell, early=early)
     return lambda: received() or processes.told_to_stop()
 
 
@@ -289,7 +291,7 @@ def main():
         train(values.config, values.workdir, force=values.force, should_stop=stop_signal())
     except rollout.Stopped:
         logging.info("stopped by a signal; run the same command again to go on")
-        sys.exit(command.STOPPED)
+        sys.exit(signals.STOPPED)
     except Exception as error:
         processes.tell_failure(error, exit_code=command.exit_code(error))
         raise

@@ -9,9 +9,12 @@ import math
 import pathlib
 
 import numpy as np
+from absl import logging
 
 from agents.trajectory import Status, Stop
 from flow_grpo_jax import files
+
+_SHOWN = 5  # damaged lines named in a warning
 
 
 def of_trajectories(trajectories, tool_names, *, prefix):
@@ -76,25 +79,46 @@ class MetricsFile:
     lines: step -> its object, as in the file.
     """
 
-    def __init__(self, path, *, keep_to_step=None):
-        """Opens the file; lines up to step `keep_to_step` stay, None starts an empty file."""
+    def __init__(self, path, *, keep_to_step=None, saved=None):
+        """Opens the file; lines up to step `keep_to_step` stay, None starts an empty file.
+
+        saved: values of step `keep_to_step` that the checkpoint holds; they make its line whole.
+        """
         self.path, self.lines = pathlib.Path(path), {}
-        if keep_to_step is not None and self.path.exists():
-            self.lines = {n["step"]: n for n in read(self.path) if n["step"] <= keep_to_step}
+        found = read(self.path) if self.path.exists() else []
+        if keep_to_step is None and found:
+            logging.warning(
+                "%s had %d lines, but there is no checkpoint: the run starts again",
+                path,
+                len(found),
+            )
+        if keep_to_step is not None:
+            self.lines = {line["step"]: line for line in found if line["step"] <= keep_to_step}
+            if saved:
+                before = self.lines.pop(keep_to_step, {})
+                self.lines[keep_to_step] = {"step": keep_to_step, **before, **saved}
+            lost = keep_to_step - len(self.lines.keys() - {0})
+            if lost:
+                logging.warning(
+                    "%s lacks %d of the %d steps that were trained; their metrics are lost, the "
+                    "training goes on as if they were there",
+                    path,
+                    lost,
+                    keep_to_step,
+                )
         self._rewrite()
 
     def write(self, step, values):
-        """Appends the line of a step, or replaces it."""
+        """Appends the line of a step, or replaces it; it is on the disk when this returns."""
         replaces = step in self.lines
         self.lines[step] = {"step": step, **values}
         if replaces:
             self._rewrite()
         else:
-            with self.path.open("a") as file:
-                file.write(json.dumps(self.lines[step]) + "\n")
+            files.append_text(self.path, json.dumps(self.lines[step]) + "\n")
 
     def _rewrite(self):
-        text = "".join(json.dumps(line) + "\n" for line in self.lines.values())
+        text = "".join(json.dumps(self.lines[step]) + "\n" for step in sorted(self.lines))
         files.replace_text(self.path, text)
 
 
@@ -108,11 +132,18 @@ def tensorboard(folder, *, first_step):
 
 
 def read(path):
-    """Reads the lines of a metrics file; a last line that a crash cut short is left out."""
-    lines = []
-    for text in pathlib.Path(path).read_text().splitlines():
+    """Reads the lines of a metrics file; those that a crash damaged are left out and named."""
+    lines, damaged = [], []
+    for number, text in enumerate(pathlib.Path(path).read_bytes().splitlines(), start=1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
+            line = json.loads(text.strip(b"\0"))  # a file system may fill what was lost
+        except (ValueError, RecursionError):
+            line = None
+        if isinstance(line, dict) and type(line.get("step")) is int:
+            lines.append(line)
+        elif text.strip():
+            damaged.append(number)
+    if damaged:
+        numbers = ", ".join(map(str, damaged[:_SHOWN])) + (", …" if damaged[_SHOWN:] else "")
+        logging.warning("%s: left out what is no line of metrics: line %s", path, numbers)
     return lines

@@ -12,7 +12,8 @@ import sys
 
 from absl import app, flags, logging
 
-FAILED, BAD_FLAGS, STOPPED = 1, 2, 75
+FAILED, BAD_FLAGS = 1, 2
+LOCAL = ("workdir", "out")  # flags that name files and folders to write
 EXTRAS = {
     "serve": ("prometheus_client", "starlette", "uvicorn"),
     "grammar": ("llguidance",),
@@ -23,23 +24,43 @@ class ConfigError(app.UsageError):
     """The config cannot be used; exit code 2."""
 
 
-def run(main, *, required=()):
+def run(main, *, required=(), remote=()):
     """Parses the flags, calls `main()` and exits; the log shows this project's lines only.
 
     main: raises app.UsageError for settings that cannot be used, anything else for a failure.
     required: names of the flags that must be given; a sentence names those that are not.
+    remote: which of the flags in LOCAL may be URLs.
     """
     logging.get_absl_handler().addFilter(
         lambda record: (
             record.levelno > python_logging.INFO or "site-packages" not in record.pathname
         )
     )
-    app.run(lambda _: _guarded(main), flags_parser=lambda argv: _parsed(argv, required))
+    here = [name for name in LOCAL if name not in remote]
+    app.run(lambda _: _guarded(main, here), flags_parser=lambda argv: _parsed(argv, required))
 
 
 def exit_code(error):
     """Returns the exit code of an exception that ends a command."""
     return BAD_FLAGS if isinstance(error, app.UsageError) else FAILED
+
+
+def check_local(name, path):
+    """Refuses a path that is a URL, or empty: it would become a folder of that name.
+
+    name: what to call it.
+
+    Raises:
+      ConfigError: says what to do instead.
+    """
+    if not str(path):
+        raise ConfigError(f"{name} is empty; give a path.")
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(path)):
+        raise ConfigError(
+            f"{name}={path} is a URL, and this must be a path on a file system. For a bucket, use "
+            "a local folder and copy it (gcloud storage rsync -r DIR gs://…), or mount the bucket "
+            "(gcsfuse) and give the path of the mount."
+        )
 
 
 @contextlib.contextmanager
@@ -109,8 +130,11 @@ def _unknown_field(text):
     )
 
 
-def _guarded(main):
+def _guarded(main, here):
     try:
+        for name in here:
+            if name in flags.FLAGS and flags.FLAGS[name].present:
+                check_local(f"--{name}", flags.FLAGS[name].value)
         main()
     except Exception as error:
         code = exit_code(error)

@@ -11,7 +11,7 @@ import sys
 from absl import logging
 
 from agents import trajectory
-from flow_grpo_jax import metrics, processes
+from flow_grpo_jax import files, metrics, processes
 
 BAR_WIDTH = 24
 
@@ -23,18 +23,19 @@ class Record:
       workdir: run folder.
       steps: training steps of the run.
       resumed_after: the last step that is kept; None starts empty files.
+      saved: the metrics of that step in its checkpoint, which make its line whole.
 
     Attributes:
       writes: whether this process writes.
     """
 
-    def __init__(self, workdir, *, steps, resumed_after=None):
+    def __init__(self, workdir, *, steps, resumed_after=None, saved=None):
         self.writes = processes.index() == 0
         self._folder, self._steps = workdir, steps
         self._metrics = self._board = None
         if self.writes:
             self._metrics = metrics.MetricsFile(
-                workdir / "metrics.jsonl", keep_to_step=resumed_after
+                workdir / "metrics.jsonl", keep_to_step=resumed_after, saved=saved
             )
             self._board = metrics.tensorboard(
                 workdir / "tensorboard", first_step=(resumed_after or 0) + 1
@@ -67,19 +68,21 @@ class Record:
         if not self.writes:
             return
         path = self._folder / "trajectories" / f"{kind}_{step:06d}.jsonl"
-        path.parent.mkdir(exist_ok=True)
-        with path.open("w") as file:
-            for q, question in enumerate(questions):
-                for g, score in enumerate(scores_QG[q]):
-                    line = trajectory.to_json(
-                        trajectories_QG[q][g],
-                        question=question,
-                        step=step,
-                        reward=score.value if score.known else None,
-                        reward_source=score.source,
-                        advantage=0.0 if adv_QG is None else float(adv_QG[q, g]),
-                    )
-                    file.write(json.dumps(line) + "\n")
+        lines = []
+        for q, question in enumerate(questions):
+            for g, score in enumerate(scores_QG[q]):
+                line = trajectory.to_json(
+                    trajectories_QG[q][g],
+                    question=question,
+                    step=step,
+                    reward=score.value if score.known else None,
+                    reward_source=score.source,
+                    advantage=0.0 if adv_QG is None else float(adv_QG[q, g]),
+                )
+                lines.append(json.dumps(line) + "\n")
+        with files.writing(path.parent):
+            path.parent.mkdir(exist_ok=True)
+        files.replace_text(path, "".join(lines))
 
     def summarise(self):
         """Prints held-out results before and after, where the report is and what to do next."""

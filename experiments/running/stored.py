@@ -4,8 +4,6 @@ import functools
 import hashlib
 import json
 import pathlib
-import time
-import uuid
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +15,6 @@ from experiments.running import command, dotted, sessions
 from flow_grpo_jax import checkpoint, files, processes
 from models import huggingface, lora
 
-SHARED_SECONDS = 60.0  # a network file system may show a new file this late
 # Fields that runs of an earlier version have, and where their values belong now.
 RENAMED = {
     "tools.search_results": (
@@ -59,15 +56,11 @@ def write_config(config, workdir, **facts):
     """Writes workdir/config.json: the resolved config, its hash, and facts of the machine.
 
     Of several processes, 0 writes.
-
-    Raises:
-      ConfigError: in every process, if the folder is not the same one for all.
     """
     values = _values(config)
     text = json.dumps({"hash": hash_of(values), "config": values, **facts}, indent=2)
     if processes.index() == 0:
         files.replace_text(workdir / "config.json", text + "\n")
-    _check_shared(workdir)
 
 
 def read_config(workdir):
@@ -77,12 +70,11 @@ def read_config(workdir):
     earlier version wrote it. Fields that this version does not know are left out with a warning.
 
     Raises:
-      ConfigError: the folder holds no run, or a value of another type than its field.
+      ConfigError: the folder holds no run, the file is damaged, or a value is of another type than
+        its field.
     """
+    stored = _read_file(workdir)
     path = pathlib.Path(workdir) / "config.json"
-    if not path.exists():
-        raise command.ConfigError(f"{workdir} holds no run: {path} does not exist.")
-    stored = json.loads(path.read_text())
     config, unknown = common.base(), []
     for name, value in dotted.flat(stored["config"]):
         try:
@@ -98,6 +90,25 @@ def read_config(workdir):
     return common.lock(config), stored["hash"]
 
 
+def _read_file(workdir):
+    command.check_local("workdir", workdir)
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.exists():
+        raise command.ConfigError(f"{workdir} holds no run: {path} does not exist.")
+    try:
+        stored = json.loads(path.read_bytes())
+        whole = isinstance(stored["config"], dict) and isinstance(stored["hash"], str)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        whole = False
+    if not whole:
+        raise command.ConfigError(
+            f"{path} is {'damaged' if path.stat().st_size else 'empty'}: a crash or a full disk "
+            "may have cut it short. experiments.train with the run's own --config and --force "
+            "writes it again."
+        )
+    return stored
+
+
 def config_hash(config):
     return hash_of(_values(config))
 
@@ -109,25 +120,6 @@ def hash_of(values):
 
 def _values(config):
     return json.loads(config.to_json_best_effort())
-
-
-def _check_shared(workdir):
-    if processes.count() == 1:
-        return
-    path, word = workdir / ".shared", processes.of_first(uuid.uuid4().hex)
-    if processes.index() == 0:
-        files.replace_text(path, word)
-    deadline = time.monotonic() + SHARED_SECONDS
-    while not (seen := path.exists() and path.read_text() == word) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    blind = processes.gather([] if seen else [processes.index()])
-    if processes.index() == 0:
-        path.unlink()
-    if blind:
-        raise command.ConfigError(
-            f"Process {blind[0]} does not see in {workdir} what process 0 writes there. Give a "
-            "--workdir that all hosts share, such as a network file system."
-        )
 
 
 def _set(config, name, value):
@@ -187,8 +179,14 @@ def restore_params(workdir, config, *, step=None):
     if not folder.is_dir():
         raise command.ConfigError(f"{workdir} has no checkpoint: {folder} does not exist.")
     checkpoints = checkpoint.Checkpoints(folder, keep=None)
-    restored = checkpoints.restore_part(like, "params", step=step)
-    checkpoints.close()
+    try:
+        restored = checkpoints.restore_part(like, "params", step=step)
+    except checkpoint.OtherArrays as error:
+        raise command.ConfigError(
+            f"{error} Is the model in model.path={config.model.path} the one that was trained?"
+        ) from error
+    finally:
+        checkpoints.close()
     if restored is None:
         raise command.ConfigError(f"{workdir} has no checkpoint yet.")
     return restored

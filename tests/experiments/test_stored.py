@@ -76,3 +76,32 @@ def test_a_value_of_another_type_is_refused(tmp_path):
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(command.ConfigError, match="holds no run"):
         stored.read_config(tmp_path)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 300, -3])
+def test_a_config_that_was_cut_short_is_refused_with_the_way_out(tmp_path, cut):
+    stored.write_config(quickstart.get_config(), tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text()[:cut])
+    with pytest.raises(command.ConfigError, match="config.json is (empty|damaged): .* --force"):
+        stored.read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["null", "[]", "{}", '{"config": [], "hash": ""}', "\ufeff", "\0\0"]
+)
+def test_json_that_is_no_config_is_refused(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(command.ConfigError, match="config.json is damaged"):
+        stored.read_config(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["gs://bucket/run", "gs:/bucket/run", "s3://b", "file:///runs/a"])
+def test_a_run_folder_is_no_url(place):
+    with pytest.raises(command.ConfigError, match="is a URL.* .gcloud storage rsync -r DIR"):
+        stored.read_config(place)
+
+
+@pytest.mark.parametrize("place", ["runs/a", "/runs/a", "a:b", "runs/2026-01-01T10:30/x", "C"])
+def test_paths_with_a_colon_are_paths(place):
+    command.check_local("--workdir", place)

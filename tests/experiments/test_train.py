@@ -136,18 +136,34 @@ def test_a_run_leaves_everything_the_design_names(finished):
 
 
 @pytest.mark.slow
-def test_a_resumed_run_makes_good_a_missing_evaluation(finished, tmp_path):
+def test_a_resumed_run_makes_good_a_torn_line(finished, tmp_path):
     workdir = tmp_path / "copy"
     shutil.copytree(finished, workdir)
     complete = metrics.read(workdir / "metrics.jsonl")
-    cut = [line for line in complete if line["step"] < 2]
-    cut.append({k: v for k, v in complete[2].items() if not k.startswith("eval/")})
-    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in cut))
+    text = (workdir / "metrics.jsonl").read_text()
+    (workdir / "metrics.jsonl").write_text(text[:-40])
     c = small_config()
     c.steps = 2
     c.mesh.update(data=2, fsdp=4)
     train.train(c, workdir)
     assert metrics.read(workdir / "metrics.jsonl") == complete
+
+
+@pytest.mark.slow
+def test_force_writes_nothing_before_it_is_known_to_fit(finished, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished, workdir)
+    c = small_config()
+    c.mesh.update(data=2, fsdp=4)
+    c.steps, c.model.lora.rank = 3, 4
+    with pytest.raises(command.ConfigError, match="lacks params/.*lora.* --force goes on with"):
+        train.train(c, workdir, force=True)
+    files = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    assert files == {
+        finished / path.relative_to(workdir): path.read_bytes()
+        for path in workdir.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.mark.slow
@@ -265,6 +281,8 @@ BAD_INPUT = [
     (["--config.mesh.fsdp=3"], 2, "device"),
     (["--nope"], 2, "nope"),
     (["--config=no/such_file.py"], 2, "There is no file no/such_file.py; see --config."),
+    (["--workdir=gs://bucket/run"], 2, "--workdir=gs://bucket/run is a URL"),
+    (["--workdir="], 2, "--workdir is empty"),
     (
         ["--config.tools.names=('python_coder',)", "--config.tools.python_coder.sandbox=high"],
         2,

@@ -1,6 +1,7 @@
 """Counts over hand-made trajectories, intervals from the literature, the metrics file."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -56,3 +57,39 @@ def test_file_is_truncated_to_the_restored_step_and_survives_a_cut_line(tmp_path
     assert [line.get("eval/success") for line in metrics.read(path)] == [None, None, 0.5, None]
     metrics.MetricsFile(path)
     assert metrics.read(path) == []
+
+
+def test_damaged_lines_are_left_out_and_named(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    lines = [b'{"step": 0}', b'{"step": 1, "rew', b"\xff\xfe", b"\0\0" + b'{"step": 2}', b"7", b""]
+    path.write_bytes(b"\n".join([*lines, b'{"step": "3"}', b'{"step": 4}']))
+    assert metrics.read(path) == [{"step": 0}, {"step": 2}, {"step": 4}]
+    assert "line 2, 3, 5, 7" in caplog.text
+
+
+def test_the_line_of_the_restored_step_is_made_whole_from_its_checkpoint(tmp_path, caplog):
+    path, saved = tmp_path / "metrics.jsonl", {"reward/mean": 0.5, "loss/kl": 0.25}
+    file = metrics.MetricsFile(path)
+    for step in range(1, 4):
+        file.write(step, saved | {"eval/success": 1.0})
+    whole = path.read_text()
+    path.write_text(whole[:-20])
+    metrics.MetricsFile(path, keep_to_step=3, saved=saved | {"eval/success": 1.0})
+    assert path.read_text() == whole
+    assert "lacks" not in caplog.text
+    # Values that only the file has stay, and those of the checkpoint replace damaged ones.
+    path.write_text(whole.replace("0.25", "0.75"))
+    kept = metrics.MetricsFile(path, keep_to_step=3, saved=saved)
+    assert kept.lines[3] == {"step": 3, **saved, "eval/success": 1.0}
+    path.write_text("")
+    metrics.MetricsFile(path, keep_to_step=3, saved=saved)
+    assert json.loads(path.read_text()) == {"step": 3, **saved}
+    assert "lacks 2 of the 3 steps" in caplog.text
+
+
+def test_a_file_without_a_checkpoint_is_not_replaced_silently(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    metrics.MetricsFile(path).write(1, {"a": 1.0})
+    assert caplog.text == ""
+    metrics.MetricsFile(path)
+    assert "had 1 lines, but there is no checkpoint" in caplog.text

@@ -275,7 +275,7 @@ def test_a_signal_reaches_the_other_processes(monkeypatch):
 
     told = []
     monkeypatch.setattr(processes, "tell_stop", lambda: told.append(True))
-    before = [signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)]
+    before = [signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
     try:
         stop = train.stop_signal()
         assert not stop()
@@ -283,5 +283,7 @@ def test_a_signal_reaches_the_other_processes(monkeypatch):
         assert stop() and told == [True]
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # a second one ends at once
     finally:
-        for name, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+        for name, handler in zip(
+            (signal.SIGTERM, signal.SIGINT, signal.SIGHUP), before, strict=True
+        ):
             signal.signal(name, handler)
