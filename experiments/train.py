@@ -29,7 +29,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from experiments.reporting import report
-from experiments.running import command, limits, sessions, signals, stored
+from experiments.running import command, limits, sessions, signals, stored, tokens
 from experiments.running.record import Record, progress
 from flow_grpo_jax import (
     batching,
@@ -107,6 +107,8 @@ def train(config, workdir, *, force=False, should_stop=lambda: False):
                     timer=timer,
                 )
             rolled_out = time.monotonic()
+            if record.writes and step == done + 1:
+                tokens.warn_if_nothing_ended(session, trajectories_QG, config)
 
             # ---- rewards and advantages --------------------------------------------------------
             scores_QG, judged = processes.of_first(  # one verdict for all

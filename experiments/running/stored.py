@@ -161,7 +161,7 @@ def restore_policy(workdir, config, *, step=None):
     if not config.model.lora.rank:
         return step, params, meta
     with jax.default_device(jax.devices("cpu")[0]):
-        whole = huggingface.load(sessions.resolve(config.model.path), dtype=jnp.float32)
+        whole = huggingface.load(sessions.model_folder(config), dtype=jnp.float32)
         return step, lora.merged(lora.combine(params, whole), donate=True), meta
 
 
@@ -174,7 +174,7 @@ def restore_params(workdir, config, *, step=None):
     Raises:
       ConfigError: the run has no checkpoint, or not that one.
     """
-    base = sessions.resolve(config.model.path)
+    base = sessions.model_folder(config)
     trained = sessions.abstract_model(huggingface.config_from_dict(huggingface.read_config(base)))
     if config.model.lora.rank:
         make = functools.partial(lora.init, settings=lora.Settings(**config.model.lora))
