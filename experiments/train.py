@@ -107,8 +107,7 @@ def train(config, workdir, *, force=False, should_stop=lambda: False):
                     timer=timer,
                 )
             rolled_out = time.monotonic()
-            if record.writes and step == done + 1:
-                tokens.warn_if_nothing_ended(session, trajectories_QG, config)
+            tokens.warn_if_nothing_ended(trajectories_QG, session.system.tokenizer, config)
 
             # ---- rewards and advantages --------------------------------------------------------
             scores_QG, judged = processes.of_first(  # one verdict for all

@@ -1,8 +1,13 @@
-"""The tokenizer of a run: what its chat template must take, and what ends a reply."""
+"""The tokenizer of a run: what its chat template must take, and what ends a reply.
+
+Dimensions:
+  Q questions    G rollouts of a question
+"""
 
 from absl import logging
 
 from experiments.running import command
+from flow_grpo_jax import processes
 from models import tokenizer
 from models.engine import programs
 
@@ -60,10 +65,13 @@ def describe_ends(vocabulary):
     return ", ".join(f"{text} ({end})" for text, end in zip(shown, vocabulary.eos_ids, strict=True))
 
 
-def warn_if_nothing_ended(session, trajectories_QG, config):
-    """Warns if every response of the planner met its limit: the reward of most is 0 then."""
+def warn_if_nothing_ended(trajectories_QG, vocabulary, config):
+    """Warns if every response of the planner met its limit: the reward of most is 0 then.
+
+    Of several processes, 0 warns.
+    """
     turns = [turn for group in trajectories_QG for each in group for turn in each.turns]
-    if not turns or any(turn.finished for turn in turns):
+    if processes.index() or not turns or any(turn.finished for turn in turns):
         return
     logging.warning(
         "none of the planner's %d responses ended before rollout.max_response_tokens=%d. A "
@@ -71,6 +79,6 @@ def warn_if_nothing_ended(session, trajectories_QG, config):
         "token that ends its turns by engine.stop_ids, or allow more tokens.",
         len(turns),
         config.rollout.max_response_tokens,
-        describe_ends(session.system.tokenizer),
+        describe_ends(vocabulary),
         config.model.path,
     )

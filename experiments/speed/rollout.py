@@ -38,7 +38,7 @@ from ml_collections import config_flags
 
 from agents import effects
 from experiments.configs import common
-from experiments.running import command, fields, sessions
+from experiments.running import command, fields, sessions, tokens
 from experiments.speed import measure
 from flow_grpo_jax import data, files, rollout, timing
 from models.engine import types
