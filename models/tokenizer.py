@@ -76,9 +76,8 @@ class Tokenizer:
         self._fast = backend.backend_tokenizer
         self._fast.no_truncation()
         self._fast.no_padding()
-        self._template = chat_template.by_name(backend.chat_template).get(
-            chat_template.DEFAULT, CHAT_TEMPLATE
-        )
+        templates = chat_template.by_name(backend.chat_template)
+        self._template = templates.get(chat_template.DEFAULT) or CHAT_TEMPLATE
         behaviour = chat_template.examine(self._render)
         self.merges_system = behaviour.merges_system
         own = () if backend.eos_token_id is None else (backend.eos_token_id,)
@@ -226,7 +225,8 @@ class Tokenizer:
         except chat_template.ERRORS as error:
             roles = ", ".join(message["role"] for message in messages)
             raise ValueError(
-                f"The chat template refuses a conversation ({roles}): {error}"
+                f"The chat template refuses a conversation ({roles}): "
+                f"{str(error) or type(error).__name__}"
             ) from error
 
     def _turn_end(self, text, added):
