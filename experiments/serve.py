@@ -46,8 +46,8 @@ def make(
     top_logprobs,
     grammar,
     api_key,
-    stop_ids,
     stop_seconds,
+    stop_ids=(),
 ):
     """Builds the `serving.server.Server` of a Hugging Face folder; its programs are compiled.
 
