@@ -110,7 +110,7 @@ def export(workdir, out, *, step=None, dtype=None, base_model=None, adapter=Fals
     dtype = np.dtype(sessions.DTYPES[dtype] if dtype else sessions.compute_dtype(config))
     restore = stored.restore_params if adapter else stored.restore_policy
     step, params, meta = restore(workdir, config, step=step)
-    base, stops = sessions.model_folder(config), config.engine.stop_ids
+    base, stops = stored.base_folder(config, meta), config.engine.stop_ids
     vocabulary = tokens.load(base, stops=stops, conversations=())
     known = model_card.of_base(base, name=base_model)
     temperature = config.rollout.temperature

@@ -69,7 +69,7 @@ def train(config, workdir, *, force=False, should_stop=lambda: False):
     sandbox = sessions.sandbox_facts(session.system.tools)
     stored.write_config(config, workdir, sandbox=sandbox)
     step_program, state = sessions.start_update(config, variant, session)
-    facts = {"reference": checkpoint.fingerprint(session.frozen), "sandbox": sandbox}
+    facts = {**started_from(session, config), "sandbox": sandbox}
 
     # ---- resume --------------------------------------------------------------------------------
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
@@ -247,6 +247,14 @@ def read_questions(config):
         }
     )
     return questions, held_out
+
+
+def started_from(session, config):
+    """Returns what a checkpoint tells of the initial weights."""
+    return {
+        "reference": checkpoint.fingerprint(session.frozen),
+        "model_folder": sessions.model_folder(config),
+    }
 
 
 def check_reference(stored_fingerprint, fingerprint, config):

@@ -98,6 +98,17 @@ def test_an_exported_planner_ends_its_replies_as_in_training(run, tmp_path):
     assert "<|endoftext|> (2045), <|im_end|> (2047), <|im_start|> (2046)" in card
 
 
+def test_the_base_is_the_folder_that_the_run_read(tmp_path):
+    """A name on the hub may mean a newer snapshot by now."""
+    config = smoke.get_config()
+    now = sessions.resolve(config.model.path)
+    for read in ("", str(tmp_path), "gs://bucket/model", "/absent"):
+        assert stored.base_folder(config, {"model_folder": read}) == now
+    assert stored.base_folder(config, {}) == now  # of an earlier version
+    (tmp_path / "config.json").write_text("{}")
+    assert stored.base_folder(config, {"model_folder": str(tmp_path)}) == str(tmp_path)
+
+
 @pytest.mark.slow
 def test_step_dtype_and_place_can_be_chosen(run):
     workdir, _ = run
