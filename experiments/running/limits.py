@@ -3,7 +3,7 @@
 from absl import logging
 
 from experiments.running import command, fields, sessions
-from flow_grpo_jax import batching, loss
+from flow_grpo_jax import batching, data, loss
 from models import qwen2
 
 
@@ -51,8 +51,7 @@ def check_limits(config):
         raise command.ConfigError(
             f"model.remat={config.model.remat!r} is unknown; valid: {', '.join(qwen2.REMAT)}."
         )
-    if not config.data.train:
-        raise command.ConfigError("data.train is empty; give a file of questions.")
+    check_data(config.data)
     if config.loss.variant == "gspo" and config.loss.clip_low > 1e-2:
         logging.warning(
             "loss.variant=gspo with loss.clip_low=%s: ratios of whole turns never get so far from "
@@ -61,3 +60,14 @@ def check_limits(config):
             config.loss.clip_low,
         )
     sessions.rollout_settings(config, temperature=settings.temperature)
+
+
+def check_data(settings):
+    """Raises ConfigError if `config.data` names no file or has an unknown value."""
+    if not settings.train:
+        raise command.ConfigError("data.train is empty; give a file of questions.")
+    with command.checking_config():
+        for format in (settings.format, settings.held_out_format or settings.format):
+            data.check_options(
+                format=format, index_base=settings.index_base, bad_rows=settings.bad_rows
+            )
