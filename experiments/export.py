@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from absl import flags, logging
 
-from experiments.running import command, sessions, stored
+from experiments.running import command, sessions, stored, tokens
 from flow_grpo_jax import metrics, scoring
 from models import huggingface, lora, model_card
 
@@ -39,6 +39,7 @@ trajectory.
 | config hash | {config_hash} |
 | held-out success | {held_out}; before training {before} |
 | dtype | {dtype}; trained in float32 |
+| a reply ends at | {ends} |
 
 ## Use
 {use}
@@ -77,7 +78,8 @@ vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules planner=.
 ```
 
 Sample from the distribution that was trained: temperature {temperature}, without top-p, top-k or
-penalties, whatever the base's `generation_config.json` says.
+penalties, whatever the base's `generation_config.json` says, and end a reply at each of the tokens
+above (`stop_token_ids` of a request to vLLM).
 """
 
 
@@ -109,7 +111,8 @@ def export(workdir, out, *, step=None, dtype=None, base_model=None, adapter=Fals
     dtype = np.dtype(sessions.DTYPES[dtype] if dtype else sessions.compute_dtype(config))
     restore = stored.restore_params if adapter else stored.restore_policy
     step, params, meta = restore(workdir, config, step=step)
-    base = sessions.resolve(config.model.path)
+    base, stops = stored.base_folder(config, meta), config.engine.stop_ids
+    vocabulary = tokens.load(base, stops=stops, conversations=())
     known = model_card.of_base(base, name=base_model)
     temperature = config.rollout.temperature
     use = USE_ADAPTER if adapter else USE_WEIGHTS
@@ -128,6 +131,7 @@ def export(workdir, out, *, step=None, dtype=None, base_model=None, adapter=Fals
         held_out=_held_out(workdir, step),
         before=_held_out(workdir, 0),
         dtype=dtype.name,
+        ends=tokens.describe_ends(vocabulary),
         use=use.format(temperature=temperature, rank=rank, base=known.get("base_model", base)),
         prompts=config.rollout.prompts,
     )
@@ -149,6 +153,7 @@ def export(workdir, out, *, step=None, dtype=None, base_model=None, adapter=Fals
             base_folder=base,
             dtype=dtype,
             generation=_sampled_as_trained(temperature),
+            stops=stops,
             card=card,
         )
     return step

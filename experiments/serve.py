@@ -16,8 +16,8 @@ import time
 import jax
 from absl import flags, logging
 
-from experiments.running import command, sessions
-from models import huggingface, sharding
+from experiments.running import command, sessions, tokens
+from models import hub, huggingface, sharding
 from models.engine.engine import Engine
 
 ENGINE = dict(
@@ -47,11 +47,12 @@ def make(
     grammar,
     api_key,
     stop_seconds,
+    stop_ids=(),
 ):
     """Builds the `serving.server.Server` of a Hugging Face folder; its programs are compiled.
 
-    Args are the flags, except `api_key`: None or the key. None for name, max_length, dtype or
-    grammar means what their flags say.
+    Args are the flags, except `folder`, which is --model, and `api_key`: None or the key. None for
+    name, max_length, dtype or grammar means what their flags say.
 
     Raises:
       ConfigError: settings that do not fit the model, this machine or what is installed.
@@ -59,8 +60,9 @@ def make(
     command.need("serve")
     from experiments.serving import app, engine_thread, protocol, server, service, text
 
+    folder = sessions.locate_model(folder, root=pathlib.Path.cwd())
     config = huggingface.config_from_dict(huggingface.read_config(folder))
-    words = sessions.load_tokenizer(folder)
+    words = tokens.load(folder, stops=stop_ids, conversations=(("user",),))
     max_length = _max_length(max_length, config)
     if grammar is None:
         grammar = command.installed("grammar")
@@ -93,7 +95,7 @@ def make(
         parser,
         vocabulary,
         grammars,
-        model=name or pathlib.Path(folder).absolute().name,
+        model=name or hub.name_of(folder) or pathlib.Path(folder).absolute().name,
         slots=slots,
         queue=queue,
     )
@@ -161,9 +163,15 @@ def _engine(folder, config, *, dtype, tensor, **settings):
 
 
 def define_flags():
-    flags.DEFINE_string("model", None, "Hugging Face folder of a Qwen2.5 model.")
     flags.DEFINE_string(
-        "name", None, "What clients call the model; the folder's name if not given."
+        "model",
+        None,
+        "Hugging Face folder of a Qwen2.5 model, or the name on the hub of one in its cache here.",
+    )
+    flags.DEFINE_string(
+        "name",
+        None,
+        "What clients call the model; its name on the hub or the folder's if not given.",
     )
     flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
     flags.DEFINE_integer("port", 8000, "Port to listen on; 0 is any free one.", 0, 65535)
@@ -179,6 +187,9 @@ def define_flags():
     flags.DEFINE_integer("top_logprobs", 5, "Most alternatives that clients may ask for.", 0)
     flags.DEFINE_bool(
         "grammar", None, "Whether to offer response_format; if not given, if it is installed."
+    )
+    flags.DEFINE_multi_string(
+        "stop_ids", [], "A token that ends an answer beside those the model names, by id or text."
     )
     flags.DEFINE_integer("stop_seconds", 30, "Time for running requests after SIGTERM.", 0)
 
@@ -200,6 +211,7 @@ def main():
         top_logprobs=values.top_logprobs,
         grammar=values.grammar,
         api_key=api_key,
+        stop_ids=values.stop_ids,
         stop_seconds=values.stop_seconds,
     )
     host, port = listener.getsockname()[:2]

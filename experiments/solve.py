@@ -149,7 +149,9 @@ def choose_config(config, *, model, url, workdir, api_key_variable):
         raise command.ConfigError("--api_key_variable is the key of a server; give its --url.")
     if model and workdir:
         raise command.ConfigError("--workdir brings its own model; leave out --model.")
-    folder = model if url or not model or "://" in model else str(pathlib.Path(model).absolute())
+    folder = model
+    if model and not url:
+        folder = sessions.locate_model(model, root=pathlib.Path.cwd())
     if config is not None:
         fields.check(config)
     elif workdir:
@@ -192,7 +194,10 @@ def define_flags():
     )
     flags.DEFINE_string("query", None, "The question.")
     flags.DEFINE_string(
-        "model", None, "Hugging Face folder of a Qwen2.5 model; with --url, a model's name there."
+        "model",
+        None,
+        "Hugging Face folder of a Qwen2.5 model, or the name on the hub of one in its cache here; "
+        "with --url, a model's name there.",
     )
     flags.DEFINE_string("url", None, "Server of OpenAI's API that answers for every module.")
     flags.DEFINE_string(

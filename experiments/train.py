@@ -33,7 +33,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from experiments.reporting import report
-from experiments.running import command, dataset, folder, limits, resume, sessions, stored
+from experiments.running import command, dataset, folder, limits, resume, sessions, stored, tokens
 from experiments.running.record import Record, progress
 from flow_grpo_jax import (
     batching,
@@ -72,7 +72,13 @@ def train(config, workdir, *, force=False, should_stop=lambda: False):
     shapes = sessions.batch_shapes(config, session.mesh)
     sandbox = sessions.sandbox_facts(session.system.tools)
     step_program, state = sessions.start_update(config, variant, session)
-    facts = resume.facts(questions, held_out, frozen=session.frozen, sandbox=sandbox)
+    facts = resume.facts(
+        questions,
+        held_out,
+        frozen=session.frozen,
+        model_folder=sessions.model_folder(config),
+        sandbox=sandbox,
+    )
 
     # ---- resume --------------------------------------------------------------------------------
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
@@ -111,6 +117,7 @@ def train(config, workdir, *, force=False, should_stop=lambda: False):
                     timer=timer,
                 )
             rolled_out = time.monotonic()
+            tokens.warn_if_nothing_ended(trajectories_QG, session.system.tokenizer, config)
 
             # ---- rewards and advantages --------------------------------------------------------
             scores_QG, judged = processes.of_first(  # one verdict for all

@@ -1,15 +1,25 @@
-"""Folders of model files: local, or remote by URL (gs://, s3://, memory://, ...) through fsspec."""
+"""Folders of model files: local, or remote by URL (gs://, s3://, memory://, ...) through fsspec.
+
+The Hugging Face hub's cache keeps links, models--NAME/snapshots/HASH/FILE -> ../../blobs/DIGEST,
+and may keep a blob as a link too, to its store for all models, blobs/NN/DIGEST. Those are followed.
+No other link out of a folder is: what it holds could be any file of this machine, and an export
+copies files.
+"""
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 
 import fsspec
 
 UNFINISHED = ".unfinished"
+SNAPSHOT = re.compile(r"(.*/)models--[^/]+(?=/snapshots/[^/]+(?:/|$))")
+SHARED_BLOB = re.compile(r"blobs/[0-9a-f]{2}/[0-9a-f]{64}")  # in the cache, for all models
 
 
 class Folder:
@@ -44,22 +54,37 @@ class Folder:
         return self.location
 
     def path(self, name):
-        """Returns the path of a file for `self.files`."""
+        """Returns the path of a file for `self.files`, to write it."""
         return f"{self._root}/{name}"
 
+    def source(self, name):
+        """Returns the path of a file for `self.files`, to read it: links are followed.
+
+        Raises:
+          ValueError: a link leads out of the folder and, in the hub's cache, of the model's part.
+          FileNotFoundError: a link leads to nothing, or in a circle.
+        """
+        path = self.path(name)
+        return path if self.remote else _follow(path, self._root)
+
     def names(self):
-        """Returns the sorted names of the files; empty if the folder does not exist."""
+        """Returns the sorted names of the files and links; empty if the folder does not exist."""
         if not self.files.isdir(self._root):
             return []
-        entries = self.files.ls(self._root, detail=True)
-        return sorted(e["name"].rsplit("/", 1)[-1] for e in entries if e["type"] == "file")
+        entries = {e["name"].rsplit("/", 1)[-1]: e for e in self.files.ls(self._root, detail=True)}
+        is_file = lambda name: entries[name]["type"] == "file" or not self.remote and self.has(name)
+        return sorted(filter(is_file, entries))
 
     def has(self, name):
-        return self.files.isfile(self.path(name))
+        """Whether there is a file, or a link that leads to anything but a folder."""
+        path = self.path(name)
+        if self.remote or not os.path.islink(path):
+            return self.files.isfile(path)
+        return not os.path.isdir(path)
 
     def read(self, name):
         """Returns the content of a file as bytes."""
-        return self.files.cat_file(self.path(name))
+        return self.files.cat_file(self.source(name))
 
     def read_json(self, name):
         """Returns the parsed content of a JSON file; {} if there is none."""
@@ -87,6 +112,30 @@ class Folder:
         """Removes a file, if there is one."""
         if self.has(name):
             self.files.rm_file(self.path(name))
+
+
+def _follow(path, root):
+    """Returns the file that a path in the folder `root` leads to; see `Folder.source`."""
+    try:
+        real = os.path.realpath(path, strict=True)
+    except OSError as error:
+        if not os.path.lexists(path):
+            return path
+        why = "in a circle" if error.errno == errno.ELOOP else "to a file that does not exist"
+        raise FileNotFoundError(
+            f"{path} is a link that leads {why}. Download the model again."
+        ) from error
+    tree = os.path.realpath(root)
+    snapshot = SNAPSHOT.match(tree)
+    tree = snapshot[0] if snapshot else tree
+    if os.path.commonpath((tree, real)) == tree:
+        return real
+    if snapshot and SHARED_BLOB.fullmatch(os.path.relpath(real, snapshot[1])):
+        return real
+    raise ValueError(
+        f"{path} is a link to {real}, which is outside {tree}. If the file belongs to the model, "
+        "replace the link by a copy of it."
+    )
 
 
 @contextlib.contextmanager
@@ -132,13 +181,20 @@ def local_copy(location, names):
     """Yields a pathlib.Path with these files: the folder itself, or a copy of a remote one.
 
     Files that do not exist are left out.
+
+    Raises:
+      ValueError, FileNotFoundError: one is a link that `Folder.source` refuses.
     """
     folder = Folder(location)
+    present = [name for name in names if folder.has(name)]
     if not folder.remote:
+        for name in present:
+            folder.source(name)
         yield pathlib.Path(location)
         return
     with tempfile.TemporaryDirectory() as copy:
-        for name in names:
-            if folder.has(name):
-                (pathlib.Path(copy) / name).write_bytes(folder.read(name))
+        for name in present:
+            path = pathlib.Path(copy, name)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(folder.read(name))
         yield pathlib.Path(copy)

@@ -128,6 +128,10 @@ def _yarn(rope, values):
 def config_to_dict(config, *, dtype="float32", original=None):
     """Returns `config.json` of a qwen2.Config, readable by transformers 4 and 5 and by vLLM.
 
+    What the two versions call by different names is written under both: `rope_theta` and
+    `rope_scaling` are read by 4, `rope_parameters` by 5; so are `torch_dtype` and `dtype`. A name
+    that is missing is no error to them: they fall back on a default, such as a theta of 10,000.
+
     Args:
       dtype: the dtype of the weights that will lie beside it, such as "bfloat16".
       original: the parsed config.json of the model that the weights came from; if it describes the
@@ -145,14 +149,18 @@ def config_to_dict(config, *, dtype="float32", original=None):
     if config.head_dim * config.num_attention_heads == config.hidden_size:
         del values["head_dim"]
     yarn = values.pop("rope_scaling")
-    if yarn is not None:
-        stated = {name: value for name, value in yarn.items() if value is not None}
-        values["rope_scaling"] = {"rope_type": "yarn", **stated}
     with contextlib.suppress(ValueError):  # an original that this implementation would not follow
         if original and config_from_dict(original) == config:
             values = dict(original)
-    values.pop("dtype", None)
-    return {**values, "torch_dtype": str(dtype)}
+    stated = {"rope_type": "default"}
+    if yarn is not None:
+        stated = {name: value for name, value in yarn.items() if value is not None}
+        stated = {"rope_type": "yarn", **stated}
+        values["rope_scaling"] = values.get("rope_scaling") or stated
+    values["rope_theta"] = config.rope_theta
+    stated = {"rope_theta": config.rope_theta, **stated}
+    values["rope_parameters"] = stated | (values.get("rope_parameters") or {})
+    return {**values, "dtype": str(dtype), "torch_dtype": str(dtype)}
 
 
 def read_config(folder):
@@ -195,6 +203,7 @@ def save(
     tokenizer_folder=None,
     dtype=None,
     generation=None,
+    stops=(),
     card=None,
     max_shard_bytes=MAX_SHARD_BYTES,
 ):
@@ -209,8 +218,10 @@ def save(
       base_folder: folder of the model it was trained from. What its config.json says stays, its
         licence is copied, and it is the tokenizer_folder if none is given.
       tokenizer_folder: copies the tokenizer's files from there; the generation configuration is
-        that of this folder, with the tokenizer's end and padding tokens where it names none.
+        that of this folder, with all tokens that end a reply by `Tokenizer.eos_ids`, and with the
+        tokenizer's padding token where it names none.
       dtype, max_shard_bytes: of `weights.write`, which also says what memory this takes.
+      stops: tokens that end a reply beside those that the tokenizer's folder names.
       generation: settings that replace those of the generation configuration.
       card: text of README.md; None writes none.
 
@@ -223,7 +234,7 @@ def save(
     values = config_to_dict(model.config, dtype=written_dtype.name, original=original)
     settings = {}
     if tokenizer_folder:
-        settings = _generation_config(tokenizer_folder, model.config.vocab_size)
+        settings = _generation_config(tokenizer_folder, model.config.vocab_size, stops)
         ends = ("eos_token_id", "pad_token_id")
         values |= {key: settings[key] for key in ends if values.get(key) is None}
     with contextlib.ExitStack() as stack:
@@ -246,14 +257,15 @@ def save(
         multihost_utils.sync_global_devices("the folder is complete")
 
 
-def _generation_config(tokenizer_folder, vocab_size):
-    vocabulary = tokenizer.Tokenizer.load(tokenizer_folder)
+def _generation_config(tokenizer_folder, vocab_size, stops):
+    vocabulary = tokenizer.Tokenizer.load(tokenizer_folder, stops=stops)
     if vocabulary.vocab_size > vocab_size:
         raise ValueError(
             f"The tokenizer in {tokenizer_folder} has {vocabulary.vocab_size} tokens, the model "
             f"only {vocab_size}. Save the model with the tokenizer it was made for."
         )
-    eos_ids = vocabulary.eos_ids
-    ends = {"eos_token_id": eos_ids[0] if len(eos_ids) == 1 else list(eos_ids)}
-    written = folders.Folder(tokenizer_folder).read_json(GENERATION)
-    return {**ends, "pad_token_id": vocabulary.pad_id, **written}
+    written, ends = folders.Folder(tokenizer_folder).read_json(GENERATION), vocabulary.eos_ids
+    known = written.get("eos_token_id")
+    if known is None or set(ends) - {*(known if isinstance(known, list) else [known])}:
+        known = ends[0] if len(ends) == 1 else list(ends)
+    return {"pad_token_id": vocabulary.pad_id, **written, "eos_token_id": known}

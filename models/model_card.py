@@ -6,12 +6,10 @@ Source: "Model Cards" in the Hugging Face hub's documentation.
 import json
 import re
 
-from models import folders
+from models import folders, hub
 
 CARD = "README.md"
 LICENCE = ("license", "license_name", "license_link")
-# Where the hub's client keeps Qwen/Qwen2.5-7B-Instruct: .../models--Qwen--Qwen2.5-7B-Instruct/...
-CACHED = re.compile(r"(?:^|/)models--([\w.-]+?)--([\w.-]+)(?:/|$)")
 
 
 def of_base(location, *, name=None):
@@ -25,8 +23,7 @@ def of_base(location, *, name=None):
     Returns:
       {"base_model", "license", "license_name", "license_link": str}, without what is not known.
     """
-    cached = CACHED.search(str(location))
-    name = name or (cached and "/".join(cached.groups()))
+    name = name or hub.name_of(location)
     known = {"base_model": name} if name else {}
     folder = folders.Folder(location)
     if folder.has(CARD):

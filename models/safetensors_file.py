@@ -99,9 +99,10 @@ class File:
 
         Raises:
           FileNotFoundError: there is no such file.
-          ValueError: it is no safetensors file, or not as long as its header says.
+          ValueError: it is no safetensors file, not as long as its header says, or a link that
+            `Folder.source` refuses.
         """
-        self.name, self._files, self._path = name, folder.files, folder.path(name)
+        self.name, self._files, self._path = name, folder.files, folder.source(name)
         self._descriptor = None if folder.remote else os.open(self._path, os.O_RDONLY)
         try:
             self.entries = self._entries(f"{folder}/{name}")

@@ -10,7 +10,7 @@ import tokenizers
 import transformers
 from tokenizers import decoders, normalizers, pre_tokenizers, trainers
 
-from models import folders, sentencepiece_model
+from models import chat_template, folders, sentencepiece_model
 
 FILES = (
     "tokenizer.json",
@@ -19,8 +19,9 @@ FILES = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
-    "chat_template.jinja",
+    *chat_template.FILES,
 )
+TOKENIZER_CONFIG = "tokenizer_config.json"
 SENTENCEPIECE = "tokenizer.model"
 GENERATION = "generation_config.json"
 
@@ -49,24 +50,36 @@ class Tokenizer:
 
     Attributes:
       eos_ids: tuple of ids that end a reply: `eos_token_id` of generation_config.json, else the
-        tokenizer's own; empty if neither names one.
+        tokenizer's own; then the token that the chat template puts after a reply, and `stops`.
+        Empty if none of them names one.
+      turn_end: text after a reply, by the chat template, if no one token marks it; else "".
+      merges_system: whether the chat template takes no system message, so that its text goes in
+        front of the first user's message.
       pad_id: id for padding; the first of eos_ids where the folder names none.
       vocab_size: one more than the largest id. A model may have more rows than that.
     """
 
-    def __init__(self, backend, *, eos_ids=(), saved_class="PreTrainedTokenizerFast"):
+    def __init__(self, backend, *, eos_ids=(), stops=(), saved_class="PreTrainedTokenizerFast"):
         """Wraps a transformers tokenizer that is backed by the `tokenizers` library.
 
         Args:
           backend: the transformers tokenizer.
           eos_ids: ids that end a reply; empty takes the backend's own.
+          stops: more tokens that do: ids, or texts of one token; a text of digits is an id.
           saved_class: `tokenizer_class` that `save` writes.
+
+        Raises:
+          ValueError: one of `stops` is no token.
         """
         self._backend, self._saved_class = backend, saved_class
         # Called directly: the wrapper sets truncation on every call, which threads may not share.
         self._fast = backend.backend_tokenizer
         self._fast.no_truncation()
         self._fast.no_padding()
+        templates = chat_template.by_name(backend.chat_template)
+        self._template = templates.get(chat_template.DEFAULT) or CHAT_TEMPLATE
+        behaviour = chat_template.examine(self._render)
+        self.merges_system = behaviour.merges_system
         own = () if backend.eos_token_id is None else (backend.eos_token_id,)
         self.eos_ids = tuple(eos_ids) or own
         self.pad_id = backend.pad_token_id
@@ -74,6 +87,9 @@ class Tokenizer:
             self.pad_id = self.eos_ids[0] if self.eos_ids else 0
         self.vocab_size = max(self._fast.get_vocab().values()) + 1
         added = self._fast.get_added_tokens_decoder()
+        ends, self.turn_end = self._turn_end(behaviour.end or "", added)
+        stops = [self._id(stop) for stop in stops]
+        self.eos_ids = tuple(dict.fromkeys([*self.eos_ids, *ends, *stops]))
         self._marks = {token.content: i for i, token in added.items() if token.special}
         # Longest first, so that no mark is taken for another that it begins with.
         marks = sorted(map(re.escape, self._marks), key=len, reverse=True)
@@ -87,31 +103,36 @@ class Tokenizer:
         self._ids = tuple(range(self.vocab_size))
 
     @classmethod
-    def load(cls, folder):
+    def load(cls, folder, *, stops=()):
         """Reads a folder with tokenizer.json, vocab.json and merges.txt, or tokenizer.model alone.
 
         Args:
           folder: path or URL.
+          stops: tokens that end a reply beside those that the folder names.
 
         Raises:
           FileNotFoundError: the folder holds none of them.
+          ValueError: it has chat templates and none is the default; or one of `stops` is no token.
         """
         with folders.local_copy(folder, (*FILES, SENTENCEPIECE, GENERATION)) as local:
-            return cls._load(local, folder)
+            return cls._load(local, folder, stops)
 
     @classmethod
-    def _load(cls, folder, location):
-        config = _read_json(folder / "tokenizer_config.json")
+    def _load(cls, folder, location, stops):
+        config = _read_json(folder / TOKENIZER_CONFIG)
+        template = chat_template.read(folder, config)
         saved_class = config.get("tokenizer_class", "PreTrainedTokenizerFast")
         if (folder / "tokenizer.json").is_file():
             # As the file says: beside a Qwen2 model AutoTokenizer keeps only vocabulary and merges.
             backend = transformers.PreTrainedTokenizerFast.from_pretrained(
-                folder, local_files_only=True
+                folder, local_files_only=True, chat_template=template
             )
         elif (folder / "vocab.json").is_file():
-            backend = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            backend = transformers.AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, chat_template=template
+            )
         elif (folder / SENTENCEPIECE).is_file():
-            backend = _from_sentencepiece(folder, config)
+            backend = _from_sentencepiece(folder, config, template)
             saved_class = "PreTrainedTokenizerFast"
         else:
             raise FileNotFoundError(
@@ -121,7 +142,7 @@ class Tokenizer:
         eos_ids = _read_json(folder / GENERATION).get("eos_token_id")
         if isinstance(eos_ids, int):
             eos_ids = (eos_ids,)
-        return cls(backend, eos_ids=eos_ids or (), saved_class=saved_class)
+        return cls(backend, eos_ids=eos_ids or (), stops=stops, saved_class=saved_class)
 
     def encode(self, text):
         """Returns the token ids of a text, list[int]; special tokens are recognised, none added."""
@@ -142,7 +163,8 @@ class Tokenizer:
         that a message holds is text like any other, so no message can end itself or begin another.
 
         Raises:
-          ValueError: a content is not text, such as a list with an image.
+          ValueError: a content is not text, such as a list with an image; or the template refuses
+            the messages.
         """
         for message in messages:
             if not isinstance(message["content"], str):
@@ -151,6 +173,8 @@ class Tokenizer:
                     f"{type(message['content']).__name__}, not text. Images and other parts are "
                     "not supported; describe the image in words."
                 )
+        if self.merges_system:
+            messages = chat_template.merged(messages)
         texts = [message["content"] for message in messages]
         if not any(map(self._holds_mark, texts)):
             return self._encode_by_lines(self._render(messages))
@@ -175,13 +199,60 @@ class Tokenizer:
             text = self._fast.normalizer.normalize_str(text)
         return self._mark.search(text) is not None
 
-    def _render(self, messages):
-        return self._backend.apply_chat_template(
-            messages,
-            chat_template=self._backend.chat_template or CHAT_TEMPLATE,
-            add_generation_prompt=True,
-            tokenize=False,
-        )
+    def check_conversation(self, roles):
+        """Raises ValueError if the chat template refuses messages of these roles, or drops one."""
+        texts = [f"probe{index}{role}" for index, role in enumerate(roles)]
+        messages = [
+            {"role": role, "content": text} for role, text in zip(roles, texts, strict=True)
+        ]
+        rendered = self._render(chat_template.merged(messages) if self.merges_system else messages)
+        dropped = [role for role, text in zip(roles, texts, strict=True) if text not in rendered]
+        if dropped:
+            raise ValueError(
+                f"The chat template leaves out the {dropped[0]} message of a conversation "
+                f"({', '.join(roles)})."
+            )
+
+    def _render(self, messages, header=True):
+        """Returns the text of a conversation; ValueError if the template refuses it."""
+        try:
+            return self._backend.apply_chat_template(
+                messages,
+                chat_template=self._template,
+                add_generation_prompt=header,
+                tokenize=False,
+            )
+        except chat_template.ERRORS as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise ValueError(
+                f"The chat template refuses a conversation ({roles}): "
+                f"{str(error) or type(error).__name__}"
+            ) from error
+
+    def _turn_end(self, text, added):
+        """Returns (ids of the first mark in the text that ends a turn, else (); the text, else "").
+
+        A mark is a special token or, where there is none, another added token that is not blank.
+        """
+        marks = [added[i] for i in self.encode(text) if i in added and added[i].content.strip()]
+        marks.sort(key=lambda token: not token.special)  # stable: the first special one, if any
+        if marks:
+            return (self._fast.token_to_id(marks[0].content),), ""
+        return (), text.strip()
+
+    def _id(self, stop):
+        """Returns the id of a token that is given by id or text."""
+        if str(stop).isascii() and str(stop).isdigit():
+            ids = [int(stop)] if int(stop) < self.vocab_size else []
+        else:
+            ids = self.encode(stop) if isinstance(stop, str) else []
+        if len(ids) != 1:
+            cut = f" It is {len(ids)} tokens." if ids else ""
+            raise ValueError(
+                f"The end of a reply {stop!r} is not a token of the tokenizer.{cut} Give the text "
+                f"of a single token, or an id below {self.vocab_size}."
+            )
+        return ids[0]
 
     def _encode_by_lines(self, text):
         """Encodes like `encode`, but fast for texts with lines seen before, such as prompts."""
@@ -221,8 +292,9 @@ class Tokenizer:
         """Writes tokenizer.json, its configuration and the end ids; `load` gives the same ids."""
         folder = pathlib.Path(folder)
         self._backend.save_pretrained(folder)
-        path = folder / "tokenizer_config.json"
-        _write_json(path, _read_json(path) | {"tokenizer_class": self._saved_class})
+        path = folder / TOKENIZER_CONFIG
+        values = _read_json(path) | {"tokenizer_class": self._saved_class}
+        _write_json(path, for_both_versions(values))
         path = folder / GENERATION
         ends = {"eos_token_id": list(self.eos_ids), "pad_token_id": self.pad_id}
         _write_json(path, _read_json(path) | ends)
@@ -247,7 +319,28 @@ def copy_files(source, target):
                 target.write(name, source.read(name))
     elif source.path("") != target.path(""):
         for name in present:
-            target.write(name, source.read(name))
+            if name == TOKENIZER_CONFIG:
+                target.write_json(name, for_both_versions(source.read_json(name)))
+            elif name == chat_template.NAMED_DEFAULT:  # after the file that it overrules
+                target.write(chat_template.FILE, source.read(name))
+            else:
+                target.write(name, source.read(name))
+
+
+def for_both_versions(config):
+    """Returns a tokenizer_config.json that transformers 4 and 5 read the same way.
+
+    What version 5 calls `extra_special_tokens` and writes as a list is `additional_special_tokens`
+    to version 4, which ends in an error on the list; 5 reads that name too. The class that 5 writes
+    for a tokenizer without one of its own is `PreTrainedTokenizerFast` in both.
+    """
+    config = dict(config)
+    if isinstance(config.get("extra_special_tokens"), list):
+        tokens = config.pop("extra_special_tokens")
+        config["additional_special_tokens"] = config.get("additional_special_tokens") or tokens
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    return config
 
 
 def train_byte_bpe(
@@ -317,7 +410,7 @@ def train_byte_bpe(
         "eos_token_id": tokenizer.token_to_id(eos_token),
         "pad_token_id": tokenizer.token_to_id(special_tokens[0]),
     }
-    _write_json(folder / "tokenizer_config.json", config)
+    _write_json(folder / TOKENIZER_CONFIG, config)
     _write_json(folder / GENERATION, ends)
     return Tokenizer.load(folder)
 
@@ -344,7 +437,7 @@ def _added_token(token, *, special):
     return tokenizers.AddedToken(token, special=special, normalized=False)
 
 
-def _from_sentencepiece(folder, config):
+def _from_sentencepiece(folder, config, template):
     """Makes the transformers tokenizer of a folder with tokenizer.model."""
     fast, special = sentencepiece_model.convert(folder / SENTENCEPIECE)
     added = {int(i): value for i, value in config.get("added_tokens_decoder", {}).items()}
@@ -361,8 +454,6 @@ def _from_sentencepiece(folder, config):
         if config.get(name):
             token = config[name]
             special[name] = token if isinstance(token, str) else token["content"]
-    path = folder / "chat_template.jinja"
-    template = path.read_text(encoding="utf-8") if path.is_file() else config.get("chat_template")
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=fast, chat_template=template, clean_up_tokenization_spaces=False, **special
     )

@@ -244,7 +244,7 @@ OTHER_DEFAULTS = {
     ("models.engine.ahead.lowered", "layout"): "of the cache, not of a batch",
     ("models.engine.cache.choose", "layout"): "of the cache, not of a batch",
     ("models.engine.engine.Engine.__init__", "layout"): "of the cache, not of a batch",
-    ("models.engine.types.Sampling", "temperature top_k"): "neutral values of one request",
+    ("models.engine.types.Sampling", "stop_ids temperature top_k"): "neutral values of one request",
     ("models.engine.types.Statistics", "prefill_calls prefill_tokens"): "counts that start at 0",
     ("models.huggingface.config_to_dict", "dtype"): "of a file, not of the computation",
     ("models.huggingface.load", "dtype"): "of a file, not of the computation",

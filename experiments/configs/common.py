@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 MODULES = ("analyst", "executor", "verifier", "generator", "base_generator")  # all but the planner
 # Sections whose fields are not fixed here: the warm start's own, and fields of a server's requests.
 FREE = ("warmstart", *(f"backends.{name}.extra" for name in (*MODULES, "judge")))
+MIXED = ("engine.stop_ids",)  # tuples whose items are texts or whole numbers
 
 
 def backend(kind="frozen"):
@@ -76,7 +77,9 @@ def base():
     c.compile_cache = "auto"  # folder of compiled programs; "auto": in ~/.cache, none on CPU
 
     c.model = ConfigDict()
-    c.model.path = ""  # Hugging Face folder of the initial planner and of the frozen modules
+    # Of the initial planner and of the frozen modules: a Hugging Face folder, or the name on the
+    # hub of a model in its cache on this disk, such as "Qwen/Qwen2.5-7B-Instruct".
+    c.model.path = ""
     c.model.dtype = "float32"  # compute dtype; masters are float32
     c.model.remat = "none"  # or "dots", "attention", "full": what is kept; models/qwen2.py
     c.model.attention = "auto"  # or a backend by name; models/attention/kernels.py
@@ -125,6 +128,7 @@ def base():
     c.engine.prefill_rows = 8
     c.engine.prefill_calls = 4  # between two decode calls
     c.engine.decode_steps = 8
+    c.engine.stop_ids = ()  # more tokens that end a reply, by id or text: ("<|im_end|>", 151643)
     c.engine.overlap = True  # dispatch ahead of the results
     c.engine.release = True  # give weights and cache up while the update runs
 

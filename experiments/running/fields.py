@@ -43,6 +43,10 @@ def _problems(values, defaults, prefix):
             yield f"{full}={values[name]!r} must be a section with fields."
         elif isinstance(defaults[name], ConfigDict):
             yield from _problems(values[name], defaults[name], f"{full}.")
+        elif full in common.MIXED:
+            items = values[name]
+            if not (isinstance(items, tuple) and all(type(item) in (int, str) for item in items)):
+                yield f"{full}={items!r} must be a tuple, each item a text or a whole number."
         elif wanted := _mismatch(values[name], defaults[name]):
             yield f"{full}={values[name]!r} must be {wanted}."
 

@@ -21,13 +21,15 @@ ASKED = ("id", "question", "answer", "kind", "source", "choices", "numbers")  # 
 DIGITS = 6  # of the hash of one question
 
 
-def facts(questions, held_out, *, frozen, sandbox):
+def facts(questions, held_out, *, frozen, model_folder, sandbox):
     """Returns what a checkpoint says of the run, as JSON-able data.
 
-    frozen: the reference policy.    sandbox: of `sessions.sandbox_facts`.
+    frozen: the reference policy, as it was read from model_folder.
+    sandbox: of `sessions.sandbox_facts`.
     """
     return {
         "reference": checkpoint.fingerprint(frozen),
+        "model_folder": model_folder,
         "sandbox": sandbox,
         "questions": {"training": marks(questions), "held-out": marks(held_out)},
         "machine": machine(),

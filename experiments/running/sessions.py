@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from absl import logging
 
 from agents import prompts
-from experiments.running import backends, command
+from experiments.running import backends, command, tokens
 from flow_grpo_jax import batching, judge, loss, optimizer, rollout, scoring, symbolic, update
-from models import folders, huggingface, lora, qwen2, sharding, tokenizer
+from models import folders, hub, huggingface, lora, qwen2, sharding
 from models.attention import kernels
 from models.engine import placement
 from models.engine.replicas import Replicas
@@ -153,13 +153,26 @@ def start_update(config, variant, session):
     return step_program, update.init(session.params, adamw, shardings=session.shardings)
 
 
+def locate_model(path, *, root=ROOT):
+    """Returns the folder of a model by path, URL or name on the hub, as `hub.locate`.
+
+    Raises:
+      ConfigError: it is not on this disk.
+    """
+    try:
+        return hub.locate(path, root=root)
+    except FileNotFoundError as error:
+        raise command.ConfigError(str(error)) from error
+
+
 def model_folder(config):
     if not config.model.path:
         raise command.ConfigError(
             "model.path is empty; give the Hugging Face folder of a Qwen2.5 model, e.g. "
-            "--config.model.path=/models/Qwen2.5-7B-Instruct."
+            "--config.model.path=/models/Qwen2.5-7B-Instruct, or the name on the hub of one that "
+            "was downloaded: Qwen/Qwen2.5-7B-Instruct."
         )
-    return resolve(config.model.path)
+    return locate_model(config.model.path)
 
 
 def model_files(config):
@@ -178,17 +191,6 @@ def make_grammars(vocabulary, *, vocab_size):
     return grammar.Grammars(vocabulary.json, vocab_size=vocab_size, eos_ids=vocabulary.eos_ids)
 
 
-def load_tokenizer(folder):
-    """Loads the Tokenizer of a folder; ConfigError if the folder names no end-of-reply token."""
-    vocabulary = tokenizer.Tokenizer.load(folder)
-    if not vocabulary.eos_ids:
-        raise command.ConfigError(
-            f"Nothing ends a reply of the model in {folder}: neither generation_config.json nor "
-            "the tokenizer names an end token. Add eos_token_id to generation_config.json."
-        )
-    return vocabulary
-
-
 def build(config, *, training=True):
     """Loads the model on the mesh and sets up everything around it.
 
@@ -204,7 +206,12 @@ def build(config, *, training=True):
     use_compile_cache(config, mesh)
     tools = start_tools(config)
     params, frozen, shardings, assemble = load_weights(config, folder, mesh, training=training)
-    vocabulary = load_tokenizer(folder)
+    judged = isinstance(answering.judge, str)  # by a model of the engine
+    vocabulary = tokens.load(
+        folder,
+        stops=config.engine.stop_ids,
+        conversations=(tokens.CONVERSATION, *((tokens.REPAIR,) if judged else ())),
+    )
     with command.checking_config():
         serving = placement.meshes(tensor=config.engine.tensor, replicas=config.engine.replicas)
     session = Session(

@@ -153,8 +153,22 @@ def restore_policy(workdir, config, *, step=None):
     if not config.model.lora.rank:
         return step, params, meta
     with jax.default_device(jax.devices("cpu")[0]):
-        whole = huggingface.load(sessions.resolve(config.model.path), dtype=jnp.float32)
+        whole = huggingface.load(base_folder(config, meta), dtype=jnp.float32)
         return step, lora.merged(lora.combine(params, whole), donate=True), meta
+
+
+def base_folder(config, meta):
+    """Returns the folder of the initial weights: the one that was read, if it is still there.
+
+    A name on the hub may mean a newer snapshot by now.
+
+    Args:
+      meta: of a checkpoint.
+    """
+    read = meta.get("model_folder")
+    if read and pathlib.Path(read, huggingface.CONFIG).exists():
+        return read
+    return sessions.model_folder(config)
 
 
 def restore_params(workdir, config, *, step=None):
@@ -166,7 +180,7 @@ def restore_params(workdir, config, *, step=None):
     Raises:
       ConfigError: the run has no checkpoint, or not that one.
     """
-    base = sessions.resolve(config.model.path)
+    base = sessions.model_folder(config)
     trained = sessions.abstract_model(huggingface.config_from_dict(huggingface.read_config(base)))
     if config.model.lora.rank:
         make = functools.partial(lora.init, settings=lora.Settings(**config.model.lora))

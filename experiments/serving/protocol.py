@@ -5,10 +5,9 @@ error. Knows neither HTTP nor threads.
 """
 
 import dataclasses
+import difflib
 import json
 import math
-
-import jinja2
 
 from experiments.serving import answers
 from models.engine import types
@@ -21,24 +20,75 @@ WITHOUT_EFFECT = (
     "metadata",
     "parallel_tool_calls",
     "prompt_cache_key",
+    "prompt_cache_retention",
+    "request_id",
     "safety_identifier",
     "service_tier",
     "user",
 )
-# Not supported: only the value that asks for nothing is accepted.
+# Fields of OpenAI's API and of vLLM's that are not supported, and their values that ask for
+# nothing: those are accepted. null asks for nothing in every field.
 NEUTRAL = {
+    "add_generation_prompt": (True,),
+    "add_special_tokens": (False,),
+    "allowed_token_ids": (),
+    "audio": (),
+    "bad_words": ([],),
     "best_of": (1,),
+    "cache_salt": (),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "detokenize": (True,),
+    "documents": ([],),
+    "early_stopping": (False,),
     "echo": (False,),
     "frequency_penalty": (0,),
+    "function_call": ("auto", "none"),
     "functions": ([],),
+    "guided_choice": (),
+    "guided_decoding_backend": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_whitespace_pattern": (),
+    "include_reasoning": (False, True),
+    "include_stop_str_in_output": (False,),
+    "kv_transfer_params": ({},),
+    "length_penalty": (1,),
     "logit_bias": ({},),
+    "logits_processors": ([],),
+    "max_completion_tokens": (),
+    "min_tokens": (0,),
+    "mm_processor_kwargs": ({},),
     "modalities": (["text"],),
+    "prediction": (),
     "presence_penalty": (0,),
+    "priority": (0,),
+    "prompt_embeds": (),
+    "prompt_logprobs": (),
+    "reasoning_effort": ("none",),
+    "repetition_penalty": (1,),
+    "response_format": ({"type": "text"},),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (False, True),
+    "stop_token_ids": ([],),
     "store": (False,),
+    "structural_tag": (),
+    "structured_outputs": ({},),
     "suffix": ("",),
     "tool_choice": ("auto", "none"),
     "tools": ([],),
+    "top_logprobs": (0,),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+    "verbosity": ("medium",),
+    "vllm_xargs": ({},),
+    "web_search_options": (),
 }
+NEUTRAL_IN_STREAM_OPTIONS = {"continuous_usage_stats": (False,)}
 MESSAGE_FIELDS = ("role", "content", "name", "refusal")  # the last two have no effect
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
@@ -104,17 +154,27 @@ class Fields:
         if not isinstance(body, dict):
             raise invalid(f"The body is a JSON {type(body).__name__}; it must be an object.")
         self._values = {name: value for name, value in body.items() if value is not None}
+        self._taken = []
+
+    def _pop(self, name, default):
+        self._taken.append(name)
+        return self._values.pop(name, default)
+
+    def drop(self, name, nothing):
+        """Takes a field as absent if it has the value `nothing`."""
+        if name in self._values and _equal(self._values[name], nothing):
+            del self._values[name]
 
     def take(self, name, default=None, *, kind=None):
         """Returns the value of a field; ApiError if it is not of this kind."""
-        value = self._values.pop(name, default)
+        value = self._pop(name, default)
         if value is not default and kind is not None and type(value) is not kind:
             raise invalid(f"{name} must be a {_JSON[kind]}, not {_shown(value)}.", param=name)
         return value
 
     def number(self, name, default, low, high):
         """Returns a float in [low, high]."""
-        value = self._values.pop(name, default)
+        value = self._pop(name, default)
         if type(value) not in (int, float) or not low <= value <= high:
             raise invalid(
                 f"{name} must be a number from {low} to {high}, not {_shown(value)}.", param=name
@@ -123,7 +183,7 @@ class Fields:
 
     def integer(self, name, default, low, high=math.inf):
         """Returns an int in [low, high], or the default."""
-        value = self._values.pop(name, default)
+        value = self._pop(name, default)
         if value is not default and (type(value) is not int or not low <= value <= high):
             most = "" if high == math.inf else f" to {high}"
             raise invalid(
@@ -131,14 +191,31 @@ class Fields:
             )
         return value
 
-    def finish(self):
-        """Refuses fields that were not taken."""
+    def finish(self, neutral, without_effect=()):
+        """Refuses fields that were not taken and ask for something.
+
+        Args:
+          neutral: {field that is not supported: its values that ask for nothing}.
+          without_effect: fields that may have any value.
+        """
         for name, value in self._values.items():
-            if name in NEUTRAL:
-                if value not in NEUTRAL[name]:
-                    raise invalid(f"{name} is not supported; leave it out.", param=name)
-            elif name not in WITHOUT_EFFECT:
-                raise invalid(f"Unknown field {_shown(name)}; leave it out.")
+            nothings = neutral.get(name, ())
+            if name in without_effect or any(_equal(value, nothing) for nothing in nothings):
+                continue
+            if name in neutral:
+                only = f", or send {' or '.join(map(_as_json, nothings))}" if nothings else ""
+                raise invalid(
+                    f"{name} is not supported here, and its value {_as_json(value)} asks for "
+                    f"something; leave it out{only}.",
+                    param=name,
+                )
+            known = [*self._taken, *neutral, *without_effect]
+            meant = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {meant[0]}? If not, leave it out" if meant else "leave it out"
+            raise invalid(
+                f"Unknown field {_shown(name)} with the value {_as_json(value)}; {hint}.",
+                param=name,
+            )
 
 
 class Parser:
@@ -170,10 +247,8 @@ class Parser:
         schema = _schema(fields.take("response_format", kind=dict))
         try:
             prompt = self._tokenizer.chat(messages)
-        except jinja2.TemplateError as error:
-            raise invalid(
-                f"The model's chat template refuses the messages: {error}", param="messages"
-            ) from error
+        except ValueError as error:  # of the chat template
+            raise invalid(str(error), param="messages") from error
         return self._ask(
             answers.Chat, fields, [prompt], (limit, None), top, logprobs=wanted, schema=schema
         )
@@ -182,12 +257,14 @@ class Parser:
         """Returns the Ask of /v1/completions."""
         fields = Fields(body)
         prompts = self._prompts(fields.take("prompt"))
+        fields.drop("logprobs", False)
         top = fields.integer("logprobs", None, 0, self._top_logprobs)
         limits = fields.integer("max_tokens", None, 1), COMPLETION_TOKENS
         return self._ask(answers.Text, fields, prompts, limits, top or 0, logprobs=top is not None)
 
     def _ask(self, shape, fields, prompts, limits, top, *, logprobs, schema=None):
         choices = fields.integer("n", 1, 1)
+        fields.drop("best_of", choices)
         if choices * len(prompts) > self._most_answers:
             raise invalid(
                 f"{len(prompts)} prompts with n={choices} are {choices * len(prompts)} answers; "
@@ -195,18 +272,17 @@ class Parser:
                 param="n",
             )
         stream = fields.take("stream", False, kind=bool)
-        options = fields.take("stream_options", {}, kind=dict)
-        if options and not stream:
-            raise invalid("stream_options needs stream: true.", param="stream_options")
-        options = Fields(options)
+        options = Fields(fields.take("stream_options", {}, kind=dict))
         include_usage = options.take("include_usage", False, kind=bool)
         options.take("include_obfuscation", kind=bool)
-        options.finish()
+        options.finish(NEUTRAL_IN_STREAM_OPTIONS)
+        if include_usage and not stream:
+            raise invalid("stream_options needs stream: true.", param="stream_options")
         ignore_eos = fields.take("ignore_eos", False, kind=bool)
         sampling = dict(
             temperature=fields.number("temperature", 1.0, 0, 2),
             top_p=fields.number("top_p", 1.0, 0, 1),
-            top_k=fields.integer("top_k", 0, 0),
+            top_k=max(fields.integer("top_k", 0, -1), 0),  # -1 is vLLM's word for all
             min_p=fields.number("min_p", 0.0, 0, 1),
             stop_strings=_stops(fields.take("stop")),
             stop_ids=() if ignore_eos else self._tokenizer.eos_ids,
@@ -214,7 +290,7 @@ class Parser:
         )
         seed = fields.integer("seed", None, -(2**63), 2**63 - 1)
         fields.take("model")
-        fields.finish()
+        fields.finish(NEUTRAL, WITHOUT_EFFECT)
         try:
             most = [self._limit(prompt, *limits) for prompt in prompts]
             samplings = [types.Sampling(tokens, **sampling) for tokens in most]
@@ -309,6 +385,11 @@ def _schema(response_format):
 _JSON = {bool: "boolean", dict: "JSON object", list: "list", str: "string"}
 
 
+def _equal(value, other):
+    """Whether two JSON values are equal; 1 and true are not."""
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
+
+
 def _text(value, name):
     if not isinstance(value, str):
         raise invalid(f"{name} must be a string, not {_shown(value)}.")
@@ -320,7 +401,14 @@ def _text(value, name):
 
 
 def _shown(value):
-    text = repr(value)
+    return _short(repr(value))
+
+
+def _as_json(value):
+    return _short(json.dumps(value))
+
+
+def _short(text):
     return text if len(text) <= 80 else text[:77] + "..."
 
 

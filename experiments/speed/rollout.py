@@ -38,7 +38,7 @@ from ml_collections import config_flags
 
 from agents import effects
 from experiments.configs import common
-from experiments.running import command, dataset, fields, sessions
+from experiments.running import command, dataset, fields, sessions, tokens
 from experiments.speed import measure
 from flow_grpo_jax import files, rollout, timing
 from models.engine import types
@@ -195,7 +195,7 @@ def scripted(config, *, turns, answers):
     limits.rollout.max_turns = turns
     folder = sessions.model_folder(config)
     return Scripted(
-        sessions.load_tokenizer(folder),
+        tokens.load(folder, stops=config.engine.stop_ids),
         folder,
         sessions.make_tools(config),
         sessions.rollout_settings(limits, temperature=1.0),

@@ -1,6 +1,7 @@
 """The export of a run that was laid down by hand."""
 
 import json
+import shutil
 
 import fsspec
 import huggingface_hub
@@ -72,7 +73,9 @@ def test_the_newest_checkpoint_is_exported_with_all_that_serving_needs(run, tmp_
     assert settings["eos_token_id"] == 2047 and settings["top_k"] == 0
     assert settings["temperature"] == smoke.get_config().rollout.temperature
     original = huggingface.read_config(sessions.resolve(smoke.get_config().model.path))
-    assert huggingface.read_config(tmp_path) == original
+    rope = {"rope_theta": 1e4, "rope_type": "default"}
+    added = {"dtype": "float32", "rope_parameters": rope}
+    assert huggingface.read_config(tmp_path) == original | added
     card = huggingface_hub.ModelCard.load(tmp_path / "README.md")
     assert card.data.library_name == "transformers" and "flow-grpo" in card.data.tags
     assert card.data.base_model == "someone/nano"
@@ -80,6 +83,32 @@ def test_the_newest_checkpoint_is_exported_with_all_that_serving_needs(run, tmp_
         assert said in card.text
     assert json.loads((workdir / "config.json").read_text())["hash"] in card.text
     assert "| python tool | sandbox of level strict: process, seccomp |" in card.text
+
+
+def test_an_exported_planner_ends_its_replies_as_in_training(run, tmp_path):
+    """The base names another end than its template, and the run one more."""
+    base = shutil.copytree(sessions.resolve(smoke.get_config().model.path), tmp_path / "base")
+    (base / "generation_config.json").write_text('{"eos_token_id": 2045, "top_p": 0.8}')
+    workdir = shutil.copytree(run[0], tmp_path / "run")
+    config = smoke.get_config()
+    config.model.path, config.engine.stop_ids = str(base), ("<|im_start|>",)
+    stored.write_config(config, workdir)
+    export.export(workdir, tmp_path / "planner")
+    written = json.loads((tmp_path / "planner" / "generation_config.json").read_text())
+    assert written["eos_token_id"] == [2045, 2047, 2046]
+    card = (tmp_path / "planner" / "README.md").read_text()
+    assert "<|endoftext|> (2045), <|im_end|> (2047), <|im_start|> (2046)" in card
+
+
+def test_the_base_is_the_folder_that_the_run_read(tmp_path):
+    """A name on the hub may mean a newer snapshot by now."""
+    config = smoke.get_config()
+    now = sessions.resolve(config.model.path)
+    for read in ("", str(tmp_path), "gs://bucket/model", "/absent"):
+        assert stored.base_folder(config, {"model_folder": read}) == now
+    assert stored.base_folder(config, {}) == now  # of an earlier version
+    (tmp_path / "config.json").write_text("{}")
+    assert stored.base_folder(config, {"model_folder": str(tmp_path)}) == str(tmp_path)
 
 
 @pytest.mark.slow

@@ -158,12 +158,66 @@ def test_what_the_original_configuration_says_stays():
     }
     config = huggingface.config_from_dict(original)
     kept = huggingface.config_to_dict(config, dtype="bfloat16", original=original)
-    assert kept.pop("torch_dtype") == "bfloat16"
-    original.pop("dtype")
-    assert kept == original
+    assert kept.pop("torch_dtype") == kept["dtype"] == "bfloat16"
+    assert kept.pop("rope_parameters")["rope_theta"] == 5e5
+    assert kept == original | {"dtype": "bfloat16"}
     # Another model's configuration has no say.
     other = dataclasses.replace(config, rms_norm_eps=1e-5)
     assert huggingface.config_to_dict(other, original=original) == huggingface.config_to_dict(other)
+
+
+# What a base says and what must be written: `read_by_4` is what Qwen2Config of transformers 4 reads
+# (and vLLM, SGLang), under names that 5 does not need; `read_by_5` the other way round.
+YARN_4 = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}
+YARN_5 = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}
+DERIVED = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
+
+
+@pytest.mark.parametrize(
+    ("said", "read_by_4", "read_by_5"),
+    [
+        (
+            {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}, "dtype": "float32"},
+            {"rope_theta": 1e6, "torch_dtype": "bfloat16"},
+            {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}, "dtype": "bfloat16"},
+        ),
+        (
+            {"rope_theta": 1e6, "rope_scaling": None, "torch_dtype": "float32"},
+            {"rope_theta": 1e6, "rope_scaling": None, "torch_dtype": "bfloat16"},
+            {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}, "dtype": "bfloat16"},
+        ),
+        (
+            {"rope_parameters": {"rope_theta": 1e6} | YARN_5},
+            {"rope_theta": 1e6, "rope_scaling": YARN_5 | DERIVED},
+            {"rope_parameters": {"rope_theta": 1e6} | YARN_5 | DERIVED},
+        ),
+        (
+            {"rope_theta": 1e6, "rope_scaling": YARN_4},
+            {"rope_theta": 1e6, "rope_scaling": YARN_4},
+            {"rope_parameters": {"rope_theta": 1e6} | YARN_5 | DERIVED},
+        ),
+        (
+            {"rope_theta": 1e6, "rope_parameters": {"rope_type": "default"}},
+            {"rope_theta": 1e6},
+            {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}},
+        ),
+        ({}, {"rope_theta": 1e4}, {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}),
+    ],
+)
+def test_both_versions_of_transformers_find_what_they_read(said, read_by_4, read_by_5):
+    import transformers
+
+    said = SMALL | said
+    config = huggingface.config_from_dict(said)
+    written = huggingface.config_to_dict(config, dtype="bfloat16", original=said)
+    for read in (read_by_4, read_by_5):
+        assert {name: written.get(name) for name in read} == read
+    assert huggingface.config_from_dict(written) == config
+    # The class of the version that is installed, which is 5.
+    theirs = transformers.Qwen2Config(**written)
+    found = {name: theirs.rope_parameters.get(name) for name in ("rope_theta", "rope_type")}
+    assert found == {name: read_by_5["rope_parameters"][name] for name in found}
+    assert str(theirs.dtype).endswith("bfloat16")
 
 
 # ---------------------------------------------------------------- YaRN
@@ -744,7 +798,9 @@ def test_save_keeps_what_the_base_folder_says(tmp_path):
         out, model, base_folder=base, dtype="bfloat16", generation={"top_k": 0}, card="# Card"
     )
     written = json.loads((out / "config.json").read_text())
-    assert written == said | {"torch_dtype": "bfloat16", "pad_token_id": trained.pad_id}
+    added = {"dtype": "bfloat16", "torch_dtype": "bfloat16", "pad_token_id": trained.pad_id}
+    rope = {"rope_theta": 1e4, "rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}
+    assert written == said | added | rope
     generation = json.loads((out / "generation_config.json").read_text())
     ends = {"eos_token_id": trained.eos_ids[0], "pad_token_id": trained.pad_id}
     assert generation == ends | {"top_k": 0}
