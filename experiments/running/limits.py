@@ -2,7 +2,7 @@
 
 from absl import logging
 
-from experiments.running import command, fields, sessions
+from experiments.running import command, fields, fitting, sessions
 from flow_grpo_jax import batching, loss
 from models import qwen2
 
@@ -51,13 +51,20 @@ def check_limits(config):
         raise command.ConfigError(
             f"model.remat={config.model.remat!r} is unknown; valid: {', '.join(qwen2.REMAT)}."
         )
+    if config.data.too_long not in fitting.CHOICES:
+        valid = ", ".join(fitting.CHOICES)
+        raise command.ConfigError(
+            f"data.too_long={config.data.too_long!r} is unknown; valid: {valid}."
+        )
     if not config.data.train:
         raise command.ConfigError("data.train is empty; give a file of questions.")
-    if config.loss.variant == "gspo" and config.loss.clip_low > 1e-2:
+    bounds = config.loss.clip_low, config.loss.clip_high
+    if config.loss.variant == "gspo" and max(bounds) > 1e-2:
         logging.warning(
-            "loss.variant=gspo with loss.clip_low=%s: ratios of whole turns never get so far from "
-            "1, so nothing will be clipped. Its paper (arXiv 2507.18071) takes "
-            "--config.loss.clip_low=3e-4 --config.loss.clip_high=4e-4 --config.loss.dual_clip=0.",
-            config.loss.clip_low,
+            "loss.variant=gspo with loss.clip_low=%s and loss.clip_high=%s: ratios of whole turns "
+            "never get so far from 1, so nothing will be clipped. Its paper (arXiv 2507.18071) "
+            "takes --config.loss.clip_low=3e-4 --config.loss.clip_high=4e-4 "
+            "--config.loss.dual_clip=0.",
+            *bounds,
         )
     sessions.rollout_settings(config, temperature=settings.temperature)
