@@ -90,6 +90,10 @@ def base():
     c.data = ConfigDict()
     c.data.train = ""  # JSONL, JSON, Parquet or a TFDS array_record folder
     c.data.held_out = ""  # "" = no evaluation
+    c.data.format = "auto"  # of the rows of both; docs/data.md has the names
+    c.data.held_out_format = ""  # "" = as data.format
+    c.data.index_base = ""  # "0" or "1": where numbers as golds of kind choice count from
+    c.data.bad_rows = "refuse"  # or "drop": leave out rows that are no questions
     c.data.too_long = "refuse"  # or "drop": training questions whose prompts can never fit
 
     c.tools = tools()

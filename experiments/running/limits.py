@@ -3,7 +3,7 @@
 from absl import logging
 
 from experiments.running import command, fields, fitting, sessions
-from flow_grpo_jax import batching, loss
+from flow_grpo_jax import batching, data, loss
 from models import qwen2
 
 
@@ -51,13 +51,7 @@ def check_limits(config):
         raise command.ConfigError(
             f"model.remat={config.model.remat!r} is unknown; valid: {', '.join(qwen2.REMAT)}."
         )
-    if config.data.too_long not in fitting.CHOICES:
-        valid = ", ".join(fitting.CHOICES)
-        raise command.ConfigError(
-            f"data.too_long={config.data.too_long!r} is unknown; valid: {valid}."
-        )
-    if not config.data.train:
-        raise command.ConfigError("data.train is empty; give a file of questions.")
+    check_data(config.data)
     bounds = config.loss.clip_low, config.loss.clip_high
     if config.loss.variant == "gspo" and max(bounds) > 1e-2:
         logging.warning(
@@ -68,3 +62,19 @@ def check_limits(config):
             *bounds,
         )
     sessions.rollout_settings(config, temperature=settings.temperature)
+
+
+def check_data(settings):
+    """Raises ConfigError if `config.data` names no file or has an unknown value."""
+    if not settings.train:
+        raise command.ConfigError("data.train is empty; give a file of questions.")
+    if settings.too_long not in fitting.CHOICES:
+        valid = ", ".join(fitting.CHOICES)
+        raise command.ConfigError(
+            f"data.too_long={settings.too_long!r} is unknown; valid: {valid}."
+        )
+    with command.checking_config():
+        for format in (settings.format, settings.held_out_format or settings.format):
+            data.check_options(
+                format=format, index_base=settings.index_base, bad_rows=settings.bad_rows
+            )
