@@ -7,7 +7,7 @@ from absl import logging
 from agents import prompts
 from agents.memory import Memory
 
-JOINTS = 16  # tokens by which a prompt may exceed the sum of its parts
+JOINTS = 16  # tokens by which a prompt may exceed what its parts alone say
 LOG_SECONDS = 5.0
 
 
@@ -26,7 +26,8 @@ def shortest_prompts(text, *, prompt_set, tools):
 def too_long(questions, *, limit, count, prompt_set, tools):
     """Returns {index: tokens} of the questions that no rollout can solve within `limit`.
 
-    A text has no more tokens than UTF-8 bytes, so most questions need not be tokenised.
+    A text has no more tokens than UTF-8 bytes, so most questions need not be tokenised; of the
+    others, most show by one prompt that they fit.
 
     Args:
       questions: dicts with "question".
@@ -35,13 +36,18 @@ def too_long(questions, *, limit, count, prompt_set, tools):
       prompt_set, tools: of the rollouts.
     """
 
-    def longest(text):
-        return max(map(count, shortest_prompts(text, prompt_set=prompt_set, tools=tools)))
+    def counted(text):
+        """Returns an iterator over the tokens of the prompts, those of the longest role first."""
+        made = shortest_prompts(text, prompt_set=prompt_set, tools=tools)
+        return (count(made[role]) for role in order)
 
-    found, around, told = {}, longest("") + JOINTS, time.monotonic()
+    alone = [count(made) for made in shortest_prompts("", prompt_set=prompt_set, tools=tools)]
+    order = sorted(range(len(alone)), key=lambda role: -alone[role])
+    found, around, told = {}, max(alone) + JOINTS, time.monotonic()
     for index, question in enumerate(questions):
         text = question["question"]
-        if around + len(text.encode()) > limit and (tokens := longest(text)) > limit:
+        fits = around + len(text.encode()) <= limit or next(counted(text)) + JOINTS <= limit
+        if not fits and (tokens := max(counted(text))) > limit:
             found[index] = tokens
         if time.monotonic() - told > LOG_SECONDS:
             told = time.monotonic()
