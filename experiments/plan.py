@@ -39,8 +39,8 @@ def plan(config, topology, *, model="", estimate=False, workload=None):
       estimate: no compiling.
       workload: of `step_time`; None takes its defaults for the config.
     """
-    dims = model_dims(config, model)
     fields.check(config)
+    dims = model_dims(config, model)
     variant = limits.choose_variant(config)
     count, peak = topology.devices, topology.limits
     estimated = advice.need(config, dims, count)

@@ -123,8 +123,8 @@ def train(config, workdir, *, force=False, should_stop=lambda: False):
             adv_QG = variant.advantages(rewards_QG, valid_QG, turns_QG)
 
             # ---- update ------------------------------------------------------------------------
-            if empty := samples.why_none(trajectories_QG, scores_QG):
-                updated = record.skip(step, empty, most=config.rollout.empty_steps)
+            if cause := samples.why_none(trajectories_QG, scores_QG):
+                updated = record.skip(step, cause, most=config.rollout.empty_steps)
             else:
                 how = shapes | sessions.weighting(config, variant, step)
                 parts = batching.build(turns, adv_QG=adv_QG, valid_QG=valid_QG, **how)

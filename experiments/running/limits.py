@@ -5,6 +5,7 @@ from absl import logging
 from experiments.running import command, fields, fitting, sessions
 from flow_grpo_jax import batching, data, loss
 from models import qwen2
+from models.engine import limits as engine_limits
 
 
 def check(config):
@@ -35,6 +36,9 @@ def check_limits(config):
             layout=batch.layout,
             longest_prompt=settings.max_prompt_tokens,
             longest_response=settings.max_response_tokens,
+        )
+        engine_limits.check_pages(
+            prefill_tokens=config.engine.prefill_tokens, page_size=config.engine.page_size
         )
     if not 1 <= config.loss.mini_batches <= settings.questions:
         raise command.ConfigError(

@@ -111,6 +111,10 @@ def test_steps_and_bounds_that_depend_on_each_other(caplog):
     assert (config.loss.variant, config.loss.mini_batch_turns) == ("original", 64)
     config.data.train = "somewhere"
     limits.check_limits(config)
+    config.engine.page_size = 100
+    with pytest.raises(command.ConfigError, match="prefill_tokens=256 must be a multiple of"):
+        limits.check_limits(config)
+    config.engine.page_size = 64
     config.loss.mini_batches = 2
     with pytest.raises(command.ConfigError, match="loss.mini_batches=2 splits by questions and"):
         limits.check_limits(config)
