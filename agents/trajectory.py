@@ -84,6 +84,11 @@ class Trajectory:
         """Whether infrastructure or a deadline ended it, so that it says nothing of the planner."""
         return self.status in BROKEN
 
+    @property
+    def too_long(self):
+        """Whether a prompt over its limit ended it."""
+        return self.status == Status.TRUNCATED and bool(self.error)
+
 
 def to_json(trajectory, *, question, step, reward, reward_source, advantage):
     """Returns the line written to `trajectories/*.jsonl`; docs/design.md has the schema."""

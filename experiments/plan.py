@@ -15,7 +15,6 @@ config. With --json, one JSON object on standard output.
 """
 
 import json
-import math
 import sys
 
 import jax
@@ -40,8 +39,8 @@ def plan(config, topology, *, model="", estimate=False, workload=None):
       estimate: no compiling.
       workload: of `step_time`; None takes its defaults for the config.
     """
-    dims = model_dims(config, model)
     fields.check(config)
+    dims = model_dims(config, model)
     variant = limits.choose_variant(config)
     count, peak = topology.devices, topology.limits
     estimated = advice.need(config, dims, count)
@@ -196,7 +195,7 @@ def step_time(
     tokens = trained * turn_tokens
     mini_batches = config.loss.mini_batches
     if config.loss.mini_batch_turns:
-        mini_batches = math.ceil(trained / config.loss.mini_batch_turns)
+        mini_batches = max(1, int(trained // config.loss.mini_batch_turns))
     steps = config.loss.epochs * mini_batches
     # It reads all of them and writes parameters and moments.
     moved = 2 * needed.parameters + 2 * needed.moments + needed.gradients

@@ -33,7 +33,17 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from experiments.reporting import report
-from experiments.running import command, dataset, folder, limits, resume, sessions, stored, tokens
+from experiments.running import (
+    command,
+    dataset,
+    fitting,
+    folder,
+    limits,
+    resume,
+    sessions,
+    stored,
+    tokens,
+)
 from experiments.running.record import Record, progress
 from flow_grpo_jax import (
     batching,
@@ -67,8 +77,10 @@ def train(config, workdir, *, force=False, should_stop=lambda: False):
 
     # ---- data, model, engine, tools ----------------------------------------------------------
     questions, held_out = read_questions(config)
-    batches = data.QuestionBatches(questions, batch=config.rollout.questions, seed=config.seed)
+    goes_on = processes.of_first((workdir / "config.json").exists())
     session = sessions.build(config)
+    questions = fitting.choose(questions, held_out, config, session.system, started=goes_on)
+    batches = data.QuestionBatches(questions, batch=config.rollout.questions, seed=config.seed)
     shapes = sessions.batch_shapes(config, session.mesh)
     sandbox = sessions.sandbox_facts(session.system.tools)
     step_program, state = sessions.start_update(config, variant, session)
@@ -132,20 +144,15 @@ def train(config, workdir, *, force=False, should_stop=lambda: False):
             adv_QG = variant.advantages(rewards_QG, valid_QG, turns_QG)
 
             # ---- update ------------------------------------------------------------------------
-            mini_batches = batching.build(
-                turns,
-                adv_QG=adv_QG,
-                valid_QG=valid_QG,
-                weigh=variant.weigh,
-                **shapes,
-                split=sessions.split(config, step),
-                constant_length=config.rollout.max_turns * config.rollout.max_response_tokens,
-            )
-            if config.engine.release:
-                session.release()
-            state, updated = step_program(state, session.frozen, mini_batches)
-            session.serve(state.params)
-            finished = time.monotonic()
+            if cause := samples.why_none(trajectories_QG, scores_QG):
+                updated = record.skip(step, cause, most=config.rollout.empty_steps)
+            else:
+                how = shapes | sessions.weighting(config, variant, step)
+                parts = batching.build(turns, adv_QG=adv_QG, valid_QG=valid_QG, **how)
+                state, updated = session.take_steps(
+                    step_program, state, parts, release=config.engine.release
+                )
+            finished, engine = time.monotonic(), session.system.engine
 
             # ---- record ------------------------------------------------------------------------
             values = {
@@ -156,7 +163,7 @@ def train(config, workdir, *, force=False, should_stop=lambda: False):
                 **judged,
                 **session.backends.counts(),
                 **updated,
-                "compile/count": updated["compile/count"] + session.system.engine.compile_count,
+                "compile/count": float(step_program.compile_count + engine.compile_count),
                 **measured(turns, timer, rolled_out - started, finished - rolled_out),
             }
             meta, stopped = {"data": batches.get_state(), **facts, "metrics": values}, None

@@ -169,8 +169,8 @@ def build(
     trajectory_S = np.array([s.trajectory for s in valid])
     question_S = np.array([s.group for s in valid])
     steps = split(question_S, len(valid_QG))
-    step_S, micro_S, plans = np.empty(len(valid), int), np.empty(len(valid), int), []
-    for step, members in enumerate(steps):
+    micro_S, plans = np.empty(len(valid), int), []
+    for members in steps:
         if not len(members):
             continue
         plan = packing.lay_out(
@@ -184,14 +184,13 @@ def build(
         plan = [(shape, [members[row].tolist() for row in row_lists]) for shape, row_lists in plan]
         for micro, (_, row_lists) in enumerate(plan, start=sum(map(len, plans))):
             micro_S[sum(row_lists, [])] = micro
-        step_S[members] = step
         plans.append(plan)
     weight_S = weigh(
         sampled_S,
         trajectory_S,
-        step_S,
         micro_S,
-        trajectories_S=credit.equal_questions(valid_QG, len(steps))[question_S],
+        among_S=credit.equal_questions(valid_QG)[question_S],
+        steps=len(steps),
         constant_length=constant_length,
     )
     columns = dict(
@@ -226,15 +225,18 @@ def by_questions(question_S, questions, *, mini_batches):
 
 
 def shuffled(question_S, questions, *, turns, seed):
-    """Splits turns into optimizer steps of about `turns` each, in random order.
+    """Splits turns in random order into as many optimizer steps as `turns` of them fit in.
 
-    The authors' code does so with 64 (and drops turns until that divides them; here all count).
+    The authors' code makes as many, of exactly 64, and drops the rest; here they are spread over
+    the steps.
 
     Args:
+      question_S: int, question of each turn. questions: not read.
+      turns: least in a step, unless all of them are fewer.
       seed: ints; the same ones give the same order.
     """
     order_S = np.random.default_rng(seed).permutation(len(question_S))
-    return [np.sort(part) for part in np.array_split(order_S, -(-len(order_S) // turns))]
+    return [np.sort(part) for part in np.array_split(order_S, max(1, len(order_S) // turns))]
 
 
 def _write(shape, row_lists, *, share, samples, sequences, adv_S, weight_S):

@@ -6,14 +6,16 @@ without signal (equal rewards), so that averages may go over all valid trajector
 without signal included.
 
 Weights make loss = Σ_turns weight * (mean over the turn's sampled tokens). Each `weigh_*` has the
-signature (tokens_S, trajectory_S, micro_S, trajectories=, constant_length=) -> float64 [S]: sampled
-tokens, trajectory and micro-batch of each turn; the valid trajectories of the optimizer step; the
-length that `weigh_constant_length` divides by.
+signature (tokens_S, trajectory_S, micro_S, among_S=, steps=, constant_length=) -> float64 [S], over
+all turns of a rollout batch: sampled tokens, trajectory and micro-batch of each turn; n of its
+question, see `equal_questions`; the optimizer steps that share the turns; the length that
+`weigh_constant_length` divides by. A turn weighs `steps` times what it would in a single step,
+whichever turns share its step: their mean is the loss of the whole batch.
 
 Source: arXiv 2510.05592, Eq. 5 and 7 (`weigh_turns`, `flow`); arXiv 2503.20783 (`dr_grpo`).
 
 Dimensions:
-  Q questions    G rollouts of a question    S samples (turns) of an optimizer step
+  Q questions    G rollouts of a question    S samples (turns) of a rollout batch
 """
 
 import numpy as np
@@ -96,64 +98,47 @@ def original(rewards_QG, valid_QG, turns_QG):
 
 
 # ---- what a turn counts ------------------------------------------------------------------------
-#
-# Each function returns float [S], the weight of each turn in the loss of its optimizer step. Its
-# arguments, each [S]: sampled tokens of the turn; numbers of its trajectory, its step and its
-# micro-batch; and how many trajectories the step averages over, if every question had as many
-# valid ones as this turn's (see `equal_questions`).
 
 
-def equal_questions(valid_QG, steps):
-    """Returns float [Q]: n so that 1/n for each valid trajectory weighs all questions alike.
+def equal_questions(valid_QG):
+    """Returns int [Q]: n so that 1 / n for each valid trajectory weighs all questions alike.
 
-    The means of Eq. 5 go over a question's valid trajectories, then over the questions that have
-    one: a question that lost members to infrastructure counts as much as the others. One optimizer
-    step of several weighs its share of the questions, so that what it weighs a question depends on
-    no other: 2.5 questions are the mean number when 5 are split into 2 steps.
-
-    Args:
-      valid_QG: bool. steps: optimizer steps that share the questions.
+    n = questions with a valid trajectory * valid ones of this question. The means of Eq. 5 go over
+    a question's trajectories, then over questions, so one that lost members to infrastructure
+    counts as much as the others.
     """
     valid_Q = np.asarray(valid_QG, bool).sum(axis=1)
-    return np.count_nonzero(valid_Q) * valid_Q / steps
+    return np.count_nonzero(valid_Q) * valid_Q
 
 
-def weigh_turns(tokens_S, trajectory_S, step_S, micro_S, *, trajectories_S, constant_length):
-    """Returns 1 / (trajectories * turns of this one): Eq. 5, with its 1/|a| in the loss."""
+def weigh_turns(tokens_S, trajectory_S, micro_S, *, among_S, steps, constant_length):
+    """Returns 1 / (n * turns of this trajectory): Eq. 5, with its 1/|a| in the loss."""
     turns_S = np.bincount(trajectory_S)[trajectory_S]
-    return 1.0 / (trajectories_S * turns_S)
+    return 1.0 / (among_S / steps * turns_S)
 
 
-def weigh_rollout_tokens(
-    tokens_S, trajectory_S, step_S, micro_S, *, trajectories_S, constant_length
-):
+def weigh_rollout_tokens(tokens_S, trajectory_S, micro_S, *, among_S, steps, constant_length):
     """Gives the mean over trajectories of the mean over all tokens of the trajectory."""
     total_S = np.bincount(trajectory_S, weights=tokens_S)[trajectory_S]
-    return tokens_S / (trajectories_S * total_S)
+    return tokens_S / (among_S / steps * total_S)
 
 
-def weigh_tokens(tokens_S, trajectory_S, step_S, micro_S, *, trajectories_S, constant_length):
-    """Gives the mean over all tokens of the step, whatever their trajectory."""
-    return tokens_S / np.bincount(step_S, weights=tokens_S)[step_S]
+def weigh_tokens(tokens_S, trajectory_S, micro_S, *, among_S, steps, constant_length):
+    """Gives the mean over all tokens of the batch, whatever their trajectory and question."""
+    return tokens_S / (tokens_S.sum() / steps)
 
 
-def weigh_micro_batch_tokens(
-    tokens_S, trajectory_S, step_S, micro_S, *, trajectories_S, constant_length
-):
+def weigh_micro_batch_tokens(tokens_S, trajectory_S, micro_S, *, among_S, steps, constant_length):
     """Gives the token mean of a micro-batch, then the mean over these: depends on their size."""
     total_S = np.bincount(micro_S, weights=tokens_S)[micro_S]
-    step_of_micro = dict(zip(micro_S.tolist(), step_S.tolist(), strict=True))
-    micro_batches_S = np.bincount(list(step_of_micro.values()))[step_S]
-    return tokens_S / (total_S * micro_batches_S)
+    return tokens_S / (total_S * (len(np.unique(micro_S)) / steps))
 
 
-def weigh_constant_length(
-    tokens_S, trajectory_S, step_S, micro_S, *, trajectories_S, constant_length
-):
+def weigh_constant_length(tokens_S, trajectory_S, micro_S, *, among_S, steps, constant_length):
     """Gives the sum over a trajectory's tokens / constant_length, then the trajectories' mean."""
     if constant_length < 1:
         raise ValueError(
             f"constant_length={constant_length} must be positive. Use the tokens a trajectory may "
             "sample at most: turns times response tokens."
         )
-    return tokens_S / (trajectories_S * constant_length)
+    return tokens_S / (among_S / steps * constant_length)

@@ -32,6 +32,7 @@ def of_trajectories(trajectories, tool_names, *, prefix):
         f"{prefix}/parse_failure_rate": sum(bool(t.parse_failures) for t in turns) / turn_count,
         f"{prefix}/shortened_prompts": sum(turn.shortened > 0 for turn in turns) / turn_count,
         f"{prefix}/truncated": sum(t.status == Status.TRUNCATED for t in trajectories) / count,
+        f"{prefix}/too_long": sum(t.too_long for t in trajectories) / count,
         f"{prefix}/timeouts": sum(t.status == Status.TIMEOUT for t in trajectories),
         f"{prefix}/infra_errors": sum(t.status == Status.INFRA_ERROR for t in trajectories),
         f"{prefix}/infra_retries": sum(t.attempts - 1 for t in trajectories),

@@ -97,6 +97,7 @@ def base():
     c.data.held_out_format = ""  # "" = as data.format
     c.data.index_base = ""  # "0" or "1": where numbers as golds of kind choice count from
     c.data.bad_rows = "refuse"  # or "drop": leave out rows that are no questions
+    c.data.too_long = "refuse"  # or "drop": training questions whose prompts can never fit
 
     c.tools = tools()
 
@@ -115,6 +116,7 @@ def base():
     c.rollout.in_flight = 256  # trajectories at once; further ones start as these end
     c.rollout.infra_retries = 1  # times a trajectory is started again after such a failure
     c.rollout.min_valid_share = 0.5  # abort the run below this share of usable trajectories
+    c.rollout.empty_steps = 3  # in a row without a token to train on; one more ends the run
 
     c.engine = ConfigDict()
     c.engine.tensor = 1  # devices that split the heads of one replica

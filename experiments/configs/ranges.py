@@ -1,17 +1,19 @@
 """The range of every number in a config, and what to use instead of a value outside it.
 
-A test proves that each number of `common.base()` has a row. What depends on other fields is checked
-in experiments/running/limits.py.
+A test proves that each number of `common.base()` and of the shipped configs has a row. What depends
+on other fields is checked in experiments/running/limits.py.
 """
 
 import dataclasses
 import fnmatch
 import math
 
+from models.engine.types import LOWEST_TEMPERATURE
+
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, both included unless `above` leaves `low` out.
+    """Finite numbers from `low` to `high`, unless `above` leaves out `low` and `below` `high`.
 
     also: a single number that may stand outside. instead: what to use, a clause.
     """
@@ -20,17 +22,21 @@ class Range:
     instead: str
     high: float = math.inf
     above: bool = False
+    below: bool = False
     also: float | None = None
 
     def holds(self, value):
-        inside = self.low < value if self.above else self.low <= value
-        return math.isfinite(value) and (value == self.also or inside and value <= self.high)
+        over = self.low < value if self.above else self.low <= value
+        under = value < self.high if self.below or self.high == math.inf else value <= self.high
+        return value == self.also or (over and under and value > -math.inf)
 
     def __str__(self):
-        words = f"above {self.low:g}" if self.above else f"{self.low:g} or more"
-        if math.isfinite(self.high):
-            to = f"{self.high:,}" if isinstance(self.high, int) else f"{self.high:g}"
-            words = f"{words} and at most {to}" if self.above else f"from {self.low:g} to {to}"
+        bounds = []
+        if self.low > -math.inf:
+            bounds.append(f"above {self.low:g}" if self.above else f"{self.low:g} or more")
+        if self.high < math.inf:
+            bounds.append(f"{'below' if self.below else 'at most'} {self.high:,}")
+        words = " and ".join(bounds) or "finite"
         return words if self.also is None else f"{self.also:g} or {words}"
 
 
@@ -46,10 +52,14 @@ def off_or_more(instead):
     return Range(0, instead)
 
 
+def temperature(instead):
+    return Range(LOWEST_TEMPERATURE, instead, also=0)
+
+
 # The first pattern that matches a field's dotted name counts; of a tuple, each item is checked.
 RANGES = {
     "seed": Range(0, "use a small number such as 0", high=2**32 - 1),
-    "steps": count("1 makes a single update; experiments.solve tries a model without any"),
+    "steps": off_or_more("0 only evaluates the held-out questions"),
     "model.lora.rank": off_or_more("0 trains all parameters"),
     "model.lora.alpha": Range(0, "twice the rank is common", above=True),
     "mesh.*": Range(1, "-1 takes all remaining devices", also=-1),
@@ -62,15 +72,17 @@ RANGES = {
     "rollout.questions": count("a step needs a question"),
     "rollout.group": count("advantages compare a question's rollouts: use 8, as the paper", 2),
     "rollout.max_turns": count("the paper trains with 3"),
-    "rollout.temperature": off_or_more("the paper samples at 0.5"),
+    "rollout.temperature": temperature("the paper samples at 0.5"),
     "rollout.*_tokens": count("set it to what the model's context allows"),
     "rollout.*_seconds": seconds("use a time after which waiting makes no sense"),
     "rollout.in_flight": count("rollout.questions * rollout.group starts all at once"),
     "rollout.infra_retries": off_or_more("0 never tries again"),
     "rollout.min_valid_share": Range(0, "0 never stops the run", high=1),
+    "rollout.empty_steps": off_or_more("0 ends the run at the first"),
     "engine.replicas": off_or_more("0 makes as many as the devices allow"),
     "engine.cache_tokens": off_or_more("0 sizes the cache by the slots"),
     "engine.*": count("the default is a good start"),
+    "backends.*.extra.*": Range(-math.inf, "JSON has no other numbers"),
     "backends.*.temperature": off_or_more("0 decodes greedily"),
     "backends.*.limits.requests_per_second": off_or_more("0 sets no limit"),
     "backends.*.limits.retries": off_or_more("0 never tries again"),
@@ -89,15 +101,24 @@ RANGES = {
     "loss.*": count("1 makes one optimizer step a rollout batch"),
     "optim.lr": off_or_more("0 trains nothing, as a control"),
     "optim.warmup_steps": off_or_more("0 starts at the full rate"),
-    "optim.b[12]": Range(0, "0.9 and 0.999 are usual", high=1 - 1e-9),
+    "optim.b[12]": Range(0, "0.9 and 0.999 are usual", high=1, below=True),
     "optim.eps": Range(0, "1e-8 is usual", above=True),
     "optim.weight_decay": off_or_more("0 turns it off"),
     "optim.clip_norm": Range(0, "1.0 is usual; 1e9 never clips", above=True),
     "eval.every": off_or_more("0 evaluates only before and after"),
     "eval.questions": off_or_more("0 asks all questions"),
-    "eval.temperature": off_or_more("0 decodes greedily"),
+    "eval.temperature": temperature("0 decodes greedily"),
     "checkpoint.every": count("a number above steps saves at the end alone"),
     "checkpoint.keep": count("1 keeps the newest alone"),
+    "warmstart.seed": Range(0, "use a small number such as 0", high=2**32 - 1),
+    "warmstart.lr": Range(0, "2e-3 suits the shipped model", above=True),
+    "warmstart.final_lr": Range(0, "it is a share of warmstart.lr, such as 0.05", high=1),
+    "warmstart.warmup_steps": off_or_more("0 starts at the full rate"),
+    "warmstart.weight_decay": off_or_more("0 turns it off"),
+    "warmstart.copy_samples": off_or_more("0 practises no copying"),
+    "warmstart.prompt_weight": off_or_more("0 trains on responses alone"),
+    "warmstart.real_share": Range(0, "it is a share, such as 0.3", high=1),
+    "warmstart.*": count("the quickstart's value is a good start"),
 }
 
 

@@ -2,9 +2,10 @@
 
 from absl import logging
 
-from experiments.running import command, fields, sessions
+from experiments.running import command, fields, fitting, sessions
 from flow_grpo_jax import batching, data, loss
 from models import qwen2
+from models.engine import limits as engine_limits
 
 
 def check(config):
@@ -36,6 +37,9 @@ def check_limits(config):
             longest_prompt=settings.max_prompt_tokens,
             longest_response=settings.max_response_tokens,
         )
+        engine_limits.check_pages(
+            prefill_tokens=config.engine.prefill_tokens, page_size=config.engine.page_size
+        )
     if not 1 <= config.loss.mini_batches <= settings.questions:
         raise command.ConfigError(
             f"loss.mini_batches={config.loss.mini_batches} must be between 1 and "
@@ -52,12 +56,14 @@ def check_limits(config):
             f"model.remat={config.model.remat!r} is unknown; valid: {', '.join(qwen2.REMAT)}."
         )
     check_data(config.data)
-    if config.loss.variant == "gspo" and config.loss.clip_low > 1e-2:
+    bounds = config.loss.clip_low, config.loss.clip_high
+    if config.loss.variant == "gspo" and max(bounds) > 1e-2:
         logging.warning(
-            "loss.variant=gspo with loss.clip_low=%s: ratios of whole turns never get so far from "
-            "1, so nothing will be clipped. Its paper (arXiv 2507.18071) takes "
-            "--config.loss.clip_low=3e-4 --config.loss.clip_high=4e-4 --config.loss.dual_clip=0.",
-            config.loss.clip_low,
+            "loss.variant=gspo with loss.clip_low=%s and loss.clip_high=%s: ratios of whole turns "
+            "never get so far from 1, so nothing will be clipped. Its paper (arXiv 2507.18071) "
+            "takes --config.loss.clip_low=3e-4 --config.loss.clip_high=4e-4 "
+            "--config.loss.dual_clip=0.",
+            *bounds,
         )
     sessions.rollout_settings(config, temperature=settings.temperature)
 
@@ -66,6 +72,11 @@ def check_data(settings):
     """Raises ConfigError if `config.data` names no file or has an unknown value."""
     if not settings.train:
         raise command.ConfigError("data.train is empty; give a file of questions.")
+    if settings.too_long not in fitting.CHOICES:
+        valid = ", ".join(fitting.CHOICES)
+        raise command.ConfigError(
+            f"data.too_long={settings.too_long!r} is unknown; valid: {valid}."
+        )
     with command.checking_config():
         for format in (settings.format, settings.held_out_format or settings.format):
             data.check_options(

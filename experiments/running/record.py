@@ -54,8 +54,28 @@ class Record:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
         logging.info("%s", step_line(step, self._steps, values))
-        if values.get("group/zero_variance") == 1.0:
+        if values.get("group/zero_variance") == 1.0 and values.get("optim/steps") != 0:
             logging.warning("step %d: all groups scored alike and taught nothing", step)
+
+    def skip(self, step, cause, *, most):
+        """Returns the metrics of the update in a step without a token to train on; logs the cause.
+
+        most: such steps in a row before the run ends.
+
+        Raises:
+          RuntimeError: this one is too many.
+        """
+        first = step
+        while self.line(first - 1).get("optim/steps") == 0:
+            first -= 1
+        if step - first >= most:
+            steps = f"Steps {first} to {step}" if step > first else f"Step {step}"
+            raise RuntimeError(
+                f"{steps} had nothing to train on, more in a row than rollout.empty_steps={most}. "
+                f"Causes in step {step}: {cause}."
+            )
+        logging.warning("step %d: nothing to train on, no optimizer step: %s", step, cause)
+        return {"optim/steps": 0.0, "optim/skipped": 0.0, "tokens/trained": 0.0}
 
     def write_trajectories(self, kind, questions, trajectories_QG, scores_QG, *, step, adv_QG=None):
         """Writes trajectories/KIND_STEP.jsonl, one trajectory a line.
@@ -136,11 +156,16 @@ def step_line(step, steps, values):
             f"reward {values['reward/mean']:.3f}",
             f"turns {values['rollout/turns']:.2f}",
             f"tool errors {values['rollout/tool_error_rate']:.3f}",
-            f"kl {values['loss/kl']:.4f}",
-            f"entropy {values['policy/entropy']:.3f}",
-            f"gap {values['policy/logprob_gap_max']:.1e}",
-            f"{values['time/rollout']:.1f}+{values['time/update']:.1f} s",
         ]
+        if "loss/kl" in values:
+            parts += [
+                f"kl {values['loss/kl']:.4f}",
+                f"entropy {values['policy/entropy']:.3f}",
+                f"gap {values['policy/logprob_gap_max']:.1e}",
+            ]
+        else:
+            parts.append("no optimizer step")
+        parts.append(f"{values['time/rollout']:.1f}+{values['time/update']:.1f} s")
     if "eval/success" in values:
         parts.append(f"held-out {_share(values)}")
     return " | ".join(parts)

@@ -63,6 +63,17 @@ class Session:
             engine.set_weights("frozen", self._base())
             self.released = False
 
+    def take_steps(self, program, state, mini_batches, *, release):
+        """Returns (state, metrics) of an `update.Update`; the engine then serves the new weights.
+
+        release: whether it gives up its memory meanwhile.
+        """
+        if release:
+            self.release()
+        state, metrics = program(state, self.frozen, mini_batches)
+        self.serve(state.params)
+        return state, metrics
+
     def release(self):
         """Frees the engine's memory on the devices until `serve`."""
         self.system.engine.release()
@@ -390,12 +401,15 @@ def batch_shapes(config, mesh):
     return shapes
 
 
-def split(config, step):
-    """Returns what splits the turns of a rollout batch into optimizer steps."""
+def weighting(config, variant, step):
+    """Returns the arguments of `batching.build` that say what turns count, and in which step."""
     if turns := config.loss.mini_batch_turns:
         seed = (config.seed, step)
-        return functools.partial(batching.shuffled, turns=turns, seed=seed)
-    return functools.partial(batching.by_questions, mini_batches=config.loss.mini_batches)
+        split = functools.partial(batching.shuffled, turns=turns, seed=seed)
+    else:
+        split = functools.partial(batching.by_questions, mini_batches=config.loss.mini_batches)
+    longest = config.rollout.max_turns * config.rollout.max_response_tokens
+    return dict(weigh=variant.weigh, split=split, constant_length=longest)
 
 
 def rollout_settings(config, *, temperature):

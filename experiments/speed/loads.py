@@ -160,7 +160,7 @@ class _Samples:
         )
 
 
-def weigh_equally(tokens_S, trajectory_S, step_S, micro_S, *, trajectories_S, constant_length):
+def weigh_equally(tokens_S, trajectory_S, micro_S, *, among_S, steps, constant_length):
     """Weighs each sample by 1 / samples: the one weighting that all peers have."""
     return np.full(len(tokens_S), 1.0 / len(tokens_S))
 

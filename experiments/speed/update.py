@@ -105,7 +105,11 @@ class OurUpdate:
             assemble = lora.combine
         else:
             params = jax.jit(make)(key_model)
-            self.frozen = jax.jit(functools.partial(make, dtype=dtype))(key_reference)
+            # Near the policy, as in training: far from it everyone bounds KL in another way.
+            mix = lambda ours, other: (0.9 * ours + 0.1 * other).astype(dtype)
+            self.frozen = jax.jit(lambda *keys: jax.tree.map(mix, *map(make, keys)))(
+                key_model, key_reference
+            )
         adamw = optimizer.make(warmup_steps=0, moment_dtype="float32", **OPTIMIZER)
         self.state = update.init(params, adamw)
         self.make_update = functools.partial(

@@ -16,10 +16,7 @@ def check_settings(*, prefill_tokens, page_size, seed, in_flight, weights, mesh,
     for name, value in (counts | dict(prefill_tokens=prefill_tokens, page_size=page_size)).items():
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
-    if prefill_tokens % page_size:
-        raise ValueError(
-            f"prefill_tokens={prefill_tokens} must be a multiple of page_size={page_size}."
-        )
+    check_pages(prefill_tokens=prefill_tokens, page_size=page_size)
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed} is outside [0, 2**32).")
     if in_flight not in IN_FLIGHT:
@@ -30,6 +27,14 @@ def check_settings(*, prefill_tokens, page_size, seed, in_flight, weights, mesh,
         raise ValueError(
             f"The engine's mesh has {dict(mesh.shape)}; only `tensor` may exceed 1. Build one "
             "engine for each group of devices (models/engine/replicas.py)."
+        )
+
+
+def check_pages(*, prefill_tokens, page_size):
+    """Raises ValueError unless a row of a prefill call is whole pages."""
+    if prefill_tokens % page_size:
+        raise ValueError(
+            f"prefill_tokens={prefill_tokens} must be a multiple of page_size={page_size}."
         )
 
 

@@ -111,17 +111,22 @@ def test_steps_and_bounds_that_depend_on_each_other(caplog):
     assert (config.loss.variant, config.loss.mini_batch_turns) == ("original", 64)
     config.data.train = "somewhere"
     limits.check_limits(config)
+    config.engine.page_size = 100
+    with pytest.raises(command.ConfigError, match="prefill_tokens=256 must be a multiple of"):
+        limits.check_limits(config)
+    config.engine.page_size = 64
     config.loss.mini_batches = 2
     with pytest.raises(command.ConfigError, match="loss.mini_batches=2 splits by questions and"):
         limits.check_limits(config)
     config = module("paper_7b").get_config()
     config.data.train, config.loss.variant = "somewhere", "gspo"
     limits.check_limits(config)
-    assert "loss.variant=gspo with loss.clip_low=0.2" in caplog.text
-    caplog.clear()
-    config.loss.clip_low = 3e-4
-    limits.check_limits(config)
-    assert not caplog.text
+    assert "loss.variant=gspo with loss.clip_low=0.2 and loss.clip_high=0.3" in caplog.text
+    for name, value, warns in (("clip_low", 3e-4, True), ("clip_high", 4e-4, False)):
+        caplog.clear()
+        config.loss[name] = value
+        limits.check_limits(config)
+        assert bool(caplog.text) is warns
 
 
 @pytest.fixture

@@ -1,11 +1,15 @@
 """Every field of a config is known and has the type of its default, however it was set."""
 
+import importlib.util
 import math
+import pathlib
 
 import pytest
 
-from experiments.configs import common, quickstart, ranges
+from experiments.configs import common, paper_7b, quickstart, ranges
 from experiments.running import command, dotted, fields
+
+FOLDER = pathlib.Path(common.__file__).parent
 
 
 def changed(change):
@@ -27,6 +31,22 @@ def test_the_defaults_and_the_quickstart_with_its_warm_start_are_fine():
     fields.check(changed(lambda c: c.batch.update(rows=[2, 4])))  # becomes a tuple
 
 
+def shipped():
+    """Yields every config of experiments/configs, with each of its arguments."""
+    for path in sorted(FOLDER.glob("*.py")):
+        if path.stem not in ("__init__", "common", "ranges"):
+            spec = importlib.util.spec_from_file_location("config", path)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            yield module.get_config()
+    yield from map(paper_7b.get_config, ("authors", *paper_7b.MESHES))
+
+
+def test_every_shipped_config_passes():
+    for config in shipped():
+        fields.check(config)
+
+
 def numbers(config):
     for name, value in dotted.flat(config.to_dict()):
         for number in value if isinstance(value, tuple) else (value,):
@@ -35,7 +55,9 @@ def numbers(config):
 
 
 def test_every_number_has_a_range_and_every_range_a_number():
-    names = [n for n in numbers(quickstart.get_config()) if not n.startswith("warmstart.")]
+    with_extra = common.base()
+    with_extra.backends.judge.extra.top_k = 1
+    names = {n for c in (*shipped(), with_extra) for n in numbers(c)}
     assert not [name for name in names if ranges.of(name) is None]
     used = {id(ranges.of(name)) for name in names}
     assert not [pattern for pattern, r in ranges.RANGES.items() if id(r) not in used]
@@ -44,6 +66,9 @@ def test_every_number_has_a_range_and_every_range_a_number():
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
+        ("steps", -1, "must be 0 or more; 0 only evaluates the held-out questions."),
+        ("rollout.temperature", 1e-5, "must be 0 or 0.0001 or more; the paper samples at 0.5."),
+        ("rollout.empty_steps", -1, "must be 0 or more"),
         ("checkpoint.keep", 0, "must be 1 or more; 1 keeps the newest alone."),
         ("checkpoint.every", 0, "must be 1 or more; a number above steps saves at the end alone."),
         ("rollout.group", 1, "must be 2 or more; advantages compare a question's rollouts: use 8"),
@@ -54,9 +79,9 @@ def test_every_number_has_a_range_and_every_range_a_number():
         ("loss.dual_clip", 1.0, "must be 0 or above 1; 3 is usual, 0 turns it off."),
         ("mesh.fsdp", 0, "must be -1 or 1 or more; -1 takes all remaining devices."),
         ("mesh.tensor", -2, "must be -1 or 1 or more"),
-        ("seed", -1, "must be from 0 to 4,294,967,295"),
-        ("rollout.min_valid_share", 1.1, "must be from 0 to 1"),
-        ("optim.b2", 1.0, "must be from 0 to 1"),
+        ("seed", -1, "must be 0 or more and at most 4,294,967,295"),
+        ("rollout.min_valid_share", 1.1, "must be 0 or more and at most 1"),
+        ("optim.b2", 1.0, "must be 0 or more and below 1; 0.9 and 0.999 are usual."),
         ("batch.rows", (1, 0), "must be 1 or more"),
         ("tools.python_coder.seconds", 0.0, "must be above 0"),
         ("backends.judge.limits.concurrency", 0, "must be 1 or more"),
@@ -75,12 +100,22 @@ def test_a_number_outside_its_range_is_refused_with_what_to_use(name, value, mes
     ("name", "value"),
     [("loss.dual_clip", 0.0), ("loss.kl_coef", 0.0), ("optim.lr", 0.0), ("eval.every", 0)]
     + [("mesh.fsdp", -1), ("mesh.fsdp", 1), ("rollout.infra_retries", 0), ("seed", 2**32 - 1)]
-    + [("checkpoint.keep", 1), ("rollout.group", 2), ("tools.web_search.per_second", 0.0)],
+    + [("checkpoint.keep", 1), ("rollout.group", 2), ("tools.web_search.per_second", 0.0)]
+    + [("steps", 0), ("steps", 10**400), ("eval.temperature", 0.0), ("rollout.temperature", 1e-4)],
 )
 def test_the_ends_of_a_range_are_fine(name, value):
     c = common.base()
     c.update_from_flattened_dict({name: value})
     fields.check(c)
+
+
+def test_what_a_server_is_sent_may_be_any_finite_number():
+    c = common.base()
+    c.backends.judge.extra.update(top_k=-1, bias=-2.5)
+    fields.check(c)
+    c.backends.judge.extra.bias = -math.inf
+    with pytest.raises(command.ConfigError, match="judge.extra.bias=-inf must be finite; JSON"):
+        fields.check(c)
 
 
 def test_a_misspelt_field_is_refused_where_it_is_written():

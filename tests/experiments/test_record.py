@@ -27,6 +27,7 @@ VALUES = {
     "time/update": 1.0,
     "group/zero_variance": 0.0,
 }
+NEEDS_AN_UPDATE = ("loss/kl", "policy/entropy", "policy/logprob_gap_max")
 EVALUATED = {
     "eval/success": 0.75,
     "eval/correct": 3.0,
@@ -55,6 +56,25 @@ def said(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("absl"), "propagate", True)
     caplog.set_level(logging.INFO)
     return lambda: [entry.getMessage() for entry in caplog.records]
+
+
+def test_steps_without_a_token_are_skipped_until_they_are_too_many(tmp_path, said):
+    kept = record.Record(tmp_path, steps=9)
+    kept.write(1, VALUES | {"optim/steps": 1.0})
+    empty = {name: value for name, value in VALUES.items() if name not in NEEDS_AN_UPDATE}
+    for step in (2, 3):
+        skipped = kept.skip(step, "all gone (4 of 4)", most=2)
+        assert skipped == {"optim/steps": 0.0, "optim/skipped": 0.0, "tokens/trained": 0.0}
+        kept.write(step, empty | skipped | {"group/zero_variance": 1.0})
+    warning = "step 3: nothing to train on, no optimizer step: all gone (4 of 4)"
+    assert said()[-2] == warning
+    assert "| no optimizer step |" in said()[-1]  # and no word of groups that scored alike
+    with pytest.raises(RuntimeError, match="Steps 2 to 4 had nothing .*empty_steps=2.* all gone"):
+        record.Record(tmp_path, steps=9, resumed_after=3).skip(4, "all gone", most=2)
+    kept.write(4, VALUES | {"optim/steps": 1.0})
+    kept.skip(5, "all gone", most=1)  # counted anew
+    with pytest.raises(RuntimeError, match="Step 5 had nothing to train on"):
+        kept.skip(5, "all gone", most=0)
 
 
 def test_a_line_is_written_replaced_and_kept_over_a_resumption(tmp_path):

@@ -34,6 +34,8 @@ def test_a_run_of_an_earlier_version_keeps_its_values(tmp_path, caplog):
         tools["python_traceback"], tools["sandbox"] = False, "minimal"
         tools["knowledge_search"] = {"index": "", "url": ""}
         del tools["python_coder"], values["rollout"]["infra_retries"]
+        del values["data"]["too_long"], values["rollout"]["empty_steps"]
+        del values["loss"]["mini_batch_turns"]
 
     written(tmp_path, earlier)
     config, _ = stored.read_config(tmp_path)

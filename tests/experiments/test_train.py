@@ -18,7 +18,7 @@ from experiments import export, solve, train
 from experiments.configs import common, quickstart, smoke
 from experiments.running import command, limits, stored
 from experiments.solving import panel
-from flow_grpo_jax import metrics
+from flow_grpo_jax import data, metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 VOLATILE = ("time/", "throughput/", "compile/")
@@ -272,8 +272,50 @@ def test_sigterm_saves_and_exits_75(tmp_path):
     assert max(saved) >= 1
 
 
+def with_an_empty_first_step(folder):
+    """A config of two steps; no prompt of the first one's questions fits."""
+    c = small_config()
+    c.steps, c.data.held_out = 2, ""
+    rows = data.read_questions(ROOT / c.data.train)[:4]
+    first = next(data.QuestionBatches(rows, batch=2, seed=c.seed))
+    for row in rows:
+        if row["id"] in [question["id"] for question in first]:
+            row["question"] += " and so on" * 100
+    c.data.train = str(folder / "train.jsonl")
+    pathlib.Path(c.data.train).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return c
+
+
+@pytest.mark.slow
+def test_a_step_without_a_prompt_that_fits_is_skipped_and_resumed(tmp_path):
+    c = with_an_empty_first_step(tmp_path)
+    with pytest.raises(command.ConfigError, match="2 of 4 questions of data.train can never"):
+        train.train(c, tmp_path / "new")
+    assert not (tmp_path / "new" / "config.json").exists()
+    whole, parts, strict = (tmp_path / name for name in ("whole", "parts", "strict"))
+    for folder in (whole, parts, strict):  # as runs that began before questions were measured
+        folder.mkdir()
+        stored.write_config(c, folder)
+    train.train(c, whole)
+    c.steps = 1
+    train.train(c, parts)
+    c.steps = 2
+    train.train(c, parts)
+    empty, trained = lines(whole)
+    assert lines(parts) == [empty, trained]
+    assert (empty["optim/steps"], empty["rollout/too_long"], empty["tokens/trained"]) == (0, 1, 0)
+    assert "loss/total" not in empty
+    assert (trained["optim/steps"], trained["rollout/too_long"]) == (1, 0)
+    c.rollout.empty_steps = 0
+    with pytest.raises(RuntimeError, match="Step 1 had nothing .* rollout.max_prompt_tokens .8 of"):
+        train.train(c, strict, force=True)
+
+
 BAD_INPUT = [
     (["--config.rollout.temperature=0.0"], 2, "temperature"),
+    (["--config.checkpoint.keep=0"], 2, "checkpoint.keep=0 must be 1 or more; 1 keeps the newest"),
+    (["--config.loss.kl_coef=nan"], 2, "loss.kl_coef=nan must be 0 or more"),
+    (["--config.data.too_long=keep"], 2, "valid: refuse, drop"),
     (["--config.loss.variant=ppo"], 2, "valid: flow, original"),
     (["--config.no_such=1"], 2, "The configuration has no field 'no_such'.\n"),
     (["--config.rollout.max_turn=3"], 2, "no field 'max_turn'. Did you mean 'max_turns'?\n"),

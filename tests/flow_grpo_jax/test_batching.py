@@ -317,7 +317,7 @@ TOKENS_S, TRAJECTORY_S, MICRO_S = np.array([2, 4, 3]), np.array([0, 0, 1]), np.a
 )
 def test_weights_by_hand(name, expected_S):
     weight_S = getattr(credit, name)(
-        TOKENS_S, TRAJECTORY_S, 0 * MICRO_S, MICRO_S, trajectories_S=2, constant_length=10
+        TOKENS_S, TRAJECTORY_S, MICRO_S, among_S=2, steps=1, constant_length=10
     )
     np.testing.assert_allclose(weight_S, expected_S)
 
@@ -364,22 +364,26 @@ def five_questions():
     return found
 
 
-@pytest.mark.parametrize("weigh", [credit.weigh_turns, credit.weigh_rollout_tokens])
-@pytest.mark.parametrize("excluded", [(), (1,), (1, 4, 5)], ids=str)
-@pytest.mark.parametrize(
-    "split",
-    [
-        functools.partial(batching.by_questions, mini_batches=1),
-        functools.partial(batching.by_questions, mini_batches=2),
-        functools.partial(batching.by_questions, mini_batches=5),
-        functools.partial(batching.shuffled, turns=3, seed=(0, 7)),
-    ],
-    ids=["one", "two", "five", "shuffled"],
-)
-def test_every_question_weighs_the_same(weigh, excluded, split):
+SPLITS = {
+    "one": functools.partial(batching.by_questions, mini_batches=1),
+    "two": functools.partial(batching.by_questions, mini_batches=2),
+    "five": functools.partial(batching.by_questions, mini_batches=5),
+    "shuffled": functools.partial(batching.shuffled, turns=3, seed=(0, 7)),
+}
+WEIGH = [
+    credit.weigh_turns,
+    credit.weigh_rollout_tokens,
+    credit.weigh_tokens,
+    credit.weigh_constant_length,
+]
+
+
+def mean_weights(weigh, excluded, split):
+    """(samples, valid_QG, [weight of each sample in the mean over the optimizer steps])."""
     samples = five_questions()
     valid_QG = np.ones((5, 2), bool)
     valid_QG.flat[list(excluded)] = False
+    steps = split(np.array([s.group for s in samples if valid_QG.flat[s.trajectory]]), 5)
     parts = build(
         samples,
         adv_QG=np.ones((5, 2)),
@@ -387,32 +391,83 @@ def test_every_question_weighs_the_same(weigh, excluded, split):
         weigh=weigh,
         split=split,
         layout="packed",
+        constant_length=7,
     )
-    steps = -(-sum(valid_QG.flat[s.trajectory] for s in samples) // 3)
-    steps = steps if split.func is batching.shuffled else split.keywords["mini_batches"]
-    weight_Q, weight_QG = np.zeros(5), np.zeros(10)
+    weight_S = np.zeros(len(samples))
     for part in parts:
         for number, weight in weights_of(part).items():
-            weight_Q[samples[number].group] += weight / steps
-            weight_QG[samples[number].trajectory] += weight / steps
+            weight_S[number] += weight / len(steps)
+    return samples, valid_QG, weight_S
+
+
+@pytest.mark.parametrize("weigh", [credit.weigh_turns, credit.weigh_rollout_tokens])
+@pytest.mark.parametrize("excluded", [(), (1,), (1, 4, 5)], ids=str)
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_question_weighs_the_same(weigh, excluded, split):
+    samples, valid_QG, weight_S = mean_weights(weigh, excluded, SPLITS[split])
+    weight_QG = np.bincount([s.trajectory for s in samples], weight_S).reshape(5, 2)
     left_Q = valid_QG.any(1)
-    np.testing.assert_allclose(weight_Q, left_Q / left_Q.sum(), rtol=1e-6)
     expected_QG = (left_Q / left_Q.sum())[:, None] * valid_QG
     expected_QG = expected_QG / np.maximum(valid_QG.sum(1, keepdims=True), 1)
-    np.testing.assert_allclose(weight_QG, expected_QG.ravel(), rtol=1e-6)
+    np.testing.assert_allclose(weight_QG, expected_QG, rtol=1e-6)
+
+
+@pytest.mark.parametrize("weigh", WEIGH)
+@pytest.mark.parametrize("excluded", [(), (1, 4, 5)], ids=str)
+@pytest.mark.parametrize("split", ["two", "five", "shuffled"])
+def test_the_mean_over_the_steps_is_a_single_step(weigh, excluded, split):
+    """So is the mean of their gradients, as long as the parameters stay."""
+    _, _, weight_S = mean_weights(weigh, excluded, SPLITS[split])
+    np.testing.assert_allclose(weight_S, mean_weights(weigh, excluded, SPLITS["one"])[2], rtol=1e-6)
+
+
+def test_every_micro_batch_of_the_original_weighs_the_same():
+    parts = build(
+        five_questions(),
+        adv_QG=np.ones((5, 2)),
+        valid_QG=np.ones((5, 2), bool),
+        weigh=credit.weigh_micro_batch_tokens,
+        split=SPLITS["two"],
+        rows=(3,),
+    )
+    assert [len(part) for part in parts] == [4, 3]  # 12 and 8 turns, three in a micro-batch
+    for batch in sum(parts, []):
+        assert batch.weight_BA.sum() == pytest.approx(2 / 7)  # two steps, seven micro-batches
+
+
+@pytest.mark.parametrize("mini_batches", [1, 2, 3, 6])
+def test_even_steps_of_whole_questions_are_means_bit_for_bit(mini_batches):
+    """6 questions of 7 rollouts: 1 / (trajectories of the step * turns), then / tokens."""
+    samples = [
+        sample([t], [1] * (1 + t % 3), trajectory=t, group=t // 7)
+        for t in range(42)
+        for _ in range(1 + t % 4)
+    ]
+    parts = build(
+        samples,
+        adv_QG=np.ones((6, 7)),
+        valid_QG=np.ones((6, 7), bool),
+        mini_batches=mini_batches,
+        rows=(200,),
+    )
+    assert len(parts) == mini_batches
+    for part in parts:
+        for (t,), _, _, _, weight in read_turns(part):
+            trajectories, turns, tokens = 42 // mini_batches, 1 + t % 4, 1 + t % 3
+            assert weight == np.float32(1 / (trajectories * turns) / tokens)
 
 
 def test_eight_two_and_one_valid_of_eight_weigh_a_third_each():
     valid_QG = np.arange(8) < np.array([[8], [2], [1]])
-    weight_Q = 1 / credit.equal_questions(valid_QG, 1)
-    np.testing.assert_allclose(weight_Q * valid_QG.sum(1), 1 / 3)
-    assert (credit.equal_questions(np.ones((32, 8)), 4) == 64).all()  # as 8 questions of 8
+    assert credit.equal_questions(valid_QG).tolist() == [3 * 8, 3 * 2, 3 * 1]
+    assert credit.equal_questions(np.vstack([valid_QG, np.zeros(8)])).tolist() == [24, 6, 3, 0]
+    assert credit.equal_questions(np.ones((32, 8))).tolist() == [256] * 32
 
 
 def test_shuffled_turns_are_split_like_the_authors_do():
     question_S = np.repeat(np.arange(40), 5)
     steps = batching.shuffled(question_S, 40, turns=64, seed=(0, 3))
-    assert [len(part) for part in steps] == [50, 50, 50, 50]
+    assert [len(part) for part in steps] == [67, 67, 66]  # three of 64 fit in 200
     assert sorted(np.concatenate(steps)) == list(range(200))
     assert all(len(set(question_S[part])) > 25 for part in steps)
     again = batching.shuffled(question_S, 40, turns=64, seed=(0, 3))

@@ -5,6 +5,7 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -362,6 +363,24 @@ def test_kl_goes_on_as_its_tangent(log_ref):
     (_, sums), grad_BA = graded(logp_BA, ref_BA, batch, numbers_with(kl_coef=0.5))
     assert float(sums["kl"]) == pytest.approx(value, rel=1e-5, abs=1e-6)
     assert float(grad_BA[0, 0]) == pytest.approx(-0.5 * slope, rel=1e-5)
+
+
+def test_kl_inside_its_bound_is_the_bare_formula_bit_for_bit():
+    log_ratio = np.linspace(-30, 5, 10_001, dtype=np.float32)
+    graded = lambda f: jax.jit(jax.vmap(jax.value_and_grad(f)))(log_ratio)
+    bare = graded(lambda r: jnp.exp(jnp.minimum(r, 20.0)) - r - 1.0)
+    for found, expected in zip(graded(loss.k3), bare, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_one_lost_token_does_not_own_the_step():
+    """Its pull grows with the distance, never turns, and stays below 148 times that of others."""
+    pulls = []
+    for log_ref in (1.0, 3.0, 5.0, 7.0, 12.0, 19.9, 20.1, 60.0):
+        batch, logp_BA, ref_BA = one_token(0.0, 0.0, log_ref=log_ref)
+        _, grad_BA = graded(logp_BA, ref_BA, batch, numbers_with(kl_coef=1.0))
+        pulls.append(-float(grad_BA[0, 0]))
+    assert pulls == sorted(pulls) and pulls[0] > 1 and pulls[-1] < 148
 
 
 def test_kl_off_does_not_read_the_reference():

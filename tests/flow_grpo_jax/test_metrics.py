@@ -26,7 +26,14 @@ def test_shares_leave_out_what_infrastructure_broke():
     assert found["rollout/parse_failure_rate"] == 0.5
     assert found["rollout/infra_errors"] == 1.0
     assert found["rollout/truncated"] == pytest.approx(1 / 3)
+    assert found["rollout/too_long"] == 0.0
     assert (found["tool/search/share"], found["tool/python/share"]) == (0.5, 0.5)
+
+
+def test_prompts_over_their_limit_are_counted_apart_from_cut_responses():
+    too_long = dataclasses.replace(CUT, error="The prompt has 300 tokens", turns=())
+    found = metrics.of_trajectories([DONE, CUT, too_long, BROKEN], (), prefix="eval")
+    assert (found["eval/truncated"], found["eval/too_long"]) == (0.5, 0.25)
 
 
 def test_rewards_are_over_valid_trajectories():

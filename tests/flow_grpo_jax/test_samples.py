@@ -62,11 +62,37 @@ def test_a_reward_that_nobody_knows_does_not_count():
 
 
 def test_a_run_with_too_few_usable_trajectories_stops_with_the_causes():
-    with pytest.raises(RuntimeError, match="Only 25% .* least=.*|search server is gone"):
+    with pytest.raises(RuntimeError, match="Only 25% .*: the search server is gone .3 of 4."):
         samples.usable([[FINE, BROKEN], [BROKEN, BROKEN]], [[KNOWN] * 2] * 2, least=0.5)
     with pytest.raises(RuntimeError, match="judge/no_verdict"):
         samples.usable([[FINE, FINE]], [[UNKNOWN] * 2], least=0.5)
     samples.usable([[FINE, BROKEN]], [[KNOWN] * 2], least=0.5)  # exactly the least
+
+
+TOO_LONG = trajectory(status=Status.TRUNCATED, error="The prompt has 300 tokens")
+SOLVED = trajectory(turn(1, (5,), (9,)))
+LATE = trajectory(turn(1, (5,), (9,)), status=Status.TIMEOUT, error="600 s are over")
+
+
+@pytest.mark.parametrize(
+    ("trajectories_G", "scores_G", "cause"),
+    [
+        ([SOLVED, BROKEN, LATE], [KNOWN] * 3, ""),
+        ([TOO_LONG, TOO_LONG], [KNOWN] * 2, "a prompt over rollout.max_prompt_tokens (2 of 2)"),
+        (
+            [LATE, TOO_LONG, LATE],
+            [KNOWN] * 3,
+            "600 s are over (2 of 3); a prompt over rollout.max_prompt_tokens (1 of 3)",
+        ),
+        ([BROKEN], [UNKNOWN], "the search server is gone (1 of 1)"),
+        ([SOLVED], [UNKNOWN], "judge/no_verdict (1 of 1)"),
+        ([FINE], [KNOWN], "no planner turn (1 of 1)"),
+    ],
+)
+def test_a_batch_without_a_turn_to_train_on_says_why(trajectories_G, scores_G, cause):
+    assert samples.why_none([trajectories_G], [scores_G]) == cause
+    halves = [trajectories_G[:1], trajectories_G[1:]], [scores_G[:1], scores_G[1:]]
+    assert samples.why_none(*halves) == cause
 
 
 def test_samples_are_the_turns_in_order_with_the_tokens_that_the_engine_saw():
