@@ -22,7 +22,7 @@ import urllib.parse
 import zlib
 from collections.abc import Callable, Mapping
 
-from tools import limits
+from tools import limits, texts
 from tools.timed_socket import TimedSocket, left
 
 REDIRECTS = (301, 302, 303, 307, 308)
@@ -167,10 +167,10 @@ class Client:
             self._breaker.leave(failed=failed)
 
     def json(self, url: str, **how) -> object:
-        """Requests and parses JSON."""
+        """Requests and parses JSON, see `texts.loads`."""
         response = self.request(url, **how)
         try:
-            return json.loads(response.body)
+            return texts.loads(response.body)
         except ValueError as error:
             raise HttpError("format", f"{_origin(url)} did not answer with JSON.") from error
 

@@ -11,6 +11,7 @@ import shlex
 import threading
 from collections.abc import Callable, Iterable
 
+from tools import texts
 from tools.protocol import Parameter, Tool, ToolError
 
 TYPES = {"string": "str", "integer": "int", "number": "float", "boolean": "bool"}
@@ -90,6 +91,7 @@ class Connection:
 
     def _tool(self, described):
         name = re.sub(r"\W", "_", described.name)
+        about_tool = texts.clean(described.description or described.name)
         schema = described.input_schema
         parameters = []
         for field in schema.get("required", ()):
@@ -99,7 +101,7 @@ class Connection:
                     f"the tool {described.name} requires {field!r} of type {about.get('type')}; "
                     f"only {', '.join(TYPES)} can be written by the model."
                 )
-            text = " ".join(str(about.get("description", field)).split())
+            text = " ".join(texts.clean(str(about.get("description", field))).split())
             parameters.append(Parameter(field, TYPES[about["type"]], text))
         if not name.isidentifier() or keyword.iskeyword(name):
             raise ValueError(f"the tool {described.name!r} has no name that a call can use.")
@@ -110,7 +112,7 @@ class Connection:
 
         return Tool(
             name=name,
-            description=" ".join((described.description or described.name).split()),
+            description=" ".join(about_tool.split()),
             parameters=tuple(parameters),
             limits="It sees only its arguments.",
             demo=f"{name}({example})",

@@ -9,6 +9,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tools import texts
+
 TYPES = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
 
 
@@ -80,7 +82,7 @@ def call(tool: Tool, arguments: Mapping[str, Any]) -> str | Ask:
       arguments: argument name -> value, as parsed from the model's command.
 
     Returns:
-      What `tool.run` returns.
+      What `tool.run` returns, its text `texts.clean`.
 
     Raises:
       ToolError: an argument is unknown, missing or of another type, or the tool said so.
@@ -95,7 +97,11 @@ def call(tool: Tool, arguments: Mapping[str, Any]) -> str | Ask:
             problems.append(f"argument {name!r} must be {parameter.type}, not {given}")
     if problems:
         raise ToolError(f"{tool.name}: {'; '.join(problems)}. Example: {tool.demo}")
-    return tool.run(**arguments)
+    try:
+        answer = tool.run(**arguments)
+    except ToolError as error:
+        raise ToolError(texts.clean(str(error))) from error
+    return Ask(texts.clean(answer.prompt)) if isinstance(answer, Ask) else texts.clean(answer)
 
 
 def _fits(value, type_name):

@@ -27,6 +27,7 @@ from absl import logging
 from agents.backends import structured
 from agents.backends.errors import BadOutput, Down, Fatal, Retryable
 from agents.backends.transport import Transport
+from tools import texts
 from tools.http_client import api_key
 from tools.limits import Breaker, Rate, Resting, TooLate, backoff, retry_after
 
@@ -281,7 +282,7 @@ class ChatModel:
         count("calls")
         if self._cache and (known := self._cache.get(key)) is not None:
             count("cached")
-            return Answer(**known)
+            return Answer(**texts.clean(known))
         try:
             answer = self._ask_twice(body, schema, deadline)
         except BadOutput:
@@ -324,8 +325,8 @@ def _answer(reply):
 
 def _json_object(reply):
     try:
-        value = json.loads(reply)
-    except (ValueError, RecursionError) as error:
+        value = texts.loads(reply)
+    except ValueError as error:
         raise BadOutput(f"The reply is no JSON: {reply[:60]!r}.") from error
     if not isinstance(value, dict):
         raise BadOutput(f"The reply is no JSON object: {reply[:60]!r}.")
