@@ -11,8 +11,7 @@ import shlex
 import threading
 from collections.abc import Callable, Iterable
 
-from tools import texts
-from tools.protocol import Parameter, Tool, ToolError
+from tools.protocol import Parameter, Tool, ToolError, clean
 
 TYPES = {"string": "str", "integer": "int", "number": "float", "boolean": "bool"}
 EXAMPLES = {"str": '"text"', "int": "1", "float": "1.0", "bool": "True"}
@@ -91,7 +90,7 @@ class Connection:
 
     def _tool(self, described):
         name = re.sub(r"\W", "_", described.name)
-        about_tool = texts.clean(described.description or described.name)
+        about_tool = clean(described.description or described.name)
         schema = described.input_schema
         parameters = []
         for field in schema.get("required", ()):
@@ -101,7 +100,7 @@ class Connection:
                     f"the tool {described.name} requires {field!r} of type {about.get('type')}; "
                     f"only {', '.join(TYPES)} can be written by the model."
                 )
-            text = " ".join(texts.clean(str(about.get("description", field))).split())
+            text = " ".join(clean(str(about.get("description", field))).split())
             parameters.append(Parameter(field, TYPES[about["type"]], text))
         if not name.isidentifier() or keyword.iskeyword(name):
             raise ValueError(f"the tool {described.name!r} has no name that a call can use.")
