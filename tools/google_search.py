@@ -7,7 +7,7 @@ import dataclasses
 import urllib.parse
 from collections.abc import Callable
 
-from tools import http_client
+from tools import http_client, search_answers
 from tools.protocol import Parameter, Tool, ToolError
 
 MAX_QUERY = 1_000  # characters
@@ -22,7 +22,7 @@ class Engine:
     url: default base URL; "" if each user has one.
     key_variable: default environment variable of the key; "" if there is none.
     request: (base URL, key, query, top_k, model) -> arguments of `Client.json`.
-    read: (answer, top_k) -> text for the model, "" for nothing found.
+    read: one of `search_answers`.
     """
 
     what: str
@@ -77,7 +77,9 @@ def make(
         answer = client.json(**service.request(base, key, query, top_k, model), idempotent=False)
         try:
             return service.read(answer, top_k)
-        except (TypeError, KeyError, IndexError, AttributeError) as error:
+        except search_answers.Refused as error:
+            raise ToolError(str(error)) from error
+        except search_answers.Malformed as error:
             raise http_client.HttpError(
                 "format", f"{engine} answered in another form than expected."
             ) from error
@@ -115,26 +117,6 @@ def _ask_gemini(base, key, query, top_k, model):
     )
 
 
-def _read_gemini(answer, top_k):
-    if not answer.get("candidates"):
-        if answer.get("promptFeedback", {}).get("blockReason"):
-            raise ToolError("The search service refuses this query.")
-        raise KeyError("candidates")
-    first = answer["candidates"][0]
-    parts = first.get("content", {}).get("parts", [])
-    text = "".join(part["text"] for part in parts if "text" in part and not part.get("thought"))
-    chunks = first.get("groundingMetadata", {}).get("groundingChunks", [])
-    pages = [chunk["web"] for chunk in chunks if "web" in chunk]
-    lines = [f"Source: {page.get('title', '')} {page['uri']}" for page in pages[:top_k]]
-    return "\n".join([text.strip(), *lines]).strip()
-
-
-def _results(rows, top_k, *, url, text):
-    return "\n".join(
-        f"{row['title']} {row[url]}\n{row.get(text) or ''}".strip() for row in rows[:top_k]
-    )
-
-
 SNIPPETS = (
     "It returns short extracts, which may be out of date or wrong; pages are not opened. "
     "It does not reason or compute."
@@ -147,7 +129,7 @@ ENGINES = {
         "https://generativelanguage.googleapis.com",
         "GEMINI_API_KEY",
         _ask_gemini,
-        _read_gemini,
+        search_answers.gemini,
     ),
     "serper": Engine(
         "Searches the web with Google (by Serper), and returns titles, addresses and extracts.",
@@ -157,9 +139,7 @@ ENGINES = {
         lambda base, key, query, top_k, model: dict(
             url=f"{base}/search", headers={"X-API-KEY": key}, body={"q": query, "num": top_k}
         ),
-        lambda answer, top_k: _results(
-            answer.get("organic", []), top_k, url="link", text="snippet"
-        ),
+        search_answers.serper,
     ),
     "brave": Engine(
         "Searches the web with Brave, not Google, and returns titles, addresses and extracts.",
@@ -171,9 +151,7 @@ ENGINES = {
             + urllib.parse.urlencode({"q": query[:400], "count": top_k}),
             headers={"X-Subscription-Token": key, "Accept": "application/json"},
         ),
-        lambda answer, top_k: _results(
-            answer.get("web", {}).get("results", []), top_k, url="url", text="description"
-        ),
+        search_answers.brave,
     ),
     "searxng": Engine(
         "Searches the web with several engines (by SearXNG), and returns titles, addresses and "
@@ -184,6 +162,6 @@ ENGINES = {
         lambda base, key, query, top_k, model: dict(
             url=f"{base}/search?" + urllib.parse.urlencode({"q": query, "format": "json"})
         ),
-        lambda answer, top_k: _results(answer["results"], top_k, url="url", text="content"),
+        search_answers.searxng,
     ),
 }

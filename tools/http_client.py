@@ -5,7 +5,6 @@ address must be public, and the connection is made to the address that was check
 redirect. Proxies of the environment are not used, because a proxy would resolve again.
 """
 
-import codecs
 import dataclasses
 import functools
 import http.client
@@ -19,10 +18,9 @@ import ssl
 import threading
 import time
 import urllib.parse
-import zlib
 from collections.abc import Callable, Mapping
 
-from tools import limits
+from tools import charsets, limits, protocol, unpacking
 from tools.timed_socket import TimedSocket, left
 
 REDIRECTS = (301, 302, 303, 307, 308)
@@ -31,9 +29,7 @@ BUSY = (429, 502, 503, 504)
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds between attempts, before the jitter
 AGENT = "flow-grpo-jax"
 HTML = ("text/html", "application/xhtml+xml")
-CHARSET = re.compile(r""";\s*charset=["']?([\w.:-]+)""", re.IGNORECASE)
-META_CHARSET = re.compile(r"""<meta\s[^>]*?charset\s*=\s*["']?([\w.:-]+)""", re.IGNORECASE)
-META_BYTES = 1024  # that may declare it
+BLANKS = "".join(map(chr, range(33)))  # around an address; they do not count
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 NAT64_LOCAL = ipaddress.ip_network("64:ff9b:1::/48")
 IPV4_COMPATIBLE = ipaddress.ip_network("::/96")
@@ -45,7 +41,8 @@ class HttpError(Exception):
     reason: "url" (not http or https, or malformed), "address" (not public), "name" (no such host),
       "unreachable" (no connection, or a broken one), "tls" (no trusted encryption), "slow" (an
       answer began but did not end in time), "deadline" (no answer in time), "status", "redirects",
-      "type", "size", "format", "busy" (over the rate limit, or the breaker is open).
+      "type", "size", "format", "encoding" (compressed in a way that is not read), "busy" (over the
+      rate limit, or the breaker is open).
     status: of the answer; 0 if none came.
     """
 
@@ -74,14 +71,9 @@ class Response:
         return self.headers.get("content-type", "").split(";")[0].strip().lower()
 
     def text(self) -> str:
-        """Decodes the body by the character set of its header or, in HTML, of its first tags.
-
-        UTF-8 without one; bytes that do not fit become �.
-        """
-        found = CHARSET.search(self.headers.get("content-type", ""))
-        if found is None and self.type in HTML:
-            found = META_CHARSET.search(self.body[:META_BYTES].decode("ascii", "replace"))
-        return self.body.decode(_codec(found[1]) if found else "utf-8", "replace")
+        """Decodes the body, see `charsets.decode`."""
+        content_type = self.headers.get("content-type", "")
+        return charsets.decode(self.body, content_type=content_type, markup=self.type in HTML)
 
 
 class Client:
@@ -167,10 +159,10 @@ class Client:
             self._breaker.leave(failed=failed)
 
     def json(self, url: str, **how) -> object:
-        """Requests and parses JSON."""
+        """Requests and parses JSON, see `loads`."""
         response = self.request(url, **how)
         try:
-            return json.loads(response.body)
+            return loads(response.body)
         except ValueError as error:
             raise HttpError("format", f"{_origin(url)} did not answer with JSON.") from error
 
@@ -312,15 +304,15 @@ class _Exchange:
             raise HttpError("slow", f"{self._host} did not finish its answer in time.") from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise HttpError("unreachable", f"{self._host} broke off its answer.") from error
-        cut, body = len(body) > most, body[:most]
-        if self.headers.get("content-encoding", "").lower() in ("gzip", "x-gzip", "deflate"):
-            unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)
-            try:
-                body = unpack.decompress(body, most)
-            except zlib.error as error:
-                raise HttpError("format", f"{self._host} sent a broken archive.") from error
-            cut = cut or bool(unpack.unconsumed_tail)
-        return body, cut
+        sent, coding = body[:most], self.headers.get("content-encoding", "")
+        try:
+            content, longer = unpacking.unpacked(sent, coding, most=most)
+        except unpacking.Unsupported as error:
+            message = f"{self._host} sent a compression that was not asked for: {error}."
+            raise HttpError("encoding", message) from error
+        except unpacking.Broken as error:
+            raise HttpError("format", f"{self._host} sent a broken archive.") from error
+        return content, longer or len(body) > most
 
     def __enter__(self):
         return self
@@ -328,6 +320,18 @@ class _Exchange:
     def __exit__(self, *_):
         self._answer.close()
         self._socket.close()
+
+
+def loads(body):
+    """Returns the value of JSON bytes with its texts clean; bytes that do not fit become U+FFFD.
+
+    Raises:
+      ValueError: it is no JSON, or nested too deeply.
+    """
+    try:
+        return protocol.clean(json.loads(body.decode(json.detect_encoding(body), "replace")))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def is_public(address: str) -> bool:
@@ -413,18 +417,6 @@ def _connected(addresses, parts, until):
     raise error from problem
 
 
-def _codec(name):
-    """Returns Python's name of a character set; UTF-8 where it is unknown or not for pages."""
-    try:
-        found = codecs.lookup(name)
-        b"a".decode(name, "replace")  # refuses codecs that do not decode text
-    except (LookupError, ValueError):
-        return "utf-8"
-    return (
-        "utf-8" if found.name == "punycode" else found.name
-    )  # decoding 2 MB with it takes a minute
-
-
 def _blames_service(error):
     """Whether the service failed, or None if the error says nothing about it."""
     if error.reason in ("unreachable", "tls", "slow", "deadline") or error.pause is not None:
@@ -451,8 +443,18 @@ def _check(response, types, busy):
 
 
 def _joined(url, location):
+    """Returns the address of a redirect, with raw bytes and blanks escaped as browsers do.
+
+    location: as http.client gives it, each byte a character.
+    """
+    raw = re.sub(r"[\t\r\n]", "", location).strip(BLANKS).encode("latin-1", "replace")
     try:
-        return urllib.parse.urljoin(url, location)
+        text = raw.decode()
+    except UnicodeDecodeError:
+        text = "".join(chr(byte) if byte < 128 else f"%{byte:02X}" for byte in raw)
+    text = re.sub(r"[\x00-\x20\x7f]", lambda match: f"%{ord(match[0]):02X}", text)
+    try:
+        return urllib.parse.urljoin(url, text)
     except ValueError as error:
         raise HttpError("url", "The URL of a redirect is malformed.") from error
 

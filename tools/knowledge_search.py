@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from tools import http_client, knowledge_base, text_index
+from tools import http_client, knowledge_base, search_answers, text_index
 from tools.protocol import Parameter, Tool
 
 MAX_QUERY = 1_000  # characters that are sent to a service
@@ -76,10 +76,8 @@ def _service(url, seconds):
     def search(query, *, top_k):
         rows = client.json(url, body={"query": query[:MAX_QUERY], "k": top_k})
         try:
-            return [
-                text_index.Document(str(row["title"]), str(row["text"])) for row in rows[:top_k]
-            ]
-        except (TypeError, KeyError) as error:
+            return [text_index.Document(*row) for row in search_answers.articles(rows)[:top_k]]
+        except search_answers.Malformed as error:
             raise http_client.HttpError(
                 "format", f"{url} did not answer a list of objects with title and text."
             ) from error

@@ -11,7 +11,7 @@ import shlex
 import threading
 from collections.abc import Callable, Iterable
 
-from tools.protocol import Parameter, Tool, ToolError
+from tools.protocol import Parameter, Tool, ToolError, clean
 
 TYPES = {"string": "str", "integer": "int", "number": "float", "boolean": "bool"}
 EXAMPLES = {"str": '"text"', "int": "1", "float": "1.0", "bool": "True"}
@@ -37,6 +37,8 @@ class Connection:
         """
         try:
             import mcp
+
+            from tools import mcp_wire
         except ImportError as error:
             raise ValueError('MCP servers need the SDK: pip install -e ".[mcp]".') from error
         self.name = str(server)
@@ -44,6 +46,8 @@ class Connection:
         if isinstance(server, str) and not server.startswith(("http://", "https://")):
             program, *arguments = shlex.split(server)
             server = mcp.StdioServerParameters(command=program, args=arguments)
+        if isinstance(server, str | mcp.StdioServerParameters):
+            server = mcp_wire.transport(server)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="mcp")
         self._thread.start()
@@ -90,6 +94,7 @@ class Connection:
 
     def _tool(self, described):
         name = re.sub(r"\W", "_", described.name)
+        about_tool = clean(described.description or described.name)
         schema = described.input_schema
         parameters = []
         for field in schema.get("required", ()):
@@ -99,7 +104,7 @@ class Connection:
                     f"the tool {described.name} requires {field!r} of type {about.get('type')}; "
                     f"only {', '.join(TYPES)} can be written by the model."
                 )
-            text = " ".join(str(about.get("description", field)).split())
+            text = " ".join(clean(str(about.get("description", field))).split())
             parameters.append(Parameter(field, TYPES[about["type"]], text))
         if not name.isidentifier() or keyword.iskeyword(name):
             raise ValueError(f"the tool {described.name!r} has no name that a call can use.")
@@ -110,7 +115,7 @@ class Connection:
 
         return Tool(
             name=name,
-            description=" ".join((described.description or described.name).split()),
+            description=" ".join(about_tool.split()),
             parameters=tuple(parameters),
             limits="It sees only its arguments.",
             demo=f"{name}({example})",

@@ -3,13 +3,21 @@
 A tool's `run` takes keyword arguments and returns text, or an `Ask` to have the frozen model
 answer. It raises `ToolError`, whose text the model is shown, for the model's mistakes; any other
 exception is a defect of the tool or the machine, not the model's fault.
+
+Texts from elsewhere pass through `clean` once: results of all tools in `call`, JSON bodies in
+`http_client.loads`, replies of remote models in `agents.backends.server`.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 TYPES = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
+
+# C0 and C1 without those that Python counts as blanks (tab, line feed, NEL, ...), and DEL.
+_CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
+_SURROGATES = re.compile(r"[\ud800-\udfff]")
 
 
 class ToolError(Exception):
@@ -80,7 +88,7 @@ def call(tool: Tool, arguments: Mapping[str, Any]) -> str | Ask:
       arguments: argument name -> value, as parsed from the model's command.
 
     Returns:
-      What `tool.run` returns.
+      What `tool.run` returns, its text `clean`.
 
     Raises:
       ToolError: an argument is unknown, missing or of another type, or the tool said so.
@@ -95,7 +103,28 @@ def call(tool: Tool, arguments: Mapping[str, Any]) -> str | Ask:
             problems.append(f"argument {name!r} must be {parameter.type}, not {given}")
     if problems:
         raise ToolError(f"{tool.name}: {'; '.join(problems)}. Example: {tool.demo}")
-    return tool.run(**arguments)
+    try:
+        answer = tool.run(**arguments)
+    except ToolError as error:
+        raise ToolError(clean(str(error))) from error
+    return Ask(clean(answer.prompt)) if isinstance(answer, Ask) else clean(answer)
+
+
+def clean(value):
+    """Cleans a text, or all texts in a JSON value, keys of objects too.
+
+    Surrogate pairs become the characters they stand for and lone halves U+FFFD, so that every text
+    can be encoded. NUL, DEL and control characters that are no blanks are dropped.
+    """
+    if isinstance(value, str):
+        if _SURROGATES.search(value):
+            value = value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        return _CONTROLS.sub("", value)
+    if isinstance(value, list):
+        return [clean(inner) for inner in value]
+    if isinstance(value, dict):
+        return {clean(key): clean(inner) for key, inner in value.items()}
+    return value
 
 
 def _fits(value, type_name):

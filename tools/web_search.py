@@ -18,6 +18,7 @@ SAID = {
     "slow": "The page took too long.",
     "redirects": "The page only redirects.",
     "type": "The page is not text.",
+    "encoding": "The page is compressed in a way that cannot be read.",
     "format": "The page cannot be read.",
 }
 

@@ -7,7 +7,7 @@ search a local index instead.
 import functools
 import urllib.parse
 
-from tools import http_client, passages, text_index
+from tools import http_client, passages, search_answers, text_index
 from tools.protocol import Parameter, Tool, ToolError
 
 MAX_QUERY = 300  # characters, the limit of the search
@@ -93,10 +93,16 @@ def _api(url, contact, per_second, seconds):
             f"{url}?{urllib.parse.urlencode(fixed | parameters)}",
             busy=lambda response: response.headers.get("mediawiki-api-error") in LATER,
         )
-        if not isinstance(answer, dict) or "error" in answer:
-            code = answer["error"].get("code") if isinstance(answer, dict) else "no object"
-            raise http_client.HttpError("format", f"{url} answered with the error {code}.")
-        return answer.get("query", {})
+        error = answer.get("error") if isinstance(answer, dict) else None
+        if error:
+            code = error.get("code") if isinstance(error, dict) else error
+            raise http_client.HttpError("format", f"{url} answered with the error {code!s:.100}.")
+        try:
+            return search_answers.wikipedia(answer)
+        except search_answers.Malformed as error:
+            raise http_client.HttpError(
+                "format", f"{url} answered in another form than expected."
+            ) from error
 
     @functools.lru_cache(CACHED)
     def search(query, *, top_k):
@@ -110,10 +116,6 @@ def _api(url, contact, per_second, seconds):
             exlimit="max",
             inprop="url",
         )
-        pages = sorted(found.get("pages", ()), key=lambda page: page.get("index", 0))
-        return tuple(
-            text_index.Document(page["title"], page.get("extract", ""), page.get("fullurl", ""))
-            for page in pages
-        )
+        return tuple(text_index.Document(*page) for page in found)
 
     return search, lambda: ask(meta="siteinfo")

@@ -27,8 +27,9 @@ from absl import logging
 from agents.backends import structured
 from agents.backends.errors import BadOutput, Down, Fatal, Retryable
 from agents.backends.transport import Transport
-from tools.http_client import api_key
+from tools.http_client import api_key, loads
 from tools.limits import Breaker, Rate, Resting, TooLate, backoff, retry_after
+from tools.protocol import clean
 
 RETRYABLE_STATUS = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}
 QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached"}  # a permanent 429
@@ -281,7 +282,7 @@ class ChatModel:
         count("calls")
         if self._cache and (known := self._cache.get(key)) is not None:
             count("cached")
-            return Answer(**known)
+            return Answer(**clean(known))
         try:
             answer = self._ask_twice(body, schema, deadline)
         except BadOutput:
@@ -324,8 +325,8 @@ def _answer(reply):
 
 def _json_object(reply):
     try:
-        value = json.loads(reply)
-    except (ValueError, RecursionError) as error:
+        value = loads(reply)
+    except ValueError as error:
         raise BadOutput(f"The reply is no JSON: {reply[:60]!r}.") from error
     if not isinstance(value, dict):
         raise BadOutput(f"The reply is no JSON object: {reply[:60]!r}.")

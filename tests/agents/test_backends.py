@@ -72,6 +72,22 @@ def test_any_text_can_be_sent(model):
     assert there.bodies()[0]["messages"][0]["content"] == "é ? \x00 \u2028"
 
 
+def test_any_answer_can_be_encoded(model, tmp_path):
+    """Half a surrogate pair comes in a server's JSON, in the JSON that its model wrote, or in what
+    an older version kept."""
+    dirty, clean = "a\ud83d \0b", "a\ufffd b"
+    written = json.dumps({"why": dirty, "right": True, "score": 1})
+    with Loopback(says(dirty), says(written), fails(400, dirty), says(dirty)) as there:
+        assert ask(model(there.url)).text == clean
+        assert ask(model(there.url), schema=VERDICT).value["why"] == clean
+        with pytest.raises(Fatal, match=clean):
+            ask(model(there.url))
+        kept = cache.Cache(tmp_path / "cache.sqlite")
+        kept.get = lambda key: {"text": dirty}
+        assert ask(model(there.url, cache=kept)).text == clean
+        kept.close()
+
+
 def test_connections_are_kept_and_a_lost_one_is_replaced_without_an_attempt(model):
     with Loopback(says("a"), says("b"), loopback.closes, says("c")) as there:
         asked = model(there.url, retries=0)

@@ -200,6 +200,60 @@ def test_an_archive_that_unpacks_to_more_is_cut(server):
     assert fails(client.request, server.url + "/").reason == "format"
 
 
+def test_an_archive_that_ends_too_early_is_read_and_others_are_named(server, client):
+    packed = gzip.compress(b"the page " * 1000)
+    server.answer("/", packed[:-9], Content_Encoding="gzip")
+    assert client.request(server.url + "/").body.startswith(b"the page the page")
+    server.answer("/", packed + packed, Content_Encoding="gzip")
+    assert len(client.request(server.url + "/").body) == 18_000
+    server.answer("/", packed, Content_Encoding="br")
+    error = fails(client.request, server.url + "/")
+    assert error.reason == "encoding" and "not asked for: br" in str(error)
+    assert server.seen[-1].headers["accept-encoding"] == "gzip"
+
+
+@pytest.mark.parametrize(
+    ("location", "path", "query"),
+    [
+        ("/städte 1?q=ü b".encode(), "/st%C3%A4dte%201", "q=%C3%BC%20b"),
+        ("\t /a\tb \u3000".encode(), "/ab%20%E3%80%80", ""),
+        ("/ÅÀ".encode(), "/%C3%85%C3%80", ""),  # with bytes that are line breaks in Latin-1
+        ("/é".encode("latin-1"), "/%E9", ""),
+        (b"b c%20d#e f", "/b%20c%20d", ""),
+        (b"?q=%41|x", "/", "q=%41%7Cx"),
+        (b"/a\x01\x7f", "/a%01%7F", ""),
+    ],
+)
+def test_addresses_of_redirects_are_escaped_as_browsers_do(server, client, location, path, query):
+    hops = [location.decode("latin-1")]
+
+    def route(handler, seen):
+        if hops:
+            handler.send(status=302, Location=hops.pop())
+        else:
+            handler.send("there")
+
+    server.routes["/"] = server.routes[path] = route
+    assert client.request(server.url + "/").body == b"there"
+    assert (server.seen[-1].path, server.seen[-1].query) == (path, query)
+
+
+def test_a_redirect_may_name_a_host_in_its_own_script(server):
+    host = "bücher.test"
+    server.answer("/", status=302, Location=f"http://{host}/".encode().decode("latin-1"))
+    asked = []
+
+    def resolve(name, port, type):
+        asked.append(name)
+        if name != "127.0.0.1":
+            raise socket.gaierror(socket.EAI_NONAME, "unknown")
+        return socket.getaddrinfo(name, port, type=type)
+
+    client = Client(seconds=5.0, private_hosts=(server.host,), resolve=resolve)
+    assert fails(client.request, server.url + "/").reason == "name"
+    assert asked == ["127.0.0.1", "xn--bcher-kva.test"]
+
+
 def dripping(part):
     def route(handler, seen):
         if part == "body":

@@ -30,8 +30,42 @@ def test_text_of_pages(page, text):
     assert page_text.scan(page)[1] == text
 
 
+@pytest.mark.parametrize(
+    ("page", "text"),
+    [
+        ("about 10<sup>6</sup> of x<sub>1</sub>", "about 10^6 of x_1"),
+        ("10<SUP class=a>\n-3 </SUP>m", "10^-3 m"),
+        ("<i>x</i><sup><b>n+1</b></sup>, e<sup>i&pi;</sup>", "x^(n+1), e^(iπ)"),
+        ("x<sup>2n</sup>, x<sup>1/2</sup>, x<sup>2.5</sup>", "x^(2n), x^(1/2), x^2.5"),
+        ("2<sup>2<sup>3</sup></sup> &pi;<sup>2</sup>", "2^(2^3) π^2"),
+        ("H<sub>2</sub>SO<sub>4</sub>, SO<sub>4</sub><sup>2−</sup>", "H_2SO_4, SO_4^2−"),
+        ("(a+b)<sup>2</sup> f<sup>(4)</sup> T<sub>max</sub>", "(a+b)^2 f^(4) T_max"),
+        ("x<sup>a&lt;b</sup>", "x^(a<b)"),
+        ("1<sup>1</sup>/<sub>2</sub>, <sup>2</sup>&frasl;<sub>3</sub>", "1 1/2, 2/3"),
+        ("19<sup>th</sup> 2<sup>e</sup> x<sup>e</sup> T<sub>th</sub>", "19th 2e x^e T_th"),
+        ("25<sup>°</sup>C Foo<sup>&reg;</sup> Foo<sup>TM</sup>", "25°C Foo® FooTM"),
+        ("of <sup>14</sup>C<p><sup>1</sup> See</p>", "of 14C\n1 See"),
+        ("1642<sup>[1]</sup> m<sup id=x><a href='#n'>[2]</a></sup>", "1642[1] m[2]"),
+        ("1642<sup><a class=a href=#n>3</a></sup>", "1642[3]"),
+        ("1642<sup><a href=#n>&lt;i&gt;</a></sup>", "1642[<i>]"),
+        ("x<sup>6 and y</sub>7<sup></sup>", "x6 and y7"),
+        ("<script>a<sup>2</sup></script><textarea>a<sup>2</sup></textarea>b", "b"),
+    ],
+)
+def test_raised_and_lowered_text_keeps_its_meaning(page, text):
+    assert page_text.scan(page)[1] == text
+
+
 HOSTILE = ["<", "<div>", "<!--", '<a b="', "&", "<!", "<?", "</", "<nav>", "</nav>", "<a", "a"]
 HOSTILE += ["<script>", "<title>", "&#x", " ", "\n", "<main>", "<![CDATA[", "<p", "a ", "."]
+HOSTILE += [
+    "<sup>",
+    "</sup>",
+    "1<sup>2</sup>",
+    "1<sub><sup>",
+    "<b></b><sup>1</sup>",
+    "1<sup>2</sup>/<sub>",
+]
 
 
 @pytest.mark.parametrize("piece", HOSTILE)
@@ -53,6 +87,9 @@ def test_trafilatura_is_used_where_it_is_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "trafilatura", other)
     assert page_text.extract("<title>T</title><p>x") == ("T", "main")
     assert page_text.extract("<title>T</title>x") == ("T", "x")
+    assert page_text.extract("<title>T</title>10<sup>6</sup>") == ("T", "10^6")
+    other.extract = lambda page, **how: page
+    assert page_text.extract("10<sup>6</sup>") == ("", "10^6")
     monkeypatch.setitem(sys.modules, "trafilatura", None)
     assert page_text.extract("<title>T</title><p>x") == ("T", "x")
 

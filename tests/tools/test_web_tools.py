@@ -116,6 +116,7 @@ def test_long_pages_give_their_best_passages(server):
         (dict(status=404), "status 404"),
         (dict(status=500), "status 500"),
         (dict(type="application/pdf"), "not text"),
+        (dict(Content_Encoding="br"), "compressed in a way"),
         (dict(body="<script>1</script>"), "no text"),
         (dict(status=302, Location="http://localhost/"), "cannot be read"),
         (dict(status=302, Location="/page"), "only redirects"),
