@@ -85,11 +85,7 @@ def train(config, workdir, *, force=False, should_stop=lambda: False):
     sandbox = sessions.sandbox_facts(session.system.tools)
     step_program, state = sessions.start_update(config, variant, session)
     facts = resume.facts(
-        questions,
-        held_out,
-        frozen=session.frozen,
-        model_folder=sessions.model_folder(config),
-        sandbox=sandbox,
+        questions, held_out, session.frozen, sessions.model_folder(config), sandbox
     )
 
     # ---- resume --------------------------------------------------------------------------------

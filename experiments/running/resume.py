@@ -21,7 +21,7 @@ ASKED = ("id", "question", "answer", "kind", "source", "choices", "numbers")  # 
 DIGITS = 6  # of the hash of one question
 
 
-def facts(questions, held_out, *, frozen, model_folder, sandbox):
+def facts(questions, held_out, frozen, model_folder, sandbox):
     """Returns what a checkpoint says of the run, as JSON-able data.
 
     frozen: the reference policy, as it was read from model_folder.

@@ -20,7 +20,7 @@ def batches(questions, *, batch=2):
 @pytest.fixture
 def run(tmp_path):
     """(Checkpoints with a step 4, facts of the run)"""
-    facts = resume.facts(QUESTIONS, QUESTIONS[:1], frozen=STATE, model_folder="m", sandbox={})
+    facts = resume.facts(QUESTIONS, QUESTIONS[:1], STATE, "m", {})
     checkpoints = checkpoint.Checkpoints(tmp_path / "run" / "checkpoints", keep=1)
     checkpoints.save(4, STATE, {"data": batches(QUESTIONS).get_state(), **facts})
     return checkpoints, facts
@@ -74,7 +74,7 @@ def test_force_does_not_change_the_order_of_the_data(run):
 
 
 def test_runs_of_earlier_versions_go_on(tmp_path, caplog):
-    facts = resume.facts(QUESTIONS, [], frozen=STATE, model_folder="m", sandbox={})
+    facts = resume.facts(QUESTIONS, [], STATE, "m", {})
     checkpoints = checkpoint.Checkpoints(tmp_path, keep=1)
     meta = {"data": batches(QUESTIONS).get_state(), "reference": facts["reference"]}
     checkpoints.save(1, STATE, meta)
