@@ -122,6 +122,7 @@ def base():
     c.engine.prefill_calls = 4  # between two decode calls
     c.engine.decode_steps = 8
     c.engine.overlap = True  # dispatch ahead of the results
+    c.engine.layers = "auto"  # "separate": arrays of their own, fast on CPU and GPU; or "stacked"
     c.engine.release = True  # give weights and cache up while the update runs
 
     c.backends = ConfigDict()

@@ -11,16 +11,15 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from models import sharding
-from models.engine import cache, programs, seats, shapes
+from models.engine import cache, placement, programs, seats, shapes
 
 
-def lowered(model, *, mesh, layout=None, **settings):
+def lowered(model, *, mesh, separate, layout=None, **settings):
     """Lowers the programs that an `Engine` of these settings runs, for a mesh.
 
     Args:
       model: Qwen2 of shapes.
-      mesh: as of an Engine; its devices may be of `jax.experimental.topologies`.
+      mesh, separate: as of an Engine; devices may be of `jax.experimental.topologies`.
       layout: of the cache; None chooses by the mesh's platform.
       settings: the others of `shapes.of`.
 
@@ -34,14 +33,7 @@ def lowered(model, *, mesh, layout=None, **settings):
     everywhere = NamedSharding(mesh, PartitionSpec())
     placed = functools.partial(jax.tree.map, lambda leaf: shape(leaf, everywhere))
 
-    leaves = [
-        jax.ShapeDtypeStruct(leaf.shape, sizes.dtype, sharding=place)
-        for leaf, place in zip(
-            jax.tree.leaves(model),
-            jax.tree.leaves(sharding.parameter_shardings(mesh, model)),
-            strict=True,
-        )
-    ]
+    place = placement.Place(model, mesh=mesh, dtype=sizes.dtype, separate=separate)
     kv = [shape(leaf, sizes.cache_sharding(mesh)) for leaf in jax.eval_shape(sizes.empty_cache)]
     state = placed(jax.eval_shape(functools.partial(programs.empty_slots, sizes.slots)))
     chunk = seats.chunk([], shapes=sizes, width=sizes.widths[-1])
@@ -49,14 +41,14 @@ def lowered(model, *, mesh, layout=None, **settings):
     table_BM = np.zeros((sizes.slots, sizes.widths[-1]), np.int32)
     allowed_BW = sizes.all_allowed(sizes.slots)
     static = programs.Static(sizes.dtype, layout, mesh, 0)
-    prefill, decode = programs.jitted(static, jax.tree.structure(model), steps=sizes.decode_steps)
+    prefill, decode = programs.jitted(static, place.structure, steps=sizes.decode_steps)
     calls = {
         "prefill": (prefill, (chunk, np.uint32(0))),
         "decode": (decode, (table_BM, integers_B > 0, integers_B, allowed_BW)),
     }
     with _as_on(mesh.devices.flat[0]):
         return {
-            name: program.lower(leaves, kv, state, *placed(rest))
+            name: program.lower(place.shapes, kv, state, *placed(rest))
             for name, (program, rest) in calls.items()
         }
 

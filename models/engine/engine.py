@@ -34,7 +34,8 @@ class Engine(types.Sampler):
 
     Args:
       weights: name -> Qwen2, all of one config. The engine keeps these arrays (a copy only where
-        dtype or placement differ): donate them to no other program while it may still use them.
+        dtype or placement differ, and of layers that are to be separate): donate them to no other
+        program while it may still use them.
       slots: requests that run at once, for each weight set.
       max_length: most prompt and response tokens of one request.
       cache_tokens: tokens that the cache holds, over all weight sets; 0 is slots * max_length for
@@ -52,6 +53,7 @@ class Engine(types.Sampler):
         with the new weights over the cache that the old ones wrote; `token_versions` tells.
       seed: start of every request's randomness, in [0, 2**32).
       dtype: of weights, activations and cache; logits and log-probs are float32.
+      separate: keep one array a layer, see `placement.copies`.
       constraints: whether requests may carry a constraint, see `types.Request`.
       decode_text: token ids -> text, needed for stop strings.
       top_logprobs: most alternatives per token that a request may ask for.
@@ -76,6 +78,7 @@ class Engine(types.Sampler):
         in_flight,
         seed,
         dtype,
+        separate,
         constraints,
         decode_text=None,
         top_logprobs=0,
@@ -124,7 +127,7 @@ class Engine(types.Sampler):
         self._depth, self._in_flight = int(overlap), in_flight
         self._decode_text, self._seed, self._mesh = decode_text, np.uint32(seed), mesh
 
-        self._place = placement.Place(first, mesh=mesh, dtype=dtype)
+        self._place = placement.Place(first, mesh=mesh, dtype=dtype, separate=separate)
         self._weights, self._versions = dict.fromkeys(weights), dict.fromkeys(weights, 0)
         for name, model in weights.items():
             self._place.check(name, model)
@@ -142,7 +145,7 @@ class Engine(types.Sampler):
         self._statistics = types.Statistics()
         self._prefill, self._decode = programs.jitted(
             programs.Static(dtype, layout, mesh, top_logprobs),
-            jax.tree.structure(first),
+            self._place.structure,
             steps=decode_steps,
             on_trace=self._count_trace,
         )

@@ -233,7 +233,10 @@ def _through_layers(model, kv, token_PT, position_PT, valid_PT, table_PM, static
     rope = model.rope(jnp.maximum(position_PT, 0))
     x_PTD, written = model.embedded(token_PT, static.dtype), []
     for layer, layer_cache in enumerate(kv):
-        block = jax.tree.map(lambda a, layer=layer: a[layer], model.blocks)
+        # An element of a tuple, or a slice of a stacked array; see `placement.copies`.
+        block = jax.tree.map(
+            lambda a, layer=layer: a[layer], model.blocks, is_leaf=lambda a: isinstance(a, tuple)
+        )
 
         def attend(q_PTNH, k_PTKH, v_PTKH, layer_cache=layer_cache):
             place_PT = jnp.maximum(position_PT, 0)

@@ -144,6 +144,12 @@ def test_any_schedule_gives_the_same_results_bit_for_bit(layout, seed):
     check_all_pages_are_back(engine)
 
 
+def test_layers_in_one_array_give_the_same_results(alone):
+    engine = build(separate=False)
+    for (_, expected), got in zip(alone[:6], run(engine, [r for r, _ in alone[:6]]), strict=True):
+        same(got, expected)
+
+
 def check_all_pages_are_back(engine):
     ledger = engine._ledger
     assert ledger.book.available == ledger.book.count
