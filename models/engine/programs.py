@@ -1,8 +1,7 @@
 """The engine's device programs: `prefill` continues prompts, `decode` draws tokens.
 
-The cache is a list over layers of one array each, pages of interleaved key and value heads; see
-`cache.py`. Programs take it donated and walk the layers in a Python loop, because a cache that
-passes through a scan over layers is copied.
+The cache is a list over layers, see `cache.py`. Programs take it donated and walk the layers in a
+Python loop, because a cache that passes through a scan over layers is copied.
 
 A row of `prefill` is up to T tokens of one prompt from position `start` on. Their keys and values
 are written first; then every query reads pages from the first one on, whatever part of them this
@@ -24,6 +23,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from models import precision
 from models.engine import cache, sampling
 
 STOP_IDS = 8
@@ -135,7 +135,7 @@ def jitted(static, treedef, *, steps, on_trace=lambda: None):
             on_trace()
             return program(jax.tree.unflatten(treedef, leaves), kv, slots, *rest, static=static)
 
-        return jax.jit(traced, donate_argnums=(1, 2))
+        return jax.jit(precision.in_dtype(traced, static.dtype), donate_argnums=(1, 2))
 
     return make(prefill), make(functools.partial(decode, steps=steps))
 
