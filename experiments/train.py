@@ -67,7 +67,8 @@ def train(config, workdir, *, force=False, should_stop=lambda: False):
     session = sessions.build(config)
     shapes = sessions.batch_shapes(config, session.mesh)
     sandbox = sessions.sandbox_facts(session.system.tools)
-    stored.write_config(config, workdir, sandbox=sandbox)
+    kernels = {"engine": session.system.engine.layout}
+    stored.write_config(config, workdir, sandbox=sandbox, kernels=kernels)
     step_program, state = sessions.start_update(config, variant, session)
     facts = {"reference": checkpoint.fingerprint(session.frozen), "sandbox": sandbox}
 

@@ -64,7 +64,7 @@ def need(config, dims, topology, estimated, found=()):
     weights = 2 * policy_bytes
     if adapters is not None:  # both sets have the arrays of one base
         weights -= base_bytes
-    layout = cache.choose(topology.kind)
+    layout, *_ = cache.candidates(topology.kind, dims, size=settings["page_size"], dtype=dtype)
     cache_bytes = shapes.of(dims, layout=layout, **settings).cache_bytes(mesh)
     state = estimated.parameters + estimated.moments + estimated.frozen
     separate = config.engine.layers == "separate"

@@ -348,9 +348,10 @@ def separates_layers(config, session, mesh, *, training):
     device, dtype = mesh.devices.flat[0], compute_dtype(config)
     if layers != "auto" or device.platform not in placement.SLICES_ARE_COPIED:
         return layers == "separate"
-    layout = cache.choose(device.platform)
-    needed = shapes.of(session.frozen.config, layout=layout, **engine_shapes(config))
-    needed = needed.cache_bytes(mesh) + placement.layer_bytes(session.frozen, mesh, dtype)
+    settings, dims = engine_shapes(config), session.frozen.config
+    layout, *_ = cache.candidates(device.platform, dims, size=settings["page_size"], dtype=dtype)
+    needed = shapes.of(dims, layout=layout, **settings).cache_bytes(mesh)
+    needed += placement.layer_bytes(session.frozen, mesh, dtype)
     if training and not config.model.lora.rank:  # the policy's will differ from the frozen ones
         needed += placement.layer_bytes(session.frozen, mesh, dtype)
     if training:

@@ -20,21 +20,28 @@ def lowered(model, *, mesh, separate, layout=None, **settings):
     Args:
       model: Qwen2 of shapes.
       mesh, separate: as of an Engine; devices may be of `jax.experimental.topologies`.
-      layout: of the cache; None chooses by the mesh's platform.
+      layout: of the cache; None takes the first of `cache.candidates`.
       settings: the others of `shapes.of`.
 
     Returns:
       {"prefill", "decode"}: `jax.stages.Lowered`; their second argument is the cache, a list over
       layers. With several widths of page tables, the programs of the widest.
     """
-    layout = cache.choose(mesh.devices.flat[0].platform, layout)
+    layout, *_ = cache.candidates(
+        mesh.devices.flat[0].platform,
+        model.config,
+        size=settings["page_size"],
+        dtype=settings["dtype"],
+        layout=layout,
+    )
     sizes = shapes.of(model.config, layout=layout, **settings)
     shape = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
     everywhere = NamedSharding(mesh, PartitionSpec())
     placed = functools.partial(jax.tree.map, lambda leaf: shape(leaf, everywhere))
 
     place = placement.Place(model, mesh=mesh, dtype=sizes.dtype, separate=separate)
-    kv = [shape(leaf, sizes.cache_sharding(mesh)) for leaf in jax.eval_shape(sizes.empty_cache)]
+    in_cache = lambda leaf: shape(leaf, sizes.cache_sharding(mesh))
+    kv = jax.tree.map(in_cache, jax.eval_shape(sizes.empty_cache))
     state = placed(jax.eval_shape(functools.partial(programs.empty_slots, sizes.slots)))
     chunk = seats.chunk([], shapes=sizes, width=sizes.widths[-1])
     integers_B = np.zeros(sizes.slots, np.int32)

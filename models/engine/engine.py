@@ -26,7 +26,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from models import sharding
-from models.engine import cache, limits, pages, placement, programs, seats, shapes, types
+from models.engine import limits, pages, placement, programs, proof, seats, types
 
 
 class Engine(types.Sampler):
@@ -59,7 +59,8 @@ class Engine(types.Sampler):
       top_logprobs: most alternatives per token that a request may ask for.
       mesh: devices of this engine, axes as in `sharding.make_mesh`; only `tensor` may exceed 1.
         None is the first local device.
-      layout: of the cache, a name in `cache`; None chooses by platform.
+      layout: of the cache, a name in `cache`; None takes the first of its candidates that proves
+        itself, see `proof`.
     """
 
     def __init__(
@@ -104,12 +105,12 @@ class Engine(types.Sampler):
             mesh=mesh,
         )
         first = next(iter(weights.values()))
-        layout = cache.choose(mesh.devices.flat[0].platform, layout)
         cache_tokens = cache_tokens or slots * max_length * len(weights)
-        self._shapes = shapes.of(
+        self._shapes = proof.choose(
             first.config,
-            **sizes,
+            mesh,
             layout=layout,
+            **sizes,
             cache_tokens=cache_tokens,
             dtype=dtype,
             constraints=constraints,
@@ -144,7 +145,7 @@ class Engine(types.Sampler):
         self._compile_count = 0
         self._statistics = types.Statistics()
         self._prefill, self._decode = programs.jitted(
-            programs.Static(dtype, layout, mesh, top_logprobs),
+            programs.Static(dtype, self.layout, mesh, top_logprobs),
             self._place.structure,
             steps=decode_steps,
             on_trace=self._count_trace,
@@ -163,6 +164,10 @@ class Engine(types.Sampler):
     @property
     def slots(self):
         return self._shapes.slots
+
+    @property
+    def layout(self):
+        return self._shapes.layout
 
     @property
     def statistics(self):

@@ -57,6 +57,10 @@ class Replicas(types.Sampler):
         return sum(engine.compile_count for engine in self._engines)
 
     @property
+    def layout(self):
+        return self._engines[0].layout
+
+    @property
     def cache_bytes(self):
         return self._engines[0].cache_bytes
 
