@@ -90,7 +90,7 @@ def _difference(sizes, mesh):
     config, Z, M = sizes.config, sizes.page_size, sizes.widths[-1]
     G, K, H = min(sizes.pages, M + SPARE_PAGES), config.num_key_value_heads, config.head_dim
     rng = np.random.default_rng(0)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), sizes.dtype)
+    draw = lambda *shape: rng.normal(size=shape).astype(jnp.dtype(sizes.dtype))
     k_GZKH, v_GZKH = draw(G, Z, K, H), draw(G, Z, K, H)
     page_G1 = np.arange(G, dtype=np.int32)[:, None]
     place_GZ = np.broadcast_to(np.arange(Z, dtype=np.int32), (G, Z))
@@ -105,12 +105,12 @@ def _difference(sizes, mesh):
     pages = write(pages, k_GZKH, v_GZKH, page_G1, place_GZ, np.ones((G, Z), bool))
     most = TOLERANCE.get(jnp.dtype(sizes.dtype).name, TOLERANCE_HALF)
     for P, T in ((sizes.slots, 1), (sizes.prefill_rows, sizes.prefill_tokens)):
-        q_PTNH = 2 * draw(P, T, config.num_attention_heads, H)
+        q_PTNH = draw(P, T, config.num_attention_heads, H)
         table_PM = rng.integers(0, G, (P, M)).astype(np.int32)
         start_P = rng.integers(0, M * Z - T + 1, P)
         start_P[-1], start_P[0] = min(Z, M * Z - T), M * Z - T
         position_PT = (start_P[:, None] + np.arange(T)).astype(np.int32)
-        o_PTNH = np.asarray(attend(q_PTNH, pages, table_PM, position_PT).astype(jnp.float32))
+        o_PTNH = np.asarray(attend(q_PTNH, pages, table_PM, position_PT), np.float32)
         for p in {*range(P)[:CHECKED], P - 1}:
             for t in np.unique(np.linspace(0, T - 1, CHECKED).astype(int)):
                 seen = position_PT[p, t] + 1
@@ -127,7 +127,7 @@ def _difference(sizes, mesh):
 
 def _definition(q_NH, k_SKH, v_SKH):
     """Returns softmax attention of one query to all keys, in float64."""
-    q_NH, k_SKH, v_SKH = (np.asarray(x.astype(jnp.float32), float) for x in (q_NH, k_SKH, v_SKH))
+    q_NH, k_SKH, v_SKH = (x.astype(np.float64) for x in (q_NH, k_SKH, v_SKH))
     K, H = k_SKH.shape[1:]
     q_KRH = q_NH.reshape(K, -1, H)
     score_KRS = np.einsum("KRH,SKH->KRS", q_KRH, k_SKH) * H**-0.5
