@@ -7,7 +7,7 @@ table: what a query gets depends on its own sequence alone, and not on how a pro
 Dimensions:
   P sequences    T queries of each    N query heads    K key/value heads    R = N / K    H head size
   G pages    Z tokens of a page    M pages of a page table    W pages of a tile    S = W Z its keys
-  Q queries of a tile    C splits    X queries that a program handles, padded
+  Q queries of a tile    C splits    X queries that a program handles
 """
 
 import dataclasses
@@ -70,40 +70,39 @@ def decode(
     P, _, N, H = q_P1NH.shape
     G, K, Z, _ = k_GKZH.shape
     R, M = N // K, table_PM.shape[1]
-    X = max(LEAST, pl.next_power_of_2(R))
     W = max(1, tile.keys // Z)
     tiles = -(-max(split_keys, -(-M * Z // SPLITS)) // (W * Z))  # of a split
     C = -(-M // (W * tiles))
     table_PM = jnp.pad(table_PM, ((0, 0), (0, C * W * tiles - M)))
-    q_PKXH = jnp.pad(q_P1NH.reshape(P, K, R, H), ((0, 0), (0, 0), (0, X - R), (0, 0)))
     length_P = position_P1[:, 0] + 1
+    query = pl.BlockSpec((None, None, N, H), lambda c, k, p: (p, 0, 0, 0))
     pages = pl.BlockSpec((G, None, Z, H), lambda c, k, p: (0, k, 0, 0))
-    part_CPKXH, lse_CPKX = pl.pallas_call(
-        functools.partial(_decode_kernel, tiles=tiles, pages=W),
+    part_CPNH, lse_CPN = pl.pallas_call(
+        functools.partial(_decode_kernel, heads=R, tiles=tiles, pages=W),
         grid=(C, K, P),
         in_specs=[
-            pl.BlockSpec((None, None, X, H), lambda c, k, p: (p, k, 0, 0)),
+            query,
             pages,
             pages,
             pl.BlockSpec((None, table_PM.shape[1]), lambda c, k, p: (p, 0)),
             pl.BlockSpec((1,), lambda c, k, p: (p,)),
         ],
         out_specs=[
-            pl.BlockSpec((None, None, None, X, H), lambda c, k, p: (c, p, k, 0, 0)),
-            pl.BlockSpec((None, None, None, X), lambda c, k, p: (c, p, k, 0)),
+            pl.BlockSpec((None, None, N, H), lambda c, k, p: (c, p, 0, 0)),
+            pl.BlockSpec((None, None, N), lambda c, k, p: (c, p, 0)),
         ],
         out_shape=[
-            jax.ShapeDtypeStruct((C, P, K, X, H), jnp.float32),
-            jax.ShapeDtypeStruct((C, P, K, X), jnp.float32),
+            jax.ShapeDtypeStruct((C, P, N, H), jnp.float32),
+            jax.ShapeDtypeStruct((C, P, N), jnp.float32),
         ],
         compiler_params=plgpu.CompilerParams(num_warps=tile.warps, num_stages=tile.stages),
         interpret=interpret,
         name="paged_decode",
-    )(q_PKXH, k_GKZH, v_GKZH, table_PM, length_P)
-    weight_CPKX = jnp.exp2(lse_CPKX - lse_CPKX.max(0))
-    sum_PKXH = (weight_CPKX[..., None] * part_CPKXH).sum(0)
-    o_PKXH = sum_PKXH / weight_CPKX.sum(0)[..., None]
-    return o_PKXH[:, :, :R].reshape(P, 1, N, H).astype(q_P1NH.dtype)
+    )(q_P1NH, k_GKZH, v_GKZH, table_PM, length_P)
+    weight_CPN = jnp.exp2(lse_CPN - lse_CPN.max(0))
+    sum_PNH = (weight_CPN[..., None] * part_CPNH).sum(0)
+    o_PNH = sum_PNH / weight_CPN.sum(0)[..., None]
+    return o_PNH[:, None].astype(q_P1NH.dtype)
 
 
 def prefill(q_PTNH, k_GKZH, v_GKZH, table_PM, position_PT, *, tile=PREFILL, interpret=False):
@@ -137,17 +136,21 @@ def prefill(q_PTNH, k_GKZH, v_GKZH, table_PM, position_PT, *, tile=PREFILL, inte
     return o_PTNH[:, :T]
 
 
-def _decode_kernel(q_XH, k_GZH, v_GZH, table_M, length_1, o_XH, lse_X, *, tiles, pages):
-    keys = pages * k_GZH.shape[1]
+def _decode_kernel(q_NH, k_GZH, v_GZH, table_M, length_1, o_NH, lse_N, *, heads, tiles, pages):
+    keys, H = pages * k_GZH.shape[1], q_NH.shape[1]
     length, first = length_1[0], pl.program_id(0) * tiles
+    # The query heads of this key/value head. The product wants more rows: they repeat the last one,
+    # so that all that is written to its place is the same.
+    X = max(LEAST, pl.next_power_of_2(heads))
+    head_X = pl.program_id(1) * heads + jnp.minimum(jnp.arange(X), heads - 1)
     step = functools.partial(
-        _step, q_XH[...], k_GZH, v_GZH, table_M, last_X1=length - 1, pages=pages
+        _step, q_NH[head_X], k_GZH, v_GZH, table_M, last_X1=length - 1, pages=pages
     )
     end = jnp.minimum(first + tiles, pl.cdiv(length, keys))
-    sum_XH, total_X, top_X = jax.lax.fori_loop(first, end, step, _nothing(*q_XH.shape))
+    sum_XH, total_X, top_X = jax.lax.fori_loop(first, end, step, _nothing(X, H))
     total_X = jnp.maximum(total_X, 1e-30)  # of a split that is empty
-    o_XH[...] = sum_XH / total_X[:, None]
-    lse_X[...] = top_X + jnp.log2(total_X)
+    o_NH[head_X] = sum_XH / total_X[:, None]
+    lse_N[head_X] = top_X + jnp.log2(total_X)
 
 
 def _prefill_kernel(q_QH, k_GZH, v_GZH, table_M, bounds_2, o_QH, *, blocks, pages):

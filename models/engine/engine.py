@@ -148,6 +148,7 @@ class Engine(types.Sampler):
             programs.Static(dtype, self.layout, mesh, top_logprobs),
             self._place.structure,
             steps=decode_steps,
+            options=proof.compiler_options(mesh),
             on_trace=self._count_trace,
         )
 

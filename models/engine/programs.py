@@ -119,13 +119,14 @@ def empty_slots(slots):
     )
 
 
-def jitted(static, treedef, *, steps, on_trace=lambda: None):
+def jitted(static, treedef, *, steps, options=None, on_trace=lambda: None):
     """Returns the jitted (prefill, decode), with the model as a list of its leaves.
 
     Args:
       static: `Static`.
       treedef: of the model.
       steps: of one decode call.
+      options: of the compiler; None for none.
       on_trace: is called whenever one is traced.
     """
 
@@ -135,7 +136,11 @@ def jitted(static, treedef, *, steps, on_trace=lambda: None):
             on_trace()
             return program(jax.tree.unflatten(treedef, leaves), kv, slots, *rest, static=static)
 
-        return jax.jit(precision.in_dtype(traced, static.dtype), donate_argnums=(1, 2))
+        return jax.jit(
+            precision.in_dtype(traced, static.dtype),
+            donate_argnums=(1, 2),
+            compiler_options=options,
+        )
 
     return make(prefill), make(functools.partial(decode, steps=steps))
 

@@ -1,4 +1,4 @@
-"""Layouts of the cache prove themselves: before their first use they meet the definition.
+"""What is fast where it works proves itself first: layouts of the cache, options of the compiler.
 
 Keys and values are written and attended to on the devices of an engine, in the shapes of its own
 programs, and compared with softmax attention in float64 on the host. So a kernel that a device, a
@@ -25,6 +25,11 @@ SPARE_PAGES = 8  # beyond those of one sequence, so that tables are no ranges
 CHECKED = 4  # sequences, and queries of each
 TOLERANCE = {"float32": 1e-4}  # relative; rounding to bfloat16 is at 2e-3
 TOLERANCE_HALF = 2e-2
+FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, ImportError)
+# By default XLA records all of these as graphs on a GPU but WHILE. Then a branch that holds a loop,
+# as in `sampling`, makes the host wait for every step to ask which branch it is.
+GRAPHS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE"
+OPTIONS = {"gpu": {"xla_gpu_enable_command_buffer": GRAPHS}}  # by platform
 
 
 def choose(config, mesh, *, layout, **settings):
@@ -75,14 +80,53 @@ def failure(sizes, mesh):
         return ""
     try:
         reason = _difference(sizes, mesh)
-    except (RuntimeError, ValueError, TypeError, AttributeError, ImportError) as problem:
-        lines = str(problem).strip().splitlines() or [""]
-        reason = f"{type(problem).__name__}: {lines[0][:200]}"
+    except FAILURES as problem:
+        reason = _text(problem)
     if reason:
         logging.warning(
             "Cache layout %r is not used on %s: %s", sizes.layout, mesh.devices.flat[0], reason
         )
     return reason
+
+
+@functools.cache
+def compiler_options(mesh):
+    """Returns the options with which an engine's programs are to be compiled for a mesh."""
+    device = mesh.devices.flat[0]
+    options = OPTIONS.get(device.platform)
+    if options is None:
+        return {}
+    try:
+        reason = _wrong_branches(device, options)
+    except FAILURES as problem:
+        reason = _text(problem)
+    if reason:
+        logging.warning("Compiler options %s are not used on %s: %s", options, device, reason)
+        return {}
+    return options
+
+
+def _wrong_branches(device, options):
+    """Returns what a loop over branches with loops gets wrong, "" if nothing."""
+
+    def doubled(x, times):
+        return jax.lax.fori_loop(0, times, lambda _, x: 2 * x, x)
+
+    def step(x, index):
+        x = jax.lax.cond(index % 2 == 0, lambda x: doubled(x, 3), lambda x: x + 1, x)
+        return x, x
+
+    run = jax.jit(lambda x: jax.lax.scan(step, x, jnp.arange(4))[1], compiler_options=options)
+    for _ in range(2):  # a graph is recorded once, and then repeated
+        found = np.asarray(run(jax.device_put(jnp.ones(2, jnp.int32), device)))
+        if found[:, 0].tolist() != [8, 9, 72, 73]:
+            return f"a small program gives {found[:, 0].tolist()} and not [8, 9, 72, 73]"
+    return ""
+
+
+def _text(problem):
+    lines = str(problem).strip().splitlines() or [""]
+    return f"{type(problem).__name__}: {lines[0][:200]}"
 
 
 def _difference(sizes, mesh):

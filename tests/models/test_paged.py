@@ -205,3 +205,35 @@ def test_a_wrong_layout_is_left_for_the_next_one(on_cpu, monkeypatch, caplog, wr
     np.testing.assert_(proof.failure(bad, MESH) in line)
     with pytest.raises(ValueError, match="layout='paged' fails on .*Leave the choice"):
         proof.first_proven([bad], MESH)
+
+
+@pytest.fixture
+def with_options(monkeypatch, caplog):
+    """Returns what comes of options of the compiler on this CPU, and the lines logged."""
+
+    def choose(options):
+        proof.compiler_options.cache_clear()
+        monkeypatch.setattr(proof, "OPTIONS", {"cpu": options})
+        with caplog.at_level("WARNING"):
+            found = proof.compiler_options(MESH)
+        return found, [record.getMessage() for record in caplog.records]
+
+    yield choose
+    proof.compiler_options.cache_clear()
+
+
+def test_compiler_options_that_work_are_used(with_options):
+    known = dict(proof.OPTIONS["gpu"])
+    assert proof.compiler_options(MESH) == {}  # none for CPUs
+    assert with_options(known) == (known, [])
+
+
+def test_compiler_options_that_fail_are_not_used(with_options):
+    found, (line,) = with_options({"xla_gpu_enable_command_buffer": "A_NAME_OF_TOMORROW"})
+    assert found == {} and "A_NAME_OF_TOMORROW' is not a valid" in line
+
+
+def test_compiler_options_that_give_wrong_results_are_not_used(with_options, monkeypatch):
+    monkeypatch.setattr(jax.lax, "cond", lambda _, first, second, x: second(x))
+    found, (line,) = with_options(dict(proof.OPTIONS["gpu"]))
+    assert found == {} and "gives [2, 3, 4, 5] and not [8, 9, 72, 73]" in line
