@@ -21,6 +21,7 @@ PACKAGES = [
     "experiments.speed.peers",
     "flow_grpo_jax",
     "flow_grpo_jax.answers",
+    "flow_grpo_jax.datasets",
     "models",
     "models.attention",
     "models.engine",

@@ -8,9 +8,13 @@ import warnings
 PLAN_LABELS = ("Justification", "Context", "Sub-goal", "Tool")
 MAX_COMMAND_CHARACTERS = 20_000
 MAX_CALLS = 5
+MAX_WRAPPINGS = 3  # of a lone call, within each other
 
 _LABEL = re.compile(rf"^({'|'.join(PLAN_LABELS)}):[ \t]*", re.MULTILINE | re.IGNORECASE)
 _FENCE = re.compile(r"^```\w*[ \t]*\n(.*)^```[ \t]*$", re.DOTALL | re.MULTILINE)
+# What is peeled off a lone call. A fence is three or more of one character; it may lack its end.
+_OPENING = re.compile(r"[ \t]*(`{3,}|~{3,})(.*)")
+_TITLE = re.compile(r"((generated|final|tool|next)\s+)?(command|call|action)\s*:", re.IGNORECASE)
 _LITERAL = (ast.Constant, ast.List, ast.Tuple, ast.Dict, ast.Set, ast.Load)
 _LITERAL += (ast.UnaryOp, ast.USub, ast.UAdd)
 
@@ -53,6 +57,10 @@ def calls(text, tool):
     around everything and prose around that fence are allowed. Positional arguments get the names of
     the tool's parameters.
 
+    A lone call is also read from wrappings in which it can mean one thing only: any other code
+    fence (longer, of tildes, on one line, without an end), backticks, a title such as `Command:`,
+    an assignment to a name, a byte order mark, and these within each other.
+
     Returns:
       List of dicts, the arguments of each call in the order of the text; `tools.protocol.call`
       checks them against the tool's parameters.
@@ -62,12 +70,62 @@ def calls(text, tool):
         raise ParseError(
             f"The command has {len(text)} characters; {MAX_COMMAND_CHARACTERS} allowed."
         )
-    statements = _statements(text, tool)
-    if not statements:
-        raise ParseError(f"There is no command. Write one call: {tool.demo}")
-    if len(statements) > MAX_CALLS:
-        raise ParseError(f"There are {len(statements)} calls; write {MAX_CALLS} at most.")
-    return [_arguments(statement, tool) for statement in statements]
+    try:
+        statements = _statements(text, tool)
+        if not statements:
+            raise ParseError(f"There is no command. Write one call: {tool.demo}")
+        if len(statements) > MAX_CALLS:
+            raise ParseError(f"There are {len(statements)} calls; write {MAX_CALLS} at most.")
+        return [_arguments(statement, tool) for statement in statements]
+    except ParseError:
+        call = _lone_call(text)
+        if call is None:
+            raise
+        return [_arguments(call, tool)]
+
+
+def _lone_call(text):
+    """Returns the statement that is the only thing in a wrapping, None if there is no such."""
+    for _ in range(1 + MAX_WRAPPINGS):
+        text = text.strip().removeprefix("\ufeff").strip()
+        try:
+            statements = _parsed(text)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            statements = []
+        if len(statements) == 1:
+            match statements[0]:
+                case ast.Expr(value=ast.Call()) as statement:
+                    return statement
+                case ast.Assign(targets=[ast.Name()], value=ast.Call() as call) as statement:
+                    return ast.copy_location(ast.Expr(call), statement)
+        text = _peeled(text)
+        if text is None:
+            return None
+    return None
+
+
+def _peeled(text):
+    """Returns what stands in the outermost wrapping of a text, None if it has none."""
+    if title := _TITLE.match(text):
+        return text[title.end() :]
+    lines = text.splitlines()
+    opening = next((i for i, line in enumerate(lines) if _OPENING.match(line)), None)
+    if opening is None:
+        quoted = len(text) > 2 and text[0] == text[-1] == "`" and "\n" not in text
+        return text[1:-1] if quoted else None
+    fence, rest = _OPENING.match(lines[opening]).groups()
+    if fence in rest:  # on one line, the language before the call
+        inside, _, after = rest.rpartition(fence)
+        first, _, others = inside.strip().partition(" ")
+        inside = others if first.isalnum() and others else inside
+        return None if opening or after.strip() or lines[1:] else inside
+    if rest.strip() and not re.fullmatch(r"[\w+.-]+", rest.strip()):
+        return None
+    closes = lambda line: line.strip().startswith(fence) and not line.strip().strip(fence[0])
+    closing = next((i for i in range(opening + 1, len(lines)) if closes(lines[i])), len(lines))
+    if any(_OPENING.match(line) for line in lines[closing + 1 :]):  # which of the two is meant?
+        return None
+    return "\n".join(lines[opening + 1 : closing])
 
 
 def _statements(text, tool):
@@ -121,8 +179,19 @@ def _arguments(statement, tool):
     return arguments
 
 
+class _WithoutEmptyFormats(ast.NodeTransformer):
+    """Turns f-strings without a placeholder into the text that they are."""
+
+    def visit_JoinedStr(self, node):
+        if all(isinstance(part, ast.Constant) for part in node.values):
+            text = "".join(part.value for part in node.values)
+            return ast.copy_location(ast.Constant(text), node)
+        return node
+
+
 def _literal(name, node):
     name = name[:60]
+    node = _WithoutEmptyFormats().visit(node)
     outside = next((inner for inner in ast.walk(node) if not isinstance(inner, _LITERAL)), None)
     if isinstance(outside, ast.JoinedStr):
         raise ParseError(

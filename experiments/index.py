@@ -7,12 +7,14 @@ called contents; its first line is then the title. Exit codes: 0 done, 1 error, 
 """
 
 import glob
-import json
+import pathlib
 import time
 
 from absl import app, flags, logging
 
 from experiments.running import command
+from flow_grpo_jax.datasets import fields
+from flow_grpo_jax.datasets import files as dataset_files
 from tools import text_index
 
 EVERY = 100_000  # documents between two lines of the log
@@ -31,8 +33,11 @@ def main():
 
 def read(path):
     """Yields the (title, text, url) of a .parquet file, or of a JSONL file, one at a time."""
-    rows = _parquet(path) if path.endswith(".parquet") else _jsonl(path)
-    for number, row in enumerate(rows, 1):
+    parquet = path.endswith(".parquet")
+    rows = enumerate(_parquet(path), 1) if parquet else dataset_files.json_lines(pathlib.Path(path))
+    for number, row in rows:
+        if isinstance(row, fields.BadField):
+            raise ValueError(f"{path}:{number} {row}.")
         yield document(row, f"{path}:{number}")
 
 
@@ -53,16 +58,9 @@ def document(row, where):
             f"{where} has the fields {', '.join(map(str, row))}; title and text must be strings, "
             "and url, if there is one."
         )
+    if broken := fields.broken_text([title, text, url]):
+        raise ValueError(f"{where} holds half of a surrogate pair: {fields.shown(broken[1])}.")
     return title, text, url
-
-
-def _jsonl(path):
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}:{number} is not JSON: {error}.") from error
 
 
 def _parquet(path):

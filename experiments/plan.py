@@ -1,7 +1,7 @@
-"""Does the update of a config fit on devices that you need not have, and how fast could it be?
+"""Does a step of a config fit on devices that you need not have, and how fast could it be?
 
     python -m experiments.plan --config=experiments/configs/paper_7b.py --model=7b \\
-        --topology=v5p:2x2x2
+        --topology=v5p-16
 
 Compiles the programs that training would run, with libtpu for a TPU slice (in an environment of its
 own: pip install -e '.[plan]') and with XLA:CPU for cpu:N; a large program takes some minutes. For
@@ -15,6 +15,7 @@ config. With --json, one JSON object on standard output.
 """
 
 import json
+import math
 import sys
 
 import jax
@@ -105,12 +106,14 @@ def plan(config, topology, *, model="", estimate=False, workload=None):
             "temporaries": sampling.temporaries,
             "total": sampling.total,
         },
+        "phases": {"rollouts": round(sampling.total), "update": round(total)},
     }
     if peak is None:
         return result
     result["memory"] = round(peak.memory)
     result["spare"] = 1 - total / peak.memory
     result["rollouts"]["spare"] = 1 - sampling.total / peak.memory
+    result["fits"] = max(sampling.total, total) <= peak.memory
     result["step"] = step_time(
         config, dims, mesh, peak, estimated, **(workload or default_workload(config))
     )
@@ -193,7 +196,10 @@ def step_time(
     trained = config.rollout.questions * config.rollout.group * turns
     useful, executed = formulas.turn_flops(how, turn_tokens, response_tokens)
     tokens = trained * turn_tokens
-    steps = config.loss.epochs * config.loss.mini_batches
+    mini_batches = config.loss.mini_batches
+    if config.loss.mini_batch_turns:
+        mini_batches = math.ceil(trained / config.loss.mini_batch_turns)
+    steps = config.loss.epochs * mini_batches
     # It reads all of them and writes parameters and moments.
     moved = 2 * needed.parameters + 2 * needed.moments + needed.gradients
     optimizer = steps * moved / chip.bandwidth
@@ -245,10 +251,9 @@ def as_text(result):
         size = f"{program['rows']} x {program['tokens']:,}" if program["rows"] else ""
         columns = f"{shown(program['temporaries'])}   {shown(program['total'])}"
         lines.append(f"{program['name']:<12}{size:>15}  {columns}")
-    lines += ["", verdict(result)]
+    lines += ["", *rollout_lines(result, shown), "", *phase_lines(result, shown)]
     if "step" in result:
         lines += ["", *step_lines(result)]
-    lines += ["", *rollout_lines(result, shown)]
     if "changes" in result:
         lines += ["", *change_lines(result)]
     return "\n".join(lines)
@@ -262,12 +267,21 @@ def rollout_lines(result, shown):
         lines.append(f"  {label:<28}{shown(found[name])}")
     for name, size in found["temporaries"].items():
         lines.append(f"  {'temporaries of ' + name:<28}{shown(size)}")
-    lines.append(f"  {'in all':<28}{shown(found['total'])}")
-    if found.get("spare", 1) < advice.SPARE:
-        close = "do not fit" if found["spare"] < 0 else "are close to what the device holds"
+    return [*lines, f"  {'in all':<28}{shown(found['total'])}"]
+
+
+def phase_lines(result, shown):
+    """Returns the verdict on a whole step: the phases follow one another in the same memory."""
+    lines = ["a step in memory"]
+    for name, total in result["phases"].items():
+        of = f"  of {result['memory'] / GiB:.2f} GiB" if "memory" in result else ""
+        spare = f", {1 - total / result['memory']:.0%} to spare" if of else ""
+        lines.append(f"  {name:<28}{shown(total)}{of}{spare}")
+    lines += [verdict(result)]
+    if result["rollouts"].get("spare", 1) < advice.SPARE:
         lines.append(
-            f"Rollouts {close}: lower engine.cache_tokens, or raise engine.tensor, on which both "
-            "weight sets are spread."
+            "For rollouts: lower engine.cache_tokens, or raise engine.tensor, on which both weight "
+            "sets are spread."
         )
     return lines
 
@@ -285,14 +299,20 @@ def basis_line(result):
 
 
 def verdict(result):
-    total = f"{result['total'] / GiB:.2f} GiB"
+    fullest = max(result["phases"], key=result["phases"].get)
+    total = f"{result['phases'][fullest] / GiB:.2f} GiB"
     if "memory" not in result:
-        return f"needs {total} per virtual device, which share this machine's memory"
-    memory, spare = f"{result['memory'] / GiB:.2f} GiB", result["spare"]
-    if spare < 0:
-        return f"does not fit: {total} of {memory} per device"
-    close = "" if spare >= advice.SPARE else ", which is too close to rely on"
-    return f"fits: {total} of {memory} per device, {spare:.0%} to spare{close}"
+        return f"needs {total} ({fullest}) per virtual device, which share this machine's memory"
+    spare = {name: 1 - size / result["memory"] for name, size in result["phases"].items()}
+    memory = f"{result['memory'] / GiB:.2f} GiB per device"
+    if not result["fits"]:
+        over = " and ".join(name for name in spare if spare[name] < 0)
+        return f"does not fit: {over}; {fullest} would take {total} of {memory}"
+    close = "" if spare[fullest] >= advice.SPARE else ", which is too close to rely on"
+    return (
+        f"fits: the fullest phase, {fullest}, takes {total} of {memory}, {spare[fullest]:.0%} to "
+        f"spare{close}"
+    )
 
 
 def step_lines(result):

@@ -17,8 +17,8 @@ from ml_collections import config_flags
 
 from agents import trajectory
 from experiments.reporting import trajectories
-from experiments.running import backends, command, sessions, stored
-from flow_grpo_jax import data, files
+from experiments.running import backends, command, dataset, fields, sessions, stored
+from flow_grpo_jax import files
 
 DRAWN = ("step_*.jsonl", "heldout_*.jsonl")
 
@@ -85,9 +85,9 @@ def _deciding(asked, config):
 def _questions(asked, question_files):
     named = question_files or [p for p in (asked.data.train, asked.data.held_out) if p]
     return {
-        question["id"]: question
+        (question["id"], question["question"]): question
         for path in named
-        for question in data.read_questions(sessions.resolve(path))
+        for question in dataset.read(asked, path)
     }
 
 
@@ -96,8 +96,8 @@ def _rescore_lines(lines, path, question_of, scorer, tally):
     scored = [line for line in lines if line["status"] not in trajectory.BROKEN]
     questions = []
     for line in scored:
-        question = question_of.get(line["question_id"])
-        if question is None or question["question"] != line["question"]:
+        question = question_of.get((line["question_id"], line["question"]))
+        if question is None:
             raise command.ConfigError(
                 f"{path} has question {line['question_id']!r}, which the question files do not "
                 "hold with that text. Say where they are with --data=FILE,FILE."
@@ -160,6 +160,8 @@ def define_flags():
 
 def main():
     values = flags.FLAGS
+    if values.config is not None:
+        fields.check(values.config)
     summary = rescore(values.workdir, values.out, config=values.config, question_files=values.data)
     for kind, counts in summary["kinds"].items():
         logging.info(

@@ -23,7 +23,7 @@ from agents import drive, prompts, trajectory
 from agents import solve as agent
 from agents.backends import errors
 from experiments.configs import common, quickstart
-from experiments.running import backends, command, sessions, signals, stored
+from experiments.running import backends, command, fields, sessions, signals, stored
 from experiments.solving import panel
 from flow_grpo_jax import rollout
 from models import folders, huggingface
@@ -150,13 +150,14 @@ def choose_config(config, *, model, url, workdir, api_key_variable):
     if model and workdir:
         raise command.ConfigError("--workdir brings its own model; leave out --model.")
     folder = model if url or not model or "://" in model else str(pathlib.Path(model).absolute())
-    if config is None:
-        if workdir:
-            config = stored.read_config(workdir)[0]
-        elif url:
-            config = common.base()
-        else:
-            config = for_one_question(folder) if model else quickstart.get_config()
+    if config is not None:
+        fields.check(config)
+    elif workdir:
+        config = stored.read_config(workdir)[0]
+    elif url:
+        config = common.base()
+    else:
+        config = for_one_question(folder) if model else quickstart.get_config()
     if url:
         served = {"kind": "server", "url": url, "model": model}
         for name in backends.ROLES:

@@ -29,7 +29,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from experiments.reporting import report
-from experiments.running import command, limits, sessions, signals, stored
+from experiments.running import command, dataset, limits, sessions, signals, stored
 from experiments.running.record import Record, progress
 from flow_grpo_jax import (
     batching,
@@ -128,7 +128,7 @@ def train(config, workdir, *, force=False, should_stop=lambda: False):
                 valid_QG=valid_QG,
                 weigh=variant.weigh,
                 **shapes,
-                mini_batches=config.loss.mini_batches,
+                split=sessions.split(config, step),
                 constant_length=config.rollout.max_turns * config.rollout.max_response_tokens,
             )
             if config.engine.release:
@@ -234,9 +234,9 @@ def measured(turns, timer, rollout, update):
 
 def read_questions(config):
     """Returns (training questions, held-out ones); raises where processes have different ones."""
-    questions, held_out = data.read_questions(sessions.resolve(config.data.train)), []
+    questions, held_out = dataset.read(config, config.data.train), []
     if config.data.held_out:
-        held_out = data.read_questions(sessions.resolve(config.data.held_out))
+        held_out = dataset.read(config, config.data.held_out)
     held_out = held_out[: config.eval.questions or len(held_out)]
     processes.same(
         {

@@ -25,7 +25,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from experiments.quickstart import demonstrations, questions
-from experiments.running import command, sessions
+from experiments.running import command, fields, sessions
 from models import huggingface, precision, qwen2
 from models.attention import masks
 from models.tokenizer import Tokenizer, train_byte_bpe
@@ -233,6 +233,7 @@ def define_flags():
 
 
 def main():
+    fields.check(flags.FLAGS.config)
     warmstart(flags.FLAGS.config, flags.FLAGS.workdir)
 
 

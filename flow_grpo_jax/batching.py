@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from flow_grpo_jax import packing
+from flow_grpo_jax import credit, packing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +120,7 @@ def build(
     row_lengths,
     rows,
     response_lengths,
-    mini_batches,
+    split,
     constant_length,
 ):
     """Lays samples out in micro-batches.
@@ -136,16 +136,17 @@ def build(
       weigh: one of the `weigh_*` functions.
       layout: "padded", one turn a row; "packed", several; "tree", several with common prefixes
         computed once.
-      row_lengths: ascending; the values that T has.
+      row_lengths: ascending; the values that T has. A length may stand there again with more rows.
       rows: B of each row length.
       response_lengths: A of each row length, ascending; neighbours may be equal.
-      mini_batches: optimizer steps; questions are split into this many consecutive parts.
+      split: (question_S, questions) -> the turns of each optimizer step; `by_questions` or
+        `shuffled` with the rest of their arguments given.
       constant_length: for `weigh_constant_length` only.
 
     Returns:
       List over mini-batches of lists of TurnBatch (NumPy), longest rows first. Depends on the
-      arguments alone, so processes that hold the same samples build the same batches. Parts
-      without any sample are left out, with a warning.
+      arguments alone, so processes that hold the same samples build the same batches. Steps
+      without any sample are left out.
 
     Raises:
       ValueError: a sample is malformed or too long, or nothing is left to train on.
@@ -155,10 +156,6 @@ def build(
     buckets = [
         packing.Shape(*bucket) for bucket in zip(rows, row_lengths, response_lengths, strict=True)
     ]
-    if not 1 <= mini_batches <= len(valid_QG):
-        raise ValueError(
-            f"mini_batches={mini_batches} must be between 1 and the {len(valid_QG)} questions."
-        )
     for index, sample in enumerate(samples):
         _check_sample(index, sample, valid_QG.shape, buckets[-1])
     valid = [s for s in samples if valid_QG.flat[s.trajectory]]
@@ -167,46 +164,77 @@ def build(
             f"No sampled token to train on: {len(samples)} samples, {int(valid_QG.sum())} valid "
             f"trajectories of {valid_QG.size}. Look at rollout/infra_errors."
         )
-    result = []
-    for question_P in np.array_split(np.arange(len(valid_QG)), mini_batches):
-        part = [s for s in valid if question_P[0] <= s.group <= question_P[-1]]
-        if not part:
-            logging.warning("Questions %s have no valid sample: no optimizer step.", question_P)
+    sequences = [np.array(s.prompt_tokens + s.response_tokens, np.int32) for s in valid]
+    sampled_S = np.array([len(s.response_tokens) for s in valid])
+    trajectory_S = np.array([s.trajectory for s in valid])
+    question_S = np.array([s.group for s in valid])
+    steps = split(question_S, len(valid_QG))
+    step_S, micro_S, plans = np.empty(len(valid), int), np.empty(len(valid), int), []
+    for step, members in enumerate(steps):
+        if not len(members):
             continue
-        sequences = [np.array(s.prompt_tokens + s.response_tokens, np.int32) for s in part]
-        sampled_S = np.array([len(s.response_tokens) for s in part])
-        trajectory_S = np.array([s.trajectory for s in part])
         plan = packing.lay_out(
-            sequences,
-            sampled_S,
-            question_S=[s.group for s in part],
-            trajectory_S=trajectory_S,
+            [sequences[s] for s in members],
+            sampled_S[members],
+            question_S=question_S[members],
+            trajectory_S=trajectory_S[members],
             shapes=buckets,
             layout=layout,
         )
-        micro_S = np.empty(len(part), int)
-        for micro, (_, row_lists) in enumerate(plan):
+        plan = [(shape, [members[row].tolist() for row in row_lists]) for shape, row_lists in plan]
+        for micro, (_, row_lists) in enumerate(plan, start=sum(map(len, plans))):
             micro_S[sum(row_lists, [])] = micro
-        weight_S = weigh(
-            sampled_S,
-            trajectory_S,
-            micro_S,
-            trajectories=int(valid_QG[question_P].sum()),
-            constant_length=constant_length,
+        step_S[members] = step
+        plans.append(plan)
+    weight_S = weigh(
+        sampled_S,
+        trajectory_S,
+        step_S,
+        micro_S,
+        trajectories_S=credit.equal_questions(valid_QG, len(steps))[question_S],
+        constant_length=constant_length,
+    )
+    columns = dict(
+        samples=valid,
+        sequences=sequences,
+        adv_S=adv_QG.flat[trajectory_S],
+        weight_S=weight_S / sampled_S,
+    )
+    write = functools.partial(_write, share=layout == "tree", **columns)
+    return [[write(shape, row_lists) for shape, row_lists in plan] for plan in plans]
+
+
+def by_questions(question_S, questions, *, mini_batches):
+    """Splits turns into optimizer steps: consecutive questions, as many in each as can be.
+
+    Args:
+      question_S: int, question of each turn. questions: how many there are.
+
+    Returns:
+      List of `mini_batches` int arrays, the turns of each step; empty where none is left.
+    """
+    if not 1 <= mini_batches <= questions:
+        raise ValueError(
+            f"mini_batches={mini_batches} must be between 1 and the {questions} questions."
         )
-        columns = dict(
-            samples=part,
-            sequences=sequences,
-            adv_S=adv_QG.flat[trajectory_S],
-            weight_S=weight_S / sampled_S,
-        )
-        result.append(
-            [
-                _write(shape, row_lists, share=layout == "tree", **columns)
-                for shape, row_lists in plan
-            ]
-        )
-    return result
+    parts = np.array_split(np.arange(questions), mini_batches)
+    steps = [np.flatnonzero(np.isin(question_S, part)) for part in parts]
+    for part, members in zip(parts, steps, strict=True):
+        if not len(members):
+            logging.warning("Questions %s have no valid sample: no optimizer step.", part)
+    return steps
+
+
+def shuffled(question_S, questions, *, turns, seed):
+    """Splits turns into optimizer steps of about `turns` each, in random order.
+
+    The authors' code does so with 64 (and drops turns until that divides them; here all count).
+
+    Args:
+      seed: ints; the same ones give the same order.
+    """
+    order_S = np.random.default_rng(seed).permutation(len(question_S))
+    return [np.sort(part) for part in np.array_split(order_S, -(-len(order_S) // turns))]
 
 
 def _write(shape, row_lists, *, share, samples, sequences, adv_S, weight_S):
@@ -302,15 +330,24 @@ def check_buckets(
     """
     if layout not in packing.LAYOUTS:
         raise ValueError(f"layout={layout!r} is unknown; valid: {', '.join(packing.LAYOUTS)}.")
-    if not row_lengths or list(row_lengths) != sorted(set(row_lengths)) or row_lengths[0] < 1:
-        raise ValueError(f"row_lengths={row_lengths} must be ascending positive numbers.")
+    if not row_lengths or row_lengths[0] < 1:
+        raise ValueError(f"row_lengths={row_lengths} must be positive numbers.")
     for name, sizes in (("rows", rows), ("response_lengths", response_lengths)):
         if len(sizes) != len(row_lengths):
             raise ValueError(f"{name}={sizes} needs one entry for each of {row_lengths=}.")
+    sizes = list(zip(row_lengths, rows, strict=True))
+    if sizes != sorted(set(sizes)):
+        raise ValueError(
+            f"row_lengths={row_lengths} must ascend, where two are equal with {rows=} that ascend."
+        )
     if list(response_lengths) != sorted(response_lengths) or response_lengths[0] < 1:
         raise ValueError(
             f"response_lengths={response_lengths} must be positive and must not descend: a longer "
             "row holds at least the response tokens of a shorter one."
+        )
+    if len(set(zip(row_lengths, response_lengths, strict=True))) > len(set(row_lengths)):
+        raise ValueError(
+            f"response_lengths={response_lengths} must be equal where {row_lengths=} are."
         )
     if min(rows) < 1:
         raise ValueError(f"{rows=} must be positive numbers.")

@@ -96,36 +96,64 @@ def original(rewards_QG, valid_QG, turns_QG):
 
 
 # ---- what a turn counts ------------------------------------------------------------------------
+#
+# Each function returns float [S], the weight of each turn in the loss of its optimizer step. Its
+# arguments, each [S]: sampled tokens of the turn; numbers of its trajectory, its step and its
+# micro-batch; and how many trajectories the step averages over, if every question had as many
+# valid ones as this turn's (see `equal_questions`).
 
 
-def weigh_turns(tokens_S, trajectory_S, micro_S, *, trajectories, constant_length):
+def equal_questions(valid_QG, steps):
+    """Returns float [Q]: n so that 1/n for each valid trajectory weighs all questions alike.
+
+    The means of Eq. 5 go over a question's valid trajectories, then over the questions that have
+    one: a question that lost members to infrastructure counts as much as the others. One optimizer
+    step of several weighs its share of the questions, so that what it weighs a question depends on
+    no other: 2.5 questions are the mean number when 5 are split into 2 steps.
+
+    Args:
+      valid_QG: bool. steps: optimizer steps that share the questions.
+    """
+    valid_Q = np.asarray(valid_QG, bool).sum(axis=1)
+    return np.count_nonzero(valid_Q) * valid_Q / steps
+
+
+def weigh_turns(tokens_S, trajectory_S, step_S, micro_S, *, trajectories_S, constant_length):
     """Returns 1 / (trajectories * turns of this one): Eq. 5, with its 1/|a| in the loss."""
     turns_S = np.bincount(trajectory_S)[trajectory_S]
-    return 1.0 / (trajectories * turns_S)
+    return 1.0 / (trajectories_S * turns_S)
 
 
-def weigh_rollout_tokens(tokens_S, trajectory_S, micro_S, *, trajectories, constant_length):
+def weigh_rollout_tokens(
+    tokens_S, trajectory_S, step_S, micro_S, *, trajectories_S, constant_length
+):
     """Gives the mean over trajectories of the mean over all tokens of the trajectory."""
     total_S = np.bincount(trajectory_S, weights=tokens_S)[trajectory_S]
-    return tokens_S / (trajectories * total_S)
+    return tokens_S / (trajectories_S * total_S)
 
 
-def weigh_tokens(tokens_S, trajectory_S, micro_S, *, trajectories, constant_length):
+def weigh_tokens(tokens_S, trajectory_S, step_S, micro_S, *, trajectories_S, constant_length):
     """Gives the mean over all tokens of the step, whatever their trajectory."""
-    return tokens_S / tokens_S.sum()
+    return tokens_S / np.bincount(step_S, weights=tokens_S)[step_S]
 
 
-def weigh_micro_batch_tokens(tokens_S, trajectory_S, micro_S, *, trajectories, constant_length):
+def weigh_micro_batch_tokens(
+    tokens_S, trajectory_S, step_S, micro_S, *, trajectories_S, constant_length
+):
     """Gives the token mean of a micro-batch, then the mean over these: depends on their size."""
     total_S = np.bincount(micro_S, weights=tokens_S)[micro_S]
-    return tokens_S / (total_S * len(np.unique(micro_S)))
+    step_of_micro = dict(zip(micro_S.tolist(), step_S.tolist(), strict=True))
+    micro_batches_S = np.bincount(list(step_of_micro.values()))[step_S]
+    return tokens_S / (total_S * micro_batches_S)
 
 
-def weigh_constant_length(tokens_S, trajectory_S, micro_S, *, trajectories, constant_length):
+def weigh_constant_length(
+    tokens_S, trajectory_S, step_S, micro_S, *, trajectories_S, constant_length
+):
     """Gives the sum over a trajectory's tokens / constant_length, then the trajectories' mean."""
     if constant_length < 1:
         raise ValueError(
             f"constant_length={constant_length} must be positive. Use the tokens a trajectory may "
             "sample at most: turns times response tokens."
         )
-    return tokens_S / (trajectories * constant_length)
+    return tokens_S / (trajectories_S * constant_length)

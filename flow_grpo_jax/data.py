@@ -4,148 +4,132 @@ A question is {"id", "question", "answer": (accepted answers,), "kind": "qa|math
 "source"}, with "choices" for kind "choice" and optionally "numbers" for kind "gameof24".
 """
 
-import ast
 import hashlib
-import io
 import json
-import math
 import pathlib
 import re
 import string
-import tokenize
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import grain
+from absl import logging
 
 from agents import questions
 from flow_grpo_jax import rewards
-from flow_grpo_jax.answers import choice, game24
+from flow_grpo_jax.answers import choice, game24, options
+from flow_grpo_jax.answers.text import MAX_EXPRESSION, final_answer
+from flow_grpo_jax.datasets import fields, files, formats
+from flow_grpo_jax.datasets.fields import BadField, shown
 
-# Kind of each benchmark that `read_questions(..., benchmark=name)` converts.
-BENCHMARKS = {
-    "bamboogle": "qa",
-    "2wiki": "qa",
-    "hotpotqa": "qa",
-    "musique": "qa",
-    "gaia": "qa",
-    "aime24": "math",
-    "amc23": "math",
-    "gameof24": "gameof24",
-    "gpqa": "choice",
-    "medqa": "choice",
+OWN = "questions"  # the format of this project, as `as_question` reads it
+AUTO = "auto"
+OPTIONS = {  # of `read_questions`, and their values
+    "format": (AUTO, OWN, *formats.FORMATS),
+    "index_base": ("", "0", "1"),
+    "bad_rows": ("refuse", "drop"),
 }
+MAX_GOLD = {"math": MAX_EXPRESSION, "qa": 1_000}  # characters of an answer that a rule compares
 _SHOWN = 5  # bad rows named in an error
-_INSTRUCTION = re.compile(r"\s*When ready, output the final answer enclosed in <answer>.*$", re.S)
 
 
-class BadField(ValueError):
-    """A field of one row that is missing or wrong; `read_questions` collects them."""
-
-
-def read_questions(path: str | pathlib.Path, *, benchmark: str | None = None) -> list[dict]:
+def read_questions(
+    path: str | pathlib.Path,
+    *,
+    format: str = AUTO,
+    index_base: str = "",
+    bad_rows: str = "refuse",
+    judged: Collection[str] = (),
+) -> list[dict]:
     """Reads .jsonl, .json (a list), .parquet, or a TFDS folder of one split in array_record files.
 
-    benchmark: one of BENCHMARKS, if the rows have the form of that benchmark's own files
-               ("query", "pid", "options", ...); ids are then "<benchmark>-<row>", counted from 0.
+    format:     one of OPTIONS. "auto": the format that the first row with a sign of one has, else
+                the project's own.
+    index_base: "0" or "1": numbers as golds of kind choice count from there; "" refuses them. A row
+                may say it itself, in the field "index_base".
+    bad_rows:   "refuse", or "drop": leaves them out, with their count and the first in the log.
+    judged:     kinds whose golds a model compares, so that no rule has to reach them.
 
-    Raises one ValueError that names the first bad rows: not JSON, a field missing or of the wrong
-    form, an id used twice, a gold that is none of the choices, a game of 24 without numbers.
+    Raises one ValueError that names the first bad rows: not JSON or UTF-8, fields missing or of the
+    wrong form, an id used twice, a gold that no answer can equal, a game of 24 without numbers.
     """
     path = pathlib.Path(path)
-    if benchmark is not None and benchmark not in BENCHMARKS:
-        raise ValueError(f"Unknown benchmark {benchmark!r}; valid: {', '.join(BENCHMARKS)}.")
-    questions, bad, first_place = [], [], {}
-    for index, (place, row) in enumerate(_rows(path)):
+    check_options(format=format, index_base=index_base, bad_rows=bad_rows)
+    rows = list(files.rows(path))
+    if format == AUTO:
+        format = _recognised(path, rows)
+    found, bad, first_place = [], [], {}
+    for index, (place, row) in enumerate(rows):
         try:
             if isinstance(row, BadField):
                 raise row
             if not isinstance(row, Mapping):
-                raise BadField(f"is {_shown(row)}, not an object with fields")
-            if benchmark is not None:
-                row = convert(row, benchmark=benchmark, index=index)
-            question = as_question(row)
+                raise BadField(f"is {shown(row)}, not an object with fields")
+            if format != OWN:
+                row = formats.converted(row, format, index)
+            question = as_question(row, index_base=index_base, judged=judged)
             if question["id"] in first_place:
                 raise BadField(
-                    f"field 'id' is {_shown(question['id'])}, "
+                    f"field 'id' is {shown(question['id'])}, "
                     f"already used in {first_place[question['id']]}"
                 )
             first_place[question["id"]] = place
-            questions.append(question)
+            found.append(question)
         except BadField as problem:
             bad.append(f"  {place}: {problem}")
     if bad:
         more = [f"  ... and {len(bad) - _SHOWN} more"] if len(bad) > _SHOWN else []
-        raise ValueError(
-            f"{path}: {len(bad)} of {len(bad) + len(questions)} rows are not questions:\n"
-            + "\n".join(bad[:_SHOWN] + more)
-        )
-    if not questions:
+        names = formats.suggested(rows) if format == OWN else []
+        more += [f"Did you mean --config.data.format={' or '.join(names)}?"] if names else []
+        message = f"{path}: {len(bad)} of {len(rows)} rows are not questions:\n"
+        message += "\n".join(bad[:_SHOWN] + more)
+        if bad_rows == "refuse":
+            raise ValueError(message)
+        logging.warning("%s\nThey are left out.", message)
+    if not found:
         raise ValueError(f"{path} holds no questions.")
-    return questions
+    _warn_of_hidden_choices(path, found)
+    return found
 
 
-def as_question(row: Mapping) -> dict:
+def check_options(**options: str) -> None:
+    """Raises ValueError if an option of `read_questions` has an unknown value."""
+    for name, value in options.items():
+        if value not in OPTIONS[name]:
+            valid = ", ".join(map(repr, OPTIONS[name]))
+            raise ValueError(f"data.{name}={value!r} is unknown; valid: {valid}.")
+
+
+def as_question(row: Mapping, *, index_base: str = "", judged: Collection[str] = ()) -> dict:
     """Returns a checked copy of `row`: id a string, answer a tuple of strings, choices a list.
 
-    Fields outside the schema are kept. Raises BadField.
+    Fields outside the schema are kept. The rest is as in `read_questions`. Raises BadField.
     """
     question = dict(row)
-    for field in ("id", "question", "kind", "source"):
-        value = question.get(field)
-        if field == "id" and _is_number(value):
-            value = str(value)
-        if not isinstance(value, str) or not value.strip():
-            raise BadField(f"field {field!r} is {_shown(value)}; expected a non-empty string")
-        question[field] = value
+    if broken := fields.broken_text(question):
+        name, text = broken
+        raise BadField(f"field {name!r} is {shown(text)}, which holds half of a surrogate pair")
+    _check_texts(question)
+    kind = question["kind"]
     try:
         questions.refuse_images(question)
     except ValueError as problem:
         raise BadField(str(problem)) from None
-    kind = question["kind"]
-    if kind not in rewards.CHECKERS:
-        valid = ", ".join(rewards.CHECKERS)
-        raise BadField(f"field 'kind' is {_shown(kind)}; valid: {valid}")
-    question["answer"] = _golds(question.get("answer"))
-    if (choices := _choices(question.pop("choices", None))) is not None:
+    base = index_base if (own := question.pop("index_base", None)) is None else own
+    base = str(int(base)) if fields.is_number(base) and int(base) == base else base
+    if base not in OPTIONS["index_base"]:
+        raise BadField(f"field 'index_base' is {shown(base)}; expected 0 or 1")
+    if (choices := fields.choices(question.pop("choices", None))) is not None:
         question["choices"] = choices
     if kind == "choice":
-        if choices is None or len(choices) < 2:
-            raise BadField(f"field 'choices' is {_shown(choices)}; expected two options or more")
-        for gold in question["answer"]:
-            if choice.option_index(gold, choices) is None:
-                raise BadField(f"field 'answer' is {_shown(gold)}, not one of {_shown(choices)}")
+        _check_choices(row, choices)
+        question["answer"] = _letters(question["answer"], choices, base)
+    question["answer"] = fields.golds(question["answer"])
+    if kind in ("math", "qa"):
+        question["answer"] = tuple(formats.last_line(g) or g for g in question["answer"])
     if kind == "gameof24":
-        given = question.pop("numbers", None)
-        if given is not None:
-            if not isinstance(given, list | tuple) or not all(type(n) is int for n in given):
-                raise BadField(f"field 'numbers' is {_shown(given)}; expected a list of integers")
-            question["numbers"] = list(given)
-        try:
-            game24.game_numbers(question)
-        except ValueError as problem:
-            raise BadField(str(problem)) from None
-    return question
-
-
-def convert(row: Mapping, *, benchmark: str, index: int) -> dict:
-    """Brings a row of a benchmark's own file into the schema of `as_question`, unchecked.
-
-    The text is "query" or "question" without its trailing request for <answer> tags; options are
-    in "choices" or "options", as a list or by letter. "pid" is not used: it is not always unique.
-    """
-    text = row.get("query") or row.get("question")
-    question = {
-        "id": f"{benchmark}-{index}",
-        "question": _INSTRUCTION.sub("", text) if isinstance(text, str) else text,
-        "answer": row.get("answer"),
-        "kind": BENCHMARKS[benchmark],
-        "source": benchmark,
-        **{field: row[field] for field in questions.IMAGE_FIELDS if row.get(field)},
-    }
-    if question["kind"] == "choice":
-        question["choices"] = row.get("choices", row.get("options"))
-    if question["kind"] == "gameof24" and not isinstance(row.get("question"), str):
-        question["numbers"] = row.get("question")
+        _check_numbers(question)
+    if kind not in judged:
+        _check_golds(question)
     return question
 
 
@@ -195,156 +179,140 @@ class QuestionBatches(Iterator[list[dict]]):
         self._batches.set_state({"next_index": int(state["next_batch"])})
 
 
-# ------------------------------------------------------------------------------------- files
+# ------------------------------------------------------------------------------------ formats
 
 
-def _rows(path: pathlib.Path) -> Iterator[tuple[str, object]]:
-    """Yields (place, row) for every row; a line that is no JSON comes as the BadField to report."""
-    if path.is_dir():
-        return _tfds_rows(path)
-    if not path.exists():
-        raise ValueError(f"There is no file or folder {path}.")
-    readers = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}
-    if path.suffix not in readers:
-        raise ValueError(
-            f"{path} ends in {path.suffix!r}; expected .jsonl, .json, .parquet or a TFDS folder."
+def _recognised(path: pathlib.Path, rows: Sequence[tuple[str, object]]) -> str:
+    """Returns the format of the first row that has the signs of one; OWN if none has."""
+    for place, row in rows:
+        if isinstance(row, Mapping) and row.get("kind") is None:
+            names = formats.recognised(row)
+            if len(names) > 1:
+                raise ValueError(
+                    f"{path}, {place} may be of the formats {' and '.join(names)}; say which by "
+                    f"--config.data.format={names[0]}."
+                )
+            if names:
+                logging.info("%s is read in the format %s.", path, names[0])
+                return names[0]
+        elif isinstance(row, Mapping):
+            return OWN
+    return OWN
+
+
+def _warn_of_hidden_choices(path: pathlib.Path, found: Sequence[Mapping]) -> None:
+    chosen = [q for q in found if q["kind"] == "choice"]
+    hidden = [q for q in chosen if not formats.lists(q["question"], q["choices"])]
+    if hidden:
+        logging.warning(
+            "%s: %d of %d questions of kind choice do not list their options as 'A. …', first %r. "
+            "The models read the field 'question' alone.",
+            *(path, len(hidden), len(chosen), hidden[0]["id"]),
         )
-    return readers[path.suffix](path)
 
 
-def _jsonl_rows(path: pathlib.Path) -> Iterator[tuple[str, object]]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as problem:
-                row = BadField(f"is not JSON ({problem}): {_shown(line.strip())}")
-            yield f"line {number}", row
+# ------------------------------------------------------------------------------------- checks
 
 
-def _json_rows(path: pathlib.Path) -> Iterator[tuple[str, object]]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as problem:
-        raise ValueError(
-            f"{path} is not JSON: {problem}. One object a line? Call it .jsonl."
-        ) from None
-    if not isinstance(rows, list):
-        raise ValueError(f"{path} holds {_shown(rows)}; expected a list of questions.")
-    yield from ((f"row {number}", row) for number, row in enumerate(rows))
+def _check_texts(question: dict) -> None:
+    """Names all fields at once that are missing or no text; turns a number as id into text."""
+    wrong = []
+    for field in ("id", "question", "kind", "source", "answer"):
+        value = question.get(field)
+        if field == "id" and fields.is_number(value):
+            value = question[field] = str(value)
+        if value is None or field != "answer" and not (isinstance(value, str) and value.strip()):
+            wrong.append(f"field {field!r} is {shown(value)}{_instead(field, question)}")
+    kinds = ", ".join(rewards.CHECKERS)
+    if wrong:
+        raise BadField(f"{', '.join(wrong)}; expected non-empty texts, and as kind one of {kinds}")
+    if question["kind"] not in rewards.CHECKERS:
+        raise BadField(f"field 'kind' is {shown(question['kind'])}; valid: {kinds}")
 
 
-def _parquet_rows(path: pathlib.Path) -> Iterator[tuple[str, object]]:
-    from pyarrow import parquet
-
-    rows = parquet.read_table(path).to_pylist()
-    for number, row in enumerate(rows):
-        # Parquet has a column for every row: an absent optional field is a null.
-        yield f"row {number}", {name: value for name, value in row.items() if value is not None}
+def _instead(field: str, row: Mapping) -> str:
+    """Returns a note of the field that looks like a missing one, or ""."""
+    like = fields.looks_like(field, row) if row.get(field) is None else ""
+    return f" (there is {like!r})" if like else ""
 
 
-def _tfds_rows(path: pathlib.Path) -> Iterator[tuple[str, object]]:
-    if not (path / "dataset_info.json").exists():
-        raise ValueError(
-            f"{path} has no dataset_info.json; a TFDS folder is .../<name>/[<config>/]<version>."
+def _check_choices(row: Mapping, choices: Sequence[str] | None) -> None:
+    if choices is None or not 2 <= len(choices) <= len(string.ascii_uppercase):
+        raise BadField(
+            f"field 'choices' is {shown(choices)}{_instead('choices', row)}; expected two options "
+            "or more, at most one for each letter"
         )
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder_from_directory(path)
-    splits = sorted(builder.info.splits)
-    if len(splits) != 1:
-        raise ValueError(
-            f"{path} has the splits {', '.join(splits)}; expected one. Export the one you want as "
-            ".jsonl or .parquet."
-        )
-    [split] = splits
-    for number, row in enumerate(builder.as_data_source(split)):
-        row = {name: _from_tfds(value) for name, value in row.items()}
-        # TFDS has every feature in every row: an absent optional field is an empty list.
-        yield f"{split} row {number}", {name: v for name, v in row.items() if v != []}
 
 
-def _from_tfds(value):
-    """Turns bytes into str, numpy arrays into lists and numbers; keeps other values."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8")
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-        return _from_tfds(value) if isinstance(value, bytes | list) else value
-    if isinstance(value, list | tuple):
-        return [_from_tfds(part) for part in value]
-    return value
-
-
-# ------------------------------------------------------------------------------------ fields
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
-
-
-def _golds(answer) -> tuple[str, ...]:
-    """Returns accepted answers as strings; a string that holds a list of strings is taken apart."""
+def _letters(answer, choices: Sequence[str], base: str):
+    """Returns golds of kind choice with letters for numbers, which only a base makes plain."""
+    texts = [option.strip() for option in options.unlabelled(choices)]
     parts = list(answer) if isinstance(answer, list | tuple) else [answer]
-    golds = []
-    for part in parts:
-        if _is_number(part):
-            part = str(part)
-        if not isinstance(part, str) or not part.strip():
+    for place, gold in enumerate(parts):
+        if fields.is_number(gold) and int(gold) == gold:
+            written = False
+        elif isinstance(gold, str) and re.fullmatch(r"\s*\d+\s*", gold, re.ASCII):
+            written = gold.strip() in texts
+        else:
+            continue
+        if base:
+            parts[place] = fields.letter_of(gold, choices, base=int(base))
+            if written and texts[ord(parts[place]) - ord("A")] != gold.strip():
+                raise BadField(
+                    f"field 'answer' is {shown(gold)}, the text of one option and the number of "
+                    "another; write the letter"
+                )
+        elif not written:
             raise BadField(
-                f"field 'answer' is {_shown(answer)}; expected a non-empty string or a list of them"
+                f"field 'answer' is {shown(gold)}, a number: does it count options from 0 or from "
+                "1? Say so by --config.data.index_base=0 or =1, by a field 'index_base' of the "
+                "row, or write the letter"
             )
-        golds.extend(_unquoted_list(part))
-    if not golds:
-        raise BadField(f"field 'answer' is {_shown(answer)}; expected at least one accepted answer")
-    return tuple(dict.fromkeys(golds))
+    return parts
 
 
-def _unquoted_list(text: str) -> list[str]:
-    """Reads "['Prussian', 'German']" as two strings; any other text, also "[1, 2]", as itself.
-
-    A list without quotes is an interval, a vector or a set of numbers, which is one answer.
-    """
-    text = text.strip()
-    if not re.match(r"\[\s*['\"]", text) or not text.endswith("]"):
-        return [text]
+def _check_numbers(question: dict) -> None:
+    given = question.pop("numbers", None)
+    if given is not None:
+        if not isinstance(given, list | tuple) or not all(type(n) is int for n in given):
+            raise BadField(f"field 'numbers' is {shown(given)}; expected a list of integers")
+        question["numbers"] = list(given)
     try:
-        parts = ast.literal_eval(text)
-        tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
-    except (ValueError, SyntaxError, tokenize.TokenError):
-        return [text]
-    if not all(isinstance(part, str) and part.strip() for part in parts):
-        raise BadField(f"field 'answer' is {_shown(text)}; expected only non-empty strings in it")
-    # ['a' 'b'], a printed numpy array, would be read as the one string "ab".
-    if sum(token.type == tokenize.STRING for token in tokens) != len(parts):
-        raise BadField(f"field 'answer' is {_shown(text)}; there is a comma missing in the list")
-    return [part.strip() for part in parts]
+        game24.game_numbers(question)
+    except ValueError as problem:
+        raise BadField(str(problem)) from None
 
 
-def _choices(value) -> list[str] | None:
-    """Returns options in order; a mapping from letters is read in the order of its letters."""
-    if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
-        try:
-            value = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError):
-            raise BadField(f"field 'choices' is {_shown(value)}; expected a list") from None
-    if isinstance(value, Mapping):
-        letters = string.ascii_uppercase[: len(value)]
-        if set(value) != set(letters):
-            raise BadField(f"field 'choices' is {_shown(value)}; expected the letters {letters}")
-        value = [value[letter] for letter in letters]
-    if value is None:
-        return None
-    if not isinstance(value, list | tuple):
-        raise BadField(f"field 'choices' is {_shown(value)}; expected a list of strings")
-    options = [str(option) if _is_number(option) else option for option in value]
-    if not all(isinstance(option, str) and option.strip() for option in options):
-        raise BadField(f"field 'choices' is {_shown(value)}; expected non-empty strings")
-    return options
+def _check_golds(question: Mapping) -> None:
+    """Refuses a gold that the rule of its kind does not find equal to itself: nothing can be."""
+    kind, golds = question["kind"], question["answer"]
+    for gold in golds:
+        if kind == "choice" and choice.gold_index(gold, question["choices"]) is None:
+            raise BadField(
+                f"field 'answer' is {shown(gold)}, not one of {shown(question['choices'])}"
+            )
+        if kind not in MAX_GOLD:
+            continue
+        said = final_answer(gold) if kind == "math" else gold
+        if len(said) > MAX_GOLD[kind]:
+            raise BadField(
+                f"field 'answer' has {len(said)} characters, {shown(said)}; the rule of kind "
+                f"{kind} reads no more than {MAX_GOLD[kind]}"
+            )
+        if "\n" in said and "\\begin{" not in said:
+            raise BadField(
+                f"field 'answer' has {len(said.splitlines())} lines, {shown(said)}; expected the "
+                "final answer alone"
+            )
+    if kind == "gameof24" and any(_pays(question, gold) for gold in golds):
+        return  # one solution is enough: the rule works out every answer
+    for gold in golds:
+        if not _pays(question, gold):
+            raise BadField(
+                f"field 'answer' is {shown(gold)}, which the rule of kind {kind} does not find "
+                "right itself, so that no answer can be"
+            )
 
 
-def _shown(value) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+def _pays(question: Mapping, gold: str) -> bool:
+    return rewards.score({**question, "answer": (gold,)}, gold).value == 1.0

@@ -11,6 +11,7 @@ Dimensions:
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -93,7 +94,7 @@ def lay_out(sequences, sampled_S, question_S, trajectory_S, shapes, *, layout):
       question_S, trajectory_S: ints, the question and the trajectory of each. With "tree", turns of
         a trajectory are placed together and trajectories of a question one after the other, because
         they share most. Not read otherwise.
-      shapes: of Shape, each one larger than the one before it.
+      shapes: of Shape, each one longer than the one before it, or as long with more rows.
       layout: one of LAYOUTS.
 
     Returns:
@@ -156,21 +157,33 @@ def _first_that_holds(shapes, size):
 
 
 def _micro_batches(turns, rows, shapes):
-    """Returns [(shape, rows)]: a row in the first shape that holds it, or as filler in a larger."""
-    waiting = [[] for _ in shapes]
+    """Returns [(shape, rows)]: a row in the first length that holds it, or as filler in a longer.
+
+    Of shapes of one length, the one with the most rows is used while it is full.
+    """
+    lengths = _lengths(shapes)
+    waiting = [[] for _ in lengths]
     for row in rows:
-        waiting[_first_that_holds(shapes, turns.size(row))].append(row)
+        waiting[_first_that_holds([same[0] for same in lengths], turns.size(row))].append(row)
     plan = []
-    for k in reversed(range(len(shapes))):
-        count, members = shapes[k].rows, waiting[k]
-        # Rows that would be padding take smaller ones, which may save these a micro-batch.
-        for smaller in reversed(waiting[:k]):
-            free = -len(members) % count
+    for k in reversed(range(len(lengths))):
+        fewest, members = lengths[k][0].rows, waiting[k]
+        # Rows that would be padding take shorter ones, which may save these a micro-batch.
+        for shorter in reversed(waiting[:k]):
+            free = -len(members) % fewest
             if free:
-                members += smaller[-free:]
-                del smaller[-free:]
-        plan += [(shapes[k], members[i : i + count]) for i in range(0, len(members), count)]
+                members += shorter[-free:]
+                del shorter[-free:]
+        for shape in reversed(lengths[k]):
+            while len(members) >= shape.rows or (members and shape.rows == fewest):
+                plan.append((shape, members[: shape.rows]))
+                members = members[shape.rows :]
     return plan
+
+
+def _lengths(shapes):
+    """Returns shapes by the length of their rows, those of one length in a list."""
+    return [list(same) for _, same in itertools.groupby(shapes, key=lambda shape: shape.tokens)]
 
 
 def _computed(plan):
@@ -184,9 +197,10 @@ def _fill(turns, ranks, shapes, *, share):
     more by themselves, and the new rows are taken if they cost fewer tokens, padding included.
     """
     plans = []
-    for smallest in range(len(shapes)):
-        rows = _OpenRows(turns, shapes, smallest)
-        for piece in _pieces(turns, ranks, shapes, smallest, share=share):
+    lengths = [same[0] for same in _lengths(shapes)]
+    for smallest in range(len(lengths)):
+        rows = _OpenRows(turns, lengths, smallest)
+        for piece in _pieces(turns, ranks, lengths, smallest, share=share):
             rows.add(piece)
         plans.append(_micro_batches(turns, rows.members(), shapes))
     plan = min(plans, key=_computed)

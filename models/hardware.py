@@ -1,7 +1,8 @@
 """Limits of accelerators, and names for groups of them.
 
-A topology is named like "v5e:4x4" (a TPU slice, chips along each dimension of its torus),
-"gpu:h200x1" (GPUs that NVLink joins) or "cpu:8" (virtual devices of this machine).
+A topology is named like "v5e:4x4" (a TPU slice, chips along each dimension of its torus) or, by
+Google's name for it, "v5e-16"; "gpu:h200x1" (GPUs that NVLink joins) or "cpu:8" (virtual devices of
+this machine).
 """
 
 import dataclasses
@@ -42,8 +43,16 @@ GPUS = {
     "h200": Chip(139.0 * GiB, 790e12, 4.3e12, 450e9),
 }
 
+# Chips along each dimension of the slices that Google names, by the number in the name. It counts
+# chips of v5e and v6e, and the cores of v4 and v5p, two a chip: a v5p-8 has four chips.
+FLAT = {1: (1, 1), 4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16)}
+FLAT |= {256: (16, 16)}
+CUBES = {8: (2, 2, 1), 16: (2, 2, 2), 32: (2, 2, 4), 64: (2, 4, 4), 128: (4, 4, 4), 256: (4, 4, 8)}
+CUBES |= {512: (4, 8, 8), 1024: (8, 8, 8)}
+SLICES = {"v4": CUBES, "v5p": CUBES, "v5e": FLAT, "v6e": FLAT}
+
 KINDS = {"tpu": TPUS, "gpu": GPUS}
-EXAMPLES = "v5e:4x4, v6e:2x4, v5p:2x2x2, v4:2x2x1, gpu:h200x1, gpu:a100x8, cpu:8"
+EXAMPLES = "v5e-16, v6e-8, v5p-16, v5p:2x2x2, v5e:4x4, gpu:h200x1, gpu:a100x8, cpu:8"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +84,15 @@ def topology(name):
     Raises:
       ValueError: the name is unknown; the message lists the known ones.
     """
+    if match := re.fullmatch(r"(v4|v5e|v5litepod|v5p|v6e)-(\d+)", name.lower()):
+        kind = match[1].replace("litepod", "e")
+        if (size := int(match[2])) in SLICES[kind]:
+            return topology(f"{kind}:{'x'.join(map(str, SLICES[kind][size]))}")
+        raise ValueError(
+            f"topology={name!r} is no slice that Google names; valid: "
+            f"{', '.join(f'{kind}-{size}' for size in SLICES[kind])}. Other shapes go by their "
+            f"chips, e.g. {kind}:{'2x2x4' if SLICES[kind] is CUBES else '4x4'}."
+        )
     kind, _, rest = name.lower().partition(":")
     if kind == "cpu" and re.fullmatch(r"[1-9]\d*", rest):
         return Topology(name, "cpu", "", (int(rest), 1, 1))
@@ -87,8 +105,9 @@ def topology(name):
         if len(shape) == (2 if flat else 3):
             return Topology(name, "tpu", kind, (*shape, 1)[:3])
     raise ValueError(
-        f"topology={name!r} is unknown. Valid: a TPU slice ({', '.join(sorted(TPUS))}; two sizes "
-        f"for v5e and v6e, three for v4 and v5p), gpu:NAMExCOUNT ({', '.join(sorted(GPUS))}) or "
+        f"topology={name!r} is unknown. Valid: a TPU slice by name or by its chips "
+        f"({', '.join(sorted(TPUS))}; two sizes for v5e and v6e, three for v4 and v5p), "
+        f"gpu:NAMExCOUNT ({', '.join(sorted(GPUS))}) or "
         f"cpu:COUNT, e.g. {EXAMPLES}."
     )
 

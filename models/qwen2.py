@@ -27,7 +27,9 @@ from models.attention import kernels, masks
 
 REMAT = {  # what the backward pass of a block finds saved, besides the block's input
     "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, kernels.saveable
+    ),
     "attention": kernels.saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -40,7 +42,7 @@ class Execution:
     dtype: compute dtype of the transformer; norms, softmax and logits are float32 inside.
     remat: what the backward pass finds saved, besides the input of each block:
       "none"       all activations
-      "dots"       the results of products with weights
+      "dots"       the results of products with weights, and what "attention" keeps
       "attention"  the output of attention, and its own residuals
       "full"       nothing; weights are cast to `dtype` layer by layer, not all beforehand, which
                    saves 4 bytes a parameter (the copy and its gradient)

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import json
 import pathlib
 import re
 import runpy
@@ -9,12 +10,14 @@ import runpy
 import pytest
 
 from agents import parsing, prompts
+from flow_grpo_jax import data
+from flow_grpo_jax.datasets import formats
 from tools import protocol, toolbox
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = ("README.md",) + tuple(
     f"docs/{name}.md"
-    for name in ("algorithm", "backends", "commands", "design", "serving", "tools")
+    for name in ("algorithm", "backends", "commands", "data", "design", "serving", "tools")
 )
 
 NAMED = re.compile(r"`([\w./]+\.py):([\w.]+)`")
@@ -162,6 +165,16 @@ def test_the_example_tool_works(tmp_path):
 def test_every_tool_is_documented():
     text = read("docs/tools.md")
     assert not [name for name in toolbox.MAKERS if f"`{name}(" not in text]
+
+
+def test_every_format_of_questions_is_documented():
+    text = read("docs/data.md")
+    assert not [name for name in formats.FORMATS if f"`{name}`" not in text]
+    examples = re.findall(r"^\| `(\w+)`.*? \| `(\{.*?\})` \|", text, re.MULTILINE)
+    assert len(examples) >= 10
+    for name, row in examples:
+        assert formats.recognised(json.loads(row)) == [name] * (name not in formats.BENCHMARKS)
+        assert data.as_question(formats.converted(json.loads(row), name, 0))
 
 
 def test_every_metric_is_documented():

@@ -45,7 +45,8 @@ FLOORS = {
     "models.engine": 6,
     "models.engine.layouts": 3,
     "flow_grpo_jax": 3,
-    "flow_grpo_jax.answers": 5,
+    "flow_grpo_jax.answers": 6,
+    "flow_grpo_jax.datasets": 2,
     "experiments": 4,
     "experiments.configs": 3,
     "experiments.planning": 2,
@@ -256,6 +257,8 @@ OTHER_DEFAULTS = {
     ("models.sharding.make_mesh", "data fsdp tensor"): "an axis that is not split",
     ("models.weights.read", "dtype"): "of a file, not of the computation",
     ("models.weights.write", "dtype"): "of a file, not of the computation",
+    ("flow_grpo_jax.data.as_question", "index_base"): "nothing is assumed of a row",
+    ("flow_grpo_jax.data.read_questions", "format index_base bad_rows"): "nor of a file",
     ("flow_grpo_jax.judge.Judge.__init__", "cache"): "no cache of verdicts",
     ("flow_grpo_jax.symbolic.Symbolic.__init__", "memory_bytes seconds"): "of a checker's process",
 }

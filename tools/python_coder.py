@@ -87,7 +87,7 @@ def run(
     """Runs one program; safe in many threads.
 
     Args:
-      code: the source text.
+      code: the source text, perhaps in a code fence of backticks, which no program begins with.
       seconds, max_output_bytes, memory_bytes, traceback: see `make`.
 
     Returns:
@@ -98,7 +98,10 @@ def run(
     """
     try:
         result = box.run(
-            code, seconds=seconds, max_output_bytes=max_output_bytes, memory_bytes=memory_bytes
+            _unfenced(code),
+            seconds=seconds,
+            max_output_bytes=max_output_bytes,
+            memory_bytes=memory_bytes,
         )
     except UnicodeEncodeError as error:
         raise ToolError(f"The program is not valid text: {error.reason}.") from None
@@ -114,6 +117,14 @@ def run(
     else:
         return result.output or "(no output; use print)"
     raise ToolError("\n".join(filter(None, (result.output, reason))))
+
+
+def _unfenced(code):
+    lines = code.strip().splitlines()
+    if not lines or not re.fullmatch(r"`{3,}[\w+.-]*\s*", lines[0]):
+        return code
+    closed = len(lines) > 1 and re.fullmatch(r"\s*`{3,}\s*", lines[-1])
+    return "\n".join(lines[1 : -1 if closed else None])
 
 
 def _last_line(explanation):

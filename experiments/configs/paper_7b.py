@@ -4,11 +4,13 @@ Every hyperparameter that arXiv 2510.05592 gives is in common.py: 32 questions o
 3 turns, temperature 0.5, AdamW at 1e-6, KL 0.001, prompts up to 18,432 and responses up to 2,048
 tokens. The batch size in rows, the mesh and the precision are ours.
 
-Cost: the update takes 24 GiB of each of a v5p-8's chips; with argument "v6e8" 20 GiB of a v6e-8's,
-with "v5e16" 11 GiB of a v5e-16's (docs/scaling.md). No run of this size has been timed yet.
+Cost: the update takes 24 GiB of each of the 8 chips of a v5p-16; with argument "v6e8" 20 GiB of a
+v6e-8's, with "v5e16" 11 GiB of a v5e-16's (docs/scaling.md). No such run has been timed yet.
 
-    python -m experiments.plan --config=experiments/configs/paper_7b.py --model=7b \\
-        --topology=v5p:2x2x2
+Argument "authors" takes what their code does where the paper is silent: optimizer steps of 64
+shuffled turns, 8 to 12 a rollout batch, and its advantages and token means.
+
+    python -m experiments.plan --config=experiments/configs/paper_7b.py --model=7b --topology=v5p-16
     python -m experiments.train --config=experiments/configs/paper_7b.py --workdir=runs/paper-7b \\
         --config.model.path=/models/Qwen2.5-7B-Instruct --config.data.train=/data/train.jsonl
 """
@@ -25,9 +27,13 @@ def get_config(arg=""):
     c.model.dtype = "bfloat16"
     c.model.remat = "full"
     c.mesh.fsdp = -1
-    if arg:
+    if arg == "authors":
+        c.loss.variant = "original"
+        c.loss.mini_batch_turns = 64
+    elif arg:
         if arg not in MESHES:
-            raise ValueError(f"Unknown config argument {arg!r}; valid: {', '.join(MESHES)}.")
+            valid = ", ".join(["authors", *MESHES])
+            raise ValueError(f"Unknown config argument {arg!r}; valid: {valid}.")
         c.mesh.fsdp, c.mesh.tensor = MESHES[arg]
         c.mesh.sequence = True
         c.engine.tensor, c.engine.cache_tokens = 4, CACHES[arg]

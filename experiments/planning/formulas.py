@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from models import lora, qwen2
 
 # How many times the backward pass recomputes a layer's products with weights, and its attention.
-RECOMPUTED = {"none": (0, 0), "dots": (0, 1), "attention": (1, 0), "full": (1, 1)}
+RECOMPUTED = {"none": (0, 0), "dots": (0, 0), "attention": (1, 0), "full": (1, 1)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +98,9 @@ def temporaries(setting, rows, tokens, responses):
         saved += local * attention * itemsize
     elif setting.remat in ("dots", "none"):
         saved += (local * (projected + 2 * wide) + 2 * spread * D) * itemsize
+        saved += local * attention * itemsize  # its output; "none" also keeps its input
         if setting.remat == "none":
-            saved += local * (2 * attention + 2 * wide) * itemsize + 2 * spread * D * 4
+            saved += local * (attention + 2 * wide) * itemsize + 2 * spread * D * 4
     saved *= dims.num_hidden_layers
     copies = 0
     if setting.remat != "full" and setting.adapters is None:  # all weights cast, and their gradient

@@ -250,6 +250,7 @@ def compiled(config, variant, values, mesh, *, on_program=lambda program: None):
     own = functools.partial(bytes_per_device)
     state, frozen = own((values.params, values.opt_state)), own(values.frozen)
     one_step = config.loss.epochs * config.loss.mini_batches == 1
+    one_step = one_step and not config.loss.mini_batch_turns
     found = []
 
     def add(name, program, *arguments, batch=None, beside, **static):

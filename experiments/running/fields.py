@@ -1,13 +1,14 @@
-"""Every field of a config is known and of the type of its default (configs/common.py)."""
+"""Every field of a config is known, of its default's type (configs/common.py) and in its range."""
 
 from ml_collections import ConfigDict
 
-from experiments.configs import common
-from experiments.running import command
+from experiments.configs import common, ranges
+from experiments.running import command, dotted
 
 
 def check(config):
-    """Refuses a config with a field too many, too few, or of another type than its default.
+    """Refuses a config with a field too many, too few, of another type than its default, or with
+    a number outside its range (configs/ranges.py).
 
     A locked ConfigDict refuses most of these where they are written. It lets pass: a section or a
     tuple that is replaced as a whole, None, and True for a whole number. (True for a
@@ -21,6 +22,8 @@ def check(config):
         raise command.ConfigError(
             f"{' '.join(problems)} experiments/configs/common.py has all fields and their types."
         )
+    if problems := list(ranges.problems(dotted.flat(config.to_dict()))):
+        raise command.ConfigError(" ".join(problems))
 
 
 def _problems(values, defaults, prefix):

@@ -1,7 +1,9 @@
 """What a training config must satisfy before anything is loaded."""
 
+from absl import logging
+
 from experiments.running import command, fields, sessions
-from flow_grpo_jax import batching, loss
+from flow_grpo_jax import batching, data, loss
 from models import qwen2
 
 
@@ -39,10 +41,33 @@ def check_limits(config):
             f"loss.mini_batches={config.loss.mini_batches} must be between 1 and "
             f"rollout.questions={settings.questions}."
         )
+    if config.loss.mini_batch_turns and config.loss.mini_batches != 1:
+        raise command.ConfigError(
+            f"loss.mini_batches={config.loss.mini_batches} splits by questions and "
+            f"loss.mini_batch_turns={config.loss.mini_batch_turns} by turns. Use one: set "
+            "loss.mini_batches to 1 or loss.mini_batch_turns to 0."
+        )
     if config.model.remat not in qwen2.REMAT:
         raise command.ConfigError(
             f"model.remat={config.model.remat!r} is unknown; valid: {', '.join(qwen2.REMAT)}."
         )
-    if not config.data.train:
-        raise command.ConfigError("data.train is empty; give a file of questions.")
+    check_data(config.data)
+    if config.loss.variant == "gspo" and config.loss.clip_low > 1e-2:
+        logging.warning(
+            "loss.variant=gspo with loss.clip_low=%s: ratios of whole turns never get so far from "
+            "1, so nothing will be clipped. Its paper (arXiv 2507.18071) takes "
+            "--config.loss.clip_low=3e-4 --config.loss.clip_high=4e-4 --config.loss.dual_clip=0.",
+            config.loss.clip_low,
+        )
     sessions.rollout_settings(config, temperature=settings.temperature)
+
+
+def check_data(settings):
+    """Raises ConfigError if `config.data` names no file or has an unknown value."""
+    if not settings.train:
+        raise command.ConfigError("data.train is empty; give a file of questions.")
+    with command.checking_config():
+        for format in (settings.format, settings.held_out_format or settings.format):
+            data.check_options(
+                format=format, index_base=settings.index_base, bad_rows=settings.bad_rows
+            )

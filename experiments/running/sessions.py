@@ -423,6 +423,14 @@ def batch_shapes(config, mesh):
     return shapes
 
 
+def split(config, step):
+    """Returns what splits the turns of a rollout batch into optimizer steps."""
+    if turns := config.loss.mini_batch_turns:
+        seed = (config.seed, step)
+        return functools.partial(batching.shuffled, turns=turns, seed=seed)
+    return functools.partial(batching.by_questions, mini_batches=config.loss.mini_batches)
+
+
 def rollout_settings(config, *, temperature):
     if config.rollout.prompts not in prompts.SETS:
         raise command.ConfigError(

@@ -5,6 +5,7 @@ Dimensions:
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -159,7 +160,7 @@ class _Samples:
         )
 
 
-def weigh_equally(tokens_S, trajectory_S, micro_S, *, trajectories, constant_length):
+def weigh_equally(tokens_S, trajectory_S, step_S, micro_S, *, trajectories_S, constant_length):
     """Weighs each sample by 1 / samples: the one weighting that all peers have."""
     return np.full(len(tokens_S), 1.0 / len(tokens_S))
 
@@ -187,7 +188,7 @@ def micro_batches(load, layout, *, row_lengths, rows):
         row_lengths=row_lengths,
         rows=rows,
         response_lengths=sampled,
-        mini_batches=1,
+        split=functools.partial(batching.by_questions, mini_batches=1),
         constant_length=0,  # unused by `weigh_equally`
     )
     return batches

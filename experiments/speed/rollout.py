@@ -38,9 +38,9 @@ from ml_collections import config_flags
 
 from agents import effects
 from experiments.configs import common
-from experiments.running import command, sessions
+from experiments.running import command, dataset, fields, sessions
 from experiments.speed import measure
-from flow_grpo_jax import data, files, rollout, timing
+from flow_grpo_jax import files, rollout, timing
 from models.engine import types
 from models.tokenizer import Tokenizer
 from tools import knowledge_base
@@ -229,7 +229,7 @@ def modelled(config):
     built = sessions.build(config, training=False)
     built.system.engine.warmup()
     settings = sessions.rollout_settings(config, temperature=config.rollout.temperature)
-    return Modelled(built, settings, data.read_questions(sessions.resolve(config.data.train)))
+    return Modelled(built, settings, dataset.read(config, config.data.train))
 
 
 def solve_in_waves(agent, *, in_flight, waves, group, latencies, seed):
@@ -347,6 +347,7 @@ def sizes(values):
 
 def main():
     values = flags.FLAGS
+    fields.check(values.config)
     engines = measure.known("engines", values.engines, ENGINES)
     loads = measure.known("loads", values.loads, LOADS)
     flights = sizes(values.in_flight)

@@ -225,8 +225,10 @@ def our_contestants(ours, size, load, name):
     contestants = {}
     for layout in packing.LAYOUTS if name == "lognormal" else ("padded",):
         T, tokens = -(-load.longest // 64) * 64, size.row * size.rows
-        lengths = (T,) if name == "uniform" else (T // 4, T)
-        rows = [max(1, tokens // length) for length in lengths]
+        shapes = {(T, tokens // T)}
+        if name == "lognormal":  # what does not fill the large micro-batch goes into single rows
+            shapes |= {(T // 4, 1), (T, 1)}
+        lengths, rows = zip(*sorted(shapes), strict=True)
         batches = loads.micro_batches(load, layout, row_lengths=lengths, rows=rows)
         shapes = sorted({batch.token_BT.shape for batch in batches})
         contestants[f"ours {layout}"] = Contestant(

@@ -35,13 +35,14 @@ def expression_value(text: str, numbers: Sequence[int]) -> Fraction | None:
     r"""Returns the exact value of an expression that uses each number exactly once, else None.
 
     Allowed: integers, + - * / and brackets; × ÷ − · \times \div \cdot \frac{}{} as other spellings,
-    "x" between operands, and "= 24" at the end. Refused: a sign before an operand, powers, floor
-    division, decimals, joined digits (12 from 1 and 2), multiplication without a sign, a division
-    by zero.
+    "x" between operands, and "= 24" at the end or "24 =" before (also with "=="). Refused: a sign
+    before an operand, powers, floor division, decimals, joined digits (12 from 1 and 2),
+    multiplication without a sign, a division by zero.
     """
     if len(text) > MAX_EXPRESSION:
         return None
-    text = re.sub(r"=\s*24$", "", without_latex(text.rstrip(" .\n"))).strip()
+    text = without_latex(text.rstrip(" .\n"))
+    text = re.sub(r"==?\s*24(?:\.0{1,9})?$|^24\s*==?", "", text, count=1).strip()
     replaced = 1
     while replaced:  # innermost first, so that nested fractions need no brace matching
         text, replaced = re.subn(r"\\frac\{([^{}]*)\}\{([^{}]*)\}", r"((\1)/(\2))", text)

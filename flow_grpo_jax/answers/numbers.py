@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from flow_grpo_jax.answers import equations, units
 from flow_grpo_jax.answers.latex import without_latex
 from flow_grpo_jax.answers.qa import UNSIGNED
 from flow_grpo_jax.answers.text import MAX_EXPRESSION
@@ -14,14 +15,8 @@ _NUMBER = re.compile(
     r"(?:(?:e|\s*\*\s*10\s*\^\s*)\{?(?P<exponent>[-+]?\d{1,2})\}?)?\.?(?P<unit>(?!\d).*)",
     re.ASCII | re.I,
 )
-_EQUATION = re.compile(r"(?:[^=,;<>!≠≤≥≈~\n]{1,40}=)+(?!=)")  # "x =", "p + q = 7 + 16 ="
-_UNIT_WORD = r"[a-z]+\.?(?:\^\{?[23]\}?|[²³])?"
+_UNIT_WORD = r"[a-z]+\.?(?:\^\{?[23]\}?)?"
 _UNIT = re.compile(rf"{_UNIT_WORD}(?:\s*/\s*{_UNIT_WORD}|\s+{_UNIT_WORD}){{0,3}}", re.I)
-# A unit glued to its number, or of one letter, must be one of these: 5x, 5 i and 5pi are no units.
-_SHORT_UNITS = frozenset(
-    {"mm", "cm", "m", "km", "in", "ft", "yd", "mi", "mg", "g", "kg", "lb", "lbs", "oz", "ml", "l"}
-    | {"ms", "s", "sec", "min", "h", "hr", "hrs", "mph", "kmh", "am", "pm", "kb", "mb", "gb", "tb"}
-)
 # Words that change the number before them instead of naming what is counted.
 _NOT_UNITS = frozenset(
     {"or", "and", "nor", "not", "to", "if", "but", "than", "more", "less", "fewer", "greater"}
@@ -37,7 +32,7 @@ _PERCENTS = ("%", "percent", "per cent", "percentage points", "pct")
 
 @dataclass(frozen=True)
 class Number:
-    """number: as written (50 for "50%"). unit: lower case, singular; "%" for percent; "": none."""
+    """number: as written (50 for "50%"). unit: of `units`; "%" for percent; "": none."""
 
     number: Fraction
     unit: str
@@ -67,7 +62,13 @@ def parse_number(text: str) -> Number | None:
         return None
     text = without_latex(text)
     text = re.sub(r"\\frac\{\s*([-+\d.,]+)\s*\}\{\s*(\d[\d.,]*)\s*\}", r" \1/\2", text)
-    text = (text[left.end() :] if (left := _EQUATION.match(text)) else text).strip()
+    text = re.sub(r"\\frac\{\s*([\d.,]+)\s*\}\{\s*-(\d[\d.,]*)\s*\}", r" -\1/\2", text)
+    text = re.sub(
+        r"(?<![\d.,])(\d{1,3}(?: \d{3})+)(?![\d/])", lambda m: m[0].replace(" ", ","), text
+    )
+    text = re.sub(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", "*", text)
+    text = re.sub(r"(\d*)\.(\d{0,9})\\overline\s*\{(\d{1,9})\}", _repeating, text)
+    text = (equations.named_value(text, strict=False) or text).strip()
     while re.fullmatch(r"\([^()]*\)|\{[^{}]*\}", text):
         text = text[1:-1].strip()
     match = _NUMBER.fullmatch(text)
@@ -90,6 +91,13 @@ def parse_number(text: str) -> Number | None:
     words = re.findall(r"[a-z]+", unit)
     if not _UNIT.fullmatch(unit) or not _NOT_UNITS.isdisjoint(words):
         return None
-    if (match["unit"][0].isalpha() or len(words[0]) == 1) and words[0] not in _SHORT_UNITS:
+    if (match["unit"][0].isalpha() or len(words[0]) == 1) and words[0] not in units.SHORT:
         return None
-    return Number(number, re.sub(r"[\s.{}]", "", unit).rstrip("s") or unit)
+    return Number(number, units.canonical(unit))
+
+
+def _repeating(match):
+    whole, fixed, again = match.groups()
+    nines = (10 ** len(again) - 1) * 10 ** len(fixed)
+    value = Fraction(int(again), nines) + Fraction(f"{whole or 0}.{fixed or 0}")
+    return f"{value.numerator}/{value.denominator}"

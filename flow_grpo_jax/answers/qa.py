@@ -17,16 +17,23 @@ _PLAIN_NUMBER = re.compile(rf"([-+]?)\s?[$€£]?({UNSIGNED})\s?%?", re.ASCII)
 def normalise(text: str) -> str:
     """Normalises as SQuAD does: lower case, no punctuation, no articles, single spaces.
 
-    Differs from the original script in two places: Unicode punctuation goes too (an en dash like a
-    hyphen), and a point between digits stays, so that 10.8 is not 108.
+    Differs from the original script: Unicode punctuation goes too (an en dash like a hyphen), and
+    what makes another value stays: marks between digits, but commas (10.8 is not 108, 3:2 not 32),
+    the sign of a number, and the marks of C++ and C#.
     """
-    text = unicodedata.normalize("NFC", text).lower()
-    text = re.sub(r"(?<=\d)\.(?=\d)", "\0", text)
+    text = unicodedata.normalize("NFC", text).lower().translate(_DASHES)
+    text = _KEPT.sub(lambda match: match[0].translate(_HIDDEN), text)
     text = "".join(
         c for c in text if c not in string.punctuation and unicodedata.category(c)[0] != "P"
     )
-    text = re.sub(r"\b(a|an|the)\b", " ", text.replace("\0", "."))
+    text = re.sub(r"\b(a|an|the)\b", " ", text.translate(_SHOWN))
     return " ".join(text.split())
+
+
+_DASHES = str.maketrans("‐‑‒–—−", "------")
+_KEPT = re.compile(r"(?<=\d)[.:/-](?=\d)|(?<![^\s(])-(?=[.\d])|(?<=[a-z])[+#]{1,2}(?![\w+#])")
+_HIDDEN = {ord(mark): 0xE000 + i for i, mark in enumerate(".:/-+#")}  # private characters
+_SHOWN = {hidden: mark for mark, hidden in _HIDDEN.items()}
 
 
 def exact_match(prediction: str, gold: str) -> bool:

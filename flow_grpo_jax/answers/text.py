@@ -24,11 +24,20 @@ def tagged_answer(text: str) -> str:
     return (tagged[-1] if tagged else text).strip()
 
 
+# Full-width letters, digits and signs, and the marks of Chinese and Japanese, as ASCII has them.
+HALF_WIDTH = {0xFF01 + i: 0x21 + i for i in range(94)} | {0x3000: " ", 0x3002: ". ", 0x3001: ", "}
+HALF_WIDTH |= {0xFF61: ". ", 0xFF64: ", ", 0xFFE5: "¥", 0xFFE1: "£", 0xFFE0: "¢", 0xFEFF: ""}
+
+
 def final_answer(text: str, *, whole_line: bool = False) -> str:
     r"""Returns the last `\boxed{}`'s content, else the sentence after "answer is", else `text`.
 
+    Full-width characters become those of ASCII. `\boxed 25` is read like `\boxed{25}`.
+
     whole_line: take the rest of the line after "answer is" instead of its first sentence.
     """
+    text = text.translate(HALF_WIDTH).replace("\\fbox", "\\boxed")
+    text = re.sub(r"\\boxed\s+(?:\{|([^\s{}$]+))", _boxed, text)
     start = text.rfind(r"\boxed{")
     if start >= 0:
         depth = 0
@@ -44,6 +53,12 @@ def final_answer(text: str, *, whole_line: bool = False) -> str:
     return text.rstrip(" \t\r\n*_`.").lstrip(" \t\r\n*_`")
 
 
+def _boxed(match):
+    return rf"\boxed{{{match[1]}}}" if match[1] else r"\boxed{"
+
+
 _ANSWER_IS = re.compile(
-    r"\b(?:answer|option|choice)\b(?:[^.\n:=]{0,60}?\bis\b|[\s*_]{0,9}[:=])[\s*_:]{0,9}", re.I
+    r"(?:\b(?:answer|option|choice)\b(?:[^.\n:=]{0,60}?\bis\b|[\s*_]{0,9}[:=])"
+    r"|#{4}|答案?[\s*_]{0,9}(?:[:=]|是|为|為))[\s*_:]{0,9}",
+    re.I,
 )

@@ -11,18 +11,22 @@ import math
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
-from models.attention import blockwise, masks
+from models.attention import blockwise, masks, proof
 
 KERNELS = {  # platforms on which each runs; None is all
     "reference": None,
     "blockwise": None,
+    "flash": ("gpu", "cuda"),
     "cudnn": ("gpu", "cuda"),
     "splash": ("tpu",),
     "pallas": ("tpu",),
 }
+PLAIN = ("reference", "blockwise")  # JAX alone, nothing to prove
+FLASH_HEAD_SIZES = (64, 128)
 SHORT = 128  # tokens of a row below which the reference is the fastest on CPU
 SPLASH_TOKENS = 4096  # up to here the masks of splash are small: 0.1 GiB a row, at 20,480 3.5 GiB
 CUDNN_PAIRS = 2**30  # rows * T * T up to which cuDNN's mask is small: 2 GiB
@@ -36,6 +40,9 @@ def make(name="auto", *, mesh=None):
     |-------------|------------|--------------------------------------------------------------|
     | "reference" | all        | all scores at once: T * T memory per head                    |
     | "blockwise" | all        | flash attention in plain JAX, skips blocks that see nothing  |
+    | "flash"     | NVIDIA     | bfloat16 or float16, head sizes 64 and 128; rows of one      |
+    |             |            | sequence by cuDNN without a mask, others by a kernel that    |
+    |             |            | skips blocks that see nothing                                |
     | "cudnn"     | NVIDIA     | bfloat16 or float16; a T * T mask per row                    |
     | "splash"    | TPU        | the kernel shipped with JAX; T * T masks per row             |
     | "pallas"    | TPU        | flash attention that skips blocks and makes no T * T mask    |
@@ -45,9 +52,13 @@ def make(name="auto", *, mesh=None):
     | platform | choice                                                                          |
     |----------|---------------------------------------------------------------------------------|
     | TPU      | "splash" for rows of up to 4,096 tokens, longer ones "pallas"                   |
-    | GPU      | "cudnn" for bfloat16 and float16, head sizes of 8 to 128 in steps of 8 and a    |
-    |          | mask of up to 2 GiB (one row of 32k tokens); else as on CPU                     |
+    | GPU      | "flash" for bfloat16 and float16 and head sizes 64 and 128; "cudnn" for these   |
+    |          | dtypes, head sizes of 8 to 128 in steps of 8 and a mask of up to 2 GiB (one row |
+    |          | of 32k tokens); else as on CPU                                                  |
     | CPU      | "blockwise", rows of less than 128 tokens "reference"                           |
+
+    A kernel that is not plain JAX proves itself before its first use on a device, see `proof.py`;
+    if it fails, "auto" logs why and takes the next one.
 
     All have exact gradients, compute softmax and sums in float32 and return the dtype of q. Query
     head n reads key/value head n // (N / K). Whatever stands at padding, even nan, changes nothing;
@@ -60,7 +71,8 @@ def make(name="auto", *, mesh=None):
         default backend.
 
     Raises:
-      ValueError: the name is unknown, or the kernel does not run on the platform or dtype.
+      ValueError: the name is unknown, or the kernel does not run on the platform or dtype, or a
+        kernel that was asked for by name fails its proof.
     """
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
     if name != "auto" and name not in KERNELS:
@@ -71,28 +83,63 @@ def make(name="auto", *, mesh=None):
             "Use auto, reference or blockwise."
         )
 
+    here = platform == jax.default_backend()  # else programs are compiled for devices elsewhere
+
     def attend(q_BTNH, k_BTKH, v_BTKH, until_BT):
-        chosen = choose(platform, q_BTNH, mesh) if name == "auto" else name
-        kernel, block = _kernel(chosen, platform, q_BTNH.shape[1])
-        # The reference is plain products and sums, which the compiler splits by itself.
-        run = whole_rows(kernel, block=block, mesh=None if chosen == "reference" else mesh)
-        return run(q_BTNH, k_BTKH, v_BTKH, until_BT)
+        traits = (q_BTNH.dtype.name, q_BTNH.shape[2] // k_BTKH.shape[2], q_BTNH.shape[3])
+        fails = lambda name: here and name not in PLAIN and _failure(name, platform, *traits)
+        if name == "auto":
+            chosen = next(x for x in candidates(platform, q_BTNH, mesh) if not fails(x))
+        else:
+            chosen = name
+            if reason := fails(name):
+                raise ValueError(f"attention={name!r} fails on this device: {reason}. Use auto.")
+        return _run(chosen, platform, mesh)(q_BTNH, k_BTKH, v_BTKH, until_BT)
 
     return attend
 
 
-def choose(platform, q_BTNH, mesh=None):
-    """Returns the name that "auto" means for these queries; the table is in `make`."""
+def candidates(platform, q_BTNH, mesh=None):
+    """Returns the names that "auto" tries in turn for these queries; the table is in `make`."""
     rows, tokens, _, head_size = q_BTNH.shape
     if mesh is not None:
         rows = -(-rows // (mesh.shape["data"] * mesh.shape["fsdp"]))
+    plain = "reference" if tokens < SHORT else "blockwise"
     if platform == "tpu":
-        return "splash" if tokens <= SPLASH_TOKENS else "pallas"
-    half = q_BTNH.dtype in (jnp.bfloat16, jnp.float16)
-    fits = head_size % 8 == 0 and head_size <= 128 and rows * tokens**2 <= CUDNN_PAIRS
-    if platform in KERNELS["cudnn"] and half and fits:
-        return "cudnn"
-    return "reference" if tokens < SHORT else "blockwise"
+        return ("splash", "pallas", plain) if tokens <= SPLASH_TOKENS else ("pallas", plain)
+    names = []
+    if platform in KERNELS["cudnn"] and q_BTNH.dtype in (jnp.bfloat16, jnp.float16):
+        if head_size in FLASH_HEAD_SIZES:
+            names.append("flash")
+        if head_size % 8 == 0 and head_size <= 128 and rows * tokens**2 <= CUDNN_PAIRS:
+            names.append("cudnn")
+    return (*names, plain)
+
+
+@functools.cache
+def _failure(name, platform, dtype, shared, head_size):
+    """Returns why a kernel must not be used on this device, "" if it may be; logs it once."""
+    reason = proof.failure(_run(name, platform, None), jnp.dtype(dtype), shared, head_size)
+    if reason:
+        logging.warning("Attention kernel %r is not used on this device: %s", name, reason)
+    return reason
+
+
+def _run(name, platform, mesh):
+    """Returns attend(q_BTNH, k_BTKH, v_BTKH, until_BT) by the kernel of this name."""
+
+    def attend(q_BTNH, k_BTKH, v_BTKH, until_BT):
+        kernel, block = _kernel(name, platform, q_BTNH.shape[1])
+        run = whole_rows(
+            kernel,
+            block=block,
+            # The reference is plain products and sums, which the compiler splits by itself.
+            mesh=None if name == "reference" else mesh,
+            padding=name == "flash",
+        )
+        return run(q_BTNH, k_BTKH, v_BTKH, until_BT)
+
+    return attend
 
 
 def _kernel(name, platform, tokens):
@@ -103,6 +150,10 @@ def _kernel(name, platform, tokens):
 
         kernel = {"splash": splash.attend, "pallas": pallas.attend}[name]
         smallest, largest = 128, 512
+    elif name == "flash":
+        from models.attention import flash, triton  # Pallas again
+
+        kernel, smallest, largest = flash.attend, triton.BLOCK, triton.BLOCK
     else:
         kernel, smallest, largest = {  # with the smallest and the largest block of tokens
             "reference": (_reference, 1, 1),
@@ -112,7 +163,7 @@ def _kernel(name, platform, tokens):
     return kernel, min(largest, -(-tokens // smallest) * smallest)
 
 
-def whole_rows(kernel, *, block=1, mesh=None):
+def whole_rows(kernel, *, block=1, mesh=None, padding=False):
     """Wraps a raw kernel so that it meets the contract of `make`.
 
     Args:
@@ -121,6 +172,7 @@ def whole_rows(kernel, *, block=1, mesh=None):
         itself.
       block: tokens.
       mesh: as in `make`; the kernel sees the rows and heads of one device.
+      padding: hand over until_BT as it is, 0 at padding.
     """
     kernel = functools.partial(kernel, block=block)
 
@@ -134,7 +186,7 @@ def whole_rows(kernel, *, block=1, mesh=None):
             until_BT = jnp.pad(until_BT, ((0, 0), (0, -tokens % block)))
         itself_T = jnp.arange(1, until_BT.shape[1] + 1, dtype=jnp.int32)
         run = kernel if mesh is None or mesh.size == 1 else _on_mesh(kernel, mesh)
-        o_BTNH = run(*arrays, jnp.maximum(until_BT, itself_T))
+        o_BTNH = run(*arrays, until_BT if padding else jnp.maximum(until_BT, itself_T))
         return jnp.where(real_BT11, o_BTNH[:, :tokens], 0)
 
     return attend

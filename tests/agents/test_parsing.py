@@ -55,6 +55,42 @@ def test_calls_with_literals_are_read(text, arguments):
     assert parsing.calls(text, TOOL) == [arguments]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "````\n{}\n````",
+        "~~~python\n{}\n~~~",
+        "```python\r\n{}\r\n```",
+        "```{}```",
+        "```python {}```",
+        "`{}`",
+        "```python\n{}",
+        "Here it is:\n```python\n{}",
+        "The command:\n````tool_code\n{}\n````\nIt prints.",
+        "Command: {}",
+        "command:\n{}",
+        "Generated Command:\n```python\n{}\n```",
+        "Command: `{}`",
+        "result = {}",
+        "```\nresult = {}\n```",
+        "\ufeff{}",
+        "{};",
+        "\n\n  {}\n",
+    ],
+)
+def test_a_lone_call_is_read_from_wrappings_that_mean_one_thing(text):
+    """Texts of models, with quotes, backticks and line breaks in the argument itself."""
+    for call, code in (
+        ('python_coder(code="print(1)")', "print(1)"),
+        ('python_coder(code=f"print(1)")', "print(1)"),
+        ("python_coder('a`b`c')", "a`b`c"),
+        ('python_coder(\n  code="""\nx = 1\nprint(x)\n""",\n)', "\nx = 1\nprint(x)\n"),
+    ):
+        if "\n" in call and text.startswith(("`{", "```{", "```python {", "Command: `")):
+            continue
+        assert parsing.calls(text.format(call), TOOL) == [{"code": code}]
+
+
 def test_several_calls_are_read_in_order():
     text = "add(a=1, b=2)  # first\nadd(3, b=4); add(\n  5,\n  6)"
     assert parsing.calls(text, ADD) == [{"a": 1, "b": 2}, {"a": 3, "b": 4}, {"a": 5, "b": 6}]
@@ -83,7 +119,20 @@ def test_several_calls_are_read_in_order():
         ("python_coder(**{'code': 'a'})", r"instead of using \*"),
         ("python_coder(*['a'])", r"instead of using \*"),
         ("python_coder.run(code='a')", r"no call \(Call\)"),
-        ("x = python_coder(code='a')", r"no call \(Assign\)"),
+        ("x = y = python_coder(code='a')", r"no call \(Assign\)"),
+        ("x = python_coder(code='a')\nprint(x)", r"no call \(Assign\)"),
+        ("await python_coder(code='a')", r"no call \(Await\)"),
+        ("- python_coder(code='a')", r"no call \(UnaryOp\)"),
+        ("1. python_coder(code='a')", "not a Python call"),
+        ("Note: python_coder(code='a')", r"no call \(AnnAssign\)"),
+        ("To find it, I will use:\n\npython_coder(code='a')", "not a Python call"),
+        ("```\npython_coder(code='a')\n```\nor\n```\npython_coder(code='b')\n```", "not a Python"),
+        ("```python_coder(code='a')``` or ```python_coder(code='b')```", "not a Python call"),
+        ("```\nI call python_coder(code='a')", "not a Python call"),
+        ("`x` python_coder(code='a') `y`", "not a Python call"),
+        ("Command: " * 2000 + "python_coder(code='a')", "not a Python call"),
+        ("~~~" * 6000, "not a Python call"),
+        ("`" * 19_000, "not a Python call"),
         ("import os\npython_coder(code='a')", r"Line 1 is no call \(Import\)"),
         ("python_coder(code='a'", r"'\(' was never closed in line 1"),
         ("python_coder(code='a\nb')", "unterminated string literal .* in line 1"),

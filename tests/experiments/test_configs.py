@@ -11,7 +11,7 @@ import pytest
 
 from experiments import export, train
 from experiments.configs import quickstart
-from experiments.running import limits, sessions
+from experiments.running import command, limits, sessions
 from flow_grpo_jax import metrics
 from models import huggingface, qwen2, sharding
 
@@ -20,6 +20,7 @@ FOLDER = pathlib.Path(train.__file__).parent / "configs"
 RUNS = [
     ("paper_7b", (), 2, dict(fsdp=2)),
     ("paper_7b", ("v5e16",), 4, dict(fsdp=2, tensor=2)),
+    ("paper_7b", ("authors",), 1, dict()),
     ("search", (), 1, dict()),
     ("math", (), 1, dict()),
     ("lora_7b_single_gpu", (), 1, dict()),
@@ -80,6 +81,7 @@ def test_every_config_is_here():
         "__init__",
         "common",
         "quickstart",
+        "ranges",
         "smoke",
     }
 
@@ -102,6 +104,24 @@ def test_limits_fit_together(name):
     assert len(points) == 3
     for point in points:
         flat.update_from_flattened_dict(point)  # every field exists
+
+
+def test_steps_and_bounds_that_depend_on_each_other(caplog):
+    config = module("paper_7b").get_config("authors")
+    assert (config.loss.variant, config.loss.mini_batch_turns) == ("original", 64)
+    config.data.train = "somewhere"
+    limits.check_limits(config)
+    config.loss.mini_batches = 2
+    with pytest.raises(command.ConfigError, match="loss.mini_batches=2 splits by questions and"):
+        limits.check_limits(config)
+    config = module("paper_7b").get_config()
+    config.data.train, config.loss.variant = "somewhere", "gspo"
+    limits.check_limits(config)
+    assert "loss.variant=gspo with loss.clip_low=0.2" in caplog.text
+    caplog.clear()
+    config.loss.clip_low = 3e-4
+    limits.check_limits(config)
+    assert not caplog.text
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
 """Every field of a config is known and has the type of its default, however it was set."""
 
+import math
+
 import pytest
 
-from experiments.configs import common, quickstart
-from experiments.running import command, fields
+from experiments.configs import common, quickstart, ranges
+from experiments.running import command, dotted, fields
 
 
 def changed(change):
@@ -23,6 +25,62 @@ def test_the_defaults_and_the_quickstart_with_its_warm_start_are_fine():
     fields.check(changed(lambda c: c.backends.judge.extra.update(top_k=1)))
     fields.check(changed(lambda c: c.rollout.update(temperature=1)))  # a whole number is a number
     fields.check(changed(lambda c: c.batch.update(rows=[2, 4])))  # becomes a tuple
+
+
+def numbers(config):
+    for name, value in dotted.flat(config.to_dict()):
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int | float) and not isinstance(number, bool):
+                yield name
+
+
+def test_every_number_has_a_range_and_every_range_a_number():
+    names = [n for n in numbers(quickstart.get_config()) if not n.startswith("warmstart.")]
+    assert not [name for name in names if ranges.of(name) is None]
+    used = {id(ranges.of(name)) for name in names}
+    assert not [pattern for pattern, r in ranges.RANGES.items() if id(r) not in used]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("checkpoint.keep", 0, "must be 1 or more; 1 keeps the newest alone."),
+        ("checkpoint.every", 0, "must be 1 or more; a number above steps saves at the end alone."),
+        ("rollout.group", 1, "must be 2 or more; advantages compare a question's rollouts: use 8"),
+        ("loss.kl_coef", -1e-3, "must be 0 or more; 0 leaves the term out."),
+        ("loss.kl_coef", math.nan, "must be 0 or more"),
+        ("optim.lr", math.inf, "must be 0 or more"),
+        ("loss.clip_low", 0.0, "must be above 0 and at most 1; 0.2 is usual"),
+        ("loss.dual_clip", 1.0, "must be 0 or above 1; 3 is usual, 0 turns it off."),
+        ("mesh.fsdp", 0, "must be -1 or 1 or more; -1 takes all remaining devices."),
+        ("mesh.tensor", -2, "must be -1 or 1 or more"),
+        ("seed", -1, "must be from 0 to 4,294,967,295"),
+        ("rollout.min_valid_share", 1.1, "must be from 0 to 1"),
+        ("optim.b2", 1.0, "must be from 0 to 1"),
+        ("batch.rows", (1, 0), "must be 1 or more"),
+        ("tools.python_coder.seconds", 0.0, "must be above 0"),
+        ("backends.judge.limits.concurrency", 0, "must be 1 or more"),
+        ("backends.judge.seconds", -1.0, "must be above 0"),
+    ],
+)
+def test_a_number_outside_its_range_is_refused_with_what_to_use(name, value, message):
+    c = common.base()
+    c.update_from_flattened_dict({name: value})
+    with pytest.raises(command.ConfigError) as caught:
+        fields.check(c)
+    assert f"{name}={value} {message}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("loss.dual_clip", 0.0), ("loss.kl_coef", 0.0), ("optim.lr", 0.0), ("eval.every", 0)]
+    + [("mesh.fsdp", -1), ("mesh.fsdp", 1), ("rollout.infra_retries", 0), ("seed", 2**32 - 1)]
+    + [("checkpoint.keep", 1), ("rollout.group", 2), ("tools.web_search.per_second", 0.0)],
+)
+def test_the_ends_of_a_range_are_fine(name, value):
+    c = common.base()
+    c.update_from_flattened_dict({name: value})
+    fields.check(c)
 
 
 def test_a_misspelt_field_is_refused_where_it_is_written():

@@ -46,6 +46,26 @@ def test_documents_are_read_one_at_a_time(tmp_path):
         next(rows)
 
 
+def test_blank_lines_and_marks_are_skipped_and_bad_lines_named(tmp_path):
+    path = tmp_path / "a.jsonl"
+    lines = [
+        b"\xef\xbb\xbf" + json.dumps(ROWS[0]).encode(),
+        b"",
+        b"  ",
+        json.dumps(ROWS[1]).encode(),
+    ]
+    path.write_bytes(b"\r\n".join(lines) + b"\n\n")
+    assert [title for title, _, _ in index.read(str(path))] == ["Lake Baikal", "Omul"]
+    for line, said in [
+        (b'{"title": "Moli\xe8re", "text": ""}', "a.jsonl:6 is not UTF-8: byte 0xe8"),
+        (b'{"title": "A", "text": "\\ud83d"}', "a.jsonl:6 holds half of a surrogate pair"),
+        (b"3", "a.jsonl:6 is no object"),
+    ]:
+        path.write_bytes(b"\n".join([*lines, b"", line]))
+        with pytest.raises(ValueError, match=said):
+            list(index.read(str(path)))
+
+
 def test_rows_of_other_forms():
     contents = {"id": "1", "contents": '"Lake Baikal"\nA deep lake.'}
     assert index.document(contents, "x") == ("Lake Baikal", "A deep lake.", "")

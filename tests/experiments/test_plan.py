@@ -168,7 +168,14 @@ def test_rollouts_that_do_not_fit_are_told_so():
     config.engine.cache_tokens = 2_000_000
     result = plan.plan(config, hardware.topology("v5p:2x2x2"), model="7b", estimate=True)
     assert result["rollouts"]["spare"] < 0 < result["spare"]
-    assert "Rollouts do not fit: lower engine.cache_tokens" in plan.as_text(result)
+    assert not result["fits"]
+    text = plan.as_text(result)
+    assert "does not fit: rollouts; rollouts would take" in text
+    assert "For rollouts: lower engine.cache_tokens" in text
+    config.engine.cache_tokens = 262_144
+    result = plan.plan(config, hardware.topology("v5p-16"), model="7b", estimate=True)
+    assert result["phases"]["rollouts"] > result["phases"]["update"] == result["total"]
+    assert "fits: the fullest phase, rollouts, takes 54.7" in plan.as_text(result)
     config.engine.tensor = 3
     with pytest.raises(command.ConfigError, match="engine.tensor=3 does not divide 8 devices"):
         plan.plan(config, hardware.topology("v5p:2x2x2"), model="7b", estimate=True)
@@ -223,6 +230,27 @@ def test_tpu_programs_compile():
 def test_a_part_of_a_slice_is_a_slice(whole, count, name):
     assert hardware.part(hardware.topology(whole), count) == hardware.topology(name)
     assert hardware.part(hardware.topology("cpu:8"), count).devices == count
+
+
+@pytest.mark.parametrize(
+    ("name", "chips"),
+    [("v5e-16", "v5e:4x4"), ("v5litepod-8", "v5e:2x4"), ("v6e-8", "v6e:2x4"), ("V6E-1", "v6e:1x1")]
+    # Of v4 and v5p the number counts cores, two a chip.
+    + [("v5p-8", "v5p:2x2x1"), ("v5p-16", "v5p:2x2x2"), ("v4-32", "v4:2x2x4")],
+)
+def test_slices_go_by_the_names_that_people_know(name, chips):
+    assert hardware.topology(name) == hardware.topology(chips)
+    counted = int(name.split("-")[1]) // (2 if name.startswith(("v4", "v5p")) else 1)
+    assert hardware.topology(name).devices == counted
+
+
+def test_every_named_slice_has_as_many_chips_as_its_name_says():
+    for kind, slices in hardware.SLICES.items():
+        for size in slices:
+            cores = 2 if kind in ("v4", "v5p") else 1
+            assert hardware.topology(f"{kind}-{size}").devices * cores == size
+    with pytest.raises(ValueError, match="'v5p-4' is no slice that Google names; valid: v5p-8, v5"):
+        hardware.topology("v5p-4")
 
 
 @pytest.mark.parametrize("name", ["v9:2x2", "gpu:b300x1", "v5e", "cpu:0"])

@@ -1,6 +1,7 @@
 """Rows, masks and weights of the training batch; masks are tested as pictures."""
 
 import collections
+import functools
 
 import jax
 import numpy as np
@@ -30,10 +31,11 @@ def build(samples, **changes):
         row_lengths=(8,),
         rows=(4,),
         response_lengths=(5,),
-        mini_batches=1,
         constant_length=0,
     )
-    return batching.build(samples, **(options | changes))
+    mini_batches = changes.pop("mini_batches", 1)
+    split = functools.partial(batching.by_questions, mini_batches=mini_batches)
+    return batching.build(samples, **(options | dict(split=split) | changes))
 
 
 def picture(samples, layout):
@@ -291,7 +293,7 @@ def test_invalid_trajectories_do_not_appear_or_count(layout):
     (batches,) = build(samples, layout=layout, valid_QG=[[True, False], [True, True]])
     found = weights_of(batches)
     assert sorted(found) == [0, 2, 3]
-    np.testing.assert_allclose(list(found.values()), 1 / 3)
+    assert found == {0: 1 / 2, 2: 1 / 4, 3: 1 / 4}
 
 
 def test_valid_trajectory_without_turns_stays_in_the_average():
@@ -315,7 +317,7 @@ TOKENS_S, TRAJECTORY_S, MICRO_S = np.array([2, 4, 3]), np.array([0, 0, 1]), np.a
 )
 def test_weights_by_hand(name, expected_S):
     weight_S = getattr(credit, name)(
-        TOKENS_S, TRAJECTORY_S, MICRO_S, trajectories=2, constant_length=10
+        TOKENS_S, TRAJECTORY_S, 0 * MICRO_S, MICRO_S, trajectories_S=2, constant_length=10
     )
     np.testing.assert_allclose(weight_S, expected_S)
 
@@ -340,6 +342,84 @@ def test_mini_batches_are_weighted_each_for_itself(layout):
         found = weights_of(part)
         assert sorted(found) == [i for i in range(12) if samples[i].group == question]
         assert sum(found.values()) == pytest.approx(1)
+
+
+SIZES = [5, 3, 4, 2, 6]  # turns of the questions below
+
+
+def five_questions():
+    """Samples of five questions of two rollouts, and the valid trajectories."""
+    found = []
+    for question, turns in enumerate(SIZES):
+        for turn in range(turns):
+            prompt, rollout = [len(found) + 1], turn % 2
+            found.append(
+                sample(
+                    prompt,
+                    [1] * (1 + turn % 3),
+                    trajectory=2 * question + rollout,
+                    group=question,
+                )
+            )
+    return found
+
+
+@pytest.mark.parametrize("weigh", [credit.weigh_turns, credit.weigh_rollout_tokens])
+@pytest.mark.parametrize("excluded", [(), (1,), (1, 4, 5)], ids=str)
+@pytest.mark.parametrize(
+    "split",
+    [
+        functools.partial(batching.by_questions, mini_batches=1),
+        functools.partial(batching.by_questions, mini_batches=2),
+        functools.partial(batching.by_questions, mini_batches=5),
+        functools.partial(batching.shuffled, turns=3, seed=(0, 7)),
+    ],
+    ids=["one", "two", "five", "shuffled"],
+)
+def test_every_question_weighs_the_same(weigh, excluded, split):
+    samples = five_questions()
+    valid_QG = np.ones((5, 2), bool)
+    valid_QG.flat[list(excluded)] = False
+    parts = build(
+        samples,
+        adv_QG=np.ones((5, 2)),
+        valid_QG=valid_QG,
+        weigh=weigh,
+        split=split,
+        layout="packed",
+    )
+    steps = -(-sum(valid_QG.flat[s.trajectory] for s in samples) // 3)
+    steps = steps if split.func is batching.shuffled else split.keywords["mini_batches"]
+    weight_Q, weight_QG = np.zeros(5), np.zeros(10)
+    for part in parts:
+        for number, weight in weights_of(part).items():
+            weight_Q[samples[number].group] += weight / steps
+            weight_QG[samples[number].trajectory] += weight / steps
+    left_Q = valid_QG.any(1)
+    np.testing.assert_allclose(weight_Q, left_Q / left_Q.sum(), rtol=1e-6)
+    expected_QG = (left_Q / left_Q.sum())[:, None] * valid_QG
+    expected_QG = expected_QG / np.maximum(valid_QG.sum(1, keepdims=True), 1)
+    np.testing.assert_allclose(weight_QG, expected_QG.ravel(), rtol=1e-6)
+
+
+def test_eight_two_and_one_valid_of_eight_weigh_a_third_each():
+    valid_QG = np.arange(8) < np.array([[8], [2], [1]])
+    weight_Q = 1 / credit.equal_questions(valid_QG, 1)
+    np.testing.assert_allclose(weight_Q * valid_QG.sum(1), 1 / 3)
+    assert (credit.equal_questions(np.ones((32, 8)), 4) == 64).all()  # as 8 questions of 8
+
+
+def test_shuffled_turns_are_split_like_the_authors_do():
+    question_S = np.repeat(np.arange(40), 5)
+    steps = batching.shuffled(question_S, 40, turns=64, seed=(0, 3))
+    assert [len(part) for part in steps] == [50, 50, 50, 50]
+    assert sorted(np.concatenate(steps)) == list(range(200))
+    assert all(len(set(question_S[part])) > 25 for part in steps)
+    again = batching.shuffled(question_S, 40, turns=64, seed=(0, 3))
+    assert [part.tolist() for part in again] == [part.tolist() for part in steps]
+    other = batching.shuffled(question_S, 40, turns=64, seed=(0, 4))
+    assert steps[0].tolist() != other[0].tolist()
+    assert [len(part) for part in batching.shuffled(question_S[:9], 40, turns=64, seed=0)] == [9]
 
 
 def test_mini_batch_without_samples_is_left_out():
@@ -370,8 +450,10 @@ ONE = [sample([1], [1])]
         (ONE, dict(rows=(0,)), r"rows=\(0,\) must be positive"),
         (ONE, dict(rows=(4, 4)), "one entry for each"),
         (ONE, dict(response_lengths=(4, 4)), "one entry for each"),
-        (ONE, dict(row_lengths=()), "ascending"),
-        (ONE, dict(row_lengths=(8, 4), rows=(4, 4), response_lengths=(4, 4)), "ascending"),
+        (ONE, dict(row_lengths=()), "must be positive numbers"),
+        (ONE, dict(row_lengths=(8, 4), rows=(4, 4), response_lengths=(4, 4)), "must ascend"),
+        (ONE, dict(row_lengths=(8, 8), rows=(4, 4), response_lengths=(4, 4)), "must ascend"),
+        (ONE, dict(row_lengths=(8, 8), rows=(2, 4), response_lengths=(4, 5)), "must be equal"),
         (ONE, dict(row_lengths=(4, 8), rows=(4, 4), response_lengths=(4, 3)), "must not descend"),
         (ONE, dict(mini_batches=3), "between 1 and the 2 questions"),
         (ONE, dict(weigh=credit.weigh_constant_length), "constant_length=0"),

@@ -11,6 +11,7 @@ import pytest
 
 from flow_grpo_jax import data, rewards
 from flow_grpo_jax.answers import game24
+from flow_grpo_jax.datasets import formats
 
 ROOT = pathlib.Path(__file__).parents[2]
 ROWS = [
@@ -164,6 +165,120 @@ def test_unusable_files(tmp_path):
         data.read_questions(tmp_path / "q.jsonl")
 
 
+BOM = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize("name", ["q.jsonl", "q.json"])
+def test_a_byte_order_mark_and_windows_lines_are_read(tmp_path, name):
+    path = write(tmp_path / name, ROWS)
+    path.write_bytes(BOM + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert data.read_questions(path) == QUESTIONS
+
+
+def test_joined_files_with_marks_are_read(tmp_path):
+    first, second = (write(tmp_path / f"{i}.jsonl", ROWS[i : i + 1]) for i in range(2))
+    path = tmp_path / "q.jsonl"
+    path.write_bytes(BOM + first.read_bytes() + b"\n\n" + BOM + second.read_bytes() + b"\n" + BOM)
+    assert data.read_questions(path) == QUESTIONS[:2]
+
+
+def test_lines_that_are_no_utf8_are_named(tmp_path):
+    path = tmp_path / "q.jsonl"
+    latin = json.dumps({**ROWS[1], "question": "Molière?"}, ensure_ascii=False).encode("latin-1")
+    path.write_bytes(json.dumps(ROWS[0]).encode() + b"\n" + latin)
+    with pytest.raises(ValueError, match="line 2: is not UTF-8: byte 0xe8 after .*Moli'; save it"):
+        data.read_questions(path)
+    path = tmp_path / "q.json"
+    path.write_bytes(b"[\n" + latin + b"]")
+    with pytest.raises(ValueError, match=r"q.json is not UTF-8: byte 0xe8 in line 2 after"):
+        data.read_questions(path)
+    path.write_bytes(json.dumps(ROWS).encode("utf-16"))
+    with pytest.raises(ValueError, match="q.json is not UTF-8: byte 0xff after ''; save it"):
+        data.read_questions(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [("9" * 5_000, "a number of 5000 digits, 999999999999…"), ("[" * 100_000, "nested too deep")],
+)
+def test_json_that_cannot_be_read_is_named(tmp_path, value, said):
+    path = tmp_path / "q.jsonl"
+    path.write_text(json.dumps(ROWS[0]) + '\n{"id": "x", "answer": ' + value)
+    with pytest.raises(ValueError, match="1 of 2 rows are not questions:\n  line 2: ") as error:
+        data.read_questions(path)
+    assert said in str(error.value)
+    path = tmp_path / "q.json"
+    path.write_text(f"[{value}")
+    with pytest.raises(ValueError, match=f"q.json .*{said}"):
+        data.read_questions(path)
+
+
+def write_parquet(path, **columns):
+    import pyarrow
+    from pyarrow import parquet
+
+    count = len(next(iter(columns.values())))
+    rows = {"id": list("abcdefgh"[:count]), "question": ["?"] * count, "source": ["s"] * count}
+    parquet.write_table(pyarrow.table({"kind": ["math"] * count, **rows, **columns}), path)
+    return path
+
+
+def test_numbers_of_parquet_keep_their_decimals(tmp_path):
+    import decimal
+
+    import pyarrow
+
+    wide = [2**53 + 1, -3]
+    golds = {
+        "float32": pyarrow.array([0.1, 1 / 3], pyarrow.float32()),
+        "float16": pyarrow.array([np.float16(0.1), np.float16(7)], pyarrow.float16()),
+        "float64": pyarrow.array([0.1, 1 / 3], pyarrow.float64()),
+        "int64": pyarrow.array(wide, pyarrow.int64()),
+        "uint64": pyarrow.array([2**64 - 1, 0], pyarrow.uint64()),
+        "decimal": pyarrow.array([decimal.Decimal("7.50"), decimal.Decimal(0)]),
+        "list": pyarrow.array([[0.1], [0.2, 3]], pyarrow.list_(pyarrow.float32())),
+    }
+    expected = {
+        "float32": [("0.1",), ("0.33333334",)],
+        "float16": [("0.1",), ("7.0",)],
+        "float64": [("0.1",), ("0.3333333333333333",)],
+        "int64": [("9007199254740993",), ("-3",)],
+        "uint64": [("18446744073709551615",), ("0",)],
+        "decimal": [("7.50",), ("0.00",)],
+        "list": [("0.1",), ("0.2", "3.0")],
+    }
+    for name, column in golds.items():
+        read = data.read_questions(write_parquet(tmp_path / f"{name}.parquet", answer=column))
+        assert [question["answer"] for question in read] == expected[name], name
+
+
+def test_parquet_values_that_json_has_not(tmp_path):
+    import datetime
+
+    import pyarrow
+
+    when = pyarrow.array([datetime.date(2026, 1, 2)])
+    raw = pyarrow.array([{"x": b"a", "y": 0.1}])
+    narrow = pyarrow.struct([("x", pyarrow.binary()), ("y", pyarrow.float32())])
+    path = write_parquet(tmp_path / "q.parquet", answer=["4"], when=when, raw=raw.cast(narrow))
+    [question] = data.read_questions(path)
+    assert question["when"] == "2026-01-02" and question["raw"] == {"x": "a", "y": 0.1}
+    assert json.loads(json.dumps(question))
+    with pytest.raises(ValueError, match="field 'answer' is True"):
+        data.read_questions(write_parquet(tmp_path / "q.parquet", answer=[True]))
+
+
+def test_parquet_that_cannot_be_read(tmp_path):
+    import pyarrow
+
+    bad = pyarrow.array([b"ok", b"Moli\xe8re"]).view(pyarrow.string())
+    with pytest.raises(ValueError, match="row 1: field 'answer' is not UTF-8"):
+        data.read_questions(write_parquet(tmp_path / "q.parquet", answer=bad))
+    (tmp_path / "q.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match="q.parquet cannot be read as Parquet: "):
+        data.read_questions(tmp_path / "q.parquet")
+
+
 # ------------------------------------------------------------------------------------ fields
 
 BAD_FIELDS = [
@@ -190,6 +305,7 @@ BAD_FIELDS = [
     (2, "choices", ["Rome", ""]),
     (2, "choices", "Rome"),
     (2, "choices", "[Rome"),
+    (2, "choices", [str(i) for i in range(27)]),
     (2, "choices", {"A": "Paris", "C": "Rome"}),
     (2, "answer", "C"),
     (2, "answer", "London"),
@@ -211,6 +327,136 @@ def test_bad_field(tmp_path, row, field, value):
 def test_missing_field(tmp_path, field):
     row = {name: value for name, value in ROWS[0].items() if name != field}
     assert f"line 1: field {field!r} is None" in refusal(tmp_path, row)
+
+
+def test_all_missing_fields_are_named_at_once(tmp_path):
+    row = {"pid": "1", "query": "Who?", "golden_answers": ["Bob"], "data_source": "nq"}
+    message = refusal(tmp_path, row, row)
+    for field, like in [("id", "pid"), ("question", "query"), ("source", "data_source")]:
+        assert f"field {field!r} is None (there is {like!r})" in message
+    assert "field 'answer' is None (there is 'golden_answers')" in message
+    assert "as kind one of qa, math, gameof24, choice" in message
+    assert message.endswith("Did you mean --config.data.format=flashrag?")
+    row = {**ROWS[2], "options": ROWS[2]["choices"], "choices": None}
+    assert "field 'choices' is None (there is 'options')" in refusal(tmp_path, row)
+
+
+@pytest.mark.parametrize("field", ["id", "question", "answer", "choices", "source", "note"])
+def test_half_a_surrogate_pair_is_refused(tmp_path, field):
+    row = {**ROWS[2], "note": {"by": ["x"]}}
+    broken = {"answer": ["B", "\ud83d"], "choices": ["\udc00", "Rome"], "note": {"by": ["\ud83d"]}}
+    row[field] = broken.get(field, "x \ud83d")
+    message = refusal(tmp_path, ROWS[0], row)  # JSON writes it as \\ud83d
+    assert f"line 2: field '{'note.by' if field == 'note' else field}' is " in message
+    assert "half of a surrogate pair" in message
+    [question] = data.read_questions(
+        write(tmp_path / "q.jsonl", [{**ROWS[0], "question": "\U0001f600"}])
+    )
+    assert question["question"] == "\U0001f600"
+
+
+def test_numbers_as_golds_of_a_choice_need_a_base(tmp_path):
+    row = {**ROWS[2], "choices": ["Paris", "Rome", "Oslo"]}
+    for gold in (1, "1", [0, 1], 1.0, " 2 "):
+        assert "does it count options from 0 or from 1?" in refusal(
+            tmp_path, row | {"answer": gold}
+        )
+    for gold, base, letters in [
+        (1, "0", ("B",)),
+        (1, "1", ("A",)),
+        ("2", "0", ("C",)),
+        (1.0, "0", ("B",)),
+        ([0, 1], "0", ("A", "B")),
+        ("Rome", "0", ("Rome",)),
+        ("C", "1", ("C",)),
+    ]:
+        path = write(tmp_path / "q.jsonl", [row | {"answer": gold}])
+        [question] = data.read_questions(path, index_base=base)
+        assert question["answer"] == letters
+        [question] = data.read_questions(
+            write(path, [row | {"answer": gold, "index_base": int(base)}])
+        )
+        assert question["answer"] == letters and "index_base" not in question
+    for gold, base in [(3, "0"), (0, "1"), (-1, "0")]:
+        message = refusal(tmp_path, row | {"answer": gold}, index_base=base)
+        assert f"counted from {base}" in message
+    for base in (2, 0.5, True, "one", [0]):
+        assert "expected 0 or 1" in refusal(tmp_path, row | {"answer": 1, "index_base": base})
+
+
+def test_texts_of_options_that_are_numbers_stay_texts(tmp_path):
+    row = {**ROWS[2], "choices": ["2", "3", "4"], "answer": "3"}
+    assert data.as_question(row)["answer"] == ("3",)
+    assert "does it count" in refusal(tmp_path, row | {"answer": 3})
+    assert "the text of one option and the number of another" in refusal(
+        tmp_path, row | {"answer": "2"}, index_base="1"
+    )
+
+
+@pytest.mark.parametrize("kind", ["math", "qa"])
+def test_solutions_are_cut_to_their_last_line(kind):
+    row = {**ROWS[1], "kind": kind, "answer": "3 + 4 = <<3+4=7>>7\nSo 7.\n#### 7 "}
+    assert data.as_question(row)["answer"] == ("7",)
+    assert data.as_question(row | {"answer": "7 #### 8"})["answer"] == ("8",)
+
+
+@pytest.mark.parametrize(
+    ("row", "gold", "said"),
+    [
+        (1, "3 + 4 = 7\nSo it is 7.", "has 2 lines"),
+        (1, "1" * 301, "has 301 characters"),
+        (0, "Paris\nLondon", "has 2 lines"),
+        (0, "long " * 300, "has 1499 characters"),
+        (0, "<answer>x</answer>", "does not find right itself"),
+        (3, "8 + 8", "does not find right itself"),
+        (2, "A", "does not find right itself"),
+    ],
+)
+def test_golds_that_nothing_can_equal_are_refused(tmp_path, row, gold, said):
+    row = {**ROWS[row], "answer": gold}
+    if row["kind"] == "choice":
+        row["choices"] = ["B", "A"]  # a letter that is another option's text
+    assert said in refusal(tmp_path, row)
+    assert data.as_question(row, judged=[row["kind"]])  # a judge may read it
+
+
+@pytest.mark.parametrize(
+    "gold",
+    [
+        "It follows that\n$x = 7$, so \\boxed{7}.",
+        "\\begin{pmatrix}\n1 \\\\ 2\n\\end{pmatrix}",
+        "x^2 + y^2 = 25",
+        "Yes",
+    ],
+)
+def test_golds_in_many_words_that_an_answer_can_equal_stay(gold):
+    assert data.as_question({**ROWS[1], "answer": gold})["answer"] == (gold,)
+
+
+def test_a_solution_of_24_is_enough(tmp_path):
+    [question] = data.read_questions(
+        write(tmp_path / "q.jsonl", [{**ROWS[3], "answer": ["24", "8*(1+1+1)"]}])
+    )
+    assert question["answer"] == ("24", "8*(1+1+1)")
+
+
+def test_bad_rows_can_be_dropped(tmp_path, caplog):
+    rows = [ROWS[0], {**ROWS[1], "kind": "essay"}, ROWS[2]]
+    path = write(tmp_path / "q.jsonl", rows)
+    assert data.read_questions(path, bad_rows="drop") == [QUESTIONS[0], QUESTIONS[2]]
+    assert "1 of 3 rows are not questions" in caplog.text and "left out" in caplog.text
+    with pytest.raises(ValueError, match="holds no questions"):
+        data.read_questions(write(path, rows[1:2]), bad_rows="drop")
+    with pytest.raises(ValueError, match="bad_rows='skip' is unknown; valid: 'refuse', 'drop'"):
+        data.read_questions(path, bad_rows="skip")
+
+
+def test_choices_that_the_question_does_not_show_are_counted(tmp_path, caplog):
+    shown = {**ROWS[2], "id": "e", "question": "Capital of Italy?\nA) Paris\nB) Rome"}
+    data.read_questions(write(tmp_path / "q.jsonl", [shown]))
+    assert "list their options" not in caplog.text
+    data.read_questions(write(tmp_path / "q.jsonl", [*ROWS, shown]))
+    assert "1 of 2 questions of kind choice do not list their options" in caplog.text
 
 
 def test_gameof24_without_numbers(tmp_path):
@@ -269,6 +515,9 @@ def test_choices_by_letter_and_as_text():
         {"B": "Rome", "A": "Paris"},
         "['Paris', 'Rome']",
         "{'A': 'Paris', 'B': 'Rome'}",
+        {"A": "Paris", "B": "Rome", "C": None},  # Parquet has a field for the longest row
+        {"text": ["Paris", "Rome"], "label": ["A", "B"]},
+        {"text": ["Paris", "Rome"], "label": ["1", "2"]},
     ):
         assert data.as_question({**ROWS[2], "choices": choices})["choices"] == ["Paris", "Rome"]
 
@@ -320,7 +569,7 @@ TAGS = (
             "medqa",
             {"query": "Which?", "options": {"A": "iron", "B": "zinc"}, "answer": "B. zinc"},
             {
-                "question": "Which?",
+                "question": "Which?\nA. iron\nB. zinc",
                 "answer": ("B. zinc",),
                 "kind": "choice",
                 "choices": ["iron", "zinc"],
@@ -330,7 +579,7 @@ TAGS = (
             "gpqa",
             {"question": "Which?", "choices": ["iron", "zinc"], "answer": "zinc"},
             {
-                "question": "Which?",
+                "question": "Which?\nA. iron\nB. zinc",
                 "answer": ("zinc",),
                 "kind": "choice",
                 "choices": ["iron", "zinc"],
@@ -340,7 +589,7 @@ TAGS = (
 )
 def test_benchmark_rows(tmp_path, benchmark, row, expected):
     path = write(tmp_path / "q.json", [row, row])  # with one pid twice
-    first, second = data.read_questions(path, benchmark=benchmark)
+    first, second = data.read_questions(path, format=benchmark)
     assert first == {"id": f"{benchmark}-0", "source": benchmark, **expected}
     assert second == {**first, "id": f"{benchmark}-1"}
     assert rewards.score(first, first["answer"][0]).value == 1
@@ -351,15 +600,17 @@ def test_images_are_refused(tmp_path):
     assert "Images are not supported" in refusal(tmp_path, row)
     assert data.as_question(ROWS[0] | {"image": None})
     shown = {"query": "What is shown?", "answer": "a cat", "image": "photo.png"}
-    assert "Images are not supported" in refusal(tmp_path, shown, benchmark="bamboogle")
+    assert "Images are not supported" in refusal(tmp_path, shown, format="bamboogle")
 
 
 def test_benchmarks_know_their_kind(tmp_path):
-    assert len(data.BENCHMARKS) == 10
-    assert set(data.BENCHMARKS.values()) == set(rewards.CHECKERS)
-    with pytest.raises(ValueError, match="Unknown benchmark 'mmlu'; valid: bamboogle"):
-        data.read_questions(tmp_path, benchmark="mmlu")
-    assert "field 'answer' is None" in refusal(tmp_path, {"query": "Who?"}, benchmark="gaia")
+    assert len(formats.BENCHMARKS) == 9  # and medqa, which has a form of its own
+    assert set(formats.BENCHMARKS.values()) == set(rewards.CHECKERS)
+    with pytest.raises(
+        ValueError, match="data.format='squad' is unknown; valid: 'auto', 'questions'"
+    ):
+        data.read_questions(tmp_path, format="squad")
+    assert "it lacks answer" in refusal(tmp_path, {"query": "Who?"}, format="gaia")
 
 
 # ----------------------------------------------------------------------------------- batches

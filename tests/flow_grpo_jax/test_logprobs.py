@@ -1,6 +1,7 @@
 """Chunked log-probabilities against float64 NumPy, their memory, and what a mesh moves."""
 
 import dataclasses
+import functools
 import math
 import re
 
@@ -281,7 +282,7 @@ def test_score_equals_whole_row_logits(model, layout):
         row_lengths=(14,),
         rows=(6,),
         response_lengths=(13,),
-        mini_batches=1,
+        split=functools.partial(batching.by_questions, mini_batches=1),
         constant_length=0,
     )
     execution = qwen2.Execution(jnp.float32, "none")

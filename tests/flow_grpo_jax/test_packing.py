@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import time
 
 import jax
@@ -71,7 +72,7 @@ def written(sequences, row, layout):
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), min_size=1, max_size=20)
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 4)).map(
-    lambda rows: [(rows[0], 10, 4), (rows[1], 14, 4), (2, 24, 9)]
+    lambda rows: [(rows[0], 10, 4), (rows[1], 14, 4), (2, 24, 9), (5, 24, 9)]
 )
 
 
@@ -142,6 +143,16 @@ def test_the_last_rows_are_the_smallest_that_hold_them():
         (16, [[16]] * 4),
         (4, four),
         (4, four[:2]),
+    ]
+
+
+def test_a_length_with_two_numbers_of_rows_leaves_little_padding():
+    shapes = [(1, 4, 9), (1, 16, 9), (4, 16, 9)]
+    plan = lay_out([[i] * 16 for i in range(7)] + [[9] * 3], shapes, "packed")
+    assert [(s.tokens, s.rows, len(rows)) for s, rows in plan] == [
+        (16, 4, 4),
+        *[(16, 1, 1)] * 3,
+        (4, 1, 1),
     ]
 
 
@@ -351,7 +362,7 @@ def test_every_layout_has_the_loss_and_gradient_of_turns_one_by_one(float64):
             row_lengths=(48,),
             rows=(2,),
             response_lengths=(20,),
-            mini_batches=1,
+            split=functools.partial(batching.by_questions, mini_batches=1),
             constant_length=0,
         )
         assert len(batches) == {"padded": 7, "packed": 3, "tree": 2}[layout]

@@ -318,12 +318,15 @@ class Fake:
         return self.table[gold, answer]
 
 
+NESTED = r"\sqrt{5+2\sqrt6}"
+
+
 def test_math_verify_decides_only_what_the_rule_leaves_open():
-    fake = Fake({("(x+1)^2", "x^2+2x+1"): True, ("(x+1)^2", "x"): False, ("y", "hang"): None})
+    fake = Fake({(NESTED, "\\sqrt2+\\sqrt3"): True, (NESTED, "x"): False, ("y", "hang"): None})
     scorer = scorer_of({"math": "math_verify"}, symbolic=fake)
     cases = [
-        ("(x+1)^2", "x^2+2x+1", 1.0, "math/math_verify", True),
-        ("(x+1)^2", "The answer is $x$.", 0.0, "math/math_verify", True),
+        (NESTED, "\\sqrt2+\\sqrt3", 1.0, "math/math_verify", True),
+        (NESTED, "The answer is $x$.", 0.0, "math/math_verify", True),
         ("y", "hang", 0.0, "math/no_verdict", False),
         ("1/3", "0.333333", 0.0, "math/exact", True),  # two numbers: the rule is exact
         ("5", r"\boxed{5}", 1.0, "math/exact", True),

@@ -87,11 +87,12 @@ def micro_batches(model, *, rows=8, noise=0.0, seed=0, count=12, **changes):
         row_lengths=(16,),
         rows=(rows,),
         response_lengths=(6,),
-        mini_batches=1,
         constant_length=0,
     )
+    mini_batches = changes.pop("mini_batches", 1)
+    split = functools.partial(batching.by_questions, mini_batches=mini_batches)
     result = []
-    for part in batching.build(samples, **(options | changes)):
+    for part in batching.build(samples, split=split, **(options | changes)):
         result.append([])
         for batch in part:
             logp_BA = np.asarray(score(model, batch))

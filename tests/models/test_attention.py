@@ -13,17 +13,43 @@ import numpy as np
 import pytest
 
 from models import qwen2, sharding
-from models.attention import blockwise, kernels, masks, pallas, splash
+from models.attention import blockwise, flash, kernels, masks, pallas, splash, triton
 
 interpreted = lambda kernel: functools.partial(kernel, interpret=True)
+
+
+class InPlainJax:
+    """What cuDNN computes for causal rows, in JAX."""
+
+    def forward(q_BTNH, k_BTKH, v_BTKH):
+        B, T, N, H = q_BTNH.shape
+        k_BTNH, v_BTNH = (jnp.repeat(x, N // x.shape[2], axis=2) for x in (k_BTKH, v_BTKH))
+        score_BNTT = jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BTNH).astype(np.float32) * H**-0.5
+        score_BNTT = jnp.where(np.tri(T, dtype=bool), score_BNTT, -np.inf)
+        o_BTNH = jnp.einsum("BNTS,BSNH->BTNH", jax.nn.softmax(score_BNTT), v_BTNH)
+        return o_BTNH.astype(q_BTNH.dtype), jax.nn.logsumexp(score_BNTT, axis=-1)
+
+    def backward(q_BTNH, k_BTKH, v_BTKH, o_BTNH, lse_BNT, do_BTNH):
+        outputs = lambda *qkv: InPlainJax.forward(*qkv)[0]
+        return jax.vjp(outputs, q_BTNH, k_BTKH, v_BTKH)[1](do_BTNH)
+
+
+class Interpreted:
+    """The Triton kernels, walked through step by step."""
+
+    forward, backward = interpreted(triton.forward), interpreted(triton.backward)
+
+
+FLASH = kernels.whole_rows(flash.by_masks(InPlainJax, Interpreted), block=128, padding=True)
 KERNELS = {  # Pallas kernels need blocks of 128 and are walked through step by step here
     "reference": kernels.make("reference"),
     "blockwise": kernels.whole_rows(blockwise.attend, block=16),
     "pallas": kernels.whole_rows(interpreted(pallas.attend), block=128),
     "splash": kernels.whole_rows(interpreted(splash.attend), block=128),
+    "flash": FLASH,
 }
-TPU = ("pallas", "splash")
-EACH = ["reference", "blockwise", *(pytest.param(name, marks=pytest.mark.slow) for name in TPU)]
+BY_128 = ("pallas", "splash", "flash")
+EACH = ["reference", "blockwise", *(pytest.param(name, marks=pytest.mark.slow) for name in BY_128)]
 
 
 @pytest.fixture(autouse=True)
@@ -148,7 +174,7 @@ def assert_close(ours, theirs, tolerance, names=None):
 
 def shape(kernel):
     """(tokens, heads, kv_heads, head size): rows of three blocks, the last one not full."""
-    return (300, 4, 2, 64) if kernel in TPU else (77, 4, 2, 16)
+    return (300, 4, 2, 64) if kernel in BY_128 else (77, 4, 2, 16)
 
 
 @pytest.mark.parametrize("kernel", EACH)
@@ -176,7 +202,7 @@ def test_equals_the_definition_with_any_group_size(kernel, heads):
 def test_equals_the_definition_on_random_rows(kernel):
     tokens, *sizes = shape(kernel)
     arrays = inputs(6, tokens, *sizes)
-    for seed in range(2 if kernel in TPU else 8):
+    for seed in range(2 if kernel in BY_128 else 8):
         rng = np.random.default_rng(seed)
         until_BT = np.stack([draw(rng, tokens) for draw in (tree, packed) * 3])
         ours = compiled(KERNELS[kernel])(*arrays, until_BT)
@@ -210,11 +236,12 @@ def test_bfloat16_rounds_and_no_more(kernel):
 @pytest.mark.parametrize("kernel", EACH[1:])
 def test_blocks_that_do_not_see_each_other_are_never_touched(kernel):
     """A masked product with nan is nan: only skipping keeps segments of whole blocks apart."""
-    block, size = (128, 64) if kernel in TPU else (16, 8)
+    block, size = (128, 64) if kernel in BY_128 else (16, 8)
     raw = {
         "blockwise": blockwise.attend,
         "pallas": interpreted(pallas.attend),
         "splash": interpreted(splash.attend),
+        "flash": flash.by_masks(InPlainJax, Interpreted),
     }[kernel]
     until_BT = np.repeat(block * np.array([[1, 3, 3]], np.int32), block, axis=1)
     q, k, v, do = inputs(1, 3 * block, 2, 1, size)
@@ -342,6 +369,15 @@ def test_remat_policy_spares_the_forward_loop(mesh):
     assert loops(jax.checkpoint_policies.nothing_saveable) == 3
 
 
+@pytest.mark.parametrize(("remat", "runs"), [("attention", 2), ("dots", 2), ("full", 3)])
+def test_remat_policy_spares_the_forward_pass_of_flash(remat, runs):
+    *arrays, _ = inputs(1, 128, 4, 2, 64)
+    layer = lambda q, k, v: FLASH(2 * q, k, v, jnp.full((1, 128), 128))
+    loss = lambda *qkv: jax.checkpoint(layer, policy=qwen2.REMAT[remat])(*qkv).sum()
+    jaxpr = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(*arrays).jaxpr
+    assert primitives(jaxpr, ["cond"]) == runs
+
+
 @pytest.mark.parametrize(
     ("sizes", "heads"),
     [
@@ -378,9 +414,10 @@ def test_a_mesh_that_does_not_fit_names_what_does():
         ("tpu", (1, 4096, 28, 128), jnp.bfloat16, "splash"),
         ("tpu", (1, 4224, 28, 128), jnp.bfloat16, "pallas"),
         ("tpu", (1, 20480, 28, 128), jnp.float32, "pallas"),
-        ("gpu", (1, 20480, 28, 128), jnp.bfloat16, "cudnn"),
-        ("gpu", (8, 4096, 14, 64), jnp.float16, "cudnn"),
-        ("gpu", (4, 20480, 28, 128), jnp.bfloat16, "blockwise"),
+        ("gpu", (1, 20480, 28, 128), jnp.bfloat16, "flash"),
+        ("gpu", (8, 4096, 14, 64), jnp.float16, "flash"),
+        ("gpu", (8, 4096, 14, 32), jnp.float16, "cudnn"),
+        ("gpu", (4, 20480, 28, 96), jnp.bfloat16, "blockwise"),
         ("gpu", (8, 4096, 14, 64), jnp.float32, "blockwise"),
         ("gpu", (8, 4096, 14, 20), jnp.bfloat16, "blockwise"),
         ("cpu", (8, 128, 4, 32), jnp.float32, "blockwise"),
@@ -389,20 +426,20 @@ def test_a_mesh_that_does_not_fit_names_what_does():
     ],
 )
 def test_auto_chooses_by_platform_shape_and_dtype(platform, shape, dtype, expected):
-    assert kernels.choose(platform, jax.ShapeDtypeStruct(shape, dtype)) == expected
+    assert kernels.candidates(platform, jax.ShapeDtypeStruct(shape, dtype))[0] == expected
 
 
 def test_auto_counts_the_rows_of_one_device():
     queries = jax.ShapeDtypeStruct((8, 20480, 28, 128), jnp.bfloat16)
     mesh = sharding.make_mesh(data=2, fsdp=4)
-    assert kernels.choose("gpu", queries) == "blockwise"
-    assert kernels.choose("gpu", queries, mesh) == "cudnn"
+    assert kernels.candidates("gpu", queries) == ("flash", "blockwise")
+    assert kernels.candidates("gpu", queries, mesh) == ("flash", "cudnn", "blockwise")
 
 
 def test_unknown_names_and_wrong_platforms_are_refused():
-    valid = "auto, reference, blockwise, cudnn, splash, pallas"
-    with pytest.raises(ValueError, match=f"attention='flash' is unknown; valid: {valid}"):
-        kernels.make("flash")
+    valid = "auto, reference, blockwise, flash, cudnn, splash, pallas"
+    with pytest.raises(ValueError, match=f"attention='fast' is unknown; valid: {valid}"):
+        kernels.make("fast")
     with pytest.raises(ValueError, match="attention='splash' runs on tpu, but the devices are cpu"):
         kernels.make("splash")
     with pytest.raises(ValueError, match="attention='cudnn' runs on gpu, but the devices are cpu"):
@@ -413,6 +450,96 @@ def test_the_same_call_gives_the_same_function():
     """So that it can be a static argument of compiled functions."""
     mesh = sharding.make_mesh(data=8)
     assert kernels.make("auto", mesh=mesh) is kernels.make("auto", mesh=mesh)
+
+
+# ---- kernels that prove themselves -------------------------------------------------------------
+
+
+@pytest.fixture
+def wrong(monkeypatch):
+    """Makes "splash" and "pallas" run here; returns what is done to their results, by name."""
+    done = {}
+
+    def pretend(name):
+        def kernel(*inputs, block):
+            return done.get(name, lambda o: o)(kernels._reference(*inputs, block=block))
+
+        return kernel
+
+    def kernel_of(name, platform, tokens):
+        return (
+            (pretend(name), 1) if name in ("splash", "pallas") else actual(name, platform, tokens)
+        )
+
+    actual = kernels._kernel
+    monkeypatch.setattr(kernels, "_kernel", kernel_of)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    for cached in (kernels.make, kernels._failure):
+        cached.cache_clear()
+    yield done
+    for cached in (kernels.make, kernels._failure):
+        cached.cache_clear()
+
+
+def refuse(o_BTNH):
+    raise NotImplementedError("Mosaic says no.\nIn many lines.")
+
+
+@pytest.mark.parametrize(
+    ("mistake", "reason"),
+    [
+        (lambda o: o.at[0, 5].multiply(1.1), "o of whole rows are off by"),
+        (lambda o: jax.lax.stop_gradient(o), "of whole rows are off by 9."),
+        (lambda o: o * jnp.where(jnp.arange(o.shape[1]) == 200, jnp.nan, 1)[:, None, None], "nan"),
+        (refuse, "NotImplementedError: Mosaic says no."),
+    ],
+    ids=["value", "gradient", "nan", "raises"],
+)
+def test_a_kernel_that_fails_its_proof_is_not_used(wrong, caplog, mistake, reason):
+    *arrays, _ = inputs(1, 140, 4, 2, 16)
+    until_BT = jnp.full((1, 140), 140)
+    wanted = masks.attend_reference(*arrays, masks.visible(until_BT))
+    wrong["splash"] = mistake
+    attend = jax.jit(kernels.make("auto"))
+    for _ in range(2):
+        np.testing.assert_allclose(attend(*arrays, until_BT), wanted, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="attention='splash' fails on this device: .* Use auto."):
+        kernels.make("splash")(*arrays, until_BT)
+    assert reason in caplog.text
+    assert [r.levelname for r in caplog.records] == ["WARNING"]  # once
+
+
+def test_flash_knows_rows_that_need_no_mask():
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        for draw in (tree, packed):
+            until_T = draw(rng, 20)
+            real_T = until_T > np.arange(20)
+            until_T = np.where(real_T, until_T, 0)
+            seen_TT = np.asarray(masks.visible(until_T[None])[0])[real_T]
+            expected = (seen_TT == np.tri(20, dtype=bool)[real_T]).all()
+            assert flash.causal(jnp.asarray(until_T[None])) == expected
+    whole = jnp.asarray([[5, 5, 5, 5, 5], [3, 3, 3, 0, 0], [0, 0, 0, 0, 0]])
+    assert flash.causal(whole)
+    for other in ([2, 2, 3, 0, 0], [0, 5, 5, 5, 5], [5, 5, 4, 4, 5]):
+        assert not flash.causal(whole.at[1].set(jnp.asarray(other)))
+
+
+@pytest.mark.parametrize("by_key", [False, True])
+def test_plan_of_triton_lists_each_pair_once(by_key):
+    tile = triton.Tile(queries=4, keys=8, warps=1, stages=1)
+    for seed in range(20):
+        until_T = np.maximum(tree(np.random.default_rng(seed), 48), np.arange(1, 49))
+        order, count = triton.plan(jnp.asarray(until_T[None]), tile, by_key=by_key)
+        seen = np.asarray(masks.visible(until_T[None])[0]).reshape(12, 4, 6, 8).swapaxes(1, 2)
+        some, whole = seen.any((2, 3)), seen.all((2, 3))
+        if by_key:
+            some, whole = some.T, whole.T
+        for c, (unmasked, total) in enumerate(np.asarray(count[0])):
+            listed = np.asarray(order[0, c, :total]).tolist()
+            assert set(listed[:unmasked]) == set(np.flatnonzero(whole[c]))
+            assert set(np.flatnonzero(some[c])) <= set(listed)
+            assert len(set(listed)) == total
 
 
 CUDNN = kernels.whole_rows(kernels._cudnn, block=2)

@@ -32,6 +32,9 @@ def error_of(code, **options):
         ("print()", "(no output; use print)"),
         ("", "(no output; use print)"),
         ("import sys\nprint('a', file=sys.stderr)\nprint('b')", "a\nb"),
+        ("```python\nprint(1)\n```", "1"),
+        ('\n````\nprint("""a\n```\nb""")\n````\n', "a\n```\nb"),
+        ("```\nprint(2)", "2"),
     ],
 )
 def test_what_is_printed_is_the_result(code, text):

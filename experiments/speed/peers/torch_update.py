@@ -11,12 +11,15 @@ Dimensions:
   T = P + A    V vocabulary
 """
 
+import math
 import time
 
 import torch
 import transformers
 
 from experiments.speed.peers import serve
+
+KL_BOUND = 5.0  # where k3 goes on as its tangent, as flow_grpo_jax/loss.py has it
 
 
 class TorchUpdate:
@@ -128,7 +131,10 @@ class TorchUpdate:
                 with torch.no_grad():
                     ref_BA = self.logprobs(self.reference, token_BT, seen_BT, target_BA)
                 log_ref_BA = (ref_BA - logp_BA) * mask_BA
-                k3 = (weight_BA * (log_ref_BA.exp() - log_ref_BA - 1.0)).sum()
+                inside_BA = log_ref_BA.clamp(max=KL_BOUND)
+                k3_BA = inside_BA.exp() - inside_BA - 1.0
+                k3_BA = k3_BA + math.expm1(KL_BOUND) * (log_ref_BA - inside_BA)
+                k3 = (weight_BA * k3_BA).sum()
                 kl, part = kl + k3.detach(), part + kl_coef * k3
             part.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)

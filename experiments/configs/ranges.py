@@ -1,0 +1,119 @@
+"""The range of every number in a config, and what to use instead of a value outside it.
+
+A test proves that each number of `common.base()` has a row. What depends on other fields is checked
+in experiments/running/limits.py.
+"""
+
+import dataclasses
+import fnmatch
+import math
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, both included unless `above` leaves `low` out.
+
+    also: a single number that may stand outside. instead: what to use, a clause.
+    """
+
+    low: float
+    instead: str
+    high: float = math.inf
+    above: bool = False
+    also: float | None = None
+
+    def holds(self, value):
+        inside = self.low < value if self.above else self.low <= value
+        return math.isfinite(value) and (value == self.also or inside and value <= self.high)
+
+    def __str__(self):
+        words = f"above {self.low:g}" if self.above else f"{self.low:g} or more"
+        if math.isfinite(self.high):
+            to = f"{self.high:,}" if isinstance(self.high, int) else f"{self.high:g}"
+            words = f"{words} and at most {to}" if self.above else f"from {self.low:g} to {to}"
+        return words if self.also is None else f"{self.also:g} or {words}"
+
+
+def count(instead, least=1):
+    return Range(least, instead)
+
+
+def seconds(instead="the default is a good start"):
+    return Range(0, instead, above=True)
+
+
+def off_or_more(instead):
+    return Range(0, instead)
+
+
+# The first pattern that matches a field's dotted name counts; of a tuple, each item is checked.
+RANGES = {
+    "seed": Range(0, "use a small number such as 0", high=2**32 - 1),
+    "steps": count("1 makes a single update; experiments.solve tries a model without any"),
+    "model.lora.rank": off_or_more("0 trains all parameters"),
+    "model.lora.alpha": Range(0, "twice the rank is common", above=True),
+    "mesh.*": Range(1, "-1 takes all remaining devices", also=-1),
+    "tools.workers": count("16 calls run at once by default"),
+    "tools.*.seconds": seconds("give a call the time that its service needs"),
+    "tools.*.per_second": off_or_more("0 sets no limit"),
+    "tools.*.top_k": count("1 returns the best result alone; leave the tool out of tools.names"),
+    "tools.*.max_characters": count("2,000 is a page of text"),
+    "tools.python_coder.*_bytes": count("the default is a good start"),
+    "rollout.questions": count("a step needs a question"),
+    "rollout.group": count("advantages compare a question's rollouts: use 8, as the paper", 2),
+    "rollout.max_turns": count("the paper trains with 3"),
+    "rollout.temperature": off_or_more("the paper samples at 0.5"),
+    "rollout.*_tokens": count("set it to what the model's context allows"),
+    "rollout.*_seconds": seconds("use a time after which waiting makes no sense"),
+    "rollout.in_flight": count("rollout.questions * rollout.group starts all at once"),
+    "rollout.infra_retries": off_or_more("0 never tries again"),
+    "rollout.min_valid_share": Range(0, "0 never stops the run", high=1),
+    "engine.replicas": off_or_more("0 makes as many as the devices allow"),
+    "engine.cache_tokens": off_or_more("0 sizes the cache by the slots"),
+    "engine.*": count("the default is a good start"),
+    "backends.*.temperature": off_or_more("0 decodes greedily"),
+    "backends.*.limits.requests_per_second": off_or_more("0 sets no limit"),
+    "backends.*.limits.retries": off_or_more("0 never tries again"),
+    "backends.*.limits.backoff_*": off_or_more("0 does not wait"),
+    "backends.*.limits.open_seconds": off_or_more("0 asks again at once"),
+    "backends.*seconds": seconds(),
+    "backends.*.limits.*": count("the default is a good start"),
+    "reward.*": count("the default is a good start"),
+    "batch.*": count("experiments.plan tells what fits"),
+    "loss.clip_low": Range(0, "0.2 is usual, 3e-4 for gspo", high=1, above=True),
+    "loss.clip_high": Range(0, "0.3 is usual, 4e-4 for gspo", above=True),
+    "loss.dual_clip": Range(1, "3 is usual, 0 turns it off", above=True, also=0),
+    "loss.kl_coef": off_or_more("0 leaves the term out"),
+    "loss.tis_cap": Range(1, "2 is usual, 0 turns it off", also=0),
+    "loss.mini_batch_turns": off_or_more("0 splits by questions"),
+    "loss.*": count("1 makes one optimizer step a rollout batch"),
+    "optim.lr": off_or_more("0 trains nothing, as a control"),
+    "optim.warmup_steps": off_or_more("0 starts at the full rate"),
+    "optim.b[12]": Range(0, "0.9 and 0.999 are usual", high=1 - 1e-9),
+    "optim.eps": Range(0, "1e-8 is usual", above=True),
+    "optim.weight_decay": off_or_more("0 turns it off"),
+    "optim.clip_norm": Range(0, "1.0 is usual; 1e9 never clips", above=True),
+    "eval.every": off_or_more("0 evaluates only before and after"),
+    "eval.questions": off_or_more("0 asks all questions"),
+    "eval.temperature": off_or_more("0 decodes greedily"),
+    "checkpoint.every": count("a number above steps saves at the end alone"),
+    "checkpoint.keep": count("1 keeps the newest alone"),
+}
+
+
+def of(name):
+    """Returns the Range of a field by its dotted name, None if it has none."""
+    return next((r for pattern, r in RANGES.items() if fnmatch.fnmatchcase(name, pattern)), None)
+
+
+def problems(values):
+    """Yields a sentence for each number outside its range, of (dotted name, value) pairs."""
+    for name, value in values:
+        numbers = value if isinstance(value, tuple) else (value,)
+        for number in numbers:
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                continue
+            allowed = of(name)
+            if allowed is not None and not allowed.holds(number):
+                yield f"{name}={value} must be {allowed}; {allowed.instead}."
+                break
