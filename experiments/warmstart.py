@@ -26,7 +26,7 @@ from ml_collections import config_flags
 
 from experiments.quickstart import demonstrations, questions
 from experiments.running import command, fields, sessions
-from models import huggingface, qwen2
+from models import huggingface, precision, qwen2
 from models.attention import masks
 from models.tokenizer import Tokenizer, train_byte_bpe
 from tools import knowledge_base
@@ -124,6 +124,7 @@ def loss_fn(model, token_BT, segment_BT, weight_BT):
 
 
 @functools.partial(jax.jit, static_argnames="optimizer", donate_argnums=(0, 1))
+@functools.partial(precision.in_dtype, dtype=jnp.float32)
 def train_step(model, opt_state, batch, *, optimizer):
     loss, gradient = jax.value_and_grad(loss_fn)(model, *batch)
     updates, opt_state = optimizer.update(gradient, opt_state, model)

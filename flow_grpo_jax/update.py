@@ -23,6 +23,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from flow_grpo_jax import batching, logprobs, loss
+from models import precision
 
 OLD_LOGPROBS = ("sampler", "recompute")
 
@@ -255,10 +256,14 @@ class Update:
         # The new parameters take the place of the old ones, or of the gradients.
         donated = (0, 1) if donate_params else (1, 3)
         self.zeros = jax.jit(zeros, out_shardings=sums_out)
+        exact = functools.partial(precision.in_dtype, dtype=execution.dtype)
         self.accumulate = jax.jit(
-            accumulate, static_argnames="on_policy", donate_argnums=(0, 1), out_shardings=sums_out
+            exact(accumulate),
+            static_argnames="on_policy",
+            donate_argnums=(0, 1),
+            out_shardings=sums_out,
         )
-        self.rescore = jax.jit(rescore, out_shardings=batch_sharding)
+        self.rescore = jax.jit(exact(rescore), out_shardings=batch_sharding)
         self.finish = jax.jit(finish, donate_argnums=donated, out_shardings=finished_out)
 
     def __call__(self, state, frozen, mini_batches):

@@ -7,6 +7,7 @@ this machine).
 
 import dataclasses
 import math
+import pathlib
 import re
 
 
@@ -132,3 +133,19 @@ def like_gpus(topology):
     count = topology.devices
     shape = (2, 2, count // 4) if count % 4 == 0 else (1, 1, count)
     return Topology(f"v5p:{'x'.join(map(str, shape))}", "tpu", "v5p", shape)
+
+
+def free_bytes(device):
+    """Returns the bytes of memory that a device has to give, None where nothing tells.
+
+    Args:
+      device: jax.Device. A CPU's memory is that of the machine.
+    """
+    if device.platform != "cpu":
+        found = device.memory_stats() or {}
+        return found["bytes_limit"] - found["bytes_in_use"] if "bytes_limit" in found else None
+    table = pathlib.Path("/proc/meminfo")
+    if not table.exists():
+        return None
+    lines = dict(line.split(":") for line in table.read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024

@@ -242,7 +242,7 @@ OTHER_DEFAULTS = {
     ("tools.timed_socket.TimedSocket.start", "max_bytes"): "no limit",
     ("agents.memory.Entry", "seconds"): "a measured time",
     ("models.engine.ahead.lowered", "layout"): "of the cache, not of a batch",
-    ("models.engine.cache.choose", "layout"): "of the cache, not of a batch",
+    ("models.engine.cache.candidates", "layout"): "of the cache, not of a batch",
     ("models.engine.engine.Engine.__init__", "layout"): "of the cache, not of a batch",
     ("models.engine.types.Sampling", "stop_ids temperature top_k"): "neutral values of one request",
     ("models.engine.types.Statistics", "prefill_calls prefill_tokens"): "counts that start at 0",

@@ -132,6 +132,7 @@ def base():
     c.engine.decode_steps = 8
     c.engine.stop_ids = ()  # more tokens that end a reply, by id or text: ("<|im_end|>", 151643)
     c.engine.overlap = True  # dispatch ahead of the results
+    c.engine.layers = "auto"  # "separate": arrays of their own, fast on CPU and GPU; or "stacked"
     c.engine.release = True  # give weights and cache up while the update runs
 
     c.backends = ConfigDict()

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from experiments.planning import programs
 from experiments.running import command, sessions
 from models import lora, sharding
-from models.engine import ahead, cache, shapes
+from models.engine import ahead, cache, placement, shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,17 +60,27 @@ def need(config, dims, topology, estimated, found=()):
     with command.checking_config():
         base_bytes = _bytes(mesh, base, dtype)
         policy_bytes = _bytes(mesh, model, dtype)
+        layers = placement.layer_bytes(base, mesh, dtype)
     weights = 2 * policy_bytes
     if adapters is not None:  # both sets have the arrays of one base
         weights -= base_bytes
-        if topology.devices == 1:  # which is the trainer's
-            weights -= base_bytes
-    layout = cache.choose(topology.kind)
+    layout, *_ = cache.candidates(topology.kind, dims, size=settings["page_size"], dtype=dtype)
     cache_bytes = shapes.of(dims, layout=layout, **settings).cache_bytes(mesh)
+    state = estimated.parameters + estimated.moments + estimated.frozen
+    separate = config.engine.layers == "separate"
+    if config.engine.layers == "auto":
+        separate = topology.kind in placement.SLICES_ARE_COPIED
+        if topology.limits is not None:
+            separate &= weights + cache_bytes + state <= sessions.ROOM * topology.limits.memory
+    if adapters is not None and topology.devices == 1:  # what is not separate is the trainer's
+        weights -= base_bytes - separate * layers
     temporaries = {}
     if found:
         lowered = ahead.lowered(
-            model, mesh=sharding.make_mesh(tensor=tensor, devices=found), **settings
+            model,
+            mesh=sharding.make_mesh(tensor=tensor, devices=found),
+            separate=separate,
+            **settings,
         )
         for name, program in lowered.items():
             total = programs.memory(program, name)
@@ -78,7 +88,7 @@ def need(config, dims, topology, estimated, found=()):
     return Need(
         weights=weights,
         cache=cache_bytes,
-        state=estimated.parameters + estimated.moments + estimated.frozen,
+        state=state,
         temporaries=temporaries,
     )
 

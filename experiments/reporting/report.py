@@ -117,6 +117,7 @@ FACTS = (
     ("learning rate", "optim.lr"),
     ("seed", "seed"),
     ("sandbox", "sandbox.level"),
+    ("engine's cache", "kernels.engine"),
 )
 
 

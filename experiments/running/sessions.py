@@ -14,15 +14,17 @@ from absl import logging
 from agents import prompts
 from experiments.running import backends, command, tokens
 from flow_grpo_jax import batching, judge, loss, optimizer, rollout, scoring, symbolic, update
-from models import folders, hub, huggingface, lora, qwen2, sharding
+from models import folders, hardware, hub, huggingface, lora, qwen2, sharding
 from models.attention import kernels
-from models.engine import placement
+from models.engine import cache, placement, shapes
 from models.engine.replicas import Replicas
 from tools import toolbox
 from tools.sandbox import selftest
 
 ROOT = pathlib.Path(__file__).parents[2]  # relative paths of configs start here
 WEIGHT_SETS = 2  # of the engine: policy and frozen
+LAYERS = ("auto", "separate", "stacked")  # of the engine
+ROOM = 0.9  # of the free memory that the engine's own layers and all that comes later may take
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -241,6 +243,7 @@ def build(config, *, training=True):
         engine = Replicas(
             session.weights(),
             meshes=serving,
+            separate=separates_layers(config, session, serving[0], training=training),
             prefill_calls=config.engine.prefill_calls,
             overlap=config.engine.overlap,
             in_flight="finish",
@@ -346,6 +349,43 @@ def engine_shapes(config):
         dtype=compute_dtype(config),
         constraints=config.rollout.grammar,
     )
+
+
+def separates_layers(config, session, mesh, *, training):
+    """Returns whether the engine is to keep layers in arrays of their own; `placement.copies`.
+
+    Args:
+      mesh: of one engine.
+      training: whether moments of the optimizer are still to come.
+    """
+    layers = config.engine.layers
+    if layers not in LAYERS:
+        raise command.ConfigError(
+            f"engine.layers={layers!r} is unknown; valid: {', '.join(LAYERS)}."
+        )
+    device, dtype = mesh.devices.flat[0], compute_dtype(config)
+    if layers != "auto" or device.platform not in placement.SLICES_ARE_COPIED:
+        return layers == "separate"
+    settings, dims = engine_shapes(config), session.frozen.config
+    layout, *_ = cache.candidates(device.platform, dims, size=settings["page_size"], dtype=dtype)
+    needed = shapes.of(dims, layout=layout, **settings).cache_bytes(mesh)
+    needed += placement.layer_bytes(session.frozen, mesh, dtype)
+    if training and not config.model.lora.rank:  # the policy's will differ from the frozen ones
+        needed += placement.layer_bytes(session.frozen, mesh, dtype)
+    if training:
+        masters = jax.tree.leaves(session.params)
+        needed += 2 * sum(leaf.addressable_shards[0].data.nbytes for leaf in masters)
+    free = hardware.free_bytes(device)
+    if free is None or needed <= ROOM * free:
+        return True
+    logging.warning(
+        "Moments, cache and layers of the engine's own would take %.1f of %.1f free GiB, so the "
+        "engine shares stacked layers, which decodes more slowly. --config.engine.layers=separate "
+        "insists; a smaller engine.cache_tokens makes room.",
+        needed / 2**30,
+        free / 2**30,
+    )
+    return False
 
 
 def load_weights(config, folder, mesh, *, training=True):

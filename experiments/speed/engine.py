@@ -103,6 +103,7 @@ class OurEngine:
             max_length=most,
             cache_tokens=2 * size.slots * most,
             dtype=dtype,
+            separate=True,
             overlap=overlap,
             in_flight="finish",
             seed=0,

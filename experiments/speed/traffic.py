@@ -41,7 +41,7 @@ class EngineSize:
 
 
 ON_CPU = dict(page_size=16, prefill_tokens=32, prefill_rows=8, prefill_calls=16, decode_steps=8)
-ON_GPU = dict(page_size=64, prefill_tokens=512, prefill_rows=8, prefill_calls=4, decode_steps=8)
+ON_GPU = dict(page_size=64, prefill_tokens=512, prefill_rows=2, prefill_calls=16, decode_steps=8)
 SMALL = dict(prompt=128, response=64, divide=10, engine=ON_CPU)
 LARGE = dict(response=256, singles=2, engine=ON_GPU)
 SIZES = {

@@ -11,52 +11,51 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from models import sharding
-from models.engine import cache, programs, seats, shapes
+from models.engine import cache, placement, programs, seats, shapes
 
 
-def lowered(model, *, mesh, layout=None, **settings):
+def lowered(model, *, mesh, separate, layout=None, **settings):
     """Lowers the programs that an `Engine` of these settings runs, for a mesh.
 
     Args:
       model: Qwen2 of shapes.
-      mesh: as of an Engine; its devices may be of `jax.experimental.topologies`.
-      layout: of the cache; None chooses by the mesh's platform.
+      mesh, separate: as of an Engine; devices may be of `jax.experimental.topologies`.
+      layout: of the cache; None takes the first of `cache.candidates`.
       settings: the others of `shapes.of`.
 
     Returns:
       {"prefill", "decode"}: `jax.stages.Lowered`; their second argument is the cache, a list over
       layers. With several widths of page tables, the programs of the widest.
     """
-    layout = cache.choose(mesh.devices.flat[0].platform, layout)
+    layout, *_ = cache.candidates(
+        mesh.devices.flat[0].platform,
+        model.config,
+        size=settings["page_size"],
+        dtype=settings["dtype"],
+        layout=layout,
+    )
     sizes = shapes.of(model.config, layout=layout, **settings)
     shape = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
     everywhere = NamedSharding(mesh, PartitionSpec())
     placed = functools.partial(jax.tree.map, lambda leaf: shape(leaf, everywhere))
 
-    leaves = [
-        jax.ShapeDtypeStruct(leaf.shape, sizes.dtype, sharding=place)
-        for leaf, place in zip(
-            jax.tree.leaves(model),
-            jax.tree.leaves(sharding.parameter_shardings(mesh, model)),
-            strict=True,
-        )
-    ]
-    kv = [shape(leaf, sizes.cache_sharding(mesh)) for leaf in jax.eval_shape(sizes.empty_cache)]
+    place = placement.Place(model, mesh=mesh, dtype=sizes.dtype, separate=separate)
+    in_cache = lambda leaf: shape(leaf, sizes.cache_sharding(mesh))
+    kv = jax.tree.map(in_cache, jax.eval_shape(sizes.empty_cache))
     state = placed(jax.eval_shape(functools.partial(programs.empty_slots, sizes.slots)))
     chunk = seats.chunk([], shapes=sizes, width=sizes.widths[-1])
     integers_B = np.zeros(sizes.slots, np.int32)
     table_BM = np.zeros((sizes.slots, sizes.widths[-1]), np.int32)
     allowed_BW = sizes.all_allowed(sizes.slots)
     static = programs.Static(sizes.dtype, layout, mesh, 0)
-    prefill, decode = programs.jitted(static, jax.tree.structure(model), steps=sizes.decode_steps)
+    prefill, decode = programs.jitted(static, place.structure, steps=sizes.decode_steps)
     calls = {
         "prefill": (prefill, (chunk, np.uint32(0))),
         "decode": (decode, (table_BM, integers_B > 0, integers_B, allowed_BW)),
     }
     with _as_on(mesh.devices.flat[0]):
         return {
-            name: program.lower(leaves, kv, state, *placed(rest))
+            name: program.lower(place.shapes, kv, state, *placed(rest))
             for name, (program, rest) in calls.items()
         }
 

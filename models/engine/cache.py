@@ -1,9 +1,10 @@
-"""The KV cache in pages and attention over it: what all its layouts mean, and which one to use.
+"""The KV cache in pages and attention over it: what all its layouts mean, and which ones to use.
 
-One array a layer. Token p of a sequence lies in page `table[p // Z]` at p % Z, so a decode step
-touches only pages that hold something. Key and value heads take turns (k0 v0 k1 v1 ...).
+One array a layer, or one of keys and one of values. Token p of a sequence lies in page
+`table[p // Z]` at p % Z, so a decode step touches only pages that hold something. Where a layer has
+one array, key and value heads take turns in it (k0 v0 k1 v1 ...).
 
-A layout is a module with `PLATFORMS`, on which it runs, and the functions `widths`, `spec`,
+A layout is a module with `PLATFORMS`, on which it runs, and the functions `fits`, `widths`, `spec`,
 `empty`, `write` and `attend`, on the heads of one device. All layouts mean the same.
 
 Dimensions:
@@ -12,32 +13,45 @@ Dimensions:
 """
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from models.engine.layouts import gathered, loop, ragged
+from models.engine.layouts import gathered, loop, paged, ragged
 
-LAYOUTS = {"loop": loop, "gathered": gathered, "ragged": ragged}
-BEST = {"gpu": "gathered", "tpu": "ragged"}  # platform -> layout; "loop" for all others
+LAYOUTS = {"loop": loop, "gathered": gathered, "paged": paged, "ragged": ragged}
+BEST = {"gpu": ("paged", "gathered"), "tpu": ("ragged",)}  # by platform, before "loop"
 
 
-def choose(platform, layout=None):
-    """Returns the name of the layout for a platform: the given one, or the best for None.
+def candidates(platform, config, *, size, dtype, layout=None):
+    """Returns the names of layouts to try in turn; the last one needs no kernel but JAX.
+
+    Args:
+      platform: of the devices.
+      config: of the model.
+      size: tokens of a page.
+      layout: a name to use alone; None tries all that fit.
 
     Raises:
-      ValueError: the given one is unknown or does not run there.
+      ValueError: the given one is unknown, does not run there, or not with these sizes and dtype.
     """
     if layout is None:
-        return BEST.get(platform, "loop")
+        names = (*BEST.get(platform, ()), "loop")
+        return [name for name in names if LAYOUTS[name].fits(config, size=size, dtype=dtype)]
     if layout not in LAYOUTS or platform not in LAYOUTS[layout].PLATFORMS:
         valid = [name for name, module in LAYOUTS.items() if platform in module.PLATFORMS]
         raise ValueError(
             f"layout={layout!r} is none of those for {platform!r}; valid: {', '.join(valid)}."
         )
-    return layout
+    if not LAYOUTS[layout].fits(config, size=size, dtype=dtype):
+        raise ValueError(
+            f"layout={layout!r} cannot hold {jnp.dtype(dtype).name} in pages of {size} tokens with "
+            f"head size {config.head_dim}; leave the choice to the engine (None)."
+        )
+    return [layout]
 
 
 def empty(layout, config, *, pages, size, dtype):
-    """Returns the cache of a model's config, a list over layers of zeros."""
+    """Returns the cache of a model's config, zeros, a list over layers."""
     make = LAYOUTS[layout].empty
     return [
         make(config, pages=pages, size=size, dtype=dtype) for _ in range(config.num_hidden_layers)

@@ -26,7 +26,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from models import sharding
-from models.engine import cache, limits, pages, placement, programs, seats, shapes, types
+from models.engine import limits, pages, placement, programs, proof, seats, types
 
 
 class Engine(types.Sampler):
@@ -34,7 +34,8 @@ class Engine(types.Sampler):
 
     Args:
       weights: name -> Qwen2, all of one config. The engine keeps these arrays (a copy only where
-        dtype or placement differ): donate them to no other program while it may still use them.
+        dtype or placement differ, and of layers that are to be separate): donate them to no other
+        program while it may still use them.
       slots: requests that run at once, for each weight set.
       max_length: most prompt and response tokens of one request.
       cache_tokens: tokens that the cache holds, over all weight sets; 0 is slots * max_length for
@@ -52,12 +53,14 @@ class Engine(types.Sampler):
         with the new weights over the cache that the old ones wrote; `token_versions` tells.
       seed: start of every request's randomness, in [0, 2**32).
       dtype: of weights, activations and cache; logits and log-probs are float32.
+      separate: keep one array a layer, see `placement.copies`.
       constraints: whether requests may carry a constraint, see `types.Request`.
       decode_text: token ids -> text, needed for stop strings.
       top_logprobs: most alternatives per token that a request may ask for.
       mesh: devices of this engine, axes as in `sharding.make_mesh`; only `tensor` may exceed 1.
         None is the first local device.
-      layout: of the cache, a name in `cache`; None chooses by platform.
+      layout: of the cache, a name in `cache`; None takes the first of its candidates that proves
+        itself, see `proof`.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class Engine(types.Sampler):
         in_flight,
         seed,
         dtype,
+        separate,
         constraints,
         decode_text=None,
         top_logprobs=0,
@@ -101,12 +105,12 @@ class Engine(types.Sampler):
             mesh=mesh,
         )
         first = next(iter(weights.values()))
-        layout = cache.choose(mesh.devices.flat[0].platform, layout)
         cache_tokens = cache_tokens or slots * max_length * len(weights)
-        self._shapes = shapes.of(
+        self._shapes = proof.choose(
             first.config,
-            **sizes,
+            mesh,
             layout=layout,
+            **sizes,
             cache_tokens=cache_tokens,
             dtype=dtype,
             constraints=constraints,
@@ -124,7 +128,7 @@ class Engine(types.Sampler):
         self._depth, self._in_flight = int(overlap), in_flight
         self._decode_text, self._seed, self._mesh = decode_text, np.uint32(seed), mesh
 
-        self._place = placement.Place(first, mesh=mesh, dtype=dtype)
+        self._place = placement.Place(first, mesh=mesh, dtype=dtype, separate=separate)
         self._weights, self._versions = dict.fromkeys(weights), dict.fromkeys(weights, 0)
         for name, model in weights.items():
             self._place.check(name, model)
@@ -141,9 +145,10 @@ class Engine(types.Sampler):
         self._compile_count = 0
         self._statistics = types.Statistics()
         self._prefill, self._decode = programs.jitted(
-            programs.Static(dtype, layout, mesh, top_logprobs),
-            jax.tree.structure(first),
+            programs.Static(dtype, self.layout, mesh, top_logprobs),
+            self._place.structure,
             steps=decode_steps,
+            options=proof.compiler_options(mesh),
             on_trace=self._count_trace,
         )
 
@@ -160,6 +165,10 @@ class Engine(types.Sampler):
     @property
     def slots(self):
         return self._shapes.slots
+
+    @property
+    def layout(self):
+        return self._shapes.layout
 
     @property
     def statistics(self):

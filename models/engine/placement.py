@@ -1,33 +1,39 @@
 """Weights from the update's mesh to the devices of this process that serve them."""
 
 import functools
+import math
 import weakref
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from models import sharding
 
 MOVED_BYTES = 256 * 2**20  # between meshes at a time
+SLICES_ARE_COPIED = ("cpu", "gpu")  # platforms whose programs copy a layer to multiply with it
 
 
 class Place:
     """Where an engine keeps weights of one architecture: on its mesh, in its dtype.
 
     Args:
-      model: Qwen2 of arrays or shapes.
+      model: Qwen2 of arrays or shapes, see `copies`.
+      separate: of `copies`.
     """
 
-    def __init__(self, model, *, mesh, dtype):
-        self._config, self._shapes = model.config, _shapes(model)
-        self._dtype = dtype
-        self._shardings = jax.tree.leaves(sharding.parameter_shardings(mesh, model))
+    def __init__(self, model, *, mesh, dtype, separate):
+        stacked = _stacked(model)
+        self.structure = jax.tree.structure(stacked)
+        self._config, self._shapes = model.config, _shapes(stacked)
+        self._dtype, self._separate = dtype, separate
+        self._shardings = jax.tree.leaves(sharding.parameter_shardings(mesh, stacked))
+        self._in_blocks = _in_blocks(stacked)
 
     def check(self, name, model):
         """Raises ValueError unless a model has this architecture."""
-        shapes = _shapes(model)
+        shapes = _shapes(_stacked(model))
         if model.config != self._config or shapes != self._shapes:
             different = sorted(set(shapes.items()) ^ set(self._shapes.items()))
             raise ValueError(
@@ -37,9 +43,43 @@ class Place:
             )
 
     def put(self, model):
-        """Returns the list of a model's arrays there; those already there are not copied."""
-        leaves = zip(jax.tree.leaves(model), self._shardings, strict=True)
-        return [jax.device_put(jnp.asarray(leaf, self._dtype), place) for leaf, place in leaves]
+        """Returns the list of a model's arrays there, a tuple over layers where they are separate.
+
+        Those already there as wanted are not copied.
+        """
+        leaves = jax.tree.leaves(model, is_leaf=_is_separate)
+        return list(map(self._put, leaves, self._shardings, self._in_blocks))
+
+    @property
+    def shapes(self):
+        """The list that `put` returns, of shapes with shardings."""
+
+        def shape(size, place, in_blocks):
+            if not (in_blocks and self._separate):
+                return jax.ShapeDtypeStruct(size, self._dtype, sharding=place)
+            place = separate_sharding(place)
+            return (jax.ShapeDtypeStruct(size[1:], self._dtype, sharding=place),) * size[0]
+
+        return list(map(shape, self._shapes.values(), self._shardings, self._in_blocks))
+
+    def _put(self, leaf, place, in_blocks):
+        if _is_separate(leaf):
+            return leaf
+        leaf = jax.device_put(jnp.asarray(leaf, self._dtype), place)
+        return separator(place)(leaf) if in_blocks and self._separate else leaf
+
+
+def layer_bytes(model, mesh, dtype):
+    """Returns the bytes of a model's layers on each device of a mesh, which may be abstract."""
+    stacked = _stacked(model)
+    places = jax.tree.leaves(sharding.parameter_shardings(mesh, stacked))
+    leaves = jax.tree.leaves(stacked)
+    count = sum(
+        math.prod(place.shard_shape(leaf.shape))
+        for leaf, place, in_blocks in zip(leaves, places, _in_blocks(stacked), strict=True)
+        if in_blocks
+    )
+    return count * jnp.dtype(dtype).itemsize
 
 
 def meshes(*, tensor, replicas):
@@ -73,11 +113,11 @@ class Copies:
     A set that has arrays of another one, such as LoRA's base, gets the copies that are there.
 
     Args:
-      dtype, meshes: of `copies`.
+      dtype, meshes, separate: of `copies`.
     """
 
-    def __init__(self, dtype, meshes):
-        self._dtype, self._meshes = dtype, meshes
+    def __init__(self, dtype, meshes, *, separate):
+        self._dtype, self._meshes, self._separate = dtype, meshes, separate
         self._made = {}  # name -> {id of an array: (weak reference to it, its copies)}
 
     def make(self, name, tree):
@@ -89,8 +129,9 @@ class Copies:
             for key, (array, made) in sets.items()
             if array() is not None
         }
-        trees = copies(tree, self._dtype, self._meshes, known=known)
-        columns = zip(*map(jax.tree.leaves, trees), strict=True)
+        trees = copies(tree, self._dtype, self._meshes, separate=self._separate, known=known)
+        leaves = functools.partial(jax.tree.leaves, is_leaf=_is_separate)
+        columns = zip(*map(leaves, trees), strict=True)
         self._made[name] = {
             id(array): (weakref.ref(array), made)
             for array, made in zip(jax.tree.leaves(tree), columns, strict=True)
@@ -113,7 +154,7 @@ def shares(tree, dtype):
     return any(leaf.dtype == dtype for leaf in jax.tree.leaves(tree))
 
 
-def copies(tree, dtype, meshes, *, known=None):
+def copies(tree, dtype, meshes, *, separate, known=None):
     """Puts a tree's values on each of `meshes`, split as `sharding.parameter_shardings` says there.
 
     Every process must call it, with the same sizes of meshes. Arrays are moved one at a time; those
@@ -122,6 +163,8 @@ def copies(tree, dtype, meshes, *, known=None):
     Args:
       tree: pytree of arrays, on a mesh of all devices or anywhere.
       dtype: to cast to before anything is sent.
+      separate: in the place of each array below `blocks`, put a tuple of one array a layer. These
+        are always copies: a program that reads a slice of a stacked array may copy it first.
       known: id of an array -> its copies, where there are some.
 
     Returns:
@@ -147,9 +190,12 @@ def copies(tree, dtype, meshes, *, known=None):
         ]
 
     leaves, structure = jax.tree.flatten(tree)
-    for leaf, place in zip(leaves, jax.tree.leaves(shardings), strict=True):
+    places = jax.tree.leaves(shardings)
+    for leaf, place, in_blocks in zip(leaves, places, _in_blocks(tree), strict=True):
         if id(leaf) not in done:
             done[id(leaf)] = on_each(leaf, place.spec)
+            if in_blocks and separate:
+                done[id(leaf)] = [separator(copy.sharding)(copy) for copy in done[id(leaf)]]
     trees = zip(*(done[id(leaf)] for leaf in leaves), strict=True)
     return [structure.unflatten(tree) for tree in trees]
 
@@ -176,6 +222,37 @@ def _placed(whole, part, first):
 @functools.partial(jax.jit, static_argnames="dtype")
 def _cast(array, *, dtype):
     return array.astype(dtype)
+
+
+def separate_sharding(place):
+    """Returns the NamedSharding of one layer of an array that has this one."""
+    return NamedSharding(place.mesh, PartitionSpec(*place.spec[1:]))
+
+
+@functools.cache
+def separator(place):
+    """Returns the program that makes a tuple over layers of an array with a NamedSharding."""
+    return jax.jit(tuple, out_shardings=separate_sharding(place))
+
+
+def _is_separate(leaf):
+    return isinstance(leaf, tuple)
+
+
+def _in_blocks(stacked):
+    """Returns for each array of a tree, in leaf order, whether it is below `blocks`."""
+    return [name.startswith("blocks/") for name in sharding.parameter_names(stacked)]
+
+
+def _stacked(model):
+    """Returns a model of shapes without separate layers."""
+
+    def shape(leaf):
+        if _is_separate(leaf):
+            return jax.ShapeDtypeStruct((len(leaf), *leaf[0].shape), leaf[0].dtype)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+    return jax.tree.map(shape, model, is_leaf=_is_separate)
 
 
 def _shapes(model):

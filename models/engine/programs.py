@@ -1,8 +1,7 @@
 """The engine's device programs: `prefill` continues prompts, `decode` draws tokens.
 
-The cache is a list over layers of one array each, pages of interleaved key and value heads; see
-`cache.py`. Programs take it donated and walk the layers in a Python loop, because a cache that
-passes through a scan over layers is copied.
+The cache is a list over layers, see `cache.py`. Programs take it donated and walk the layers in a
+Python loop, because a cache that passes through a scan over layers is copied.
 
 A row of `prefill` is up to T tokens of one prompt from position `start` on. Their keys and values
 are written first; then every query reads pages from the first one on, whatever part of them this
@@ -24,6 +23,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from models import precision
 from models.engine import cache, sampling
 
 STOP_IDS = 8
@@ -119,13 +119,14 @@ def empty_slots(slots):
     )
 
 
-def jitted(static, treedef, *, steps, on_trace=lambda: None):
+def jitted(static, treedef, *, steps, options=None, on_trace=lambda: None):
     """Returns the jitted (prefill, decode), with the model as a list of its leaves.
 
     Args:
       static: `Static`.
       treedef: of the model.
       steps: of one decode call.
+      options: of the compiler; None for none.
       on_trace: is called whenever one is traced.
     """
 
@@ -135,7 +136,11 @@ def jitted(static, treedef, *, steps, on_trace=lambda: None):
             on_trace()
             return program(jax.tree.unflatten(treedef, leaves), kv, slots, *rest, static=static)
 
-        return jax.jit(traced, donate_argnums=(1, 2))
+        return jax.jit(
+            precision.in_dtype(traced, static.dtype),
+            donate_argnums=(1, 2),
+            compiler_options=options,
+        )
 
     return make(prefill), make(functools.partial(decode, steps=steps))
 
@@ -233,7 +238,10 @@ def _through_layers(model, kv, token_PT, position_PT, valid_PT, table_PM, static
     rope = model.rope(jnp.maximum(position_PT, 0))
     x_PTD, written = model.embedded(token_PT, static.dtype), []
     for layer, layer_cache in enumerate(kv):
-        block = jax.tree.map(lambda a, layer=layer: a[layer], model.blocks)
+        # An element of a tuple, or a slice of a stacked array; see `placement.copies`.
+        block = jax.tree.map(
+            lambda a, layer=layer: a[layer], model.blocks, is_leaf=lambda a: isinstance(a, tuple)
+        )
 
         def attend(q_PTNH, k_PTKH, v_PTKH, layer_cache=layer_cache):
             place_PT = jnp.maximum(position_PT, 0)

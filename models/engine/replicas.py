@@ -24,14 +24,15 @@ class Replicas(types.Sampler):
       settings: further ones of each `Engine`.
     """
 
-    def __init__(self, weights, *, meshes, dtype, **settings):
-        self._copies = placement.Copies(dtype, meshes)
+    def __init__(self, weights, *, meshes, dtype, separate, **settings):
+        self._copies = placement.Copies(dtype, meshes, separate=separate)
         copies = {name: self._copies.make(name, model) for name, model in weights.items()}
         self._engines = [
             Engine(
                 {name: models[n] for name, models in copies.items()},
                 mesh=mesh,
                 dtype=dtype,
+                separate=separate,
                 **settings,
             )
             for n, mesh in enumerate(meshes)
@@ -54,6 +55,10 @@ class Replicas(types.Sampler):
     @property
     def compile_count(self):
         return sum(engine.compile_count for engine in self._engines)
+
+    @property
+    def layout(self):
+        return self._engines[0].layout
 
     @property
     def cache_bytes(self):

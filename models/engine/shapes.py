@@ -53,7 +53,7 @@ class Shapes:
         return np.full((rows, self.words), 2**BITS - 1, np.uint32) if self.words else None
 
     def empty_cache(self):
-        """Returns the cache, a list over layers of zeros."""
+        """Returns the cache, zeros, a list over layers."""
         return cache.empty(
             self.layout, self.config, pages=self.pages, size=self.page_size, dtype=self.dtype
         )
@@ -67,7 +67,7 @@ class Shapes:
         place = self.cache_sharding(mesh).shard_shape
         return sum(
             math.prod(place(leaf.shape)) * leaf.dtype.itemsize
-            for leaf in jax.eval_shape(self.empty_cache)
+            for leaf in jax.tree.leaves(jax.eval_shape(self.empty_cache))
         )
 
 

@@ -150,6 +150,10 @@ class Sampler(Protocol):
         """Traces of its programs so far."""
 
     @property
+    def layout(self):
+        """Name of the cache's layout, in `cache`: with it goes the attention over its pages."""
+
+    @property
     def cache_bytes(self):
         """Bytes of the KV cache on each device."""
 

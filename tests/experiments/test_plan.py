@@ -138,7 +138,7 @@ def test_rollouts_count_the_bytes_of_a_real_engine():
     found = rollouts.need(config, dims, target, advice.need(config, dims, 2))
     model = qwen2.Qwen2(jax.random.key(0), dims)
     [mesh] = placement.meshes(tensor=2, replicas=1)
-    [copy] = placement.copies(model, jnp.float32, [mesh])
+    [copy] = placement.copies(model, jnp.float32, [mesh], separate=False)
     weights = {"policy": copy, "frozen": copy}
     engine = engines.build(weights, mesh=mesh, **sessions.engine_shapes(config))
     parts = [leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(copy)]
@@ -150,9 +150,17 @@ def test_rollouts_count_the_bytes_of_a_real_engine():
 def test_adapters_leave_one_base_for_the_engine_and_the_trainer():
     config, one = lora_7b_single_gpu.get_config(), hardware.topology("gpu:h200x1")
     dims = published.SIZES["7b"]
+    config.engine.layers = "stacked"
     found = rollouts.need(config, dims, one, advice.need(config, dims, 1))
     assert found.weights < 0.5 * GiB  # adapters only
     assert found.state > 14 * GiB
+    config.engine.layers = "auto"
+    separate = rollouts.need(config, dims, one, advice.need(config, dims, 1))
+    layers = 28 * 2 * (dims.layer_parameters + 2 * 3584 + 3584 + 2 * 512)  # norms and biases too
+    assert separate.weights - found.weights == layers
+    config.engine.cache_tokens = 2_000_000  # leaves no room for them
+    tight = rollouts.need(config, dims, one, advice.need(config, dims, 1))
+    assert tight.weights == found.weights
 
 
 def test_rollouts_that_do_not_fit_are_told_so():

@@ -223,7 +223,7 @@ assert not state["embed/table_VD"].is_fully_addressable
 # ---- engine weights
 meshes = placement.meshes(tensor=2, replicas=0)
 for dtype, placement.MOVED_BYTES in ((jnp.float32, 2**20), (jnp.bfloat16, 1000)):
-    [local] = placement.copies(state, dtype, meshes)
+    [local] = placement.copies(state, dtype, meshes, separate=False)
     for name, array in local.items():
         assert array.is_fully_addressable and array.dtype == dtype
         assert array.devices() == set(jax.local_devices())

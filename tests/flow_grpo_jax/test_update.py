@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -440,3 +441,18 @@ def test_donated_parameters_are_gone(model):
     state, _ = step(fresh(params), None, micro_batches(model))
     assert all(x.is_deleted() for x in jax.tree.leaves(params))
     assert not any(x.is_deleted() for x in jax.tree.leaves(state.params))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_float32_updates_ask_for_float32_products(model, dtype):
+    step_program = make_update(execution=qwen2.Execution(dtype, "dots"))
+    ((batch, *_),) = micro_batches(model)
+    sums = {name: jnp.zeros(()) for name in update.sum_names()}
+    lowered = [
+        step_program.accumulate.lower(model, sums, model, model, batch, on_policy=False),
+        step_program.rescore.lower(model, model, batch),
+    ]
+    for program in lowered:
+        found = re.findall(r".*stablehlo\.dot_general.*", program.as_text())
+        assert len(found) > 8
+        assert {"HIGHEST" in line for line in found} == {dtype == jnp.float32}

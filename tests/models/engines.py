@@ -18,6 +18,7 @@ SETTINGS = dict(
     in_flight="finish",
     seed=0,
     dtype=jnp.float32,
+    separate=True,
     constraints=False,
 )
 

@@ -5,6 +5,7 @@ Dimensions:
   Z tokens of a page    S keys    K key/value heads    J = 2 K    N query heads    H head size
 """
 
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -27,7 +28,8 @@ PAGE = 4
 LAYOUTS = [
     name for name, layout in cache.LAYOUTS.items() if jax.default_backend() in layout.PLATFORMS
 ]
-BEST = cache.choose(jax.default_backend())
+CHOICE = dict(config=CONFIG, size=PAGE, dtype=jnp.float32)
+BEST = cache.candidates(jax.default_backend(), **CHOICE)[0]
 SETTINGS = dict(slots=3, max_length=48, page_size=PAGE, prefill_tokens=8, prefill_rows=2)
 
 
@@ -142,6 +144,12 @@ def test_any_schedule_gives_the_same_results_bit_for_bit(layout, seed):
             logprobs = expected[id].logprobs
         np.testing.assert_allclose(completion.logprobs, logprobs, rtol=0, atol=atol)
     check_all_pages_are_back(engine)
+
+
+def test_layers_in_one_array_give_the_same_results(alone):
+    engine = build(separate=False)
+    for (_, expected), got in zip(alone[:6], run(engine, [r for r, _ in alone[:6]]), strict=True):
+        same(got, expected)
 
 
 def check_all_pages_are_back(engine):
@@ -273,7 +281,26 @@ def test_attention_over_pages_equals_plain_softmax(name, T):
 @pytest.mark.parametrize("name", ["paged", "ragged"])
 def test_a_layout_that_is_unknown_or_of_another_platform_is_refused(name):
     with pytest.raises(ValueError, match=f"layout='{name}' .* 'cpu'; valid: loop, gathered"):
-        cache.choose("cpu", name)
+        cache.candidates("cpu", layout=name, **CHOICE)
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "size", "dtype", "names"),
+    [
+        (64, 64, jnp.bfloat16, ["paged", "gathered", "loop"]),
+        (128, 16, jnp.float16, ["paged", "gathered", "loop"]),
+        (128, 16, jnp.float32, ["gathered", "loop"]),
+        (80, 16, jnp.bfloat16, ["gathered", "loop"]),
+        (64, 48, jnp.bfloat16, ["gathered", "loop"]),
+    ],
+)
+def test_a_gpu_tries_layouts_that_fit_in_turn(head_dim, size, dtype, names):
+    config = dataclasses.replace(CONFIG, head_dim=head_dim)
+    settings = dict(size=size, dtype=dtype)
+    assert cache.candidates("gpu", config, **settings) == names
+    if "paged" not in names:
+        with pytest.raises(ValueError, match=f"'paged' cannot hold .* pages of {size} tokens"):
+            cache.candidates("gpu", config, layout="paged", **settings)
 
 
 @pytest.mark.slow

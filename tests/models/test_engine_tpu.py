@@ -28,6 +28,7 @@ SETTINGS = dict(
     prefill_rows=8,
     decode_steps=8,
     dtype=jnp.bfloat16,
+    separate=False,
 )
 
 

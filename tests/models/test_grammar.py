@@ -153,7 +153,7 @@ def test_programs_made_ahead_take_masks_too():
     model = jax.eval_shape(lambda key: qwen2.Qwen2(key, TINY), jax.random.key(0))
     mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
     shapes = dict(slots=4, max_length=64, cache_tokens=256, page_size=16, prefill_tokens=16)
-    shapes |= dict(prefill_rows=2, decode_steps=2, dtype=np.float32)
+    shapes |= dict(prefill_rows=2, decode_steps=2, dtype=np.float32, separate=False)
     for constraints in (True, False):
         programs = ahead.lowered(model, mesh=mesh, constraints=constraints, **shapes)
         for name, rows in {"prefill": 2, "decode": 4}.items():

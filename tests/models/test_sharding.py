@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from models import lora, qwen2, sharding, weights
@@ -197,7 +197,7 @@ def test_replicas_get_the_values_in_their_shardings(monkeypatch, tensor, replica
     mesh = sharding.make_mesh(fsdp=4, tensor=2)
     spread = jax.device_put(model, sharding.parameter_shardings(mesh, model))
     meshes = placement.meshes(tensor=tensor, replicas=replicas)
-    copies = placement.copies(spread, jnp.bfloat16, meshes)
+    copies = placement.copies(spread, jnp.bfloat16, meshes, separate=False)
     assert len(copies) == len(meshes) == (replicas or 1)  # one where devices are CPUs
     assert len({device for mesh in meshes for device in mesh.devices.flat}) == tensor * len(meshes)
     for mesh, copy in zip(meshes, copies, strict=True):
@@ -209,9 +209,38 @@ def test_replicas_get_the_values_in_their_shardings(monkeypatch, tensor, replica
 
 def test_what_lies_as_wanted_is_not_copied():
     model = qwen2.Qwen2(jax.random.key(0), CONFIG)
-    [copy] = placement.copies(model, jnp.float32, placement.meshes(tensor=1, replicas=1))
+    meshes = placement.meshes(tensor=1, replicas=1)
+    [copy] = placement.copies(model, jnp.float32, meshes, separate=False)
     for leaf, original in zip(*map(jax.tree.leaves, (copy, model)), strict=True):
         assert leaf.unsafe_buffer_pointer() == original.unsafe_buffer_pointer()
+
+
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_layers_may_have_arrays_of_their_own(tensor):
+    mesh = sharding.make_mesh(fsdp=4, tensor=2)
+    model = qwen2.Qwen2(jax.random.key(0), WIDE)
+    spread = jax.device_put(model, sharding.parameter_shardings(mesh, model))
+    meshes = placement.meshes(tensor=tensor, replicas=2)
+    stacked = placement.copies(spread, jnp.bfloat16, meshes, separate=False)
+    separate = placement.copies(spread, jnp.bfloat16, meshes, separate=True)
+    for whole, apart in zip(stacked, separate, strict=True):
+        np.testing.assert_array_equal(apart.embed.table_VD[...], whole.embed.table_VD[...])
+        arrays = jax.tree.leaves(apart.blocks, is_leaf=lambda leaf: isinstance(leaf, tuple))
+        for layers, array in zip(arrays, jax.tree.leaves(whole.blocks), strict=True):
+            assert isinstance(layers, tuple) and len(layers) == len(array)
+            for layer, slice in zip(layers, array, strict=True):
+                np.testing.assert_array_equal(layer, slice)
+                wanted = NamedSharding(array.sharding.mesh, P(*array.sharding.spec[1:]))
+                assert layer.sharding.is_equivalent_to(wanted, layer.ndim)
+
+
+def test_two_weight_sets_of_the_same_layers_get_one_copy_of_them():
+    model = qwen2.Qwen2(jax.random.key(0), CONFIG)
+    made = placement.Copies(jnp.float32, placement.meshes(tensor=1, replicas=1), separate=True)
+    ([policy], [frozen]) = (made.make(name, model) for name in ("policy", "frozen"))
+    assert buffers(policy) == buffers(frozen)
+    assert not buffers(policy.blocks) & buffers(model.blocks)
+    assert buffers(policy.embed) == buffers(model.embed)
 
 
 def buffers(tree):
@@ -229,7 +258,7 @@ def test_a_donation_that_is_allowed_leaves_the_copies(sizes, tensor, replicas, d
         model = jax.device_put(model, sharding.parameter_shardings(mesh, model))
     expected = [np.asarray(leaf.astype(dtype)) for leaf in jax.tree.leaves(model)]
     meshes = placement.meshes(tensor=tensor, replicas=replicas)
-    copies = placement.copies(model, dtype, meshes)
+    copies = placement.copies(model, dtype, meshes, separate=False)
     allowed = not placement.shares(model, dtype)
     assert allowed == (dtype != jnp.float32)
     assert not (allowed and any(buffers(copy) & buffers(model) for copy in copies))
@@ -242,7 +271,8 @@ def test_a_donation_that_is_allowed_leaves_the_copies(sizes, tensor, replicas, d
 
 
 def test_what_two_weight_sets_have_in_common_is_copied_once():
-    made = placement.Copies(jnp.float32, placement.meshes(tensor=2, replicas=2))
+    meshes = placement.meshes(tensor=2, replicas=2)
+    made = placement.Copies(jnp.float32, meshes, separate=False)
     mesh = sharding.make_mesh(fsdp=8)
     base, head, newer = (
         jax.device_put(

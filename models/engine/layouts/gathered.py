@@ -16,7 +16,8 @@ from models.engine.layouts import heads_first
 PLATFORMS = ("cpu", "gpu")
 KEYS = 1024  # of a span
 
-spec, empty, write = heads_first.spec, heads_first.empty, heads_first.write
+fits, spec = heads_first.fits, heads_first.spec
+empty, write = heads_first.empty, heads_first.write
 
 
 def widths(most):

@@ -16,7 +16,8 @@ PLATFORMS = ("cpu", "gpu", "tpu")
 KEYS = 64  # of a span
 TOGETHER = 8  # sequences of like length that make a group
 
-spec, empty, write = heads_first.spec, heads_first.empty, heads_first.write
+fits, spec = heads_first.fits, heads_first.spec
+empty, write = heads_first.empty, heads_first.write
 
 
 def widths(most):
