@@ -26,6 +26,12 @@ CHARTS = [
         "Questions never trained on; 95 % interval.",
         {"eval/success": "success"},
     ),
+    (
+        "Held-out success by source",
+        "share",
+        "The same questions, each source by itself.",
+        {"eval/success/*": ""},
+    ),
     ("Reward", "share", "Mean outcome of the sampled trajectories.", {"reward/mean": "mean"}),
     (
         "Tool errors",

@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from experiments.reporting import report, trajectories
+from tests.experiments import browser
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028\u202e&amp;\x1b[31m"
 TOOLS = ("knowledge_search", "python_coder", "base_generator")
@@ -109,6 +110,8 @@ def fake_metrics(draw, step, steps):
             "eval/success": correct / 100,
             "eval/correct": correct,
             "eval/total": 100,
+            "eval/success/geo/1-hop": 0.5 + 0.45 * skill,
+            "eval/success/geo/2-hop": 0.1 + 0.6 * skill,
             "eval/turns": 2.2 - 0.2 * skill,
             "eval/tool_error_rate": 0.31 * (1 - skill) + 0.02,
         }
@@ -216,6 +219,11 @@ def test_the_page_holds_curves_and_every_turn(page, run):
     assert "KL of sampler and trainer" in titles
     assert titles["Held-out success"]["series"][0]["x"] == [0, 10, 20]
     assert {s["label"] for s in titles["Tools chosen"]["series"]} == set(TOOLS)
+    by_source = titles["Held-out success by source"]["series"]
+    assert [(s["label"], s["x"]) for s in by_source] == [
+        ("geo/1-hop", [0, 10, 20]),
+        ("geo/2-hop", [0, 10, 20]),
+    ]
     other = [chart["title"] for chart in reader.data("charts")["other"]]
     assert "compile/count" in other and "eval/total" not in other
 
@@ -357,6 +365,106 @@ def test_an_empty_folder_is_an_error(tmp_path):
 def test_long_texts_say_what_was_cut():
     cut = trajectories.text("x" * 7000)
     assert cut.startswith("x" * 6000 + "\n[1000 more characters")
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory):
+    if not browser.CHROMIUM:
+        pytest.skip("no Chromium")
+    with browser.start(tmp_path_factory.mktemp("chromium")) as tab:
+        yield tab
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1280])
+def test_nothing_is_wider_than_the_window(tab, run, page, width):
+    tab.open(run / "report.html", width=width)
+    tab.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    tab.settle()
+    assert tab.run("document.documentElement.scrollWidth") == width
+
+
+# share: of the way from the first to the last of 20 steps.
+@pytest.mark.parametrize(
+    "title, share, legend",
+    [
+        # Measured at 0, 10 and 20: no value is shown as that of another step.
+        ("Held-out success", 0.30, "success 64.0 % at step 10"),
+        ("Held-out success", 0.20, "success 36.0 % at step 0"),
+        ("Held-out success", 0.80, "success 93.0 % at step 20"),
+        # One series has every step, the other the step that is named with its value.
+        ("Turns", 0.35, r"training \S+ held-out 2.1 \(step 10\) at step 7"),
+        ("Turns", 0.50, r"training \S+ held-out 2.1 at step 10"),
+    ],
+)
+def test_hovering_names_the_step_of_every_value(tab, run, page, title, share, legend):
+    tab.open(run / "report.html", width=1280)
+    card = f"""[...document.querySelectorAll(".chart")].find(
+        (card) => card.querySelector("h3").textContent === {json.dumps(title)})"""
+    tab.run(f"{card}.scrollIntoView({{ behavior: 'instant', block: 'center' }})")
+    box = tab.run(f"{card}.querySelector('svg').getBoundingClientRect().toJSON()")
+    left, right = 46, 10  # LEFT and RIGHT of charts.js
+    x = box["x"] + left + share * (box["width"] - left - right)
+    tab.hover(x, box["y"] + box["height"] / 2)
+    shown = tab.run(f"{card}.querySelector('.legend').innerText.replace(/\\s+/g, ' ').trim()")
+    assert re.fullmatch(legend, shown), shown
+
+
+ASK = """({
+  listed: [...document.querySelectorAll(".question")].map((one) => one.ariaPressed),
+  open: document.querySelector(".detail h3, .detail > .quiet").textContent,
+  address: location.hash,
+})"""
+
+
+def choose(tab, label, value):
+    name = json.dumps(f'[aria-label="{label}"]')
+    event = "input" if label.startswith("Find") else "change"
+    tab.run(f"""(() => {{
+      const field = document.querySelector({name});
+      field.value = {json.dumps(value)};
+      field.dispatchEvent(new Event("{event}"));
+    }})()""")
+    return tab.run(ASK)
+
+
+def test_the_open_question_is_one_that_is_listed(tab, tmp_path):
+    def held_out(step, rewards):
+        rows = [
+            fake_trajectory(random.Random(0), step, number, 0, skill=0)
+            | {"question": f"Question {number}?", "reward": reward}
+            for number, reward in enumerate(rewards)
+        ]
+        write_lines(tmp_path / "trajectories" / f"heldout_{step:06d}.jsonl", rows)
+
+    held_out(0, [0.0, 0.0, 1.0])
+    held_out(10, [1.0, 0.0, 1.0])
+    training = [fake_trajectory(random.Random(0), 5, 7, g, skill=0) for g in range(2)]
+    write_lines(tmp_path / "trajectories" / "step_000005.jsonl", training)
+    tab.open(report.write_report(tmp_path), width=1280)
+    assert tab.run(ASK)["open"] == "Question 0?"
+
+    tab.run("document.querySelectorAll('.question')[2].click()")
+    # A filter closes a question that it hides, and clearing it opens that one again.
+    found = choose(tab, "Filter", "none solved")
+    assert found == {"listed": ["true"], "open": "Question 1?", "address": "#2.1.0"}
+    assert choose(tab, "Find in questions", "nowhere") == {
+        "listed": [],
+        "open": "No question is open.",
+        "address": "#2",
+    }
+    choose(tab, "Find in questions", "")
+    assert choose(tab, "Filter", "all questions")["open"] == "Question 2?"
+    # Another evaluation shows the same question, and one without it does not make it forgotten.
+    assert choose(tab, "Step", "0") == {
+        "listed": ["false", "false", "true"],
+        "open": "Question 2?",
+        "address": "#0.2.0",
+    }
+    assert choose(tab, "Step", "1")["open"].startswith("How much larger")
+    assert choose(tab, "Step", "2")["open"] == "Question 2?"
+    # What a filter opened stays open in the next step too, if it is listed there.
+    choose(tab, "Filter", "none solved")
+    assert choose(tab, "Step", "0")["open"] == "Question 1?"
 
 
 def view(*flags):

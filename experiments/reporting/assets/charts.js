@@ -124,11 +124,12 @@ function drawChart(chart, steps, width, onStep) {
 
   const cursor = element("line", { class: "cursor", y1: TOP, y2: bottom, visibility: "hidden" });
   svg.append(cursor);
+  const measured = measuredSteps(chart);
   const stepUnder = (event) => {
     const seen = svg.getBoundingClientRect();
     const place = ((event.clientX - seen.left) / seen.width) * width;
     const share = Math.min(1, Math.max(0, (place - LEFT) / across));
-    return Math.round(first + share * (last - first));
+    return nearest(measured, first + share * (last - first));
   };
   svg.addEventListener("pointermove", (event) => showCursor(stepUnder(event)));
   svg.addEventListener("pointerleave", () => showCursor(null));
@@ -140,16 +141,18 @@ function drawChart(chart, steps, width, onStep) {
   return [svg, move];
 }
 
+// Steps at which any series of a chart has a value.
+function measuredSteps(chart) {
+  return [...new Set(chart.series.flatMap((series) => series.x))];
+}
+
 function nearest(xs, step) {
-  let best = 0;
-  for (let i = 1; i < xs.length; i++) {
-    if (Math.abs(xs[i] - step) <= Math.abs(xs[best] - step)) best = i;
-  }
-  return best;
+  return xs.reduce((a, b) => (Math.abs(b - step) <= Math.abs(a - step) ? b : a));
 }
 
 function chartCard(chart, steps, onStep) {
   const values = chart.series.map(() => element("b"));
+  const measured = measuredSteps(chart);
   const legend = element(
     "div",
     { class: "legend" },
@@ -170,12 +173,15 @@ function chartCard(chart, steps, onStep) {
     legend,
   );
   let moveLine = () => {};
-  cursors.push((step) => {
+  // Every value is shown with the step at which it was measured.
+  cursors.push((wanted) => {
+    const step = wanted === null ? null : nearest(measured, wanted);
     moveLine(step);
     legend.lastChild.textContent = step === null ? "" : `at step ${step}`;
     chart.series.forEach((series, index) => {
-      const i = step === null ? series.y.length - 1 : nearest(series.x, step);
-      values[index].textContent = shown(series.y[i], chart.unit);
+      const from = step === null ? series.x[series.x.length - 1] : nearest(series.x, step);
+      const value = shown(series.y[series.x.indexOf(from)], chart.unit);
+      values[index].textContent = step === null || from === step ? value : `${value} (step ${from})`;
     });
   });
   let drawn = 0;

@@ -105,7 +105,12 @@ function showTrajectories() {
     if (!texts.has(index)) texts.set(index, data(`texts-${index}`) || []);
     return texts.get(index);
   };
-  const now = { step: 0, question: 0, rollout: 0, filter: "all questions", words: "" };
+  // question: index in this step, null if none is listed; open: its name; chosen: the name of the
+  // one last clicked.
+  const now = {
+    step: 0, question: null, rollout: 0, open: null, chosen: null,
+    filter: "all questions", words: "",
+  };
 
   const choose = () => openStep(Number(select.value));
   const select = element("select", { "aria-label": "Step", onchange: choose });
@@ -119,14 +124,20 @@ function showTrajectories() {
   const after = element("button", { "aria-label": "Next step", onclick: jump(1) }, "→");
   const filter = element(
     "select",
-    { "aria-label": "Filter", onchange: () => { now.filter = filter.value; drawList(); } },
+    {
+      "aria-label": "Filter",
+      onchange: () => { now.filter = filter.value; openListed(now.chosen, now.open); },
+    },
     ...Object.keys(FILTERS).map((name) => element("option", {}, name)),
   );
   const search = element("input", {
     type: "search",
     placeholder: "Find in questions",
     "aria-label": "Find in questions",
-    oninput: () => { now.words = search.value.toLowerCase(); drawList(); },
+    oninput: () => {
+      now.words = search.value.toLowerCase();
+      openListed(now.chosen, now.open);
+    },
   });
   const count = element("span");
   const key = element(
@@ -149,9 +160,14 @@ function showTrajectories() {
     return FILTERS[now.filter](rewards, rows) && words.includes(now.words);
   }
 
+  function listed() {
+    const groups = steps[now.step].groups;
+    return groups.map((_, index) => index).filter((index) => matches(groups[index]));
+  }
+
   function drawList() {
     const groups = steps[now.step].groups;
-    const found = groups.map((_, index) => index).filter((index) => matches(groups[index]));
+    const found = listed();
     count.textContent = `${found.length} of ${plural(steps[now.step].questions, "question")}`;
     list.replaceChildren(...found.map((index) => {
       const [name, question, rows] = groups[index];
@@ -161,7 +177,7 @@ function showTrajectories() {
         {
           class: "question",
           "aria-pressed": String(index === now.question),
-          onclick: () => openQuestion(index, 0, true),
+          onclick: () => chooseQuestion(index, 0, true),
         },
         element("span", {}, visible(question || name)),
         element("div", { class: "squares" }, ...squares),
@@ -172,12 +188,12 @@ function showTrajectories() {
   }
 
   function drawDetail() {
-    const rollouts = textsOf(now.step)[now.question];
-    const group = steps[now.step].groups[now.question];
-    if (!group) {
-      detail.replaceChildren(element("p", { class: "quiet" }, "Choose a question."));
+    if (now.question === null) {
+      detail.replaceChildren(element("p", { class: "quiet" }, "No question is open."));
       return;
     }
+    const rollouts = textsOf(now.step)[now.question];
+    const group = steps[now.step].groups[now.question];
     if (!rollouts) {
       detail.replaceChildren(
         element("h3", {}, visible(group[1])),
@@ -194,7 +210,7 @@ function showTrajectories() {
     const buttons = rollouts.map((one, index) => {
       const button = rewardSquare("button", group[2][index][0], `rollout ${one.rollout}`, {
         "aria-pressed": String(index === now.rollout),
-        onclick: () => openQuestion(now.question, index, false),
+        onclick: () => chooseQuestion(now.question, index, false),
       });
       button.textContent = one.rollout;
       return button;
@@ -206,13 +222,29 @@ function showTrajectories() {
     );
   }
 
-  function openQuestion(question, rollout, scroll) {
+  function openQuestion(question, rollout) {
     now.question = question;
     now.rollout = rollout;
+    now.open = question === null ? null : steps[now.step].groups[question][0];
     drawList();
     drawDetail();
     remember();
+  }
+
+  function chooseQuestion(question, rollout, scroll) {
+    openQuestion(question, rollout);
+    now.chosen = now.open;
     if (scroll && window.innerWidth <= 820) detail.scrollIntoView({ block: "start" });
+  }
+
+  // Opens the first of the named questions that is listed, else the top of the list.
+  function openListed(...names) {
+    const groups = steps[now.step].groups;
+    const found = listed();
+    const places = names.map((name) => found.find((index) => groups[index][0] === name));
+    const question = places.find((index) => index !== undefined) ?? found[0] ?? null;
+    const same = question !== null && groups[question][0] === now.open;
+    openQuestion(question, same && now.rollout < groups[question][2].length ? now.rollout : 0);
   }
 
   function openStep(index) {
@@ -221,19 +253,21 @@ function showTrajectories() {
     before.disabled = index === 0;
     after.disabled = index === steps.length - 1;
     list.scrollTop = 0;
-    openQuestion(0, 0, false);
+    openListed(now.open, now.chosen);
   }
 
   // The address says what is open: step file, question and rollout by their places in the lists.
   function remember() {
-    history.replaceState(null, "", `#${now.step}.${now.question}.${now.rollout}`);
+    const place = now.question === null ? [now.step] : [now.step, now.question, now.rollout];
+    history.replaceState(null, "", `#${place.join(".")}`);
   }
 
   function recall() {
-    const [step, question, rollout] = location.hash.slice(1).split(".").map(Number);
+    const [step, question, rollout] = (location.hash.match(/\d+/g) ?? []).map(Number);
     const valid = steps[step]?.groups[question]?.[2][rollout];
-    openStep(valid ? step : steps.length - 1);
-    if (valid) openQuestion(question, rollout, false);
+    openStep(steps[step] ? step : steps.length - 1);
+    now.chosen = now.open;
+    if (valid) chooseQuestion(question, rollout, false);
   }
 
   recall();
