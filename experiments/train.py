@@ -92,8 +92,7 @@ def train(config, workdir, *, force=False, should_stop=lambda: False):
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     given = dict(facts=facts, questions=questions, held_out=held_out, force=force)
     done, state, meta = resume.restore(checkpoints, state, batches, **given)
-    kernels = {"engine": session.system.engine.layout}
-    stored.write_config(config, workdir, sandbox=sandbox, kernels=kernels)  # it fits
+    stored.write_config(config, workdir, sandbox=sandbox, kernels=session.kernels)  # it fits
     if meta:
         session.serve(state.params)
         logging.info("resumed after step %d", done)

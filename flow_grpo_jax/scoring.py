@@ -13,13 +13,20 @@ Dimensions:
 """
 
 import collections
+import re
 
 from flow_grpo_jax import judge, rewards
-from flow_grpo_jax.answers.numbers import parse_number
+from flow_grpo_jax.answers import formulas, numbers
+from flow_grpo_jax.answers.latex import without_latex
 from flow_grpo_jax.answers.text import final_answer, golds_of, tagged_answer
 
 _FURTHER = {"qa": ("f1",), "math": ("math_verify",)}
 DECIDERS = {kind: ("rule", *_FURTHER.get(kind, ()), "judge") for kind in rewards.CHECKERS}
+# Words, but for names that a formula has.
+_WORD = re.compile(
+    r"(?<![\\a-zA-Z])(?!(?:sqrt|cbrt|a?(?:sin|cos|tan)h?|arc(?:sin|cos|tan)|log|exp|abs|pi|oo|inf"
+    r"|alpha|beta|gamma|theta|lambda)(?![a-zA-Z]))[a-zA-Z]{3,}"
+)
 _DELIMITERS = ("$", "\\boxed", "\\(", "\\[", "\n", "<", ";", " or ", " and ")
 
 
@@ -105,14 +112,25 @@ class Scorer:
         return judge.Case(question["question"], golds_of(question), text)
 
     def _compare(self, question, answer, rule):
-        """Asks math-verify where the rule found no equality."""
+        """Asks math-verify where the rule found no equality.
+
+        The rule is exact about numbers and words, and wants a number to be written as one. A
+        formula that the rule's own reader does not read to its end has no verdict.
+        """
         text = final_answer(tagged_answer(answer)).strip("$ ")
-        if not text or any(part in text for part in _DELIMITERS):
+        if not text or _WORD.search(text) or any(part in text for part in _DELIMITERS):
             return rule  # nothing is picked out of running text
         golds = [final_answer(gold).strip("$ ") for gold in golds_of(question)]
-        if parse_number(text) is not None:
-            golds = [gold for gold in golds if parse_number(gold) is None]
-        verdicts = [self._symbolic.equal(gold, text) for gold in golds]
+        golds = [g for g in golds if not isinstance(formulas.read(g, strict=True), numbers.Number)]
+        found = formulas.read(text, strict=False)
+        if isinstance(found, numbers.Number):
+            golds = [gold for gold in golds if not _WORD.search(gold)]
+        verdicts = [
+            None
+            if isinstance(found, str) or isinstance(formulas.read(gold, strict=True), str)
+            else self._symbolic.equal(without_latex(gold), without_latex(text))
+            for gold in golds
+        ]
         if True in verdicts:
             return rewards.Reward(1.0, "math/math_verify")
         if None in verdicts:

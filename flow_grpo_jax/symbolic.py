@@ -1,7 +1,8 @@
-"""Whether two formulas are equal, by math-verify in a process that can be killed.
+"""Whether two formulas are equal, by math-verify and sympy in a process that can be killed.
 
-math-verify hangs on hostile input such as 9^9^9^9, and its own time limits work in the main thread
-only. A comparison that runs out of time or memory has no verdict.
+Both hang on hostile input such as 9^9^9^9, and math-verify's own time limits work in the main
+thread only. A comparison that runs out of time or memory has no verdict; what is believed of the
+others stands in symbolic_child.py.
 """
 
 import importlib.util
@@ -16,6 +17,7 @@ import time
 CHILD = str(pathlib.Path(__file__).with_name("symbolic_child.py"))
 MAX_CHARACTERS = 300
 START_SECONDS = 60.0  # sympy is large
+VERDICTS = {b"true\n": True, b"false\n": False, b"null\n": None}
 
 
 class Symbolic:
@@ -44,10 +46,10 @@ class Symbolic:
                 line = self._line(self._seconds + 1.0)
             except BrokenPipeError:
                 line = b""
-            if line not in (b"true\n", b"false\n"):
+            if line not in VERDICTS:
                 self._stop()
                 return None
-            return line == b"true\n"
+            return VERDICTS[line]
 
     def close(self):
         with self._lock:

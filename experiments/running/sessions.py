@@ -57,6 +57,11 @@ class Session:
         """Returns the engine's weight sets by name."""
         return {"policy": self.assemble(self.params, self.frozen), "frozen": self._base()}
 
+    @property
+    def kernels(self):
+        """What runs on this device, by part of the system."""
+        return {"engine": self.system.engine.layout}
+
     def serve(self, params):
         """Hands the engine new weights of the policy; no copy is made where it can share them."""
         engine = self.system.engine

@@ -137,6 +137,18 @@ class Value:
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
+def number(value):
+    return value.number
+
+
+def inverse(value):
+    return value.inverse()
+
+
+def key(value):
+    return value.key
+
+
 def constant(number):
     return Value(_bounded({(): Fraction(number)}), ONE)
 

@@ -43,14 +43,16 @@ class Unreadable(Exception):
     """The text is not a formula of this grammar."""
 
 
-def value_of(text, *, plus_minus=0):
-    """Returns the Value of a formula without relations, or None if it is not one.
+def value_of(text, *, plus_minus=0, algebra=algebra):
+    """Returns the value of a formula without relations, or None if it is not one.
 
     Args:
+      algebra: the functions constant, symbol, application, power, inverse and number, whose values
+        add, subtract, multiply and divide.
       plus_minus: 1 or -1, what ± stands for; 0: a text with ± is not one formula.
     """
     try:
-        reader = _Reader(text, plus_minus)
+        reader = _Reader(text, plus_minus, algebra)
         found = reader.sum(0)
         return None if reader.at < len(reader.tokens) else found
     except (Unreadable, TooMuch, ZeroDivisionError, OverflowError):
@@ -77,8 +79,8 @@ def _tokens(text, plus_minus):
 class _Reader:
     """Recursive descent; `at` is the next token."""
 
-    def __init__(self, text, plus_minus):
-        self.tokens, self.at = _tokens(text, plus_minus), 0
+    def __init__(self, text, plus_minus, algebra):
+        self.tokens, self.at, self.algebra = _tokens(text, plus_minus), 0, algebra
 
     def peek(self, offset=0):
         at = self.at + offset
@@ -146,12 +148,12 @@ class _Reader:
     def factor(self, depth):
         base = self.primary(depth)
         while self.take("!"):
-            base = algebra.application("factorial", base)
+            base = self.algebra.application("factorial", base)
         if self.take("^", "**"):
             exponent = self.exponent(depth)
-            base = algebra.power(base, exponent)
+            base = self.algebra.power(base, exponent)
             while self.take("!"):
-                base = algebra.application("factorial", base)
+                base = self.algebra.application("factorial", base)
         return base
 
     def exponent(self, depth):
@@ -188,18 +190,18 @@ class _Reader:
         kind, text = self.peek()
         if kind == "number":
             self.at += 1
-            return algebra.constant(Fraction(text))
+            return self.algebra.constant(Fraction(text))
         if kind == "sign" and text in _OPENING:
             return self.group(depth)
         if kind == "sign" and text == "|":
             self.at += 1
             found = self.sum(depth + 1)
             self.need("|")
-            return algebra.application("abs", found)
+            return self.algebra.application("abs", found)
         if kind == "sign" and text == "√":
             self.at += 1
             inside = self.group(depth) if self.peek()[1] in ("(", "{") else self.primary(depth + 1)
-            return algebra.power(inside, algebra.constant(Fraction(1, 2)))
+            return self.algebra.power(inside, self.algebra.constant(Fraction(1, 2)))
         if kind == "macro":
             self.at += 1
             return self.macro(text, depth)
@@ -214,17 +216,17 @@ class _Reader:
         if text in _FRACTIONS:
             return self.argument(depth) / self.argument(depth)
         if text == "\\sqrt":
-            degree = algebra.constant(2)
+            degree = self.algebra.constant(2)
             if self.take("["):
                 degree = self.sum(depth + 1)
                 self.need("]")
-            return algebra.power(self.argument(depth), degree.inverse())
+            return self.algebra.power(self.argument(depth), self.algebra.inverse(degree))
         if text in ("\\binom", "\\dbinom", "\\tbinom"):
-            return algebra.application("binomial", self.argument(depth), self.argument(depth))
+            return self.algebra.application("binomial", self.argument(depth), self.argument(depth))
         if text == "\\lvert":
             found = self.sum(depth + 1)
             self.need("\\rvert")
-            return algebra.application("abs", found)
+            return self.algebra.application("abs", found)
         name = text[1:]
         if name in GREEK or name in ("pi", "infty"):
             return self.name(GREEK.get(name) or NAMES[name])
@@ -248,7 +250,7 @@ class _Reader:
             return self.function(text, depth)
         found = None
         for letter in text[:-1]:
-            found = algebra.symbol(letter.lower())
+            found = self.algebra.symbol(letter.lower())
         last = self.name(text[-1].lower())
         return last if found is None else found * last
 
@@ -272,13 +274,14 @@ class _Reader:
             name = f"{name}_{text.lower()}"
         while self.take("'"):
             name += "'"
-        return algebra.symbol(name)
+        return self.algebra.symbol(name)
 
     def function(self, name, depth):
         exponent = None
         if self.take("^", "**"):  # \sin^2 x
             exponent = self.exponent(depth)
-            if exponent.number is None or exponent.number < 0:
+            number = self.algebra.number(exponent)
+            if number is None or number < 0:
                 raise Unreadable  # an inverse?
         base = None
         if name == "log" and self.take("_"):
@@ -291,8 +294,8 @@ class _Reader:
             self.need(_OPENING[opened])
         else:
             arguments = [self.bare_argument(depth)]
-        found = _applied(name, arguments, base)
-        return found if exponent is None else algebra.power(found, exponent)
+        found = _applied(self.algebra, name, arguments, base)
+        return found if exponent is None else self.algebra.power(found, exponent)
 
     def bare_argument(self, depth):
         """Reads `2x` of \\sin 2x: a number, letters and macros up to an operator or function."""
@@ -312,7 +315,7 @@ class _Reader:
         return found
 
 
-def _applied(name, arguments, base):
+def _applied(algebra, name, arguments, base):
     counts = {"log": (1, 2), "ln": (1, 2), "max": (1, 9), "min": (1, 9), "gcd": (2, 9)}
     least, most = counts.get(name, (2, 2) if name == "binomial" else (1, 1))
     if name == "lcm":
@@ -328,8 +331,8 @@ def _applied(name, arguments, base):
         arguments, base = arguments[:1], arguments[1]
     if base is not None:
         return algebra.application("log_", arguments[0], base)
-    if name == "log" and arguments[0].number == 1 or name == "ln" and arguments[0].number == 1:
+    if name in ("log", "ln") and algebra.number(arguments[0]) == 1:
         return algebra.constant(0)
     if name in ("max", "min", "gcd", "lcm"):
-        arguments = sorted(arguments, key=lambda x: x.key)
+        arguments = sorted(arguments, key=algebra.key)
     return algebra.application(name, *arguments)

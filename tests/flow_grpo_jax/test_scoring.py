@@ -322,12 +322,14 @@ NESTED = r"\sqrt{5+2\sqrt6}"
 
 
 def test_math_verify_decides_only_what_the_rule_leaves_open():
-    fake = Fake({(NESTED, "\\sqrt2+\\sqrt3"): True, (NESTED, "x"): False, ("y", "hang"): None})
+    fake = Fake({(NESTED, "\\sqrt2+\\sqrt3"): True, (NESTED, "x"): False, ("y", "z"): None})
     scorer = scorer_of({"math": "math_verify"}, symbolic=fake)
     cases = [
         (NESTED, "\\sqrt2+\\sqrt3", 1.0, "math/math_verify", True),
         (NESTED, "The answer is $x$.", 0.0, "math/math_verify", True),
-        ("y", "hang", 0.0, "math/no_verdict", False),
+        ("y", "z", 0.0, "math/no_verdict", False),
+        ("y", r"y \foo{9}", 0.0, "math/no_verdict", False),  # not read to its end: not asked
+        ("y", "I think it is y", 0.0, "math/exact", True),  # words: the rule is exact
         ("1/3", "0.333333", 0.0, "math/exact", True),  # two numbers: the rule is exact
         ("5", r"\boxed{5}", 1.0, "math/exact", True),
         ("x+5", "$x+5$ or $x+7$", 0.0, "math/exact", True),  # two answers
@@ -336,7 +338,7 @@ def test_math_verify_decides_only_what_the_rule_leaves_open():
     questions = [question(gold, "math") for gold, *_ in cases]
     found, values = scorer.score(questions, [answer for _, answer, *_ in cases])
     assert [(r.value, r.source, r.known) for r in found] == [tuple(c[2:]) for c in cases]
-    assert len(fake.asked) == 3 and values == {"reward/no_verdict": 1.0}
+    assert len(fake.asked) == 3 and values == {"reward/no_verdict": 2.0}
 
 
 @pytest.mark.slow
@@ -349,7 +351,22 @@ def test_math_verify_in_its_process():
         assert checker.equal("(x+1)^2", "x^2+2x+1") is True
         assert checker.equal("(x+1)^2", "x^2+2x") is False
         assert checker.equal("\\sqrt{8}", "2\\sqrt{2}") is True
-        assert checker.equal("5", "5,7") is False
+        assert checker.equal("5", "5,7") is None
+        assert checker.equal(r"\sqrt{5+2\sqrt{6}}", r"\sqrt{2}+\sqrt{3}") is True
+        assert checker.equal(r"\sin^2 x + \cos^2 x + y", "y + 1") is True
+        for gold, answer in (
+            (r"\pi + 10^{-9}", r"\pi"),  # alike in six places
+            (r"1 - \frac{1}{e}", "1"),
+            (r"\frac{1}{10^{9}} + x", r"\frac{1}{10^{8}} + x"),
+            (r"\pi", "3.141593"),
+        ):
+            assert checker.equal(gold, answer) is False, gold
+        for gold, answer in (
+            (r"1, 2, \ldots", "1"),
+            (r"\frac{1}{2004!} + x", "x"),
+            ("4x", r"4\foo"),
+        ):
+            assert checker.equal(gold, answer) is None, gold
         start = time.monotonic()
         assert checker.equal("7", "9^{9^{9^{9^{9}}}}+x") is None
         assert time.monotonic() - start < 4.0
