@@ -37,6 +37,8 @@ class Connection:
         """
         try:
             import mcp
+
+            from tools import mcp_wire
         except ImportError as error:
             raise ValueError('MCP servers need the SDK: pip install -e ".[mcp]".') from error
         self.name = str(server)
@@ -44,6 +46,8 @@ class Connection:
         if isinstance(server, str) and not server.startswith(("http://", "https://")):
             program, *arguments = shlex.split(server)
             server = mcp.StdioServerParameters(command=program, args=arguments)
+        if isinstance(server, str | mcp.StdioServerParameters):
+            server = mcp_wire.transport(server)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="mcp")
         self._thread.start()

@@ -1,15 +1,19 @@
 """Tools of MCP servers: one in this process, and one that is started as a command."""
 
+import json
 import sys
 import textwrap
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.tools import settings
 from tools import mcp_tools, protocol, recording, toolbox
 from tools.protocol import Parameter, ToolError
 
 server_module = pytest.importorskip("mcp.server.mcpserver")
+mcp_wire = pytest.importorskip("tools.mcp_wire")
 
 SERVER = """
 from mcp.server.mcpserver import MCPServer
@@ -106,3 +110,66 @@ def test_a_replay_needs_no_server_and_no_sdk(tmp_path, monkeypatch):
         protocol.call(again["fail"], {"text": "x"})
     with pytest.raises(ToolError, match="argument 'a' must be int"):
         protocol.call(again["add_numbers"], {"a": "1", "b": 2.5})
+
+
+# A server of another language, whose JSON may hold half a surrogate pair.
+ANSWER = r"""
+def answer(asked):
+    half = {"type": "text", "text": "a\ud83d b\0 \\ud83d \U0001f600"}
+    tool = {"name": "t", "description": "d \udc00", "inputSchema": {"type": "object"}}
+    version = asked.get("params", {}).get("protocolVersion")
+    about = {"protocolVersion": version, "capabilities": {"tools": {}}}
+    result = {
+        "initialize": about | {"serverInfo": {"name": "x", "version": "1"}},
+        "tools/list": {"tools": [tool]},
+        "tools/call": {"content": [half]},
+    }.get(asked["method"])
+    found = {"result": result} if result else {"error": {"code": -32601, "message": "no"}}
+    return {"jsonrpc": "2.0", "id": asked["id"]} | found
+"""
+LOOP = """
+import json, sys
+
+for line in sys.stdin:
+    if "id" in json.loads(line):
+        print(json.dumps(answer(json.loads(line))), flush=True)
+"""
+
+
+@pytest.mark.parametrize("way", ["pipe", "json", "events"])
+def test_half_a_surrogate_pair_of_a_server_is_no_failure(server, tmp_path, way):
+    names = {}
+    exec(ANSWER, names)  # noqa: S102  a server of this very test
+
+    def route(handler, seen):
+        if not seen.json or "id" not in seen.json:
+            handler.send(status=202 if seen.json else 405)
+        elif way == "json":
+            handler.send(names["answer"](seen.json))
+        else:
+            text = f"event: message\ndata: {json.dumps(names['answer'](seen.json))}\n\n"
+            handler.send(text, type="text/event-stream")
+
+    server.routes["/mcp"] = route
+    path = tmp_path / "server.py"
+    path.write_text(ANSWER + LOOP)
+    where = f"{sys.executable} {path}" if way == "pipe" else server.url + "/mcp"
+    connection = mcp_tools.Connection(where, seconds=10.0)
+    try:
+        (tool,) = connection.tools
+        assert tool.description == "d \ufffd"
+        for _ in range(2):
+            assert protocol.call(tool, {}) == "a\ufffd b \\ud83d 😀"
+    finally:
+        connection.close()
+
+
+@given(
+    st.text(st.characters(exclude_categories=()) | st.sampled_from("\\ud8\ud83d\udc00"), max_size=9)
+)
+def test_json_keeps_its_length_and_everything_but_halves(text):
+    written = json.dumps([text, "\ud83d" + text]).encode()
+    mended = mcp_wire.whole(written)
+    assert len(mended) == len(written)
+    decode = lambda body: body.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert json.loads(mended) == [decode(text), decode("\ud83d" + text)]
