@@ -2,7 +2,7 @@
 
 A form is a regular expression for the whole reply, without look-around and back references. It
 asks for what `prompts` asks for. `parsing` accepts every match and more: several calls, positional
-arguments, prose around a fence.
+arguments, prose around a fence, odd wrappings.
 
 A reply that the token limit cuts off is only the beginning of a match.
 """

@@ -8,9 +8,30 @@ import warnings
 PLAN_LABELS = ("Justification", "Context", "Sub-goal", "Tool")
 MAX_COMMAND_CHARACTERS = 20_000
 MAX_CALLS = 5
+MAX_READINGS = 12  # of one command, its wrappings taken off in different ways
 
 _LABEL = re.compile(rf"^({'|'.join(PLAN_LABELS)}):[ \t]*", re.MULTILINE | re.IGNORECASE)
-_FENCE = re.compile(r"^```\w*[ \t]*\n(.*)^```[ \t]*$", re.DOTALL | re.MULTILINE)
+_BEGIN = re.compile(r"^```\w*[ \t]*\n", re.MULTILINE)
+_END = re.compile(r"^```[ \t]*$", re.MULTILINE)
+# The same with longer fences, tildes, indentation, CRLF and the names of more languages.
+_ODD_BEGIN = re.compile(
+    r"^[ \t]{0,3}(`{3,}|~{3,})[ \t]*(?:[a-zA-Z][\w.+#-]*)?[ \t]*\r?$", re.MULTILINE
+)
+_ODD_END = {
+    mark: re.compile(rf"^[ \t]{{0,3}}{mark}{{3,}}[ \t]*\r?$", re.MULTILINE) for mark in "`~"
+}
+_LANGUAGE = re.compile(  # on the same line as the call
+    r"(?:python3?|py3?|tool_code|tool_call|code|text|txt|plain|plaintext)[ \t]+", re.IGNORECASE
+)
+_INVISIBLE = "\ufeff\u200b\u2060"  # byte order mark, zero-width space, word joiner
+_LEAD = re.compile(
+    r"[*_]{0,2}(?:(?:generated|final|tool|function|python)[ _-])?(?:command|call|action|code)"
+    r"[*_]{0,2}[ \t]*[:：][*_]{0,2}",
+    re.IGNORECASE,
+)
+_TAGGED = re.compile(r"<(tool_call|tool_code|code|command|call)>(.*)</\1>", re.DOTALL)
+_QUOTES = ("``", "`", '"""', "'''", '"', "'", "**", "*")
+_ANNOTATIONS = {"str", "int", "float", "bool", "list", "dict", "object"}
 _LITERAL = (ast.Constant, ast.List, ast.Tuple, ast.Dict, ast.Set, ast.Load)
 _LITERAL += (ast.UnaryOp, ast.USub, ast.UAdd)
 
@@ -53,6 +74,14 @@ def calls(text, tool):
     around everything and prose around that fence are allowed. Positional arguments get the names of
     the tool's parameters.
 
+    A text that cannot be read so is read once more without its wrapping, if all that is wrapped is
+    one call of the tool and all ways of taking wrappings off give the same call: another fence (of
+    tildes, of four backticks, on one line, unclosed, unopened), `call` in backticks, quotes or
+    stars, <tool_call>, a lead such as `Command:`, `name = call`, a full stop or comma behind it,
+    invisible characters around it. A fence may hold several calls. Prose outside of a fence, items
+    of a list, print(call), await call, JSON and a second call beside the fence stay refused: they
+    may mean something else.
+
     Returns:
       List of dicts, the arguments of each call in the order of the text; `tools.protocol.call`
       checks them against the tool's parameters.
@@ -62,6 +91,15 @@ def calls(text, tool):
         raise ParseError(
             f"The command has {len(text)} characters; {MAX_COMMAND_CHARACTERS} allowed."
         )
+    try:
+        return _read(text, tool)
+    except ParseError:
+        if (found := _read_unwrapped(text, tool)) is None:
+            raise
+        return found
+
+
+def _read(text, tool):
     statements = _statements(text, tool)
     if not statements:
         raise ParseError(f"There is no command. Write one call: {tool.demo}")
@@ -70,15 +108,102 @@ def calls(text, tool):
     return [_arguments(statement, tool) for statement in statements]
 
 
+def _read_unwrapped(text, tool):
+    """Returns the calls of a text without its wrappings; None if there are none, or several."""
+    waiting, seen, found = [(text, True)], {text}, []
+    while waiting:
+        text, may_be_several = waiting.pop(0)
+        for inside, holds_several in _insides(text, tool):
+            inside, several = inside.strip(), may_be_several and holds_several
+            if inside in seen or len(seen) > MAX_READINGS:
+                continue
+            seen.add(inside)
+            try:
+                calls = _read(inside, tool)
+            except ParseError:
+                waiting.append((inside, several))
+                continue
+            if several or len(calls) == 1:
+                found.append(calls)
+    return found[0] if found and all(calls == found[0] for calls in found) else None
+
+
+def _insides(text, tool):
+    """Yields (text without its outermost wrapping, whether that may hold several calls)."""
+    yield text.strip(_INVISIBLE), True
+    if lead := _LEAD.match(text):
+        yield text[lead.end() :], False
+    if tagged := _TAGGED.fullmatch(text):
+        yield tagged[2], False
+    if text.endswith((").", "),", "`.", "`,")):
+        yield text[:-1], False
+    if assigned := _assigned(text):
+        yield assigned, False
+    yield from ((inside, True) for inside in _fenced(text, tool))
+    quote = next((mark for mark in _QUOTES if text.startswith(mark) and text.endswith(mark)), None)
+    # What an escape within quotes means depends on who reads it.
+    if quote and len(text) > 2 * len(quote) and not ("\\" in text and quote[0] in "\"'"):
+        yield text[len(quote) : -len(quote)], False
+
+
+def _assigned(text):
+    """Returns the source of the value in `name = value`, or None."""
+    try:
+        statements = _parsed(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    if len(statements) != 1:
+        return None
+    (statement,) = statements
+    if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
+        target = statement.targets[0]
+    elif isinstance(statement, ast.AnnAssign) and statement.value:
+        about = statement.annotation
+        known = isinstance(about, ast.Name) and about.id in _ANNOTATIONS
+        target = statement.target if known else None
+    else:
+        return None
+    is_call = isinstance(target, ast.Name) and isinstance(statement.value, ast.Call)
+    return ast.get_source_segment(text, statement.value) if is_call else None
+
+
+def _fenced(text, tool):
+    """Yields what fences of odd forms hold, unless a fence or a call stands beside them."""
+    if begin := _ODD_BEGIN.search(text):
+        mark = begin[1][0]
+        rest = text[begin.end() :]
+        ends = list(_ODD_END[mark].finditer(rest))
+        inside = rest[: ends[-1].start()] if ends else _without_end(rest, mark)
+        around = text[: begin.start()] + "\n" + (rest[ends[-1].end() :] if ends else "")
+        beside = rf"```|~~~|\b{re.escape(tool.name)}\s*\("
+        if not re.search(beside, around):
+            yield inside
+        if not ends and not rest.strip():
+            yield text[: begin.start()]  # the end of a fence that does not begin
+    elif text.startswith(("```", "~~~")):
+        inside = _without_end(text.lstrip(text[0]), text[0]).strip()
+        yield inside
+        if language := _LANGUAGE.match(inside):
+            yield inside[language.end() :]
+
+
+def _without_end(text, mark):
+    """Returns a text without the fence at its end."""
+    bare = text.rstrip().rstrip(mark)
+    return bare if len(text.rstrip()) - len(bare) >= 3 else text
+
+
 def _statements(text, tool):
-    fenced = _FENCE.search(text)
+    begin = _BEGIN.search(text)
+    ends = list(_END.finditer(text, begin.end())) if begin else []
+    fenced = text[begin.end() : ends[-1].start()] if ends else None
     try:
         return _parsed(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         refused = error
     try:
-        if fenced:
-            return _parsed(fenced.group(1))
+        if fenced is not None:
+            return _parsed(fenced)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         refused = error
     if isinstance(refused, SyntaxError):
@@ -123,6 +248,8 @@ def _arguments(statement, tool):
 
 def _literal(name, node):
     name = name[:60]
+    if isinstance(node, ast.JoinedStr) and all(isinstance(v, ast.Constant) for v in node.values):
+        node = ast.Constant("".join(part.value for part in node.values))  # f"…" without a field
     outside = next((inner for inner in ast.walk(node) if not isinstance(inner, _LITERAL)), None)
     if isinstance(outside, ast.JoinedStr):
         raise ParseError(

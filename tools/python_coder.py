@@ -2,6 +2,7 @@
 
 import re
 import signal
+import textwrap
 
 from tools.protocol import Parameter, Tool, ToolError
 from tools.sandbox import client, helper, selftest
@@ -10,6 +11,10 @@ STOPPED = {
     "output": f"Stopped: more than {client.MAX_READ_BYTES // 2**20} MiB of output.",
     "disk": f"Stopped: more than {helper.FOLDER_BYTES // 2**20} MiB of files.",
 }
+# A fence around a program. No program begins so; one that ends so has it in a comment at most.
+_BEGIN = re.compile(r"(?:`{3,}[ \t]*[\w.+#-]*|~{3,}[ \t]*(?:python3?|py3?)?)[ \t]*\r?\n")
+_END = re.compile(r"(?:(?<!`)`{3,}+|\n[ \t]*+~{3,}+)\s*+\Z")
+_LINE = re.compile(r"(`+)(?:(?:python3?|py3?)[ \t])?([^`]+)\1\s*")
 
 
 def make(
@@ -87,7 +92,7 @@ def run(
     """Runs one program; safe in many threads.
 
     Args:
-      code: the source text.
+      code: the source text; a code fence around it is taken off.
       seconds, max_output_bytes, memory_bytes, traceback: see `make`.
 
     Returns:
@@ -98,7 +103,10 @@ def run(
     """
     try:
         result = box.run(
-            code, seconds=seconds, max_output_bytes=max_output_bytes, memory_bytes=memory_bytes
+            _unfenced(code),
+            seconds=seconds,
+            max_output_bytes=max_output_bytes,
+            memory_bytes=memory_bytes,
         )
     except UnicodeEncodeError as error:
         raise ToolError(f"The program is not valid text: {error.reason}.") from None
@@ -114,6 +122,20 @@ def run(
     else:
         return result.output or "(no output; use print)"
     raise ToolError("\n".join(filter(None, (result.output, reason))))
+
+
+def _unfenced(code):
+    """Returns a program without a code fence; its lines keep their numbers."""
+    bare = code.lstrip()
+    lead = code[: len(code) - len(bare)]
+    if begin := _BEGIN.match(bare):
+        program = _END.sub("", bare[begin.end() :])
+        if lead.rpartition("\n")[2]:  # the fence is indented, and so is the program
+            program = textwrap.dedent(program)
+        return "\n" * (lead.count("\n") + 1) + program
+    if line := _LINE.fullmatch(bare):
+        return line[2].strip()
+    return _END.sub("", code)
 
 
 def _last_line(explanation):

@@ -1,9 +1,12 @@
 """Parsers: what is accepted, what is refused, and that nothing is ever executed."""
 
+import ast
 import pathlib
+import re
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as generated
 from hypothesis import strategies as st
 
 from agents import parsing
@@ -83,7 +86,6 @@ def test_several_calls_are_read_in_order():
         ("python_coder(**{'code': 'a'})", r"instead of using \*"),
         ("python_coder(*['a'])", r"instead of using \*"),
         ("python_coder.run(code='a')", r"no call \(Call\)"),
-        ("x = python_coder(code='a')", r"no call \(Assign\)"),
         ("import os\npython_coder(code='a')", r"Line 1 is no call \(Import\)"),
         ("python_coder(code='a'", r"'\(' was never closed in line 1"),
         ("python_coder(code='a\nb')", "unterminated string literal .* in line 1"),
@@ -100,6 +102,131 @@ def test_several_calls_are_read_in_order():
 def test_everything_else_is_refused(text, message):
     with pytest.raises(parsing.ParseError, match=message):
         parsing.calls(text, TOOL)
+
+
+CALL = "add(a=1, b=2)"
+WRAPPED = ["````\n{}\n````", "```{}```", "```python\r\n{}\r\n```", "~~~\n{}\n~~~", "```\n{}"]
+WRAPPED += [
+    "```python\n{}",
+    "```python\n{}```",
+    "{}\n```",
+    "  ```py\n  {}\n  ```",
+    "```python {}```",
+]
+WRAPPED += ["```tool_call\n{}\n```", "```{}\n```", "````python\n{}\n```", "``` python\n{}\n```"]
+WRAPPED += ["It is:\n~~~\n{}\n~~~\nIt adds.", "It is:\n```python\n{}", "```c++\n{}\n```"]
+WRAPPED += [
+    "`{}`",
+    "``{}``",
+    "**{}**",
+    '"{}"',
+    "'{}'",
+    "<tool_call>\n{}\n</tool_call>",
+    "<code>{}</code>",
+]
+WRAPPED += [
+    "Command: {}",
+    "command:{}",
+    "Generated Command:\n{}",
+    "**Command:** `{}`",
+    "Tool call: {}",
+]
+WRAPPED += [
+    "Command:\n```python\n{}",
+    "**Command**: {}",
+    "Command：{}",
+    "Action: {}",
+    "`Command: {}`",
+]
+WRAPPED += [
+    "result = {}",
+    "result = {}  # it",
+    "result: str = {}",
+    "```\nx = {}\n````",
+    "Command: x = {}",
+]
+WRAPPED += ["\ufeff{}", "{}\u200b", "\ufeff```\n{}\n```", "{}.", "{},", "`{}`.", "x = {};"]
+
+
+@pytest.mark.parametrize("wrapping", WRAPPED)
+def test_a_lone_call_is_read_in_odd_wrappings(wrapping):
+    assert parsing.calls(wrapping.format(CALL), ADD) == [{"a": 1, "b": 2}]
+    code = 'python_coder(code="""\n`a`\n""")'  # what looks like a wrapping stays
+    if not wrapping.startswith('"'):
+        assert parsing.calls(wrapping.format(code), TOOL) == [{"code": "\n`a`\n"}]
+
+
+def test_a_fence_may_hold_several_calls_and_nothing_else_may():
+    for wrapping in ("~~~\n{}\n~~~", "````python\n{}", "\ufeff{}"):
+        assert len(parsing.calls(wrapping.format("add(1, 2)\nadd(3, 4)"), ADD)) == 2
+    for wrapping in ("Command: {}", "`{}`", "<code>{}</code>"):
+        with pytest.raises(parsing.ParseError):
+            parsing.calls(wrapping.format("add(1, 2)\nadd(3, 4)"), ADD)
+
+
+MORE = [
+    "- {}",
+    "* {}",
+    "1. {}",
+    "1) {}",
+    "Step 1: {}",
+    "> {}",
+    "print({})",
+    "await {}",
+    "return {}",
+]
+MORE += [
+    "x = {}\nprint(x)",
+    "x, y = {}",
+    "x = y = {}",
+    "x += {}",
+    "x = [{}]",
+    "x = -{}",
+    "x.y = {}",
+]
+MORE += ["I will use:\n\n{}", "{}\nIt adds.", "Command: {}\nIt adds.", "Do not: {}", "Never {}"]
+MORE += ["```await {}```", "```print {}```", "```- {}```", "Use `{}` now", "`{}` or `{}`", "x: {}"]
+MORE += ["~~~\n{}\n~~~\nor\n~~~\nadd(3, 4)\n~~~", "````\n{}\n````\nor add(3, 4)", "`{}", "'{}`"]
+MORE += ["not add(3, 4):\n````\n{}\n````", "```\n{}\nThen the sum is there.", "not_it: x = {}"]
+MORE += ["<think>{}</think>", "<think>\n?\n</think>\n{}", "'{}'.strip()", "lambda: {}", "(x := {})"]
+MORE += [
+    "{}.real",
+    "{}[0]",
+    "{} + 1",
+    "{} if 1 else 2",
+    "{}...",
+    "{}\n{}\n{}\n{}\n{}\n{}",
+    "add = 1",
+]
+MORE += ["```\n{}\n```\nprose\n```", "```\n{}\n```\n```\n{}\n```", "{}\n```\n{}\n```\n```"]
+MORE += ["``````", "Command:", "x =", "\ufeff", "''", "other = sub(1, 2)", "```add```", "`add`"]
+
+
+@pytest.mark.parametrize("text", MORE)
+def test_what_may_mean_something_else_is_refused(text):
+    with pytest.raises(parsing.ParseError):
+        parsing.calls(text.replace("{}", CALL), ADD)
+
+
+def test_quotes_with_escapes_may_mean_two_things():
+    assert parsing.calls(""" "python_coder('a')" """, TOOL) == [{"code": "a"}]
+    with pytest.raises(parsing.ParseError):
+        parsing.calls(r""" "python_coder('a\nb')" """, TOOL)
+
+
+def test_an_f_string_without_fields_is_its_text():
+    assert parsing.calls("python_coder(code=f'a{{b}}' 'c')", TOOL) == [{"code": "a{b}c"}]
+    assert parsing.calls("python_coder(f'')", TOOL) == [{"code": ""}]
+
+
+def test_one_command_is_tried_in_a_few_readings_only(monkeypatch):
+    parsed, tried = parsing._parsed, []
+    monkeypatch.setattr(parsing, "_parsed", lambda text: tried.append(text) or parsed(text))
+    for piece in ("Command: ", "`", "'\"", "<code>", "```\n", "```\n~~~\n", "`'", "x = ", "*`"):
+        tried.clear()
+        with pytest.raises(parsing.ParseError):
+            parsing.calls(piece * 500 + "add(" + piece[::-1] * 500, ADD)
+        assert len(tried) <= 4 * parsing.MAX_READINGS
 
 
 def test_parsing_executes_nothing(tmp_path):
@@ -138,6 +265,7 @@ def test_any_string_survives_as_an_argument(text):
 PIECES = st.sampled_from(
     ["python_coder", "(", ")", "code=", "'a'", "f'{1}'", ",", "\n", ";", "#", "*", "**", "[", "]"]
     + ["{", "}", ":", "1", "-", "x", ".", "lambda", " ", "```", '"""', "\\", "await ", "yield"]
+    + ["`", "~~~", "x = ", "Command: ", "\ufeff", "<code>", "</code>", "python_coder('a')"]
 )
 
 
@@ -153,6 +281,49 @@ def test_any_text_is_read_or_refused(text):
             parse()
         except parsing.ParseError as refused:
             assert str(refused)
+
+
+# ---- a text that was read before odd wrappings were is read as before ------------------------
+
+FENCE = re.compile(r"^```\w*[ \t]*\n(.*)^```[ \t]*$", re.DOTALL | re.MULTILINE)  # quadratic
+PARTS = ["add(1, 2)", "add(a=3, b=4)", "```", "```\n", "```python\n", "\n", "\n```\n", "~~~\n", "`"]
+PARTS += [
+    "````\n",
+    "x = ",
+    "Command: ",
+    "prose ",
+    "add('''\n```\n''', 1)",
+    "\ufeff",
+    "# c\n",
+    "\r\n",
+]
+
+
+def read_before(text):
+    """The arguments as Python's own evaluation of the text's literals gives them, or None."""
+    fenced = FENCE.search(text.strip())
+    for part in [text.strip()] + ([fenced[1]] if fenced else []):
+        try:
+            body = ast.parse(part).body
+        except SyntaxError:
+            continue
+        found = []
+        for statement in body:
+            call = getattr(statement, "value", None)
+            if not isinstance(statement, ast.Expr) or ast.unparse(call)[:4] != "add(":
+                return None
+            given = {"ab"[i]: ast.literal_eval(node) for i, node in enumerate(call.args)}
+            found.append(given | {k.arg: ast.literal_eval(k.value) for k in call.keywords})
+        return found if 0 < len(found) <= 5 else None
+    return None
+
+
+@generated(max_examples=400, deadline=None)
+@given(st.lists(st.sampled_from(PARTS), min_size=1, max_size=8).map("".join))
+def test_what_was_read_before_is_read_as_before(text):
+    before = read_before(text)
+    if before is not None:
+        assert parsing.calls(text, ADD) == before
 
 
 def test_plan_values_run_to_the_next_label():

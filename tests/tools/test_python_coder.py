@@ -38,6 +38,37 @@ def test_what_is_printed_is_the_result(code, text):
     assert run(code) == text
 
 
+FENCED = ["```python\nprint(1)\n```", "\n```python\nprint(1)\n```\n", "```\nprint(1)\n```"]
+FENCED += ["````py\r\nprint(1)\r\n````", "~~~python\nprint(1)\n~~~", "```tool_code\nprint(1)```"]
+FENCED += [
+    "```python\nprint(1)",
+    "print(1)\n```",
+    "print(1)```  \n",
+    "```print(1)```",
+    "`print(1)`",
+]
+FENCED += ["```python print(1)```", "```print(1)\n```", "  ```python\n  print(1)\n  ```"]
+FENCED += ["\n   ```\n   if 1:\n     print(1)"]
+
+
+@pytest.mark.parametrize("code", FENCED)
+def test_a_fence_around_a_program_is_taken_off(code):
+    assert run(code) == "1"
+
+
+def test_only_the_fence_around_a_program_goes():
+    assert run("x = '''\n```\na\n```\n'''\nprint(x)  # ```") == "\n```\na\n```"
+    assert run("print(~~~1, '```')") == "-2 ```"
+    text = error_of("\n```python\nx = 1\n\n1 / 0\n```")
+    assert 'File "<program>", line 5' in text  # as the model wrote it
+
+
+def test_hostile_fences_take_linear_time():
+    for piece in ("`", "```", "\n```", "\n~~~", "~", "\n   ", " ", "```a\n", "` ", "``` "):
+        for tail in ("", "x"):  # a quadratic search would take many minutes
+            python_coder._unfenced(piece * (500_000 // len(piece)) + tail)
+
+
 def test_a_failure_is_told_behind_the_output():
     text = error_of("print('so far')\n1 / 0")
     assert text.startswith("so far\nTraceback (most recent call last):\n")
