@@ -29,11 +29,11 @@ def gemini(answer, top_k):
     """
     answer = _object(answer, "candidates", "promptFeedback")
     candidates = [_candidate(row, top_k) for row in _listed(answer, "candidates")]
-    if not candidates:
-        blocked = _reason(_inner(answer, "promptFeedback").get("blockReason"))
-        if not blocked:
-            raise Malformed
+    blocked = _reason(_inner(answer, "promptFeedback").get("blockReason"))
+    if blocked and not any(text for text, *_ in candidates):
         raise Refused(f"The search service refuses this query ({blocked}); ask in other words.")
+    if not candidates:
+        raise Malformed
     text, sources, stop = next((found for found in candidates if found[0]), candidates[0])
     if not text and stop == "MAX_TOKENS":
         raise Refused("The search service met its limit of length (MAX_TOKENS); ask for less.")

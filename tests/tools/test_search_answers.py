@@ -142,8 +142,10 @@ def test_geminis_stops_are_named(stop):
 @pytest.mark.parametrize("reason", ["SAFETY", "BLOCKLIST", "<b>\n", 3])
 def test_geminis_blocks_are_named(reason):
     shown = reason if str(reason).isupper() else "unknown reason"
-    with pytest.raises(Refused, match=shown):
-        search_answers.gemini({"promptFeedback": {"blockReason": reason}}, 3)
+    for candidates in (None, [], [{}], [{"content": {"parts": [{"text": ""}]}}]):
+        with pytest.raises(Refused, match=shown):
+            answer = {"promptFeedback": {"blockReason": reason}, "candidates": candidates}
+            search_answers.gemini(answer, 3)
 
 
 def test_pages_of_wikipedia():
