@@ -627,7 +627,7 @@ def of_base(model, leaves):
     return [leaf for name, leaf in zip(names, leaves, strict=True) if "lora_" not in name]
 
 
-def engine_of(base, dtype):
+def engine_of(base, dtype, *, separate=True):
     """An engine with loud adapters as `policy` and silent ones as `frozen`."""
     adapters = loud_adapters(base)
     silent = jax.device_put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), adapters))
@@ -639,15 +639,16 @@ def engine_of(base, dtype):
         prefill_tokens=8,
         prefill_rows=1,
         dtype=dtype,
+        separate=separate,
     )
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_engine_shares_the_arrays_of_the_base(dtype):
+def test_engine_shares_the_stacked_arrays_of_the_base(dtype):
     base = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), base_model())
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     base = jax.device_put(base, sharding.parameter_shardings(mesh, base))
-    engine, own = engine_of(base, dtype), buffers(jax.tree.leaves(base))
+    engine, own = engine_of(base, dtype, separate=False), buffers(jax.tree.leaves(base))
     newer = lora.combine(loud_adapters(base, seed=1), base)
     assert buffers(of_base(newer, engine._weights["policy"])) == own
     assert buffers(of_base(newer, engine._weights["frozen"])) == own
