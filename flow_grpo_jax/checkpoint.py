@@ -30,7 +30,7 @@ from flow_grpo_jax import files, processes
 FORMAT = 3
 UNCHECKED = 2  # the format before it: no checksums, no digest
 STEP = "step"  # prefix of their folders
-UNFINISHED = ".orbax-checkpoint-tmp"  # suffix of a folder that is being written
+UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder that is being written
 OWN = ("format", "arrays", "digest")  # entries of the metadata that are not the caller's
 _SHOWN = 160  # characters of an error of Orbax
 
@@ -49,9 +49,8 @@ class Checkpoints:
 
     def __init__(self, folder, *, keep):
         self.folder = pathlib.Path(folder).absolute()
-        if keep is not None and processes.index() == 0:
-            for path in self.folder.glob(f"{STEP}_*{UNFINISHED}"):  # of a run that was killed
-                shutil.rmtree(path, ignore_errors=True)
+        if keep is not None:
+            self._remove_unfinished()  # of a run that was killed
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, step_prefix=STEP, create=True, enable_async_checkpointing=False
         )
@@ -81,13 +80,16 @@ class Checkpoints:
                 self.manager.save(step, args=args, force=True)
                 self.manager.wait_until_finished()
         except Exception as error:
-            if processes.index() == 0:
-                unfinished = f"{STEP}_{step}{UNFINISHED}"
-                shutil.rmtree(self.folder / unfinished, ignore_errors=True)
+            self._remove_unfinished()
             number = _errno(error)
             why = files.reason(self.folder, number, needed=needed) if number else _short(error)
             raise self._cannot_save(step, why) from error
         self.good.add(step)
+
+    def _remove_unfinished(self):
+        if processes.index() == 0:
+            for path in self.folder.glob(f"{STEP}_*{UNFINISHED}*"):
+                shutil.rmtree(path, ignore_errors=True)
 
     def safe(self):
         """Returns a sentence that says from where a run goes on."""
