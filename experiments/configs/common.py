@@ -73,7 +73,7 @@ def base():
     c = ConfigDict()
     c.seed = 0
     c.steps = 100
-    c.compile_cache = "auto"  # folder of compiled programs; "auto": in ~/.cache, none on CPU
+    c.compile_cache = "auto"  # folder of compiled programs; "auto": in ~/.cache; "": none
 
     c.model = ConfigDict()
     c.model.path = ""  # Hugging Face folder of the initial planner and of the frozen modules
