@@ -6,6 +6,7 @@ A planner trained as a LoRA adapter is merged into its base; with --adapter it b
 PEFT folder instead, which is loaded on top of the base.
 """
 
+import json
 import pathlib
 
 import jax
@@ -32,11 +33,11 @@ trajectory.
 | training questions | {data} |
 | tools | {tools} |
 | reward | {reward} |
-| python tool | child process with resource limits |
+| python tool | {sandbox} |
 | loss | {loss}, KL coefficient {kl} |
 | learning rate | {lr} |
 | config hash | {config_hash} |
-| held-out success | {held_out} |
+| held-out success | {held_out}; before training {before} |
 | dtype | {dtype}; trained in float32 |
 
 ## Use
@@ -123,7 +124,9 @@ def export(workdir, out, *, step=None, dtype=None, base_model=None, adapter=Fals
         kl=config.loss.kl_coef,
         lr=config.optim.lr,
         config_hash=config_hash,
+        sandbox=_sandbox(workdir, config),
         held_out=_held_out(workdir, step),
+        before=_held_out(workdir, 0),
         dtype=dtype.name,
         use=use.format(temperature=temperature, rank=rank, base=known.get("base_model", base)),
         prompts=config.rollout.prompts,
@@ -167,8 +170,19 @@ def _held_out(workdir, step):
         if line["step"] == step and "eval/success" in line
     ]
     if not evaluated:
-        return "not measured at this step"
+        return "not measured"
     return f"{evaluated[-1]['eval/correct']:.0f}/{evaluated[-1]['eval/total']:.0f}"
+
+
+def _sandbox(workdir, config):
+    """Returns what held model-written programs while the run trained."""
+    if "python_coder" not in config.tools.names:
+        return "none"
+    facts = json.loads((pathlib.Path(workdir) / "config.json").read_text()).get("sandbox")
+    if not facts:
+        return "sandboxed; the layers were not recorded"
+    held = [name for name, state in facts["layers"].items() if state == "verified"]
+    return f"sandbox of level {facts['level']}: {', '.join(held)}"
 
 
 def _sampled_as_trained(temperature):

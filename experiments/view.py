@@ -2,7 +2,7 @@
 
     python -m experiments.view --workdir=runs/quickstart [--out=report.html]
 
-Exit codes: 0 done, 1 error, 2 bad flags.
+Exit codes: 0 done, 1 error, 2 bad flags or a folder without a run.
 """
 
 from absl import flags, logging
@@ -22,7 +22,8 @@ def define_flags():
 def main():
     values = flags.FLAGS
     budget = round(1e6 * values.text_megabytes)
-    out = report.write_report(values.workdir, values.out, text_budget=budget)
+    with command.checking_config():
+        out = report.write_report(values.workdir, values.out, text_budget=budget)
     logging.info("Wrote %s (%.1f MB).", out, out.stat().st_size / 1e6)
 
 

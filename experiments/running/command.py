@@ -27,15 +27,14 @@ def run(main, *, required=()):
     """Parses the flags, calls `main()` and exits; the log shows this project's lines only.
 
     main: raises app.UsageError for settings that cannot be used, anything else for a failure.
-    required: names of the flags that must be given.
+    required: names of the flags that must be given; a sentence names those that are not.
     """
     logging.get_absl_handler().addFilter(
         lambda record: (
             record.levelno > python_logging.INFO or "site-packages" not in record.pathname
         )
     )
-    flags.mark_flags_as_required(required)
-    app.run(lambda _: _guarded(main), flags_parser=_parsed)
+    app.run(lambda _: _guarded(main), flags_parser=lambda argv: _parsed(argv, required))
 
 
 def exit_code(error):
@@ -63,7 +62,7 @@ def need(extra):
         raise ConfigError(f"This needs {' and '.join(EXTRAS[extra])}: pip install '.[{extra}]'.")
 
 
-def _parsed(argv):
+def _parsed(argv, required):
     try:
         rest = flags.FLAGS(argv)
         if "config" in flags.FLAGS:  # one that could not be loaded says so when it is touched
@@ -73,12 +72,30 @@ def _parsed(argv):
     except (flags.Error, ValueError, TypeError, OSError) as error:
         # ml_collections tells of an error in the file by its whole traceback.
         head, _, traceback = str(error).partition("Traceback (most recent call last)")
-        _stop(" ".join([head.strip(), *traceback.strip().splitlines()[-1:]]), BAD_FLAGS)
+        _stop(_plain(" ".join([head.strip(), *traceback.strip().splitlines()[-1:]])), BAD_FLAGS)
     except (AttributeError, KeyError) as error:  # ml_collections: a field set by flag or by file
         _stop(_unknown_field(str(error)), BAD_FLAGS)
+    missing = [f"--{name}" for name in required if not flags.FLAGS[name].present]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        _stop(f"{' and '.join(missing)} {verb} missing; see --help.", BAD_FLAGS)
     if len(rest) > 1:
         _stop(f"Unexpected argument {rest[1]!r}; settings are flags, see --help.", BAD_FLAGS)
     return rest
+
+
+def _plain(text):
+    """Returns a sentence for what Python and its libraries say of a flag."""
+    if missing := re.search(r"\[Errno 2\] No such file or directory: '([^']+)'", text):
+        return f"There is no file {missing[1]}; see --config."
+    for raw, plain in (
+        (r"Configuration is not available because of an earlier failure to load", "--config"),
+        (r"\[Errno \d+\] (.*?): '(.*?)'", r"\2: \1"),
+        (r"invalid literal for int\(\) with base 10: '.*?'", "it must be a whole number"),
+        (r"could not convert string to float: '.*?'", "it must be a number"),
+    ):
+        text = re.sub(raw, plain, text)
+    return text
 
 
 def _unknown_field(text):

@@ -82,19 +82,19 @@ class Record:
                     file.write(json.dumps(line) + "\n")
 
     def summarise(self):
-        """Logs held-out results before and after."""
+        """Prints held-out results before and after, where the report is and what to do next."""
         evaluated = [line for line in self._metrics.lines.values() if "eval/success" in line]
-        if not evaluated:
-            return
-        logging.info("held-out   %-18s %-16s %s", "success (k/N)", "tool-error rate", "turns")
-        for name, line in (("before", evaluated[0]), ("after", evaluated[-1])):
-            logging.info(
-                "%-10s %-18s %-16.3f %.2f",
-                name,
-                _share(line),
-                line["eval/tool_error_rate"],
-                line["eval/turns"],
-            )
+        lines = []
+        if evaluated:
+            lines.append(f"{'held-out':<10} {'success (k/N)':<18} {'tool-error rate':<16} turns")
+        for name, line in zip(("before", "after"), (evaluated[:1] + evaluated[-1:]), strict=False):
+            errors, turns = line["eval/tool_error_rate"], line["eval/turns"]
+            lines.append(f"{name:<10} {_share(line):<18} {errors:<16.3f} {turns:.2f}")
+        lines.append(f"{'report':<10} {self._folder / 'report.html'}")
+        ask = f'python -m experiments.solve --workdir={self._folder} --query="…"'
+        lines.append(f"{'next':<10} {ask}")
+        sys.stdout.write("\n".join(["", *lines, ""]))
+        sys.stdout.flush()
 
     def close(self):
         if self._board:

@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import itertools
+import subprocess
 import sys
 import types
 
@@ -37,6 +38,20 @@ def test_an_unknown_benchmark_is_refused_with_the_valid_names(arguments, capsys)
         benchmark.main(arguments)
     assert stop.value.code == 2
     assert "valid: engine, loading, rollout, sandbox, search, update" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--help"], "  search    Measures the text search"),
+        (["sandbox", "--help"], "--rounds: Times"),
+    ],
+)
+def test_help_lists_the_benchmarks_and_the_flags_of_each(arguments, said):
+    process = subprocess.run(
+        [sys.executable, "-m", "experiments.benchmark", *arguments], capture_output=True, text=True
+    )
+    assert process.returncode == 0 and said in process.stdout and not process.stderr
 
 
 def test_unknown_names_in_a_flag_are_refused():

@@ -20,7 +20,8 @@ from models import folders, huggingface, lora, model_card
 def run(tmp_path_factory):
     """(workdir, trained parameters): a checkpoint of step 7, evaluated, and one of step 3."""
     workdir, config = tmp_path_factory.mktemp("run"), smoke.get_config()
-    stored.write_config(config, workdir)
+    facts = {"level": "strict", "layers": {"process": "verified", "seccomp": "verified"}}
+    stored.write_config(config, workdir, sandbox=facts)
     base = huggingface.load(sessions.resolve(config.model.path), dtype=jnp.float32)
     trained = jax.jit(lambda tree: jax.tree.map(lambda x: x * 1.01 + 1e-3, tree))(base)
     adamw = optimizer.make(**config.optim)
@@ -79,6 +80,7 @@ def test_the_newest_checkpoint_is_exported_with_all_that_serving_needs(run, tmp_
     for said in ("Flow-GRPO", "2510.05592", "| training step | 7 |", "6/12", "vllm serve", "f00d"):
         assert said in card.text
     assert json.loads((workdir / "config.json").read_text())["hash"] in card.text
+    assert "| python tool | sandbox of level strict: process, seccomp |" in card.text
 
 
 @pytest.mark.slow
@@ -91,7 +93,7 @@ def test_step_dtype_and_place_can_be_chosen(run):
     rounded = jax.tree.map(lambda x: np.asarray(x).astype(jnp.bfloat16), base)
     assert_equal(huggingface.load(out), rounded)
     card = folders.Folder(out).read("README.md").decode()
-    assert "not measured at this step" in card and "base_model:" not in card
+    assert "not measured; before training" in card and "base_model:" not in card
     fsspec.filesystem("memory").store.clear()
     with pytest.raises(ValueError, match="no checkpoint of step 4"):
         export.export(workdir, out, step=4)

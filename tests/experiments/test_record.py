@@ -88,15 +88,20 @@ def test_the_log_has_one_line_a_step_and_warns_of_steps_that_teach_nothing(tmp_p
     assert warning == "step 3: all groups scored alike and taught nothing"
 
 
-def test_the_summary_compares_the_first_evaluation_with_the_last(tmp_path, said):
+def test_the_summary_compares_the_first_evaluation_with_the_last(tmp_path, capsys):
     written = record.Record(tmp_path, steps=2)
     written.summarise()
-    assert said() == []  # nothing was evaluated
+    rest = [
+        f"report     {tmp_path}/report.html",
+        f'next       python -m experiments.solve --workdir={tmp_path} --query="…"',
+    ]
+    assert capsys.readouterr().out.splitlines() == ["", *rest]  # nothing was evaluated
     written.write(0, EVALUATED)
     written.write(1, VALUES)
     written.write(2, VALUES | EVALUATED | {"eval/success": 1.0, "eval/correct": 4.0})
     written.summarise()
-    before, after = said()[-2:]
+    _, head, before, after, *last = capsys.readouterr().out.splitlines()
+    assert head.startswith("held-out ") and last == rest
     assert before.split() == ["before", "0.750", "(3/4)", "0.500", "2.00"]
     assert after.split() == ["after", "1.000", "(4/4)", "0.500", "2.00"]
 
