@@ -60,6 +60,14 @@ class ToolResult:
     ask: str | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """What a parser says of a module's text. Told to who watches; nothing is sent for it."""
+
+    role: str
+    text: str
+
+
 class Interrupted(Exception):
     """Thrown into `solve` by its driver; the trajectory so far is returned with this status.
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from agents import forms, parsing, prompts, questions
-from agents.effects import Interrupted, ModelRequest, ToolCall
+from agents.effects import Interrupted, ModelRequest, Refusal, ToolCall
 from agents.memory import Entry, Memory
 from agents.trajectory import Status, Stop, Trajectory, Turn
 
@@ -20,6 +20,7 @@ class _Task:
     prompt_set: prompts.Prompts
     budget: prompts.Budget
     clock: Callable
+    on_refusal: Callable
 
 
 def solve(
@@ -31,6 +32,7 @@ def solve(
     budget=prompts.Budget(),  # noqa: B008  immutable
     rollout=0,
     clock=time.monotonic,
+    on_refusal=lambda refusal: None,
 ):
     """Solves one question.
 
@@ -45,6 +47,7 @@ def solve(
       budget: `prompts.Budget` of every prompt.
       rollout: index among the trajectories of the question.
       clock: seconds; only for the record.
+      on_refusal: called with a `Refusal` for every module text that its parser refuses.
     """
     if max_turns < 1:
         raise ValueError(f"max_turns={max_turns} is less than 1.")
@@ -57,7 +60,7 @@ def solve(
             lambda _: prompts.analyst(prompt_set, tools, query), memory, budget
         )
         analysis = (yield ModelRequest("analyst", messages)).text.strip()
-        task = _Task(query, analysis, tools, prompt_set, budget, clock)
+        task = _Task(query, analysis, tools, prompt_set, budget, clock, on_refusal)
         for index in range(1, max_turns + 1):
             turn, memory = yield from _turn(task, index, memory)
             turns.append(turn)
@@ -74,7 +77,8 @@ def solve(
         try:
             wrote = yield ModelRequest("generator", messages, form=forms.ANSWER)
             answer = parsing.answer(wrote.text)
-        except parsing.ParseError:
+        except parsing.ParseError as refused:
+            on_refusal(Refusal("generator", str(refused)))
             stop = Stop.PARSE_ERROR
     except prompts.PromptTooLong as too_long:
         status, error = Status.TRUNCATED, str(too_long)
@@ -104,7 +108,7 @@ def _turn(task, index, memory):
     )
     planned = yield ModelRequest("planner", messages, index)
     context = sub_goal = tool_name = command = ""
-    parse_failures, verdict = 0, "CONTINUE"
+    parse_failures, verdict, speaker = 0, "CONTINUE", "planner"
     try:
         plan = parsing.plan(planned.text, tuple(tools))
         context, sub_goal, tool_name = plan.context, plan.sub_goal, plan.tool
@@ -112,7 +116,8 @@ def _turn(task, index, memory):
         messages = prompts.executor(prompt_set, tool, context, sub_goal)
         if not budget.fits(messages):
             raise parsing.ParseError("The context and sub-goal are too long for the tool.")
-        wrote = yield ModelRequest("executor", messages, index, forms.command(tool))
+        speaker = "executor"
+        wrote = yield ModelRequest(speaker, messages, index, forms.command(tool))
         command = wrote.text.strip()
         results, failed = [], False
         for arguments in parsing.calls(command, tool):
@@ -129,6 +134,7 @@ def _turn(task, index, memory):
                 break
         result = "\n".join(results)
     except parsing.ParseError as refused:
+        task.on_refusal(Refusal(speaker, str(refused)))
         result, failed, parse_failures = f"Error: {refused}", True, 1
     entry = Entry(sub_goal, tool_name, command, result, failed)
     if not failed:  # a turn without a result cannot complete the memory: no need to ask
@@ -141,7 +147,8 @@ def _turn(task, index, memory):
             wrote = yield ModelRequest("verifier", messages, index, forms.VERDICT)
             stop = parsing.verdict(wrote.text)
             verdict = "STOP" if stop else "CONTINUE"
-        except (parsing.ParseError, prompts.PromptTooLong):
+        except (parsing.ParseError, prompts.PromptTooLong) as refused:
+            task.on_refusal(Refusal("verifier", str(refused)))
             parse_failures += 1  # no verdict: go on
     seconds = task.clock() - start
     turn = Turn(

@@ -137,6 +137,7 @@ def export(workdir, out, *, step=None, dtype=None, base_model=None, adapter=Fals
     )
     library = "peft" if adapter else "transformers"
     front = {"library_name": library, "pipeline_tag": "text-generation", **known, "tags": TAGS}
+    front[model_card.PROMPTS] = config.rollout.prompts
     card = model_card.render(front, text)
     if adapter:
         lora.save(

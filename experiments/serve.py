@@ -17,7 +17,7 @@ import jax
 from absl import flags, logging
 
 from experiments.running import command, sessions, tokens
-from models import hub, huggingface, sharding
+from models import hub, huggingface, model_card, sharding
 from models.engine.engine import Engine
 
 ENGINE = dict(
@@ -99,7 +99,10 @@ def make(
         slots=slots,
         queue=queue,
     )
-    application = app.make(served, api_key=api_key, created=int(time.time()))
+    facts = {"max_model_len": max_length}  # as vLLM calls it
+    if known := model_card.prompts(folder):
+        facts[model_card.PROMPTS] = known
+    application = app.make(served, api_key=api_key, created=int(time.time()), facts=facts)
     return server.Server(application, served, thread, stop_seconds=stop_seconds)
 
 
@@ -216,6 +219,9 @@ def main():
     )
     host, port = listener.getsockname()[:2]
     logging.info("serving on http://%s:%d/v1", f"[{host}]" if ":" in host else host, port)
+    known = model_card.prompts(values.model)
+    default = "those of its --config, since the folder's README.md names none"
+    logging.info("prompts of experiments.solve --url=…: %s", known or default)
 
     def stop(*_):  # until the server handles signals itself, and again after it has ended
         server.should_exit = True

@@ -21,34 +21,50 @@ from ml_collections import config_flags
 
 from agents import drive, prompts, trajectory
 from agents import solve as agent
-from agents.backends import errors
+from agents.backends import errors, server
 from experiments.configs import common, quickstart
 from experiments.running import backends, command, fields, sessions, signals, stored
 from experiments.solving import panel
 from flow_grpo_jax import rollout
-from models import folders, huggingface
+from models import folders, huggingface, model_card
 
 INTERRUPTED = 130  # exit code: 128 + SIGINT
 ADVICE = {
     errors.Fatal: "Asking again does not help: check --url, --model and --api_key_variable; where "
-    "it is about length, give less by --config=FILE --config.rollout.max_module_tokens=N (or "
-    "max_response_tokens, max_prompt_tokens).",
+    "it is about length, give the config that the model was trained with, --config=FILE "
+    "(experiments/configs/quickstart.py for the quickstart's), or less of "
+    "--config.rollout.max_module_tokens=N, max_response_tokens and max_prompt_tokens.",
     errors.BadOutput: "Does --url lead to OpenAI's chat API, up to and including /v1? A model that "
     "thinks may need more tokens: --config=FILE --config.rollout.max_module_tokens=N.",
     errors.Retryable: "See that the server runs and has room at --url, then ask again.",
 }
+DESCRIBE_SECONDS = 5.0
 BYTES_PER_TOKEN = 3  # of a model whose tokenizer is not here; fewer than text usually has
 
 
-def solve(config, query, *, workdir=None, should_stop=lambda: False, on_event=lambda event: None):
+def solve(
+    config,
+    query,
+    *,
+    workdir=None,
+    should_stop=lambda: False,
+    on_event=lambda event: None,
+    doing=lambda what: None,
+):
     """Solves one question greedily with a model on this machine; returns the Trajectory.
 
     workdir: of a run, for the planner of its newest checkpoint.
+    doing: called with what begins, where that takes long.
     """
+    doing(f"loading {config.model.path}")
     session = sessions.build(config, training=False)
     try:
         if workdir:
+            doing(f"loading the newest checkpoint of {workdir}")
             session.serve(stored.restore_params(workdir, config)[1])
+        kept = jax.config.jax_compilation_cache_dir
+        doing("compiling prefill and decode" + (f", or reading them from {kept}" if kept else ""))
+        session.system.engine.warmup()
         [[solved]] = rollout.collect(
             [_question(query)],
             group=1,
@@ -111,6 +127,7 @@ def _attempt(query, models, tools, settings, deadline, on_event):
         prompt_set=settings.prompt_set,
         max_turns=settings.max_turns,
         budget=prompts.Budget(settings.max_prompt_tokens, _estimated_tokens),
+        on_refusal=on_event,
     )
     return drive.to_the_end(solver, ask=ask, tools=tools, on_event=on_event)
 
@@ -175,17 +192,41 @@ def for_one_question(folder):
     c = common.base()
     if not folders.Folder(folder).has("config.json"):
         raise command.ConfigError(f"--model={folder} holds no model: there is no config.json.")
-    longest = huggingface.read_config(folder)["max_position_embeddings"]
-    reply = min(c.rollout.max_module_tokens, longest // 4)
-    c.rollout.max_response_tokens = c.rollout.max_module_tokens = reply
-    c.rollout.max_prompt_tokens = min(c.rollout.max_prompt_tokens, longest - reply)
+    _fit(c, huggingface.read_config(folder)["max_position_embeddings"], model_card.prompts(folder))
     c.model.path = folder
     on_cpu = jax.default_backend() == "cpu"
     c.model.dtype = "float32" if on_cpu else "bfloat16"
     c.engine.overlap = not on_cpu
     c.engine.slots, c.engine.replicas = 1, 1
-    c.engine.cache_tokens = 2 * (c.rollout.max_prompt_tokens + reply)
+    c.engine.cache_tokens = 2 * (c.rollout.max_prompt_tokens + c.rollout.max_module_tokens)
     return c
+
+
+def fit_to_server(config):
+    """Fits lengths and prompts to what the server tells of its model, if it tells."""
+    asked = config.backends.base_generator
+    try:
+        facts = server.describe(
+            asked.url,
+            asked.model,
+            api_key_variable=asked.api_key_variable,
+            seconds=DESCRIBE_SECONDS,
+        )
+    except (errors.Retryable, errors.Fatal, errors.BadOutput, ValueError):
+        return  # the first request will say what is wrong
+    longest = facts.get("max_model_len")
+    _fit(config, longest if isinstance(longest, int) else None, facts.get(model_card.PROMPTS))
+
+
+def _fit(config, longest, named):
+    """Sets limits for a model of a length, and the prompts it was trained with, if known."""
+    limits = config.rollout
+    if longest:
+        reply = min(limits.max_module_tokens, longest // 4)
+        limits.max_response_tokens = limits.max_module_tokens = reply
+        limits.max_prompt_tokens = min(limits.max_prompt_tokens, longest - reply)
+    if named in prompts.SETS:
+        limits.prompts = named
 
 
 def define_flags():
@@ -251,25 +292,29 @@ def _shown(values, interrupt):
         workdir=values.workdir,
         api_key_variable=values.api_key_variable,
     )
-    run = lambda on_event: (
-        solve_by_servers(config, values.query, on_event=on_event)
-        if values.url
-        else solve(
-            config,
-            values.query,
-            workdir=values.workdir,
-            should_stop=interrupt,
-            on_event=on_event,
-        )
-    )
+
+    def run(on_event, doing):
+        if not values.url:
+            return solve(
+                config,
+                values.query,
+                workdir=values.workdir,
+                should_stop=interrupt,
+                on_event=on_event,
+                doing=doing,
+            )
+        doing(f"asking {values.url}")
+        if values.config is None:
+            fit_to_server(config)
+        return solve_by_servers(config, values.query, on_event=on_event)
+
     if values.json:
-        return run(lambda event: None)
+        return run(lambda event: None, lambda what: None)
     log = logging.get_absl_handler().python_handler
     with panel.make(sys.stderr) as shown:
         before = log.setStream(shown) if isinstance(shown, panel.Panel) else None
         try:
-            shown.doing("getting ready" if values.url else f"loading {config.model.path}")
-            return run(shown)
+            return run(shown, shown.doing)
         finally:
             if before is not None:
                 log.setStream(before)

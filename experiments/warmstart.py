@@ -26,7 +26,7 @@ from ml_collections import config_flags
 
 from experiments.quickstart import demonstrations, questions
 from experiments.running import command, fields, sessions
-from models import huggingface, precision, qwen2
+from models import huggingface, model_card, precision, qwen2
 from models.attention import masks
 from models.tokenizer import Tokenizer, train_byte_bpe
 from tools import knowledge_base
@@ -37,6 +37,13 @@ CHAT_TEMPLATE = (
     "{% else %}{{ message['content'] + '\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>' }}{% endif %}"
 )
+FRONT = {"library_name": "transformers", model_card.PROMPTS: "compact"}
+CARD = """
+# Nano model of the quickstart
+
+Qwen2.5 architecture, made by `experiments.warmstart` of flow_grpo_jax from demonstrations. It knows
+the forms of the agent's modules and the facts of no question; it is of no use outside the agent.
+"""
 
 
 def corpus(articles, *, tools, samples):
@@ -223,7 +230,12 @@ def warmstart(config, workdir):
                 log.write(json.dumps(line) + "\n")
                 log.flush()
                 logging.info("warm start %s", json.dumps(line))
-                huggingface.save(workdir / "model", model, tokenizer_folder=workdir / "tokenizer")
+                huggingface.save(
+                    workdir / "model",
+                    model,
+                    tokenizer_folder=workdir / "tokenizer",
+                    card=model_card.render(FRONT, CARD),
+                )
     return shares
 
 

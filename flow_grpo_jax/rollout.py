@@ -152,7 +152,7 @@ class Driver:
             for step, index, trajectories_G in driver.ready(): ...
 
     on_finished: called with each trajectory as it ends.
-    on_event: called with every effect and every reply to one, as they happen.
+    on_event: called with every effect, reply and `effects.Refusal`, as they happen.
     timer: counts this thread's time under the names of `SHARES`.
     """
 
@@ -251,6 +251,7 @@ class Driver:
             max_turns=self.settings.max_turns,
             budget=self._budget,
             rollout=rollout,
+            on_refusal=self.on_event,
         )
         attempt = attempts.Attempt(solver, question, rollout, number, time.monotonic())
         self._running[attempt] = None

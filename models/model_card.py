@@ -10,6 +10,7 @@ from models import folders, hub
 
 CARD = "README.md"
 LICENCE = ("license", "license_name", "license_link")
+PROMPTS = "agent_prompts"
 
 
 def of_base(location, *, name=None):
@@ -25,15 +26,24 @@ def of_base(location, *, name=None):
     """
     name = name or hub.name_of(location)
     known = {"base_model": name} if name else {}
+    return known | _front(location, LICENCE)
+
+
+def prompts(location):
+    """Returns the name of the prompts that the model in a folder was trained with, or None."""
+    return _front(location, (PROMPTS,)).get(PROMPTS)
+
+
+def _front(location, keys):
+    """Returns {key: str} of a folder's front matter, without what it has not."""
     folder = folders.Folder(location)
-    if folder.has(CARD):
-        parts = folder.read(CARD).decode("utf-8", errors="replace").split("---", 2)
-        front = parts[1] if len(parts) == 3 and not parts[0].strip() else ""
-        for key in LICENCE:
-            found = re.search(rf"^{key}:[ \t]*(\S.*?)[ \t]*$", front, re.MULTILINE)
-            if found:
-                known[key] = found[1].strip("'\"")
-    return known
+    if not folder.has(CARD):
+        return {}
+    parts = folder.read(CARD).decode("utf-8", errors="replace").split("---", 2)
+    front = parts[1] if len(parts) == 3 and not parts[0].strip() else ""
+    lines = {key: rf"^{key}:[ \t]*(\S.*?)[ \t]*$" for key in keys}
+    found = {key: re.search(line, front, re.MULTILINE) for key, line in lines.items()}
+    return {key: match[1].strip("'\"") for key, match in found.items() if match}
 
 
 def render(front, text):

@@ -27,11 +27,14 @@ class Loopback:
     A behaviour is a function (connection, request) that writes what it likes and returns whether
     the connection stays open.
 
+    A GET is none of these requests: it lists `models`, dicts, or has status 404 without.
+
     requests: (headers in lower case, parsed body) of each, as they came.
     encrypted: whether it speaks https, by CERTIFICATE.
     """
 
-    def __init__(self, *script, encrypted=False):
+    def __init__(self, *script, encrypted=False, models=None):
+        self.models = models
         self._tls = tls() if encrypted else None
         self.script, self.requests = list(script), []
         self.connections = self.most_at_once = self._at_once = 0
@@ -78,6 +81,10 @@ class Loopback:
         connection.settimeout(0.05)
         with connection:
             while (request := self._read(connection)) is not None:
+                if request[1] is None:
+                    listed = answers(200, {"data": self.models}) if self.models else fails(404)
+                    listed(connection, request, self)
+                    continue
                 with self._lock:
                     self.requests.append(request)
                     self._at_once += 1
@@ -104,7 +111,7 @@ class Loopback:
                 return None
             data += part
         head, _, body = data.partition(b"\r\n\r\n")
-        return self._headers(head), json.loads(body)
+        return self._headers(head), json.loads(body) if body else None
 
     def _headers(self, head):
         pairs = (line.split(": ", 1) for line in head.decode().split("\r\n")[1:])
@@ -112,7 +119,7 @@ class Loopback:
 
     def _length(self, data):
         head, _, _ = data.partition(b"\r\n\r\n")
-        return len(head) + 4 + int(self._headers(head)["content-length"])
+        return len(head) + 4 + int(self._headers(head).get("content-length", 0))
 
 
 def http(status, body, headers=(), *, length=None):

@@ -34,6 +34,7 @@ from tools.protocol import clean
 RETRYABLE_STATUS = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}
 QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached"}  # a permanent 429
 MESSAGE_CHARACTERS = 300
+DESCRIBE_BYTES = 4_000_000  # vendors list hundreds of models
 COUNTS = ("calls", "requests", "retries", "cached", "repairs", "bad_output", "failures")
 
 
@@ -219,6 +220,30 @@ class Endpoint:
     def _sleep(self, seconds):
         if seconds > 0 and self._closing.wait(seconds):
             raise Retryable(f"{self.url}: the run is ending.")
+
+
+def describe(url, model, *, api_key_variable, seconds):
+    """Returns what a server says of a model in its list, {} if the model is not there.
+
+    Raises:
+      Retryable, Fatal, BadOutput: there is no such list.
+      ValueError: the url is no address, or the variable is not set.
+    """
+    key = api_key(api_key_variable)
+    transport = Transport(
+        url.rstrip("/"), connect_seconds=seconds, read_seconds=seconds, max_bytes=DESCRIBE_BYTES
+    )
+    headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    try:
+        deadline = time.monotonic() + seconds
+        status, _, reply = transport.request("GET", "/models", None, headers, deadline=deadline)
+    finally:
+        transport.close()
+    if status != 200:
+        raise Fatal(f"{url} has no list of models: status {status}.")
+    listed = _json_object(reply).get("data")
+    listed = listed if isinstance(listed, list) else []
+    return next((one for one in listed if isinstance(one, dict) and one.get("id") == model), {})
 
 
 class ChatModel:

@@ -1,4 +1,4 @@
-"""HTTP/1.1 POST over kept-alive connections, with an end in sight: of time and of bytes.
+"""HTTP/1.1 over kept-alive connections, with an end in sight: of time and of bytes.
 
 Every wait on the socket ends at the call's deadline, however slowly the bytes drip in, and a reply
 is read up to a limit. Redirects are not followed: the key goes to the host of the config only.
@@ -46,7 +46,11 @@ class Transport:
         self._closed = False
 
     def post(self, path, body, headers, *, deadline):
-        """Sends bytes; returns (status, headers, bytes of the reply).
+        """Sends bytes; returns (status, headers, bytes of the reply); see `request`."""
+        return self.request("POST", path, body, headers, deadline=deadline)
+
+    def request(self, method, path, body, headers, *, deadline):
+        """Sends bytes or None; returns (status, headers, bytes of the reply).
 
         deadline: on the clock of `time.monotonic`.
 
@@ -57,13 +61,13 @@ class Transport:
         connection, kept = self._take(deadline)
         try:
             try:
-                return self._exchange(connection, path, body, headers, deadline)
+                return self._exchange(connection, method, path, body, headers, deadline)
             except LOST:
                 if not kept or connection.link.received:
                     raise
             # The server had closed the kept connection before it saw the request.
             connection, _ = self._take(deadline, fresh=True)
-            return self._exchange(connection, path, body, headers, deadline)
+            return self._exchange(connection, method, path, body, headers, deadline)
         except TooLong as error:
             raise BadOutput(str(error)) from error
         except TimeoutError as error:
@@ -117,11 +121,11 @@ class Transport:
                 connection.link.abort()
         return connection, False
 
-    def _exchange(self, connection, path, body, headers, deadline):
+    def _exchange(self, connection, method, path, body, headers, deadline):
         link, whole = connection.link, False
         link.start(deadline, max_bytes=self._max_bytes)
         try:
-            connection.request("POST", self._path + path, body, headers)
+            connection.request(method, self._path + path, body, headers)
             response = connection.getresponse()
             parts = []
             while part := response.read1(CHUNK):

@@ -74,7 +74,7 @@ def base():
     c = ConfigDict()
     c.seed = 0
     c.steps = 100
-    c.compile_cache = "auto"  # folder of compiled programs; "auto": in ~/.cache, none on CPU
+    c.compile_cache = "auto"  # folder of compiled programs; "auto": in ~/.cache; "": none
 
     c.model = ConfigDict()
     # Of the initial planner and of the frozen modules: a Hugging Face folder, or the name on the

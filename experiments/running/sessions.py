@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from agents import prompts
-from experiments.running import backends, command, tokens
+from experiments.running import backends, command, compiled, tokens
 from flow_grpo_jax import batching, judge, loss, optimizer, rollout, scoring, symbolic, update
 from models import folders, hardware, hub, huggingface, lora, qwen2, sharding
 from models.attention import kernels
@@ -221,7 +221,7 @@ def build(config, *, training=True):
     with command.checking_config():
         sizes = config.mesh
         mesh = sharding.make_mesh(data=sizes.data, fsdp=sizes.fsdp, tensor=sizes.tensor)
-    use_compile_cache(config, mesh)
+    compiled.keep(config.compile_cache, device=mesh.devices.flat[0].platform)
     tools = start_tools(config)
     params, frozen, shardings, assemble = load_weights(config, folder, mesh, training=training)
     judged = isinstance(answering.judge, str)  # by a model of the engine
@@ -419,17 +419,6 @@ def load_weights(config, folder, mesh, *, training=True):
 def abstract_model(dims, dtype=jnp.float32):
     """Returns a Qwen2 of shapes; dims: qwen2.Config."""
     return jax.eval_shape(lambda key: qwen2.Qwen2(key, dims, dtype), jax.random.key(0))
-
-
-def use_compile_cache(config, mesh):
-    """Keeps compiled programs between runs, unless JAX was told where to keep them already."""
-    folder = config.compile_cache
-    if folder == "auto":
-        accelerated = mesh.devices.flat[0].platform != "cpu"
-        folder = str(pathlib.Path.home() / ".cache" / "flow_grpo_jax") if accelerated else ""
-    if folder and not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def batch_shapes(config, mesh):

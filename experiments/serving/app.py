@@ -20,15 +20,16 @@ class Json(responses.JSONResponse):
         return protocol.to_json(content)
 
 
-def make(service, *, api_key, created):
+def make(service, *, api_key, created, facts):
     """Builds the ASGI application.
 
     Args:
       service: `service.Service`.
       api_key: None, or what clients must send as a bearer token.
       created: Unix seconds that /v1/models reports.
+      facts: further fields of the model that it reports.
     """
-    routes = Routes(service, created)
+    routes = Routes(service, created, facts)
     app = applications.Starlette(
         routes=[
             routing.Route("/v1/chat/completions", routes.chat, methods=["POST"]),
@@ -53,13 +54,14 @@ def make(service, *, api_key, created):
 class Routes:
     """The handlers."""
 
-    def __init__(self, service, created):
+    def __init__(self, service, created, facts):
         self._service = service
         self._model = {
             "id": service.model,
             "object": "model",
             "created": created,
             "owned_by": "flow_grpo_jax",
+            **facts,
         }
 
     async def chat(self, request):

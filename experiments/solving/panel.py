@@ -1,9 +1,11 @@
 """Shows a question while it is solved: a live panel on a terminal, plain lines elsewhere.
 
+What takes long is named while it lasts, on both.
 Text of models and tools is shown without control characters: it cannot steer the terminal.
 """
 
 import os
+import threading
 import time
 import unicodedata
 
@@ -15,6 +17,7 @@ from agents import effects
 SPEAKER_COLUMNS = 10
 MESSAGE_LINES = 8  # of one message in the panel
 WIDEST = 100
+SECONDS = 10.0  # between lines of a trace about what still goes on
 DOES = {
     "analyst": "reads the question",
     "planner": "plans the next step",
@@ -36,24 +39,55 @@ def make(file, *, environment=os.environ):
 
 
 class Trace:
-    """Writes the modules' texts as they come, as plain lines."""
+    """Writes the modules' texts as they come, as plain lines.
 
-    def __init__(self, file):
+    every: seconds after which what is being done is written again.
+    """
+
+    def __init__(self, file, *, every=SECONDS):
         self.file, self.speaker, self.turn = file, "", 0
+        self._every, self._watch = every, None
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        """Does nothing: everything is written already."""
+        self._done()
 
     def doing(self, what):
-        """Writes nothing: it is not news enough for a line."""
+        """Writes what is being done."""
+        self._done()
+        self._line(what)
+        self._begin(what)
+
+    def _begin(self, what):
+        """Writes now and then that it still goes on."""
+        over = threading.Event()
+        arguments = what, time.monotonic(), over
+        self._watch = threading.Thread(target=self._repeat, args=arguments, daemon=True), over
+        self._watch[0].start()
+
+    def _repeat(self, what, since, over):
+        while not over.wait(self._every):
+            self._line(f"{what}: {time.monotonic() - since:.0f} s so far")
+
+    def _done(self):
+        if self._watch:
+            thread, over = self._watch
+            self._watch = None
+            over.set()
+            thread.join()
+
+    def _line(self, text):
+        self.file.write(clean(text) + "\n")
+        self.file.flush()
 
     def __call__(self, event):
+        self._done()
         speaker, text, _ = said(event)
         if speaker is not None:
             self._starts(speaker, event)
+            self._begin(does(speaker, event))
         if text is not None:
             for line in clean(text).strip().splitlines() or [""]:
                 self.file.write(f"{self.speaker:>{SPEAKER_COLUMNS}} │ {line}\n")
@@ -138,8 +172,7 @@ class Panel:
                 self._close()
                 self._title = title
         self._speaker = speaker
-        name = event.tool if speaker == "tool" else speaker
-        self._doing = f"{name} {DOES[speaker]}", self._clock()
+        self._doing = does(speaker, event), self._clock()
 
     def _close(self):
         """Leaves the box in progress on the screen, whole."""
@@ -191,6 +224,11 @@ class Panel:
         )
 
 
+def does(speaker, event):
+    """Returns what a role does from this event on."""
+    return f"{event.tool if speaker == 'tool' else speaker} {DOES[speaker]}"
+
+
 def said(event):
     """Returns (role that begins or None, text that was said or None, whether it is an error)."""
     if isinstance(event, effects.ModelRequest):
@@ -199,6 +237,8 @@ def said(event):
         return "tool", None, False
     if isinstance(event, effects.Reply):
         return None, event.text, False
+    if isinstance(event, effects.Refusal):
+        return None, f"Refused: {event.text}", True
     if isinstance(event, effects.Interrupted):
         return None, f"Interrupted: {event}", True
     if event.ask is not None:  # the base model will speak for the tool

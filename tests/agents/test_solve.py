@@ -62,6 +62,17 @@ def test_memory_reaches_the_next_planner_with_the_verdict():
     ]
 
 
+def test_every_refusal_of_a_parser_is_told_with_its_module():
+    told = []
+    play(
+        ["capital", "no plan", PLAN, "no call", PLAN, COMMAND, FOUND, "no verdict", "no answer"],
+        on_refusal=told.append,
+    )
+    words = ["has no Sub-goal", "not a Python call", "must be `Verdict: STOP`", "no `Answer:` line"]
+    assert [refusal.role for refusal in told] == ["planner", "executor", "verifier", "generator"]
+    assert all(word in refusal.text for word, refusal in zip(words, told, strict=True))
+
+
 def test_budget_ends_the_loop():
     turn = [PLAN, COMMAND, FOUND, "Verdict: CONTINUE"]
     trajectory, _ = play(["capital", *turn, *turn, "Answer: Madrid"], max_turns=2)

@@ -14,7 +14,7 @@ from experiments import export
 from experiments.configs import smoke
 from experiments.running import command, sessions, stored
 from flow_grpo_jax import checkpoint, optimizer, update
-from models import folders, huggingface, lora
+from models import folders, huggingface, lora, model_card
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +79,7 @@ def test_the_newest_checkpoint_is_exported_with_all_that_serving_needs(run, tmp_
     card = huggingface_hub.ModelCard.load(tmp_path / "README.md")
     assert card.data.library_name == "transformers" and "flow-grpo" in card.data.tags
     assert card.data.base_model == "someone/nano"
+    assert model_card.prompts(tmp_path) == smoke.get_config().rollout.prompts
     for said in ("Flow-GRPO", "2510.05592", "| training step | 7 |", "6/12", "vllm serve", "f00d"):
         assert said in card.text
     assert json.loads((workdir / "config.json").read_text())["hash"] in card.text

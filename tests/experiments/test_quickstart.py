@@ -12,7 +12,7 @@ from experiments.configs import quickstart
 from experiments.quickstart import demonstrations, questions
 from experiments.running import sessions
 from flow_grpo_jax import data, rewards
-from models import huggingface
+from models import huggingface, model_card
 from models.tokenizer import Tokenizer
 from tools import knowledge_base, protocol
 
@@ -90,6 +90,8 @@ def test_warmstart_writes_a_model_and_the_shipped_questions(tmp_path):
     assert made.encode(text) == shipped.encode(text) and made.eos_ids == shipped.eos_ids
     model = huggingface.load(tmp_path / "model")
     assert model.config.num_hidden_layers == 1 and model.config.vocab_size == made.vocab_size
+    cards = [pathlib.Path(place, "model", "README.md").read_text() for place in (tmp_path, DATA)]
+    assert cards[0] == cards[1] and model_card.prompts(f"{DATA}/model") == "compact"
     assert len((tmp_path / "warmstart.jsonl").read_text().splitlines()) == 1
 
 

@@ -521,7 +521,9 @@ def known(words, vocabulary):
         most_answers=5,
     )
     served = service.Service(thread, parser, vocabulary, None, model="known", slots=2, queue=3)
-    made = server.Server(app.make(served, api_key=None, created=0), served, thread, stop_seconds=1)
+    made = server.Server(
+        app.make(served, api_key=None, created=0, facts={}), served, thread, stop_seconds=1
+    )
     with running(made) as found:
         yield engine, found
 
@@ -613,6 +615,11 @@ def test_response_format_without_the_extra_says_what_to_install(known):
         )[0]
         == 200
     )
+
+
+def test_the_list_says_what_the_model_needs_of_its_clients(nano):
+    (listed,) = json.loads(nano.send("GET", "/v1/models")[2])["data"]
+    assert (listed["max_model_len"], listed["agent_prompts"]) == (SETTINGS["max_length"], "compact")
 
 
 # ---- parts -------------------------------------------------------------------------------------

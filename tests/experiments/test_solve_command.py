@@ -213,6 +213,38 @@ def test_lines_of_the_log_go_above_the_panel():
     assert lines[3] == "W1121 a warning" and lines[4].startswith("╭─ turn 1")
 
 
+def test_what_a_parser_refuses_is_shown_with_its_reason():
+    said = events()[:4] + [effects.Refusal("planner", "The plan has no Sub-goal.")]
+    assert "   planner  Refused: The plan has no Sub-goal." in shown(said)
+    file = io.StringIO()
+    with panel.make(file) as trace:
+        for event in said:
+            trace(event)
+    assert file.getvalue().endswith("   planner │ Refused: The plan has no Sub-goal.\n")
+
+
+def test_lines_tell_what_takes_long_and_how_long_so_far():
+    file = io.StringIO()
+
+    def wait_for(text):
+        deadline = time.monotonic() + 60
+        while text not in file.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert text in file.getvalue()
+
+    with panel.Trace(file, every=0.02) as trace:
+        trace.doing("loading a model")
+        assert file.getvalue() == "loading a model\n"
+        wait_for("loading a model: 0 s so far\n")
+        trace(effects.ModelRequest("verifier", (), 1))
+        wait_for("verifier checks the result: 0 s so far\n")
+        trace(effects.Reply("Verdict: STOP"))
+        after = file.getvalue()
+        assert after.endswith("  verifier │ Verdict: STOP\n")
+        time.sleep(0.1)
+    assert file.getvalue() == after
+
+
 def test_text_cannot_steer_the_terminal():
     evil = "a\x1b]0;title\x07\x1b[2Jb\u202ec\td\r\ne\x9b1A"
     assert panel.clean(evil) == "a�]0;title��[2Jbc    d\ne�1A"
@@ -253,7 +285,7 @@ def test_the_config_follows_from_the_flags(tmp_path):
     assert chosen() == quickstart.get_config()
     folder = ROOT / quickstart.get_config().model.path
     local = chosen(model=str(folder))
-    assert local.rollout.prompts == "instruct" and local.model.path == str(folder)
+    assert local.rollout.prompts == "compact" and local.model.path == str(folder)
     assert local.rollout.max_prompt_tokens + local.rollout.max_module_tokens == 1024
     given = chosen(quickstart.get_config(), model=str(folder))
     assert given.rollout.prompts == "compact" and given.model.path == str(folder)
@@ -321,6 +353,32 @@ def test_servers_alone_answer_every_module():
     assert (found.answer, found.stop, len(found.turns)) == ("Madrid", "verified", 1)
     assert "Its capital is Madrid" in found.turns[0].result
     assert {body["model"] for body in server.bodies()} == {"m"} and len(server.bodies()) == 5
+
+
+@pytest.mark.parametrize(
+    ("models", "prompts", "limits"),
+    [
+        ([{"id": "m", "max_model_len": 1024, "agent_prompts": "compact"}], "compact", (256, 768)),
+        ([{"id": "n", "max_model_len": 99}, {"id": "m", "max_model_len": 1024}], None, (256, 768)),
+        ([{"id": "m", "max_model_len": "long", "agent_prompts": "mine"}, 7], None, None),
+        ([{"id": "n", "max_model_len": 1024}], None, None),
+        (None, None, None),
+    ],
+)
+def test_limits_and_prompts_are_those_of_the_model_that_is_served(models, prompts, limits):
+    with loopback.Loopback(loopback.replies(respond), models=models) as server:
+        config = chosen(url=server.url, model="m")
+        solve.fit_to_server(config)
+    usual = common.base().rollout
+    assert config.rollout.prompts == (prompts or usual.prompts)
+    found = config.rollout.max_module_tokens, config.rollout.max_prompt_tokens
+    assert found == (limits or (usual.max_module_tokens, usual.max_prompt_tokens))
+
+
+def test_a_server_that_is_not_there_leaves_the_limits():
+    config = chosen(url="http://127.0.0.1:9/v1", model="m")
+    solve.fit_to_server(config)
+    assert config.rollout == common.base().rollout
 
 
 def chosen_server(server, **limits):
@@ -392,6 +450,7 @@ def test_in_a_pipe_the_answer_is_all_of_standard_output():
     run, _ = served()
     assert (run.returncode, run.stdout) == (0, "Madrid\n"), run.stderr
     assert "\x1b" not in run.stderr and "  planner │ Sub-goal: its capital" in run.stderr
+    assert run.stderr.startswith("asking http://127.0.0.1:")
     assert run.stderr.splitlines()[-1].startswith("1 turn · ")
     run, _ = served("--json")
     assert run.returncode == 0 and json.loads(run.stdout)["answer"] == "Madrid"
@@ -431,7 +490,8 @@ def test_on_a_terminal_the_panel_ends_with_the_answer():
     lines = [line for line in screen(terminal.text) if line]
     assert lines[-1] == "Madrid" and lines[-2].startswith("1 turn · ")
     assert sum(line.startswith("╭─ turn") for line in lines) == 1
-    assert "loading" in terminal.text and not any("loading" in line for line in lines)
+    for told in ("loading", "compiling prefill and decode"):
+        assert told in terminal.text and not any(told in line for line in lines)
 
 
 @pytest.mark.slow

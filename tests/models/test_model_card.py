@@ -43,6 +43,13 @@ def test_licence_and_name_come_from_the_base(tmp_path):
     }
 
 
+def test_a_card_names_the_prompts_that_its_model_knows(tmp_path):
+    assert model_card.prompts(tmp_path) is None
+    text = model_card.render({model_card.PROMPTS: "compact"}, "agent_prompts: none of this")
+    (tmp_path / "README.md").write_text(text)
+    assert model_card.prompts(tmp_path) == "compact"
+
+
 @pytest.mark.parametrize(
     "text", ["# No front matter\nlicense: mit\n---\n---", "", "---\nlicense: mit"]
 )
