@@ -1,8 +1,8 @@
 """Keeps compiled programs between runs, in a folder of this user.
 
-Bits do not depend on it: what is kept is the code that the compiler made. JAX's own key of a program
-knows versions, options and devices, but neither the instructions nor the number of cores of a CPU,
-for which code is made; so each kind of CPU has a folder of its own.
+Bits do not depend on it: what is kept is the code that the compiler made. JAX's own key of a
+program knows versions, options and devices, but neither the instructions nor the number of cores of
+a CPU, for which code is made; so each kind of CPU has a folder of its own.
 """
 
 import hashlib

@@ -4,6 +4,7 @@ Dimensions:
   B rows    T tokens    N query heads    K key/value heads    H head size
 """
 
+import concurrent.futures
 import functools
 
 import jax
@@ -19,17 +20,19 @@ TOKENS = 320  # several blocks, the last one not full
 def failure(attend, dtype, shared, head_size):
     """Returns why a kernel must not be used on the default device, "" if it may be.
 
-    Values and gradients are compared with the definition in float32, at once also inside a trace.
+    Values and gradients are compared with the definition in float32. This runs in a thread of its
+    own, which knows nothing of a trace that the caller may be in.
 
     Args:
       attend: as of kernels.make.
       dtype: of queries, keys and values. shared: query heads for each key/value head.
     """
-    with jax.ensure_compile_time_eval():
+    with concurrent.futures.ThreadPoolExecutor(1) as alone:
         try:
-            errors = _errors(attend, dtype, shared, head_size)
+            errors = alone.submit(_errors, attend, dtype, shared, head_size).result()
         except (RuntimeError, ValueError, TypeError, AttributeError, ImportError) as problem:
-            return f"{type(problem).__name__}: {str(problem).strip().splitlines()[0][:200]}"
+            lines = str(problem).strip().splitlines() or [""]
+            return f"{type(problem).__name__}: {lines[0][:200]}"
     worst = max(errors, key=lambda what: np.nan_to_num(errors[what], nan=np.inf))
     if errors[worst] <= TOLERANCE:  # nan is not
         return ""

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from models import qwen2, sharding
-from models.attention import blockwise, flash, kernels, masks, pallas, splash, triton
+from models.attention import blockwise, flash, kernels, masks, pallas, proof, splash, triton
 
 interpreted = lambda kernel: functools.partial(kernel, interpret=True)
 
@@ -507,6 +507,19 @@ def test_a_kernel_that_fails_its_proof_is_not_used(wrong, caplog, mistake, reaso
         kernels.make("splash")(*arrays, until_BT)
     assert reason in caplog.text
     assert [r.levelname for r in caplog.records] == ["WARNING"]  # once
+
+
+@pytest.mark.slow
+def test_pallas_kernels_prove_themselves_inside_a_trace():
+    """Where a kernel is chosen, JAX traces the model; the proof must not be part of that."""
+    reasons = []
+
+    def model(x):
+        reasons.append(proof.failure(FLASH, jnp.dtype(jnp.bfloat16), 2, 64))
+        return x + 1
+
+    assert jax.jit(model)(1) == 2
+    assert reasons == [""]
 
 
 def test_flash_knows_rows_that_need_no_mask():
