@@ -35,11 +35,12 @@ def locate(path, *, root):
     Args:
       path: URL or absolute path; or a path from `root`; or, where no such folder exists, a name on
         the hub whose files are in its cache. Of these the snapshot of refs/main is taken, else the
-        newest. A cache's folder of a model, models--…, stands for its snapshot too.
+        newest. A cache's folder of a model, models--…, stands for its snapshot too. A path that can
+        be no name is returned as it is, also if there is nothing.
       root: folder.
 
     Raises:
-      FileNotFoundError: says where it was looked for, and how to download it.
+      FileNotFoundError: a name, of which neither exists; says how to download it.
     """
     path = str(path)
     if "://" in path:
@@ -49,7 +50,7 @@ def locate(path, *, root):
         cached = here.name.startswith(REPOSITORY) and (here / "snapshots").is_dir()
         return str(_snapshot(here, name_of(here)) if cached else here)
     if pathlib.Path(path).is_absolute() or not NAME.fullmatch(path):
-        raise FileNotFoundError(f"There is no folder {here}. Give that of a model.")
+        return str(here)
     repository = cache() / (REPOSITORY + path.replace("/", "--"))
     if not repository.is_dir():
         raise FileNotFoundError(

@@ -302,7 +302,7 @@ def test_the_config_follows_from_the_flags(tmp_path):
         ({"url": "http://x/v1", "model": "m", "workdir": "w"}, "leave out --url"),
         ({"model": "m", "workdir": "w"}, "leave out --model"),
         ({"api_key_variable": "KEY"}, "give its --url"),
-        ({"model": "/no/such/folder"}, "There is no folder /no/such/folder"),
+        ({"model": "/no/such/folder"}, "holds no model"),
         ({"model": "Org/Absent"}, "hf download Org/Absent"),
         ({"model": str(pathlib.Path(__file__).parent)}, "holds no model"),
     ],

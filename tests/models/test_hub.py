@@ -116,15 +116,17 @@ def test_the_place_of_the_cache(cache, monkeypatch, set_, found):
     [
         (NAME, "neither a folder .*Org/Tiny-1.5 nor a model .* hf download Org/Tiny-1.5"),
         ("gpt", "neither a folder .* hf download gpt"),
-        ("a/b/c", "There is no folder .*a/b/c"),
-        ("../a", "There is no folder"),
-        ("Org/a--b", "There is no folder"),
-        ("/absent/model", "There is no folder /absent/model"),
     ],
 )
 def test_what_is_not_here_is_not_downloaded(cache, tmp_path, path, message):
     with pytest.raises(FileNotFoundError, match=message):
         hub.locate(path, root=tmp_path)
+
+
+@pytest.mark.parametrize("path", ["a/b/c", "../a", "Org/a--b", "/absent/model", "gs://bucket/m"])
+def test_a_path_that_is_no_name_is_left_to_what_reads_it(cache, tmp_path, path):
+    expected = path if "://" in path else str(tmp_path / path)
+    assert hub.locate(path, root=tmp_path) == expected
 
 
 def test_a_download_that_did_not_end_says_so(cache, tmp_path):
