@@ -3,7 +3,7 @@ r"""Rule-based checkers: is the final answer right? Exact, local and fast; no mo
 `score(question, answer)` looks at `question["kind"]`:
 
   qa        SQuAD exact match (or token F1), best over the accepted answers
-  math      equal as exact fractions; a gold that is no number is compared as normalised text
+  math      numbers as exact fractions, formulas and equations by exact algebra, the rest as text
   gameof24  an arithmetic expression over the given numbers that is worth 24
   choice    the letter, number or text of one option
 
@@ -12,9 +12,10 @@ only, never evaluated, capped in length, and 0 wherever the text can be read in 
 the *question* (unknown kind, gold that is no option) raises ValueError instead of scoring 0.
 
 What counts as the answer: the content of the last `<answer>...</answer>` if there is one, otherwise
-the whole text. From that, math, gameof24 and choice take the last `\boxed{...}`, otherwise the
-sentence after the last "answer is" / "answer:", otherwise all of it. Nothing is ever picked from
-running text: "it is 5, or perhaps 7" is worth 0 whichever is right.
+the whole text. From that, math, gameof24 and choice take the last `\boxed{...}`, otherwise what
+follows a last "####", otherwise the sentence after the last "answer is" / "answer:", otherwise all
+of it; qa opens a box that is the whole text. Nothing is ever picked from running text: "it is 5, or
+perhaps 7" is worth 0 whichever is right. docs/backends.md has the rules of mathematics.
 """
 
 from collections.abc import Mapping
@@ -54,6 +55,8 @@ def score(question: Mapping, answer: str, *, metric: str = "exact_match") -> Rew
     if len(answer) > MAX_ANSWER:
         return Reward(0.0, f"{kind}/too_long")
     answer = tagged_answer(answer)
+    if kind == "qa":
+        answer = qa.unboxed(answer)
     if kind == "qa" and metric == "f1":
         return Reward(max(qa.f1(answer, gold) for gold in golds_of(question)), "qa/f1")
     check, source = CHECKERS[kind]

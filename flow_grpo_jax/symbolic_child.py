@@ -1,86 +1,84 @@
-"""Compares formulas by math-verify and sympy; started by `symbolic` as a script, never imported.
+"""Compares formulas with math-verify and sympy; started by `symbolic` as a script, never imported.
 
-Argument: bytes of memory. A line of JSON in, {"gold", "answer", "seconds"}; a line out: true, false
-or null for no verdict. Past its seconds the process ends by SIGALRM, whatever sympy is doing.
+Argument: bytes of memory. A line of JSON in; a line out: true, false or null. Past its seconds the
+process ends by SIGALRM, whatever sympy is doing.
 
-math-verify alone is not believed: it rounds to six places, and its parser drops what it does not
-know without a word. Both texts are read by the rule's own grammar (`answers.expressions`), which
-reads a text whole or not at all, into sympy's expressions, decimals as fractions. "Equal" needs a
-difference that sympy brings to exactly 0 and math-verify's word; "unequal" two different values at
-one point, to fifty digits. Anything else is no verdict.
+  {"texts": [gold, answer], "seconds"}    whether math-verify calls the texts equal
+  {"trees": [gold, answer], "seconds"}    whether the trees of `answers.expressions` are equal,
+                                          exactly; null: neither proven nor refuted
 """
 
-import fractions
 import json
-import pathlib
 import resource
 import signal
 import sys
+from fractions import Fraction
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # as a script it is in no package
-
-from flow_grpo_jax.answers import expressions  # noqa: E402
-
-POINTS = ((3, 7), (11, 5), (2, 13))  # of which the symbols' values are made
+POINTS = ((3, 7), (11, 5), (2, 13), (17, 19))  # of which the symbols' values are made
 DIGITS = 50
-SMALLEST = 1e-30  # least difference of two values that are known to DIGITS digits
+SMALLEST = 1e-30  # difference of two values that are known to DIGITS digits
 
 
-class Sympy:
-    """The functions that `expressions.value_of` builds values with."""
-
-    CONSTANTS = {"π": "pi", "e": "E", "i": "I", "∞": "oo"}
-    FUNCTIONS = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "ln": "log", "abs": "Abs"}
-    FUNCTIONS |= {"max": "Max", "min": "Min", "ceil": "ceiling", "lg": None, "log": None}
-
-    def __init__(self, sympy):
-        self.sympy = sympy
-        self.key = sympy.default_sort_key
-
-    def constant(self, number):
-        return self.sympy.Rational(number.numerator, number.denominator)
-
-    def symbol(self, name):
-        if name in self.CONSTANTS:
-            return getattr(self.sympy, self.CONSTANTS[name])
-        return self.sympy.Symbol(name, real=True)
-
-    def application(self, name, *arguments):
-        if name == "log_":  # of a base
-            return self.sympy.log(*arguments)
-        known = self.FUNCTIONS.get(name, name)  # a bare \\log may be of base 10: not known
-        function = getattr(self.sympy, known, None) if known and len(name) > 1 else None
-        return (function or self.sympy.Function(f"own_{name}"))(*arguments)
-
-    def power(self, base, exponent):
-        return base**exponent
-
-    def inverse(self, value):
-        return 1 / value
-
-    def number(self, value):
-        return fractions.Fraction(int(value.p), int(value.q)) if value.is_Rational else None
+def build(sympy, tree):
+    """Returns the expression of a tree; numbers are rationals, so that nothing is rounded."""
+    kind, *parts = tree
+    if kind == "number":
+        number = Fraction(parts[0])
+        return sympy.Rational(number.numerator, number.denominator)
+    if kind == "symbol":
+        constants = {"pi": sympy.pi, "e": sympy.E, "i": sympy.I, "oo": sympy.oo}
+        return constants.get(parts[0]) or sympy.Symbol(parts[0], real=True)
+    if kind == "root":
+        return build(sympy, parts[1]) ** sympy.Rational(1, parts[0])
+    if kind == "call":
+        name, *arguments = parts
+        known = {"ln": "log", "abs": "Abs", "arcsin": "asin", "arccos": "acos", "arctan": "atan"}
+        # A bare log may be of base 10: it stays a function that nothing is known of.
+        function = None if name == "log" else getattr(sympy, known.get(name, name), None)
+        if not isinstance(function, type) or name in ("gcd", "lcm"):
+            function = sympy.Function(f"own_{name}")
+        return function(*(build(sympy, argument) for argument in arguments))
+    values = [build(sympy, part) for part in parts]
+    if kind == "add":
+        return sympy.Add(*values)
+    if kind == "multiply":
+        return sympy.Mul(*values)
+    first, second = values
+    return first / second if kind == "divide" else first**second
 
 
-def verdict(math_verify, sympy, gold, answer):
-    """Returns True, False or None for no verdict."""
-    read = lambda text: expressions.value_of(text, algebra=Sympy(sympy))
-    one, other = read(gold), read(answer)
-    if one is None or other is None:
-        return None
+def exact(sympy, gold, answer):
+    """Returns True if the two are proven equal, False if they differ at a point, else None."""
+    if gold[0] in ("equation", "inequality"):
+        sides = [[build(sympy, part) for part in tree[1:]] for tree in (gold, answer)]
+        (a, b), (c, d) = sides
+        ratio = sympy.simplify((a - b) / (c - d))
+        if ratio.is_Rational and ratio != 0:
+            return bool(gold[0] == "equation" or ratio > 0)
+        found = [value for point in POINTS if (value := at(sympy, ratio, point)) is not None]
+        return False if any(abs(value - found[0]) > SMALLEST for value in found) else None
+    one, other = build(sympy, gold), build(sympy, answer)
     if sympy.simplify(one - other) == 0:
-        # Its own time limits are off: they would replace the alarm.
-        parsed = [math_verify.parse(f"${text}$", parsing_timeout=None) for text in (gold, answer)]
-        agreed = all(parsed) and math_verify.verify(*parsed, timeout_seconds=None)
-        return True if agreed else None
-    names = sorted(one.free_symbols | other.free_symbols, key=str)
+        return True
     for point in POINTS:
-        values = {s: sympy.Rational(point[0] + 4 * i, point[1]) for i, s in enumerate(names)}
-        found = [x.subs(values).evalf(DIGITS, maxn=4 * DIGITS) for x in (one, other)]
-        known = all(x.is_number and x.is_finite and x.is_real for x in found)
-        if known and abs(found[0] - found[1]) > SMALLEST * max(1, abs(found[0])):
+        values = [at(sympy, value, point) for value in (one, other)]
+        if None not in values and abs(values[0] - values[1]) > SMALLEST * max(1, abs(values[0])):
             return False
     return None
+
+
+def at(sympy, expression, point):
+    """Returns the value where the symbols are fractions made of a point, or None if it has none.
+
+    A value that is not real is none unless i is written: programs and books take different roots of
+    negative numbers.
+    """
+    symbols = sorted(expression.free_symbols, key=str)
+    values = {s: sympy.Rational(point[0] + 4 * i, point[1]) for i, s in enumerate(symbols)}
+    value = expression.subs(values).evalf(DIGITS, maxn=4 * DIGITS)
+    if not value.is_number or not value.is_finite or value.atoms(sympy.Function):
+        return None
+    return value if value.is_real or expression.has(sympy.I) else None
 
 
 def main():
@@ -94,9 +92,16 @@ def main():
     for line in sys.stdin:
         ask = json.loads(line)
         signal.setitimer(signal.ITIMER_REAL, ask["seconds"])
-        found = verdict(math_verify, sympy, ask["gold"], ask["answer"])
+        if "trees" in ask:
+            equal = exact(sympy, *ask["trees"])
+        else:
+            # Its own time limits are off: they would replace the alarm.
+            gold, answer = (
+                math_verify.parse(f"${text}$", parsing_timeout=None) for text in ask["texts"]
+            )
+            equal = bool(gold and math_verify.verify(gold, answer, timeout_seconds=None))
         signal.setitimer(signal.ITIMER_REAL, 0)
-        sys.stdout.write(json.dumps(found) + "\n")
+        sys.stdout.write(json.dumps(equal) + "\n")
         sys.stdout.flush()
 
 

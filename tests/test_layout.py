@@ -45,7 +45,7 @@ FLOORS = {
     "models.engine": 6,
     "models.engine.layouts": 3,
     "flow_grpo_jax": 3,
-    "flow_grpo_jax.answers": 6,
+    "flow_grpo_jax.answers": 5,
     "flow_grpo_jax.datasets": 2,
     "experiments": 4,
     "experiments.configs": 3,

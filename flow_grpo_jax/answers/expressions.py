@@ -1,338 +1,451 @@
-r"""Reads a formula, in LaTeX or as Python and SymPy print it, into an exact value.
+r"""Reads an expression, in LaTeX or as Python and sympy print it, into a tree.
 
-2\sqrt{2}, 2*sqrt(2) and 2√2 are one value, as are \frac{\pi}{4} and pi/4, x**2 + 1 and 1 + x^2.
-What the grammar does not cover (sums over an index, dots, matrices, an unknown macro, "1/2x") is
-refused as a whole; nothing is left out to make a text fit.
+Every sign of the text must be read: a macro, word or sign that is not known makes the whole text
+unreadable, and so does what can be read in two ways (1/2x). `trees` says what a tree is.
 """
 
 import re
 from fractions import Fraction
 
-from flow_grpo_jax.answers import algebra
-from flow_grpo_jax.answers.algebra import TooMuch
+from flow_grpo_jax.answers.latex import FULL_WIDTH, TEXT_IN_LATEX, without_latex
+from flow_grpo_jax.answers.text import MAX_EXPRESSION
+from flow_grpo_jax.answers.trees import MINUS_ONE, Tree
 
-MAX_DEPTH = 40
-
-GREEK = {
-    "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "zeta": "ζ", "eta": "η",
-    "theta": "θ", "iota": "ι", "kappa": "κ", "lambda": "λ", "mu": "μ", "nu": "ν", "xi": "ξ",
-    "rho": "ρ", "sigma": "σ", "tau": "τ", "upsilon": "υ", "phi": "φ", "chi": "χ", "psi": "ψ",
-    "omega": "ω", "varphi": "φ", "varepsilon": "ε", "vartheta": "θ", "lamda": "λ", "ell": "ℓ",
-}  # fmt: skip
-NAMES = {"pi": "π", "infty": "∞", "oo": "∞", "inf": "∞", "infinity": "∞", "I": "i", "E": "e"}
-FUNCTIONS = {  # by the names that LaTeX, Python and SymPy give them
-    "sin": "sin", "cos": "cos", "tan": "tan", "sec": "sec", "csc": "csc", "cot": "cot",
-    "sinh": "sinh", "cosh": "cosh", "tanh": "tanh", "arcsin": "arcsin", "arccos": "arccos",
-    "arctan": "arctan", "asin": "arcsin", "acos": "arccos", "atan": "arctan", "ln": "ln",
-    "log": "log", "lg": "lg", "exp": "exp", "sqrt": "sqrt", "cbrt": "cbrt", "abs": "abs",
-    "Abs": "abs", "floor": "floor", "ceil": "ceil", "ceiling": "ceil", "gcd": "gcd", "lcm": "lcm",
-    "max": "max", "min": "min", "Max": "max", "Min": "min", "binomial": "binomial",
-    "factorial": "factorial",
-}  # fmt: skip
-CALLED = frozenset("fghFGH")  # before a bracket these are functions, other letters are factors
+_WORDS = re.compile(r"\w+")
+_SMALL = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau"
+_SMALL += " phi chi psi omega upsilon"
+_CAPITAL = "Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega"
+GREEK = _WORDS.findall(f"{_SMALL} {_CAPITAL} varepsilon vartheta varphi")
+_CONSTANTS = {"pi": "pi", "infty": "oo", "infinity": "oo", "oo": "oo"}
+_LETTERS = {"π": "pi", "∞": "oo", "ℯ": "e"}
+_LETTERS |= dict(zip("αβγδεζηθικλμνξρστφχψωυΓΔΘΛΞΣΦΨΩ", GREEK[:31], strict=True))
+_FUNCTIONS = "sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan ln log exp"
+_UNARY = {name: name for name in _WORDS.findall(_FUNCTIONS)}
+_UNARY |= {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "lg": "lg"}
+# Functions of Python, which need their brackets: name -> (name in the tree, number of arguments).
+_CALLS = {
+    "sqrt": ("sqrt", 1),
+    "cbrt": ("cbrt", 1),
+    "Abs": ("abs", 1),
+    "abs": ("abs", 1),
+    "factorial": ("factorial", 1),
+    "floor": ("floor", 1),
+    "ceil": ("ceiling", 1),
+    "ceiling": ("ceiling", 1),
+    "binomial": ("binomial", 2),
+    "gcd": ("gcd", 2),
+    "lcm": ("lcm", 2),
+}
+_FUNCTION_LETTERS = frozenset("fghFGH")  # before a bracket: f(x) is no product
+_DECORATIONS = frozenset({"bar", "hat", "vec", "tilde", "overline", "mathbf", "mathbb", "mathcal"})
+_MAX_DEPTH = 40
 
 _TOKEN = re.compile(
-    r"\s*(?:(?P<number>\d+(?:\.\d+)?|\.\d+)|(?P<macro>\\[a-zA-Z]+)|(?P<word>[a-zA-Z]+)"
-    r"|(?P<letter>[^\W\d_]|[∞∂ℓ])|(?P<sign>\*\*|[-+*/^!()\[\]{}|_,'√]))"
+    r"(?P<number>\d+(?:\.\d+)?|\.\d+)|\\(?P<macro>[a-zA-Z]+)|(?P<word>[a-zA-Z]+)"
+    r"|(?P<sign>\\[{}|]|\S)"
 )
-_FRACTIONS = ("\\frac", "\\dfrac", "\\tfrac", "\\cfrac")
-_OPENING = {"(": ")", "[": "]", "{": "}"}
+KNOWN_WORDS = {*_UNARY, *_CALLS, *_CONSTANTS, *GREEK}
 
 
-class Unreadable(Exception):
-    """The text is not a formula of this grammar."""
+class Unreadable(ValueError):
+    """The text is no expression of the grammar."""
 
 
-def value_of(text, *, plus_minus=0, algebra=algebra):
-    """Returns the value of a formula without relations, or None if it is not one.
-
-    Args:
-      algebra: the functions constant, symbol, application, power, inverse and number, whose values
-        add, subtract, multiply and divide.
-      plus_minus: 1 or -1, what ± stands for; 0: a text with ± is not one formula.
-    """
+def parse(text: str) -> Tree | None:
+    """Returns the tree of all of `text`, or None."""
+    if len(text) > MAX_EXPRESSION:
+        return None
+    text = text.translate(FULL_WIDTH)
+    words = (match[1].strip() for match in TEXT_IN_LATEX.finditer(text))
+    if any(len(word) > 1 and word not in KNOWN_WORDS for word in words):
+        return None
+    if re.search(r"\d[eE][-+]?\d", text):  # 2e-3 x: a power of ten, or e?
+        return None
+    text = without_latex(text).replace("**", "^")
+    text = re.sub(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])", lambda m: m[0].replace(",", ""), text)
     try:
-        reader = _Reader(text, plus_minus, algebra)
-        found = reader.sum(0)
-        return None if reader.at < len(reader.tokens) else found
-    except (Unreadable, TooMuch, ZeroDivisionError, OverflowError):
+        return _Reader(text).whole()
+    except Unreadable:
         return None
 
 
-def _tokens(text, plus_minus):
-    text = text.replace("\\pm", "±").replace("\\mp", "∓")
-    if not plus_minus and ("±" in text or "∓" in text):
-        raise Unreadable
-    text = text.replace("±", "+" if plus_minus > 0 else "-")
-    text = text.replace("∓", "-" if plus_minus > 0 else "+")
-    tokens, at = [], 0
-    text = text.rstrip()
-    while at < len(text):
-        match = _TOKEN.match(text, at)
-        if not match:
-            raise Unreadable
-        tokens.append((match.lastgroup, match[match.lastgroup]))
-        at = match.end()
+def _tokens(text: str) -> list[tuple[str, str, bool]]:
+    """Returns (kind, text, whether blanks stand before it); words are split into letters."""
+    tokens, end, last_word = [], 0, False
+    for match in _TOKEN.finditer(text):
+        kind, token, blank = match.lastgroup, match[match.lastgroup], match.start() > end
+        long_word = kind == "word" and len(token) > 1 and token not in KNOWN_WORDS
+        behind_letter = bool(tokens) and tokens[-1][0] in ("letter", "name")
+        if blank and kind == "word" and (last_word or (long_word and behind_letter)):
+            raise Unreadable("running text")
+        last_word = long_word
+        if long_word:
+            if len(token) > 4 or any(len(n) > 1 and n in token for n in KNOWN_WORDS):
+                raise Unreadable(f"word {token}")
+            tokens += [("letter", letter, blank and not i) for i, letter in enumerate(token)]
+        elif kind == "word":
+            tokens.append(("letter" if len(token) == 1 else "name", token, blank))
+        elif token in _LETTERS:
+            tokens.append(("macro", _LETTERS[token], blank))
+        else:
+            tokens.append((kind, token, blank))
+        end = match.end()
     return tokens
 
 
 class _Reader:
-    """Recursive descent; `at` is the next token."""
+    """Recursive descent over the tokens of one text."""
 
-    def __init__(self, text, plus_minus, algebra):
-        self.tokens, self.at, self.algebra = _tokens(text, plus_minus), 0, algebra
+    def __init__(self, text):
+        self._tokens = _tokens(text)
+        self._at = self._depth = 0
+        self._bars = 0
+        letters = {token for kind, token, _ in self._tokens if kind == "letter"}
+        # Python prints I and E; a text that has both cases means two things by them.
+        self._constants = {"i": "i", "e": "e"}
+        self._constants |= {c: c.lower() for c in "IE" if c.lower() not in letters}
 
-    def peek(self, offset=0):
-        at = self.at + offset
-        return self.tokens[at] if at < len(self.tokens) else (None, None)
+    def whole(self):
+        tree = self._sum()
+        if self._at < len(self._tokens):
+            raise Unreadable(f"{self._tokens[self._at]} left over")
+        return tree
 
-    def take(self, *texts):
-        """Moves past the next token if it is one of these."""
-        if self.peek()[1] in texts and self.peek()[0] is not None:
-            self.at += 1
-            return self.tokens[self.at - 1][1]
-        return None
+    # ------------------------------------------------------------------------------- tokens
 
-    def need(self, text):
-        if not self.take(text):
-            raise Unreadable
+    def _peek(self, ahead=0):
+        at = self._at + ahead
+        return self._tokens[at] if at < len(self._tokens) else ("end", "", False)
 
-    def sum(self, depth):
-        if depth > MAX_DEPTH:
-            raise Unreadable
-        total = None
+    def _next_is(self, *texts):
+        kind, token, _ = self._peek()
+        return kind == "sign" and token in texts
+
+    def _take(self, text=None):
+        kind, token, blank = self._peek()
+        if kind == "end" or (text is not None and token != text):
+            raise Unreadable(f"no {text}")
+        self._at += 1
+        return kind, token, blank
+
+    # ------------------------------------------------------------------------------ grammar
+
+    def _sum(self):
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            raise Unreadable("too deep")
+        terms = []
+        while not terms or self._next_is("+", "-"):
+            signs = ""
+            while self._next_is("+", "-"):
+                signs += self._take()[1]
+            if len(signs) > 2:
+                raise Unreadable("three signs")
+            term = self._product()
+            terms.append(("multiply", MINUS_ONE, term) if signs.count("-") == 1 else term)
+        self._depth -= 1
+        return terms[0] if len(terms) == 1 else ("add", *terms)
+
+    def _product(self):
+        tree, divided = self._factor(), False
         while True:
-            sign = 1
-            signs = 0
-            while mark := self.take("+", "-"):
-                sign, signs = (-sign if mark == "-" else sign), signs + 1
-            if signs > 2 or (total is not None and not signs):
-                raise Unreadable
-            term = self.product(depth)
-            term = -term if sign < 0 else term
-            total = term if total is None else total + term
-            if self.peek()[1] not in ("+", "-"):
-                return total
-
-    def product(self, depth):
-        total, divided = self.factor(depth), False
-        while True:
-            if self.take("*", "\\cdot", "\\times", "\\ast"):
-                total, divided = total * self.signed(depth), False
-            elif self.take("/", "\\div"):
-                total, divided = total / self.signed(depth), True
-            elif self.starts_factor():
-                if divided:  # 1/2x: which of the two is meant?
-                    raise Unreadable
-                if self.peek()[0] == "number" and self.peek(-1)[0] == "number":
-                    raise Unreadable
-                total = total * self.factor(depth)
+            if self._next_is("*"):
+                self._take()
+                tree, divided = ("multiply", tree, self._signed()), False
+            elif self._next_is("/"):
+                self._take()
+                tree, divided = ("divide", tree, self._signed()), True
+            elif self._starts_factor():
+                if divided:
+                    raise Unreadable("1/2x has two readings")
+                tree = self._beside(tree)
             else:
-                return total
+                return tree
 
-    def signed(self, depth):
-        """Reads a factor that may have a sign: 2*-3."""
-        if self.take("-"):
-            return -self.factor(depth)
-        self.take("+")
-        return self.factor(depth)
+    def _signed(self):
+        if self._next_is("-", "+"):
+            sign = self._take()[1]
+            factor = self._factor()
+            return ("multiply", MINUS_ONE, factor) if sign == "-" else factor
+        return self._factor()
 
-    def starts_factor(self):
-        kind, text = self.peek()
-        if kind in ("number", "word", "letter"):
-            return True
-        if kind == "macro":
-            return text not in ("\\cdot", "\\times", "\\div", "\\ast", "\\right", "\\rvert")
-        return kind == "sign" and text in ("(", "[", "{", "√")
-
-    def factor(self, depth):
-        base = self.primary(depth)
-        while self.take("!"):
-            base = self.algebra.application("factorial", base)
-        if self.take("^", "**"):
-            exponent = self.exponent(depth)
-            base = self.algebra.power(base, exponent)
-            while self.take("!"):
-                base = self.algebra.application("factorial", base)
-        return base
-
-    def exponent(self, depth):
-        if self.take("-"):
-            return -self.factor(depth + 1)
-        self.take("+")
-        if depth > MAX_DEPTH:
-            raise Unreadable
-        return self.factor(depth + 1)
-
-    def group(self, depth):
-        """Reads a bracketed formula; the brackets must be of one kind."""
-        opened = self.take("(", "[", "{")
-        if not opened:
-            raise Unreadable
-        found = self.sum(depth + 1)
-        self.need(_OPENING[opened])
-        return found
-
-    def argument(self, depth):
-        """Reads what a macro takes: a group, or one digit or letter."""
-        kind, text = self.peek()
-        if text in ("{", "("):
-            return self.group(depth)
-        if (kind == "number" and len(text) == 1) or (kind == "word" and len(text) == 1):
-            return self.primary(depth)
-        if kind == "letter" or (kind == "macro" and text[1:] in (*GREEK, "pi")):
-            return self.primary(depth)
-        raise Unreadable
-
-    def primary(self, depth):
-        if depth > MAX_DEPTH:
-            raise Unreadable
-        kind, text = self.peek()
+    def _beside(self, left):
+        """Reads the right factor of a product without a sign; 2\\frac12 is a mixed number."""
+        kind, token, _ = self._peek()
         if kind == "number":
-            self.at += 1
-            return self.algebra.constant(Fraction(text))
-        if kind == "sign" and text in _OPENING:
-            return self.group(depth)
-        if kind == "sign" and text == "|":
-            self.at += 1
-            found = self.sum(depth + 1)
-            self.need("|")
-            return self.algebra.application("abs", found)
-        if kind == "sign" and text == "√":
-            self.at += 1
-            inside = self.group(depth) if self.peek()[1] in ("(", "{") else self.primary(depth + 1)
-            return self.algebra.power(inside, self.algebra.constant(Fraction(1, 2)))
+            raise Unreadable("a number behind a factor")
+        start = self._at
+        right = self._factor()
+        plain = right[0] == "divide" and right[1][0] == right[2][0] == "number"
+        if token == "frac" and plain and self._tokens[start - 1][0] == "number":
+            if left[0] != "number" or left[1].denominator != 1:
+                raise Unreadable("3 * 2 1/2")
+            return ("add", left, right)
+        return ("multiply", left, right)
+
+    def _starts_factor(self):
+        kind, token, _ = self._peek()
+        if kind == "sign":
+            return token in "([{√∛" or (token == "|" and not self._bars) or token == "\\|"
         if kind == "macro":
-            self.at += 1
-            return self.macro(text, depth)
+            return token not in ("rfloor", "rceil", "rvert", "rangle", "rVert")
+        return kind in ("number", "letter", "name")
+
+    def _factor(self):
+        tree = self._atom()
+        while self._next_is("!"):
+            self._take()
+            if self._next_is("!", "="):
+                raise Unreadable("!! or !=")
+            tree = ("call", "factorial", tree)
+        if self._next_is("^"):
+            self._take()
+            function = tree[0] == "symbol" and tree[1][0] in _FUNCTION_LETTERS
+            tree = ("power", tree, self._exponent())
+            if self._next_is("!") or (function and self._next_is("(")):
+                raise Unreadable("x^2! or f^2(x)")
+        return tree
+
+    def _exponent(self):
+        if self._next_is("-", "+"):
+            sign = self._take()[1]
+            tree = self._exponent()
+            return ("multiply", MINUS_ONE, tree) if sign == "-" else tree
+        kind, token, _ = self._peek()
+        if kind == "sign" and token not in "({√":
+            raise Unreadable(f"exponent {token}")
+        tree = self._atom()
+        if self._next_is("^"):
+            self._take()
+            return ("power", tree, self._exponent())
+        return tree
+
+    def _group(self, closing):
+        bars, self._bars = self._bars, 0
+        tree = self._sum()
+        self._take(closing)
+        self._bars = bars
+        return tree
+
+    def _atom(self):
+        kind, token, _ = self._take()
+        if kind == "number":
+            return self._number(token)
         if kind == "letter":
-            self.at += 1
-            return self.name(text)
-        if kind == "word":
-            return self.word(text, depth)
-        raise Unreadable
+            return self._letter(token)
+        if kind in ("name", "macro"):
+            return self._named(token, is_macro=kind == "macro")
+        if token == "(":
+            return self._group(")")
+        if token == "[":
+            return self._group("]")
+        if token == "{":
+            return self._group("}")
+        if token == "|":
+            return self._absolute("|")
+        if token == "√":
+            return ("root", 2, self._radicand())
+        if token == "∛":
+            return ("root", 3, self._radicand())
+        raise Unreadable(f"sign {token}")
 
-    def macro(self, text, depth):
-        if text in _FRACTIONS:
-            return self.argument(depth) / self.argument(depth)
-        if text == "\\sqrt":
-            degree = self.algebra.constant(2)
-            if self.take("["):
-                degree = self.sum(depth + 1)
-                self.need("]")
-            return self.algebra.power(self.argument(depth), self.algebra.inverse(degree))
-        if text in ("\\binom", "\\dbinom", "\\tbinom"):
-            return self.algebra.application("binomial", self.argument(depth), self.argument(depth))
-        if text == "\\lvert":
-            found = self.sum(depth + 1)
-            self.need("\\rvert")
-            return self.algebra.application("abs", found)
-        name = text[1:]
-        if name in GREEK or name in ("pi", "infty"):
-            return self.name(GREEK.get(name) or NAMES[name])
-        if name in FUNCTIONS:
-            return self.function(FUNCTIONS[name], depth)
-        raise Unreadable
+    def _absolute(self, closing):
+        self._bars += 1
+        tree = self._sum()
+        self._bars -= 1
+        self._take(closing)
+        return ("call", "abs", tree)
 
-    def word(self, text, depth):
-        """Reads a run of letters: a function, a name, or up to two letters that are multiplied."""
-        if text in FUNCTIONS:
-            self.at += 1
-            # As in Python: the natural logarithm. LaTeX's \log says no base.
-            return self.function("ln" if text == "log" else FUNCTIONS[text], depth)
-        if text in GREEK or text in NAMES:
-            self.at += 1
-            return self.name(GREEK.get(text) or NAMES[text])
-        if len(text) > 2:
-            raise Unreadable
-        self.at += 1
-        if text in CALLED and self.peek()[1] == "(":
-            return self.function(text, depth)
-        found = None
-        for letter in text[:-1]:
-            found = self.algebra.symbol(letter.lower())
-        last = self.name(text[-1].lower())
-        return last if found is None else found * last
+    def _number(self, token):
+        if self._next_is("_"):
+            raise Unreadable("a number to some base")
+        value = Fraction(token)
+        if self._next_is(".") and self._peek(1)[1] == "overline":
+            self._take()
+        if self._peek()[:2] == ("macro", "overline"):
+            self._take()
+            self._take("{")
+            kind, digits, _ = self._take()
+            self._take("}")
+            if kind != "number" or not digits.isdigit():
+                raise Unreadable("overline")
+            scale = (10 ** len(digits) - 1) * 10 ** len(token.partition(".")[2])
+            value += Fraction(int(digits), scale)
+        return ("number", value)
 
-    def name(self, name):
-        """Returns a symbol, with the index and the primes that follow."""
-        if self.take("_"):
-            kind, text = self.peek()
-            if text == "{":
-                closing = next(
-                    (i for i in range(self.at, len(self.tokens)) if self.tokens[i][1] == "}"), None
-                )
-                if closing is None:
-                    raise Unreadable
-                inside = self.tokens[self.at + 1 : closing]
-                if not inside or any(text in _OPENING for _, text in inside):
-                    raise Unreadable
-                text, self.at = "".join(text for _, text in inside), closing
-            elif kind not in ("number", "word", "letter"):
-                raise Unreadable
-            self.at += 1
-            name = f"{name}_{text.lower()}"
-        while self.take("'"):
-            name += "'"
-        return self.algebra.symbol(name)
+    def _letter(self, letter):
+        kind, token, blank = self._peek()
+        if kind == "number" and not blank and token.isdigit():  # x1, as programs name it
+            self._take()
+            return ("symbol", f"{letter}_{token}")
+        name = letter + self._subscript()
+        if letter in _FUNCTION_LETTERS and self._next_is("("):
+            return ("call", name, *self._arguments())
+        if name != letter:
+            return ("symbol", name)
+        if letter in self._constants:
+            return ("symbol", self._constants[letter])
+        return ("symbol", letter)
 
-    def function(self, name, depth):
-        exponent = None
-        if self.take("^", "**"):  # \sin^2 x
-            exponent = self.exponent(depth)
-            number = self.algebra.number(exponent)
-            if number is None or number < 0:
-                raise Unreadable  # an inverse?
-        base = None
-        if name == "log" and self.take("_"):
-            base = self.argument(depth)
-        if self.peek()[1] in ("(", "{"):
-            opened = self.take("(", "{")
-            arguments = [self.sum(depth + 1)]
-            while self.take(","):
-                arguments.append(self.sum(depth + 1))
-            self.need(_OPENING[opened])
+    def _subscript(self):
+        """Reads the subscript and primes behind a letter; they belong to its name."""
+        name = ""
+        if self._next_is("_"):
+            self._take()
+            kind, token, _ = self._take()
+            if token == "{":
+                inside = []
+                while not self._next_is("}"):
+                    inside.append(self._take()[1])
+                self._take("}")
+                token = " ".join(inside)
+            elif kind == "number" or kind == "letter" or token in GREEK:
+                pass
+            else:
+                raise Unreadable("subscript")
+            name = f"_{token}"
+        while self._next_is("'"):
+            name += self._take()[1]
+        return name
+
+    def _arguments(self):
+        self._take("(")
+        bars, self._bars = self._bars, 0
+        arguments = [self._sum()]
+        while self._next_is(","):
+            self._take()
+            arguments.append(self._sum())
+        self._take(")")
+        self._bars = bars
+        return arguments
+
+    def _braced(self):
+        """Reads an argument of a macro: a group, one digit or one letter."""
+        kind, token, blank = self._peek()
+        if token == "{" and kind == "sign":
+            self._take()
+            return self._group("}")
+        if kind == "number":
+            if len(token) > 1:
+                raise Unreadable("an argument of several digits without braces")
+            self._take()
+            return ("number", Fraction(token))
+        if kind == "letter":
+            self._take()
+            return ("symbol", self._constants.get(token, token))
+        if kind == "macro" and (token in _CONSTANTS or token in GREEK):
+            self._take()
+            return ("symbol", _CONSTANTS.get(token, token))
+        raise Unreadable("argument")
+
+    def _radicand(self):
+        kind, token, _ = self._peek()
+        if kind == "number":  # √13 and \sqrt13 are meant alike
+            self._take()
+            return ("number", Fraction(token))
+        if token == "(":
+            self._take()
+            return self._group(")")
+        return self._braced()
+
+    def _named(self, name, *, is_macro):
+        if name in _CONSTANTS:
+            return ("symbol", _CONSTANTS[name])
+        if name in GREEK:
+            if self._next_is("_", "'"):
+                return ("symbol", name + self._subscript())
+            return ("symbol", name.removeprefix("var"))
+        if name in _UNARY:
+            return self._function(_UNARY[name], is_macro=is_macro)
+        if name == "sqrt" and is_macro:
+            degree = 2
+            if self._next_is("["):
+                self._take()
+                kind, token, _ = self._take()
+                self._take("]")
+                if kind != "number" or not token.isdigit() or not 2 <= int(token) <= 99:
+                    raise Unreadable("degree of a root")
+                degree = int(token)
+            return ("root", degree, self._radicand())
+        if name in _CALLS and not is_macro or name in ("gcd", "lcm"):
+            return self._call(*_CALLS[name])
+        return self._macro(name)
+
+    def _call(self, name, count):
+        arguments = self._arguments()
+        if len(arguments) != count:
+            raise Unreadable(f"arguments of {name}")
+        if name in ("sqrt", "cbrt"):
+            return ("root", 2 if name == "sqrt" else 3, *arguments)
+        return ("call", name, *arguments)
+
+    def _macro(self, name):
+        if name == "frac":
+            top = self._braced()
+            bottom = self._braced()
+            if self._peek()[0] == "number" and not self._peek()[2]:
+                raise Unreadable("\\frac123")
+            return ("divide", top, bottom)
+        if name in ("binom", "dbinom", "tbinom"):
+            return ("call", "binomial", self._braced(), self._braced())
+        if name in ("lfloor", "lceil", "lvert"):
+            bars, self._bars = self._bars, 0
+            tree = self._sum()
+            self._take("r" + name[1:])
+            self._bars = bars
+            call = {"lfloor": "floor", "lceil": "ceiling", "lvert": "abs"}[name]
+            return ("call", call, tree)
+        if name in _DECORATIONS:
+            inside = self._braced()
+            if inside[0] != "symbol":
+                raise Unreadable(f"\\{name}")
+            return ("symbol", f"{name} {inside[1]}" + self._subscript())
+        raise Unreadable(f"macro {name}")
+
+    def _function(self, name, *, is_macro):
+        power = base = None
+        if self._next_is("_") and name == "log":
+            self._take()
+            base = self._radicand() if self._peek()[0] == "number" else self._braced()
+        if self._next_is("^"):
+            self._take()
+            power = self._exponent()
+            if power == ("multiply", MINUS_ONE, ("number", Fraction(1))):
+                if name not in ("sin", "cos", "tan"):
+                    raise Unreadable("inverse function")
+                name, power = f"arc{name}", None
+        if self._next_is("("):
+            arguments = self._arguments()
+            if len(arguments) == 2 and name == "log" and base is None:
+                arguments, base = arguments[:1], arguments[1]
+            if len(arguments) != 1:
+                raise Unreadable(f"arguments of {name}")
+            if power is not None and self._next_is("^"):
+                raise Unreadable("two powers")
+        elif is_macro:
+            arguments = [self._bare_argument()]
         else:
-            arguments = [self.bare_argument(depth)]
-        found = _applied(self.algebra, name, arguments, base)
-        return found if exponent is None else self.algebra.power(found, exponent)
+            raise Unreadable(f"{name} without brackets")
+        if name == "lg":
+            base = ("number", Fraction(10))
+        if name == "exp":
+            tree = ("power", ("symbol", "e"), *arguments)
+        elif base is not None:
+            tree = ("divide", ("call", "ln", *arguments), ("call", "ln", base))
+        else:
+            tree = ("call", name, *arguments)
+        return tree if power is None else ("power", tree, power)
 
-    def bare_argument(self, depth):
-        """Reads `2x` of \\sin 2x: a number, letters and macros up to an operator or function."""
-        found = None
-        while True:
-            kind, text = self.peek()
-            plain = kind in ("number", "letter") or (kind == "word" and text not in FUNCTIONS)
-            greek = kind == "macro" and text[1:] in (*GREEK, "pi", "frac", "dfrac", "tfrac", "sqrt")
-            if not plain and not greek:
+    def _bare_argument(self):
+        r"""Reads what a function without brackets takes: \sin 2x, up to a sign or a function."""
+        if not self._starts_factor():
+            raise Unreadable("function of nothing")
+        tree = self._factor()
+        while self._starts_factor():
+            kind, token, _ = self._peek()
+            if kind in ("macro", "name") and token in _UNARY:
                 break
-            if kind == "number" and found is not None:
-                raise Unreadable
-            part = self.factor(depth + 1)
-            found = part if found is None else found * part
-        if found is None:
-            raise Unreadable
-        return found
-
-
-def _applied(algebra, name, arguments, base):
-    counts = {"log": (1, 2), "ln": (1, 2), "max": (1, 9), "min": (1, 9), "gcd": (2, 9)}
-    least, most = counts.get(name, (2, 2) if name == "binomial" else (1, 1))
-    if name == "lcm":
-        least, most = 2, 9
-    if not least <= len(arguments) <= most:
-        raise Unreadable
-    if name == "exp":
-        return algebra.power(algebra.symbol("e"), arguments[0])
-    if name in ("sqrt", "cbrt"):
-        root = Fraction(1, 2 if name == "sqrt" else 3)
-        return algebra.power(arguments[0], algebra.constant(root))
-    if len(arguments) == 2 and name in ("ln", "log"):  # log(8, 2)
-        arguments, base = arguments[:1], arguments[1]
-    if base is not None:
-        return algebra.application("log_", arguments[0], base)
-    if name in ("log", "ln") and algebra.number(arguments[0]) == 1:
-        return algebra.constant(0)
-    if name in ("max", "min", "gcd", "lcm"):
-        arguments = sorted(arguments, key=algebra.key)
-    return algebra.application(name, *arguments)
+            if token == "(" and kind == "sign":
+                raise Unreadable("\\sin x(x+1) has two readings")
+            tree = self._beside(tree)
+        return tree

@@ -9,6 +9,7 @@ from fractions import Fraction
 from flow_grpo_jax.answers.latex import without_latex
 from flow_grpo_jax.answers.text import MAX_EXPRESSION, final_answer
 
+_GOAL = ("24", "24.0")
 _OPERATIONS = {
     ast.Add: lambda a, b: a + b,
     ast.Sub: lambda a, b: a - b,
@@ -35,14 +36,19 @@ def expression_value(text: str, numbers: Sequence[int]) -> Fraction | None:
     r"""Returns the exact value of an expression that uses each number exactly once, else None.
 
     Allowed: integers, + - * / and brackets; × ÷ − · \times \div \cdot \frac{}{} as other spellings,
-    "x" between operands, and "= 24" at the end or "24 =" before (also with "=="). Refused: a sign
-    before an operand, powers, floor division, decimals, joined digits (12 from 1 and 2),
+    "x" between operands, and "= 24" (also "== 24", "= 24.0") at the end or "24 =" before. Refused:
+    a sign before an operand, powers, floor division, decimals, joined digits (12 from 1 and 2),
     multiplication without a sign, a division by zero.
     """
     if len(text) > MAX_EXPRESSION:
         return None
     text = without_latex(text.rstrip(" .\n"))
-    text = re.sub(r"==?\s*24(?:\.0{1,9})?$|^24\s*==?", "", text, count=1).strip()
+    sides = [side.strip() for side in re.split("==?", text)]
+    if len(sides) > 1:
+        others = [side for side in sides if side not in _GOAL]
+        if len(sides) > 2 or len(others) != 1:
+            return None
+        text = others[0]
     replaced = 1
     while replaced:  # innermost first, so that nested fractions need no brace matching
         text, replaced = re.subn(r"\\frac\{([^{}]*)\}\{([^{}]*)\}", r"((\1)/(\2))", text)

@@ -7,33 +7,38 @@ from collections import Counter
 from collections.abc import Mapping
 from fractions import Fraction
 
-from flow_grpo_jax.answers.latex import SYMBOLS
+from flow_grpo_jax.answers.latex import SYMBOLS, TEXT_IN_LATEX
 from flow_grpo_jax.answers.text import MAX_EXPRESSION, golds_of
 
 UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
+_DASHES = dict.fromkeys(map(ord, "‐‑‒–—−"), "-")
+_KEPT = re.compile(r"(?<=\d)[./:+-](?=\d)|(?<![\w-])-(?=\.?\d)|(?<=\w)[+#]+(?!\w)")
+_TO_MARKS = {ord(sign): 0xE000 + i for i, sign in enumerate("./:-+#")}
+_FROM_MARKS = {mark: sign for sign, mark in _TO_MARKS.items()}
 _PLAIN_NUMBER = re.compile(rf"([-+]?)\s?[$€£]?({UNSIGNED})\s?%?", re.ASCII)
 
 
 def normalise(text: str) -> str:
     """Normalises as SQuAD does: lower case, no punctuation, no articles, single spaces.
 
-    Differs from the original script: Unicode punctuation goes too (an en dash like a hyphen), and
-    what makes another value stays: marks between digits, but commas (10.8 is not 108, 3:2 not 32),
-    the sign of a number, and the marks of C++ and C#.
+    Differs from the original script where punctuation tells two answers apart: Unicode punctuation
+    goes too (an en dash like a hyphen), but a point, slash, colon, plus or dash between digits
+    stays, and so do a minus before a number and the signs of C++, C# and A+: 10.8 is not 108,
+    2-1 is not 21, -5 is not 5.
     """
     text = unicodedata.normalize("NFC", text).lower().translate(_DASHES)
-    text = _KEPT.sub(lambda match: match[0].translate(_HIDDEN), text)
+    text = _KEPT.sub(lambda match: match[0].translate(_TO_MARKS), text)
     text = "".join(
         c for c in text if c not in string.punctuation and unicodedata.category(c)[0] != "P"
     )
-    text = re.sub(r"\b(a|an|the)\b", " ", text.translate(_SHOWN))
-    return " ".join(text.split())
+    text = re.sub(r"(?<![\w\uE000-\uE005])(a|an|the)(?![\w\uE000-\uE005])", " ", text)
+    return " ".join(text.translate(_FROM_MARKS).split())
 
 
-_DASHES = str.maketrans("‐‑‒–—−", "------")
-_KEPT = re.compile(r"(?<=\d)[.:/-](?=\d)|(?<![^\s(])-(?=[.\d])|(?<=[a-z])[+#]{1,2}(?![\w+#])")
-_HIDDEN = {ord(mark): 0xE000 + i for i, mark in enumerate(".:/-+#")}  # private characters
-_SHOWN = {hidden: mark for mark, hidden in _HIDDEN.items()}
+def unboxed(text: str) -> str:
+    r"""Returns what is in the box if the whole text is one: \boxed{Paris}."""
+    box = re.fullmatch(r"\$?\\boxed\{([^{}]*)\}\$?\.?", text)
+    return TEXT_IN_LATEX.sub(r"\1", box[1]) if box else text
 
 
 def exact_match(prediction: str, gold: str) -> bool:

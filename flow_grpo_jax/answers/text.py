@@ -24,41 +24,63 @@ def tagged_answer(text: str) -> str:
     return (tagged[-1] if tagged else text).strip()
 
 
-# Full-width letters, digits and signs, and the marks of Chinese and Japanese, as ASCII has them.
-HALF_WIDTH = {0xFF01 + i: 0x21 + i for i in range(94)} | {0x3000: " ", 0x3002: ". ", 0x3001: ", "}
-HALF_WIDTH |= {0xFF61: ". ", 0xFF64: ", ", 0xFFE5: "¥", 0xFFE1: "£", 0xFFE0: "¢", 0xFEFF: ""}
-
-
 def final_answer(text: str, *, whole_line: bool = False) -> str:
-    r"""Returns the last `\boxed{}`'s content, else the sentence after "answer is", else `text`.
+    r"""Returns the last `\boxed{}`'s content, else what follows a last "#### ", else the sentence
+    after "answer is", else `text`.
 
-    Full-width characters become those of ASCII. `\boxed 25` is read like `\boxed{25}`.
-
-    whole_line: take the rest of the line after "answer is" instead of its first sentence.
+    Boxes with nothing but "or", "and" or a comma between them are one answer, a list: none of them
+    may be picked. whole_line: take the rest of the line after "answer is" instead of its first
+    sentence.
     """
-    text = text.translate(HALF_WIDTH).replace("\\fbox", "\\boxed")
-    text = re.sub(r"\\boxed\s+(?:\{|([^\s{}$]+))", _boxed, text)
-    start = text.rfind(r"\boxed{")
-    if start >= 0:
-        depth = 0
-        for end in range(start + 6, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            if depth == 0:
-                return text[start + 7 : end].strip()
+    if boxes := _last_boxes(text):
+        return ", ".join(dict.fromkeys(boxes))
+    marked = text.rpartition("####")[2].strip()
+    if "\n" not in marked:
+        text = marked
     tail = text[max((m.end() for m in _ANSWER_IS.finditer(text)), default=len(text)) :].strip()
     if tail:
         text = tail.splitlines()[0]
         if not whole_line:
-            text = re.split(r"\.(?=\s|$)", text, maxsplit=1)[0]
-    return text.rstrip(" \t\r\n*_`.").lstrip(" \t\r\n*_`")
+            text = re.split(r"\.(?=\s|$)|。", text, maxsplit=1)[0]
+    return without_stop(text, also="*_`").lstrip(" \t\r\n*_`")
 
 
-def _boxed(match):
-    return rf"\boxed{{{match[1]}}}" if match[1] else r"\boxed{"
+def without_stop(text: str, *, also: str = "") -> str:
+    """Strips white space, the full stop and the characters of `also` at the end; dots stay."""
+    blank = " \t\r\n。" + also
+    text = text.rstrip(blank)
+    while text.endswith(".") and not text.endswith(".."):
+        text = text[:-1].rstrip(blank)
+    return text
 
 
+def _last_boxes(text: str) -> list[str]:
+    r"""Returns the contents of the last boxes that only separators part; [] if the last is open."""
+    opened, spans = [], []  # spans: (start of "\boxed", start, end of the content)
+    for match in _BOX_OR_BRACE.finditer(text):
+        if match["bare"]:
+            spans.append((match.start(), *match.span("bare")))
+        elif match[0] != "}":
+            opened.append((match.start(), match.end(), match[0] != "{"))
+        elif opened:
+            start, inside, is_box = opened.pop()
+            if is_box:
+                spans.append((start, inside, match.start()))
+    spans.sort()
+    boxes = []
+    if spans and max((start for start, _, is_box in opened if is_box), default=-1) < spans[-1][0]:
+        boxes.append(spans.pop())
+        while spans and _BETWEEN_BOXES.fullmatch(text, spans[-1][2], boxes[-1][0]):
+            boxes.append(spans.pop())
+    return [without_stop(text[start:end]).strip() for _, start, end in reversed(boxes)]
+
+
+_BOX_OR_BRACE = re.compile(
+    r"\\boxed\s{0,9}\{|\\boxed(?![a-zA-Z])\s{0,9}(?P<bare>[-+]?[\w.,/%]+)|[{}]"
+)
+_BETWEEN_BOXES = re.compile(r"\}?(?:[\s,;$.]|\\text\{|\}|\bor\b|\band\b|\\[()\[\]]){0,40}")
 _ANSWER_IS = re.compile(
-    r"(?:\b(?:answer|option|choice)\b(?:[^.\n:=]{0,60}?\bis\b|[\s*_]{0,9}[:=])"
-    r"|#{4}|答案?[\s*_]{0,9}(?:[:=]|是|为|為))[\s*_:]{0,9}",
+    r"\b(?:answer|option|choice)\b(?:[^.\n:=]{0,60}?\bis\b|[\s*_]{0,9}[:=：])[\s*_:]{0,9}"
+    r"|最终答案(?:是|为)?[：:]?(?<=[是为：:])[\s*_]{0,9}|答案[：:][\s*_]{0,9}",
     re.I,
 )

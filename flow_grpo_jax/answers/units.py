@@ -1,84 +1,172 @@
-"""Units of numbers in one spelling: feet is foot, km/h is kmh, cm² is cm^2."""
+"""Units of measure and of counting, in one spelling."""
 
 import re
 
-_WORDS = {
-    "millimeter": "mm millimeter millimetre",
-    "centimeter": "cm centimeter centimetre",
-    "meter": "m meter metre",
-    "kilometer": "km kilometer kilometre kms",
-    "inch": "in inch inches",
-    "foot": "ft foot feet",
-    "yard": "yd yard",
-    "mile": "mi mile",
-    "milligram": "mg milligram",
-    "gram": "g gram gramme",
-    "kilogram": "kg kilogram kilo kgs",
-    "pound": "lb lbs pound",
-    "ounce": "oz ounce",
-    "milliliter": "ml milliliter millilitre",
-    "liter": "l liter litre",
-    "millisecond": "ms millisecond",
-    "second": "s sec secs second",
-    "minute": "min mins minute",
-    "hour": "h hr hrs hour",
-    "degree": "degree deg degs",
-    "mile/hour": "mph",
-    "kilometer/hour": "kmh kph kmph",
-    "kilobyte": "kb kilobyte",
-    "megabyte": "mb megabyte",
-    "gigabyte": "gb gigabyte",
-    "terabyte": "tb terabyte",
+# canonical name: its spellings. A word may stand under several names: 5 pounds are £5 or 5 lb.
+_SPELLINGS = {
+    "mm": "mm millimeter millimetre",
+    "cm": "cm cms centimeter centimetre",
+    "dm": "dm decimeter decimetre",
+    "m": "m meter metre",
+    "km": "km kms kilometer kilometre",
+    "in": "in inch",
+    "ft": "ft foot",
+    "yd": "yd yard",
+    "mi": "mi mile",
+    "mg": "mg milligram",
+    "g": "g gm gram",
+    "kg": "kg kgs kilo kilogram",
+    "lb": "lb lbs pound",
+    "oz": "oz ounce",
+    "ml": "ml milliliter millilitre",
+    "l": "l liter litre",
+    "gal": "gal gallon",
+    "qt": "qt quart",
+    "pt": "pt pint",
+    "ms": "ms millisecond",
+    "s": "s sec second",
+    "min": "min minute",
+    "h": "h hr hrs hour",
+    "day": "day",
+    "week": "week wk",
+    "year": "year yr",
     "am": "am",
     "pm": "pm",
+    "hz": "hz hertz",
+    "j": "joule",
+    "n": "newton",
+    "w": "watt",
+    "kw": "kw kilowatt",
+    "kj": "kj kilojoule",
+    "pa": "pascal pa",
+    "kb": "kb kilobyte",
+    "mb": "mb megabyte",
+    "gb": "gb gigabyte",
+    "tb": "tb terabyte",
+    "degree": "degree deg degs",
+    "°c": "degree celsius",
+    "°f": "degree fahrenheit",
+    "rad": "rad radian",
+    "dollar": "dollar usd buck",
+    "cent": "cent",
+    "euro": "euro eur",
+    "pound": "pound gbp",
+    "unit": "unit",
 }
-NAMES = {spelling: name for name, spellings in _WORDS.items() for spelling in spellings.split()}
-# Glued to a number, or of one letter, these are units: 5x, 5 i and 5pi are not.
-SHORT = frozenset(spelling for spelling in NAMES if len(spelling) <= 4) - {"mile", "foot", "feet"}
+_NAMES: dict[str, frozenset[str]] = {}
+for _name, _words in _SPELLINGS.items():
+    for _word in _words.split():
+        _NAMES[_word] = _NAMES.get(_word, frozenset()) | {_name}
+# Words that are a unit wherever they stand behind a value.
+MEASURES = frozenset(
+    {name for name in _NAMES if len(name) > 1}
+    | {name + "s" for name in _NAMES if len(name) > 2}
+    | {"feet", "inches", "square", "cubic", "mph", "kmh", "kph"}
+) - {"in", "am", "pm"}
 _IRREGULAR = {
-    "men": "man", "women": "woman", "children": "child", "people": "person", "persons": "person",
-    "mice": "mouse", "geese": "goose", "teeth": "tooth", "lives": "life", "knives": "knife",
-    "halves": "half", "leaves": "leaf", "loaves": "loaf", "vertices": "vertex", "dice": "die",
-    "indices": "index", "matrices": "matrix", "radii": "radius", "axes": "axis", "pence": "penny",
-    "pennies": "penny", "oxen": "ox", "wolves": "wolf", "shelves": "shelf", "potatoes": "potato",
-    "tomatoes": "tomato", "heroes": "hero",
-}  # fmt: skip
-_POWERS = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3"}
+    "feet": "foot",
+    "inches": "inch",
+    "people": "person",
+    "persons": "person",
+    "children": "child",
+    "men": "man",
+    "women": "woman",
+    "mice": "mouse",
+    "geese": "goose",
+    "teeth": "tooth",
+    "dice": "die",
+    "oxen": "ox",
+    "vertices": "vertex",
+    "indices": "index",
+    "matrices": "matrix",
+    "hertz": "hertz",
+    "celsius": "celsius",
+    "gas": "gas",
+    "bus": "bus",
+}
+_ALPHABET = "abcdefghijklmnopqrstuvwxyz"
+_PLURALS = (("ies", "y"), ("ves", "f"), ("ves", "fe"), ("es", ""), ("s", ""))
+_TOGETHER = {"mph": "mi/h", "kmh": "km/h", "kph": "km/h", "kmph": "km/h", "mps": "m/s"}
+_SCALE = re.compile(r"degrees?\s*(?:(c)(?:elsius)?|f(?:ahrenheit)?)")
+_POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
+_WORD = re.compile(r"([a-z]+)\.?(?:\s*\^\s*\{?\s*([-+]?[1-3])\s*\}?)?|(/|\bper\b)|[\s*]+")
+MONEY = {"$": "dollar", "€": "euro", "£": "pound"}
+# A unit glued to its number, or of one letter, must be one of these: 5x, 5 i and 5pi are no units.
+SHORT = frozenset(
+    {"mm", "cm", "dm", "m", "km", "in", "ft", "yd", "mi", "mg", "g", "kg", "lb", "lbs", "oz", "ml"}
+    | {"l", "ms", "s", "sec", "min", "h", "hr", "hrs", "mph", "kmh", "kph", "am", "pm", "kb", "mb"}
+    | {"gb", "tb", "hz"}
+)
+# Words that change the number before them instead of naming what is counted.
+_NOT_UNITS = frozenset(
+    {"or", "and", "nor", "not", "to", "if", "but", "than", "more", "less", "fewer", "greater"}
+    | {"plus", "minus", "times", "over", "by", "mod", "modulo", "choose", "power", "negative"}
+    | {"squared", "cubed", "factorial", "root", "sqrt", "pi", "log", "ln", "sin", "cos", "tan"}
+    | {"hundred", "infinity", "half", "halves", "third", "thirds", "quarter", "quarters"}
+    | {"fourth", "fourths", "fifth", "fifths", "sixth", "sixths", "seventh", "sevenths", "eighth"}
+    | {"eighths", "ninth", "ninths", "tenth", "tenths", "hundredths", "thousandths", "oo", "exp"}
+    | {"maybe", "perhaps", "about", "approximately", "either", "though", "because", "since", "is"}
+    | {"unless", "else", "otherwise", "except", "when", "where", "possibly", "probably", "guess"}
+    | {"thousand", "million", "billion", "trillion", "dozen", "percent", "base", "remainder"}
+)
+
+Unit = tuple[tuple[frozenset[str], int], ...]  # (names a word may stand for, power) of each factor
 
 
-def canonical(unit):
-    """Returns one spelling for all that a unit has.
+def parse_unit(text: str) -> Unit | None:
+    """Returns the factors of a unit, or None if `text` is none.
 
-    Args:
-      unit: letters, spaces, points, "/" and ^2 or ^3, such as "square feet" or "km/h".
+    Takes up to four words: cm^2, cm², square centimeters, km/h, kmh, "miles per hour", m s^{-1},
+    "red apples". Plurals are singular. A word that stands in no table is a unit of its own.
     """
-    text = re.sub(r"\s*\^\s*\{?(\d)\}?", r"^\1", unit.lower().replace(".", " "))
-    text = re.sub(r"\s*/\s*|\s+per\s+", "/", text)
-    parts = []
-    for part in text.split("/"):
-        words = part.split()
-        power = ""
-        if len(words) > 1 and words[0] in _POWERS:
-            power, words = _POWERS[words[0]], words[1:]
-        parts.append(" ".join(map(_word, words)) + power)
-    return "/".join(parts)
+    text = text.strip().lower()
+    if scale := _SCALE.fullmatch(text):
+        text = "celsius" if scale[1] else "fahrenheit"
+    for word, spelled in _TOGETHER.items():
+        text = re.sub(rf"^{word}\.?$", spelled, text)
+    factors, sign, power, position = [], 1, 1, 0
+    while position < len(text):
+        match = _WORD.match(text, position)
+        if match is None:
+            return None
+        position = match.end()
+        if match[3] or match[1] == "per":
+            if sign < 0 or not factors:
+                return None
+            sign = -1
+        elif match[1] in _POWERS and not match[2]:
+            power = _POWERS[match[1]]
+        elif match[1]:
+            names = _names(match[1])
+            product = len(match[1]) < 3 or match[1] in _ALPHABET  # bh, xyz
+            if match[1] in _NOT_UNITS or (product and not names & _SPELLINGS.keys()):
+                return None
+            factors.append((names, sign * power * int(match[2] or 1)))
+            power = 1
+    if not 1 <= len(factors) <= 4 or power != 1 or 0 in {power for _, power in factors}:
+        return None
+    return tuple(factors)
 
 
-def _word(word):
-    word, mark, power = word.partition("^")
-    return _singular(word) + mark + power
+def _names(word: str) -> frozenset[str]:
+    """Returns what a word stands for: its canonical names, else what it may be the plural of."""
+    singular = {_IRREGULAR[word]} if word in _IRREGULAR else {word}
+    if word not in _IRREGULAR and len(word) > 3:
+        for ending, replaced in (
+            ("ies", ("y",)),
+            ("ves", ("f", "fe")),
+            ("es", ("",)),
+            ("s", ("",)),
+        ):
+            if word.endswith(ending) and not word.endswith("ss"):
+                singular |= {word.removesuffix(ending) + end for end in replaced}
+    known = frozenset().union(*(_NAMES.get(name, ()) for name in singular))
+    return known or frozenset(singular)
 
 
-def _singular(word):
-    if word in NAMES:
-        return NAMES[word]
-    if word in _IRREGULAR:
-        return _IRREGULAR[word]
-    for ending, replaced in (("ies", "y"), ("sses", "ss"), ("shes", "sh"), ("ches", "ch")):
-        if word.endswith(ending) and len(word) > len(ending) + 1:
-            return word.removesuffix(ending) + replaced
-    if word.endswith("xes"):
-        return word.removesuffix("es")
-    if word.endswith("s") and not word.endswith("ss") and len(word) > 2:
-        word = word.removesuffix("s")
-    return NAMES.get(word, word)
+def same_unit(a: Unit, b: Unit) -> bool:
+    """Returns whether two units are one: the same factors in the same order."""
+    return len(a) == len(b) and all(
+        names & others and power == other
+        for (names, power), (others, other) in zip(a, b, strict=True)
+    )

@@ -1,312 +1,502 @@
-"""The rule for mathematics: decided pairs, and random formulas against floating point."""
+r"""Kind "math" beyond plain numbers: statements, exact algebra, units, and what must not be paid.
 
-import cmath
+The reference for equality is a float evaluation of random expressions, by code of this file.
+"""
+
+import math
 import random
-import time
 
 import pytest
 
 from flow_grpo_jax import rewards
-from flow_grpo_jax.answers import formulas, units
-from flow_grpo_jax.answers.expressions import value_of
-from flow_grpo_jax.answers.numbers import Number
+from flow_grpo_jax.answers import algebra, expressions, formulas
+from flow_grpo_jax.answers.units import parse_unit, same_unit
 
 
-def rewarded(gold, answer):
-    question = {"id": "q", "question": "?", "kind": "math", "answer": gold}
+def reward(gold, answer, asked="?"):
+    question = {"id": "q", "question": asked, "kind": "math", "answer": gold}
     return rewards.score(question, answer).value
 
 
-EQUATIONS = r"""
-x^2+y^2=25 || 25 || 0
-x^2+y^2=25 || x = 25 || 0
-x^2+y^2=25 || y^2 + x^2 - 25 = 0 || 1
-(x-1)^2+(y+2)^2=9 || x^2 - 2x + y^2 + 4y - 4 = 0 || 1
-3x+y-13=0 || 0 || 0
-3x+y-13=0 || x = 0 || 0
-3x+y-13=0 || y = 13 - 3*x || 1
-3x+y-13=0 || 6x + 2y = 26 || 1
-3x+y-13=0 || y = 13 + 3x || 0
-y = 2x+3 || 2x+3 || 1
-y = 2x+3 || 2x - y + 3 = 0 || 1
-y = 2x+3 || 3 || 0
-y^2 = 8x || 8x || 0
-y^2 = 8x || x = y^2/8 || 1
-xy = 12 || 12 || 0
-x + y = 7 || 7 || 0
-x_1 + x_2 = 4 || 4 || 0
-0 || x^2-5x+6=0 || 0
-0 || 3x+y-13=0 || 0
-5 || y = 5 || 1
-a = b = 3 || 3 || 1
-4 || 3 = 4 || 0
-4 || x = 3 = 4 || 0
-7 || f(2) = 7 || 1
-f(2) = 7 || 7 || 1
-m + n = 37 || 37 || 1
-293 || m+n = 200 + 93 = 293 || 1
-391 || 17*23 = 391 || 1
-4 || n = 4 \approx 3.99 || 0
-4 || x == 4 || 0
-\angle ABC = 40^\circ || 40 || 1
-S = \frac{n(n+1)}{2} || n**2/2 + n/2 || 1
-f(n)=n+1 || f(n) = n - 1 || 0
-F_n = \sum_{k=0}^{n-1} F_k || F_n = \sum_{k=0}^{n-2} F_k || 0
-F_n = \sum_{k=0}^{n-1} F_k || F_n=\sum_{k=0}^{n-1}F_k || 1
-"""
+EQUATIONS = [
+    ("x^2+y^2=9", "9", 0),  # no circle is its radius
+    ("x^2+y^2=9", "y=9", 0),
+    ("x^2+y^2=9", "0=0", 0),
+    ("x^2+y^2=9", "x^2+y^2", 0),
+    ("x^2+y^2=9", "9 = y**2 + x**2", 1),
+    ("x^2+y^2=9", "2x^2+2y^2-18=0", 1),
+    ("x^2+y^2=9", "(x^2+y^2-9)^2=0", 0),
+    ("2x-y+5=0", "0", 0),
+    ("2x-y+5=0", "y=2x+5", 1),
+    ("2x-y+5=0", "y=5-2x", 0),
+    ("2x-y+5=0", "2x+5", 0),
+    ("x-7=0", "x=7", 1),
+    ("x-7=0", "7", 0),
+    ("y=2x+5", "2x+5", 1),
+    ("y=2x+5", "2*x - y + 5 = 0", 1),
+    ("y=2x+5", "x=2y+5", 0),
+    ("f(x)=x^2", "y=x**2", 1),
+    ("x=7", "7", 1),
+    ("x=7", "7=x", 1),
+    ("x=7", "y=7", 1),  # the name is not compared
+    ("x=7", "2x=14", 0),  # the problem, not its solution
+    ("x=7", "x-7=0", 0),
+    ("7", "x+3=10=7", 0),
+    ("0", "x^2-4=0", 0),
+    ("0", "0=x^2-4", 0),
+    ("9", "3x=9", 0),
+    ("9", "4+5=9", 1),
+    ("9", "8=9", 0),
+    ("9", "~9", 0),
+    ("9", "x+y=9", 1),  # an answer may say what it found
+    ("x+y=9", "9", 0),  # a gold of coordinates is a line
+    ("x_1+x_2=9", "9", 0),
+    ("p+q=9", "9", 1),
+    ("p+q=4+5=9", "9", 1),
+    ("f(3)=9", "9", 1),
+    (r"\angle PQR = 70^\circ", "70 degrees", 1),
+    (r"\overline{PQ}=9", "9", 1),
+    (r"A = \pi r^2 = 9\pi", "9*pi", 1),
+    ("x=x^2", "x^2", 0),  # names no value
+    ("a=1, b=2", "b=2, a=1", 1),
+    ("a=1, b=2", "a=2, b=1", 0),
+    ("a=1, b=2", "2", 0),
+    ("a=1, b=2", "1, 2", 0),
+    ("x>2", "2<x", 1),
+    ("x>2", r"(2,\infty)", 1),
+    ("x>2", "x>=2", 0),
+    ("x>2", "2", 0),
+    ("x+y<1", "1 > y+x", 1),
+    ("x+y<1", "x+y>1", 0),
+    ("x+y<1", "-x-y>-1", 1),
+    ("x>1 and y>2", "y>1 and x>2", 0),
+]
+LISTS = [
+    ("1, 4", "4, 1", 1),
+    ("1, 4", "x=4 or x=1", 1),
+    ("1, 4", "1 and 4", 1),
+    ("1, 4", r"\{4; 1\}", 1),
+    ("1, 4", "{1, 4}", 1),
+    ("1, 4", r"\boxed{1}, \boxed{4}", 1),
+    ("1, 4", "1", 0),
+    ("1, 4", "1, 4, 5", 0),
+    ("1, 4", "(1, 4)", 0),
+    ("1, 4", "[1, 4]", 0),  # an interval
+    ("1, 4, 9", "[9, 1, 4]", 1),  # a list that Python printed
+    ("4", "1 or 4", 0),
+    ("4", "4, 4", 0),
+    ("4", r"\pm 4", 0),
+    ("4", r"\boxed{1} or \boxed{4}", 0),
+    ("4", r"\boxed{1}$ and $\boxed{4}", 0),
+    ("4", r"\boxed{4}, so it is $\boxed{4}$", 1),
+    ("4", r"x=1 \text{ or } x=4", 0),
+    ("4", r"n=4\approx 4.1", 0),
+    (r"\pm 4", "4, -4", 1),
+    (r"1\pm\sqrt{2}", "{1 + sqrt(2), 1 - sqrt(2)}", 1),
+    (r"1\pm\sqrt{2}", "1 + sqrt(2)", 0),
+    (r"x=1\text{ or }x=4", "4; 1", 1),
+    ("(1,4)", "(1, 4)", 1),
+    ("(1,4)", "(x,y)=(1,4)", 1),
+    ("(1,4)", "(4,1)", 0),
+    ("(1,4)", "[1,4]", 0),
+    ("(1,4)", "1, 4", 0),
+    ("(1,2),(3,4)", "(3,4) and (1,2)", 1),
+    ("[1,4)", r"1 \le x < 4", 1),
+    ("[1,4)", "4 > x >= 1", 1),
+    ("[1,4)", "1 < x < 4", 0),
+    (r"(-\infty,0)\cup(1,\infty)", "x>1 or x<0", 1),
+    (r"(-\infty,0)\cup(1,\infty)", "x>1 and x<0", 0),
+    ("2, 4, 6, ...", "2, 4, 6", 0),
+    (r"2, 4, \ldots", r"4, 2, \ldots", 0),
+    ("1:2", "1 : 2", 1),
+    ("1:2", "2:4", 0),
+    ("1:2", "1/2", 0),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", "Matrix([[1, 2], [3, 4]])", 1),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", "Matrix([[1, 3], [2, 4]])", 0),
+]
+PRINTED = [
+    (r"\frac{\pi}{3}", "pi/3", 1),
+    (r"\frac{\pi}{3}", "1.0471975511965976", 0),
+    (r"3\sqrt{5}", "3*sqrt(5)", 1),
+    (r"3\sqrt{5}", "3√5", 1),
+    (r"3\sqrt{5}", r"\sqrt{45}", 1),
+    (r"3\sqrt{5}", r"3\sqrt5", 1),
+    (r"3\sqrt{5}", "3*5**0.5", 1),
+    (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}", 1),
+    (r"\frac{1}{\sqrt{n}}", r"\sqrt{1/n}", 1),
+    (r"\sqrt{x^2}", "x", 0),
+    (r"\sqrt{xy}", r"\sqrt{x}\sqrt{y}", 0),  # x and y may both be negative
+    (r"\sqrt[3]{5}", "5**(1/3)", 1),
+    ("x^2-3", "x**2 - 3", 1),
+    ("x^2-3", "x**2 + 3", 0),
+    (r"\frac{x+3}{5}", r"\frac{x}{5}+\frac{3}{5}", 1),
+    ("(x+2)^2", "x**2 + 4*x + 4", 1),
+    ("e^3", "exp(3)", 1),
+    ("1-e^{-1}", "1 - 1/E", 1),
+    (r"1-\frac{1}{\mathrm{e}}", "1", 0),
+    ("2-3i", "2 - 3*I", 1),
+    ("2-3i", "2.0 + -3.0i", 1),
+    ("2-3i", "2+3i", 0),
+    ("x^2+1", "(x+i)(x-i)", 1),
+    ("x^2-1", "(x+i)(x-i)", 0),
+    (r"-\infty", "-oo", 1),
+    (r"\infty", "oo - 1", 0),
+    (r"\ln 2", "log(2)", 1),
+    (r"\log 2", "log(2)", 1),
+    (r"\ln 2", r"\lg 2", 0),
+    (r"\log_3 7", "log(7)/log(3)", 1),
+    (r"\log_3 7", "log(7, 3)", 1),
+    (r"\log_3 7", "log(3, 7)", 0),
+    (r"\ln\frac{3}{2}", "log(3) - log(2)", 1),
+    (r"\ln\frac{3}{2}", "log(3) + log(2)", 0),
+    (r"\frac{x}{y+1}+\frac{2}{y+1}", "(x+2)/(y+1)", 1),
+    (r"\frac{x}{y+1}+\frac{2}{y+1}", "x+2", 0),
+    ("x", r"|\frac{x}{y+1}-\frac{x}{y+1}|+x", 1),
+    (r"\sin^2 x", "sin(x)**2", 1),
+    (r"\sin x\cos x", "sin(x*cos(x))", 0),
+    ("|x-3|", "Abs(3 - x)", 1),
+    ("n!", "factorial(n)", 1),
+    (r"\frac{1}{80!}", r"\frac{1}{81!}", 0),
+    (r"\binom{40}{5}", "binomial(40, 5)", 1),
+    (r"1-\frac{1}{2^{70}}", "1", 0),
+    ("10^{-9}", r"2 \cdot 10^{-9}", 0),
+    ("2^{n-1}", "2**n/2", 1),
+    ("2^{n-1}", "2**n - 1", 0),
+    ("(-1)^{n+1}", "-(-1)**n", 1),
+    (r"\frac{a}{bc}", "a/(b*c)", 1),
+    (r"\frac{a}{bc}", "a/bc", 0),  # can be read in two ways
+    ("x^{2y}", "x^2y", 0),
+    ("f(2x)", "2f(x)", 0),
+    ("R-r", "r-R", 0),
+    ("ab", "a*b", 1),
+    ("even", "neve", 0),
+    ("x_1", "x1", 1),
+    ("12", "12*x", 0),
+    ("4", r"4 \foo{9}", 0),
+    (r"4 \foo{9}", "4", 0),
+    ("x+1", "x+1 where x is 2", 0),
+    (r"\frac{1}{2} bh", "1/2", 0),  # no unit
+    (r"0.\overline{27}", "3/11", 1),
+    (r"\frac{1}{6}", r"0.1\overline{6}", 1),
+    ("0.333", "0.333...", 0),
+    ("2516_8", "2516", 0),
+    (r"\text{(C)}", "c", 1),
+    # A number wants a number, and a value one that is worked out.
+    ("1024", "2^{10}", 0),
+    ("5/6", "1/2+1/3", 0),
+    ("4", r"\sqrt{16}", 0),
+    (r"3+2\sqrt{2}", r"(1+\sqrt{2})^2", 0),
+    (r"3+2\sqrt{2}", r"1+2+2\sqrt{2}", 0),
+    (r"7\sqrt{2}", r"\sqrt{50}+\sqrt{8}", 0),
+    (r"6\sqrt{2}", r"2 \cdot 3\sqrt{2}", 0),
+    (r"2+\sqrt{3}", r"\frac{1}{2-\sqrt{3}}", 0),
+    (r"\frac{1+\sqrt{5}}{2}", "1/2 + sqrt(5)/2", 1),
+    ("2^{10}", "1024", 1),
+]
+UNITS = [
+    ("4 feet", "4 ft", 1),
+    ("4 feet", "4 foot", 1),
+    ("4 inches", "4 in", 1),
+    ("4 hours", "4 h", 1),
+    ("4 metres", "4 m", 1),
+    ("4 m", "4 km", 0),
+    ("4 cm²", r"4 \mathrm{~cm}^{2}", 1),
+    ("4 cm²", "4 square centimeters", 1),
+    ("4 cm²", "4 cm", 0),
+    ("4 km/h", "4 kmh", 1),
+    ("4 km/h", "4 kilometers per hour", 1),
+    ("4 mph", "4 miles per hour", 1),
+    ("4 m/s^2", "4 m/s", 0),
+    ("4 children", "4 child", 1),
+    ("4 people", "4 persons", 1),
+    ("4 cherries", "4 cherry", 1),
+    ("4 wolves", "4 wolf", 1),
+    ("4 men", "4 women", 0),
+    ("£4", "4 pounds", 1),
+    ("4 lbs", "4 pounds", 1),
+    ("$4", r"\$4.00", 1),
+    ("$4", "4 dollars", 1),
+    ("$4", "4 euros", 0),
+    ("40 cents", "$0.40", 0),  # nothing is converted
+    ("30°C", "30 degrees Celsius", 1),
+    ("30°C", "30°F", 0),
+    (r"9\pi \text{ cm}^2", "9*pi", 1),
+    (r"9\pi \text{ cm}^2", r"9\pi cm²", 1),
+    (r"9\pi \text{ cm}^2", r"9\pi \text{ cm}", 0),
+    ("25", "２５", 1),
+    ("-3/4", "－３／４", 1),
+    ("0.25", "25％", 1),
+    ("(1,2)", "（１，２）", 1),
+    ("25", "答案：25", 1),
+    ("25", "最终答案是25。", 1),
+    ("1300000", "1.3 × 10⁶", 1),
+    ("1300000", "1.3 x 10^6", 1),
+    ("1300000", "1.3*10**6", 1),
+    ("1300000", "1 300 000", 1),
+    ("25", r"\boxed 25", 1),
+    ("25", r"\boxed {25}", 1),
+    ("-5/2", r"-2\frac12", 1),
+    ("-5/2", "-2½", 1),
+    ("-3/4", r"\frac{3}{-4}", 1),
+    ("25", "Twice 5 is 10, and so on.\n#### 25", 1),
+]
 
-ALTERNATIVES = r"""
-x=5 \text{ or } x=-2 || x=-2 or x=5 || 1
-x=5 \text{ or } x=-2 || -2, 5 || 1
-x=5 \text{ or } x=-2 || {5, -2} || 1
-x=5 \text{ or } x=-2 || 5; -2 || 1
-x=5 \text{ or } x=-2 || -2 and 5 || 1
-x=5 \text{ or } x=-2 || 5 || 0
-x=5 \text{ or } x=-2 || 5, -2, 7 || 0
-x=5 \text{ or } x=-2 || (5, -2) || 0
-4 || 4 or 5 || 0
-4 || x = 1 or x = 4 || 0
-4 || 4; 4 || 1
-\pm 2021 || 2021 || 0
-x = \pm 2 || 2, -2 || 1
-2 \pm \sqrt{3} || 2+sqrt(3), 2-sqrt(3) || 1
-2 \pm \sqrt{3} || 2+\sqrt3 || 0
-\{1, 2\} || {2, 1} || 1
-\{1, 2\} || 1, 2 || 1
-\{1, 2\} || 1 || 0
-n=2, 3, 4 || n=1, 2, 3 || 0
-a=3, b=4 || 3 || 0
-x=1,y=4 || y=4, x=1 || 1
-x=1,y=4 || x=4, y=1 || 0
-(1,2) || (1, 2) || 1
-(1,2) || (2,1) || 0
-(1,2) || [1, 2] || 0
-(\frac12, 3) || (0.5, 3) || 1
-(0, 1), (1, 0) || (1,0), (0,1) || 1
-[2,5) || 2 \le x < 5 || 1
-[2,5) || 2 < x < 5 || 0
-(3,\infty) || x > 3 || 1
-(-\infty, 2) \cup (3, \infty) || (3, oo) ∪ (-oo, 2) || 1
-(-\infty, 2) \cup (3, \infty) || (-oo, 2) || 0
-1, 2, \ldots, n || 1, 3, 5, \ldots, 2n-1 || 0
-2, 4, 6, \ldots || 2 || 0
-black and white || white and black || 1
-"""
 
-PYTHON = r"""
-\frac{\pi}{4} || pi/4 || 1
-2\sqrt{2} || 2*sqrt(2) || 1
-2\sqrt{2} || sqrt(8) || 1
-x^2+1 || x**2 + 1 || 1
-e^2 || exp(2) || 1
-e^{-x} || exp(-x) || 1
-\sqrt[3]{2} || 2**(1/3) || 1
-3\sqrt{13} || 3√13 || 1
--\infty || -oo || 1
-1+2i || 1+2*I || 1
-1+2i || 1-2*I || 0
-14 - i || 14.0 + -1.0i || 1
-\ln 2 || log(2) || 1
-\log 2 || log(2) || 1
-\log_{10} 2 || log(2) || 0
-\log_2 3 || log(3, 2) || 1
-\sin^2 x || sin(x)**2 || 1
-\arctan x || atan(x) || 1
-\tan^{-1} x || 1/tan(x) || 0
-\frac{\sqrt{2}}{2} || 1/sqrt(2) || 1
-\frac{1}{\sqrt{n}} || \sqrt{1/n} || 1
-\sqrt{x^2} || x || 0
-\frac{x+2}{7} || \frac{x}{7}+\frac{2}{7} || 1
-\frac{x^2-1}{x-1} || x+1 || 1
-\frac{a+b}{c} || a+b/c || 0
-|x-1| || Abs(x - 1) || 1
-n! || factorial(n) || 1
-\theta || theta || 1
-\frac{1}{2004!} || \frac{1}{2006!} || 0
-\frac{2^{2005}+1}{3 \cdot 2^{2006}} || \frac{1}{3 \cdot 2^{2006}} || 0
-1 - \frac{1}{2^{40}} || 1 || 0
-1 - \frac{1}{\mathrm{e}} || 1 || 0
-1 - \frac{1}{\mathrm{e}} || 1 - exp(-1) || 1
-2^{10} || 1024 || 1
-1024 || 2**10 || 0
-120 || 5! || 0
-\frac{2}{3} || Rational(2, 3) || 0
-4 || 4 \foo{9} || 0
-4\sqrt{2} || \sqrt(7) || 0
-\pi || 3.14 || 0
-\frac{x}{2} || 1/2x || 0
-god || dog || 0
-"""
-
-SPELLINGS = r"""
-36 cm^{2} || 36 cm² || 1
-36 cm^2 || 36 square centimeters || 1
-36 cm^2 || 36 cm || 0
-5 feet || 5 ft || 1
-60 km/h || 60 kmh || 1
-60 mph || 60 miles per hour || 1
-60 mph || 60 km/h || 0
-3 children || 3 child || 1
-20 cents || $0.20 || 0
-12\pi \text{ cm}^2 || 12*pi cm^2 || 1
-12\pi \text{ cm}^2 || 12 pi || 1
-12\pi \text{ cm}^2 || 12 pi cm || 0
-25 || ２５ || 1
--3 || －３ || 1
-0.25 || 25％ || 1
-1/2 || 1／2 || 1
-25 || 答案：25 || 1
-25 || 最终答案是25。 || 1
-1200000 || 1.2 × 10⁶ || 1
-6.02e23 || 6.02 x 10^23 || 1
-1234567 || 1 234 567 || 1
-25 || \boxed 25 || 1
-25 || \boxed {25} || 1
-25 || #### 25 || 1
-7/2 || 3½ || 1
--\frac34 || \frac{3}{-4} || 1
-1/3 || 0.\overline{3} || 1
-17 || 17.000000000000004 || 0
-4 || ~4 || 0
-"""
+@pytest.mark.parametrize(("gold", "answer", "value"), EQUATIONS + LISTS + PRINTED + UNITS)
+def test_math(gold, answer, value):
+    assert reward(gold, answer) == value
 
 
 @pytest.mark.parametrize(
-    "line",
-    [line for table in (EQUATIONS, ALTERNATIVES, PYTHON, SPELLINGS) for line in table.split("\n")],
+    ("gold", "answer", "value"),
+    [
+        ("x^2+3x+2", "(x+1)(x+2)", 0),
+        ("x^2+3x+2", "x**2 + 3*x + 2", 1),
+        ("x^2+3x+2", "2+3x+x^2", 1),
+        ("y=2x+3", "4x-2y+6=0", 0),
+        (r"5\sqrt{2}", r"\sqrt{50}", 0),
+        (r"\frac{\pi}{12}", "pi/12", 1),  # built as the gold
+        ("12000", "12,000", 1),
+    ],
 )
-def test_decided_pairs(line):
-    if line:
-        gold, answer, wanted = line.split(" || ")
-        assert rewarded(gold, answer) == int(wanted)
+def test_the_questions_own_words_are_no_answer(gold, answer, value):
+    asked = r"Expand $(x+1)(x+2)$, $4x - 2y + 6 = 0$, $\sqrt{50}$, pi/12 or 12,000."
+    assert reward(gold, answer, asked) == value
 
 
-# ---- random formulas ---------------------------------------------------------------------------
+def test_units_of_several_factors():
+    assert same_unit(parse_unit("kg m^2/s^2"), parse_unit("kilograms m² per s²".replace("²", "^2")))
+    assert not same_unit(parse_unit("m/s"), parse_unit("s/m"))
+    for text in ("or 5", "cm^", "/ m", "per", "square", "xy", "a b c d e", "%", ""):
+        assert parse_unit(text) is None, text
 
 
-def drawn(rng, depth):
-    """Returns (LaTeX, Python, function of {name: number}) of a random formula."""
-    if depth == 0 or rng.random() < 0.15:
-        pick = rng.randrange(4)
-        if pick == 0:
-            number = rng.randint(1, 12)
-            return str(number), str(number), lambda at: number
-        if pick == 1:
-            return "\\pi", "pi", lambda at: cmath.pi
-        name = rng.choice("abx")
-        return name, name, lambda at: at[name]
-    left, right = drawn(rng, depth - 1), drawn(rng, depth - 1)
-    kind = rng.randrange(6)
-    if kind == 0:
-        return (
-            f"{left[0]} + {right[0]}",
-            f"{left[1]} + {right[1]}",
-            lambda at: left[2](at) + right[2](at),
-        )
-    if kind == 1:
-        return (
-            rf"{left[0]} - \left({right[0]}\right)",
-            f"{left[1]} - ({right[1]})",
-            lambda at: left[2](at) - right[2](at),
-        )
-    if kind == 2:
-        return (
-            rf"({left[0]}) \cdot ({right[0]})",
-            f"({left[1]})*({right[1]})",
-            lambda at: left[2](at) * right[2](at),
-        )
-    if kind == 3:
-        return (
-            rf"\frac{{{left[0]}}}{{{right[0]}}}",
-            f"({left[1]})/({right[1]})",
-            lambda at: left[2](at) / right[2](at),
-        )
-    if kind == 4:
-        power = rng.randint(2, 3)
-        return (
-            f"({left[0]})^{{{power}}}",
-            f"({left[1]})**{power}",
-            lambda at: left[2](at) ** power,
-        )
-    return (
-        rf"\sqrt{{{left[0]}}}",
-        f"sqrt({left[1]})",
-        lambda at: cmath.sqrt(left[2](at)),
+# ------------------------------------------------------------------------------ against floats
+
+NAMES = {"pi": math.pi, "e": math.e}
+EXPONENTS = [
+    ("number", 2),
+    ("number", 3),
+    ("minus", ("number", 1)),
+    ("x",),
+    ("add", ("x",), ("y",)),
+]
+EXPONENTS += [("divide", ("number", a), ("number", b)) for a, b in ((1, 2), (1, 3), (2, 3))]
+
+
+def drawn(draw, depth):
+    """Returns a random expression: (operation, operands)."""
+    if depth == 0:
+        return draw.choice([("x",), ("y",), ("pi",), ("e",), ("number", draw.randint(1, 9))])
+    kind = draw.choice(
+        ["add", "add", "subtract", "multiply", "multiply", "divide", "power", "minus"]
+        + ["sqrt", "cbrt", "sin", "ln", "exp", "abs"]
     )
+    if kind == "power":
+        return (kind, drawn(draw, depth - 1), draw.choice(EXPONENTS))
+    operands = 2 if kind in ("add", "subtract", "multiply", "divide") else 1
+    return (kind, *(drawn(draw, depth - 1) for _ in range(operands)))
 
 
-def at_points(function):
-    rng = random.Random(7)
-    points = [{name: rng.uniform(0.5, 3.0) for name in "abx"} for _ in range(3)]
+def changed(draw, tree):
+    """Rewrites at random places, often into something equal and often not."""
+    kind, *parts = tree
+    if kind == "number":
+        return tree if draw.random() < 0.6 else ("number", draw.randint(1, 9))
+    parts = [changed(draw, part) for part in parts]
+    if draw.random() < 0.5:
+        return (kind, *parts)
+    inner = parts[0] if parts else ("x",)
+    match kind, inner[0]:
+        case "add" | "multiply", _:
+            return (kind, parts[1], parts[0])
+        case "subtract", _:
+            return ("add", ("minus", parts[1]), parts[0])
+        case "divide", _:
+            return ("multiply", parts[0], ("power", parts[1], ("minus", ("number", 1))))
+        case "sqrt" | "cbrt" | "ln" | "abs", "multiply" | "divide":
+            return (inner[0], (kind, inner[1]), (kind, inner[2]))
+        case "power", "multiply" | "divide":
+            return (inner[0], *(("power", part, parts[1]) for part in inner[1:]))
+        case "power", "power":
+            return ("power", inner[1], ("multiply", inner[2], parts[1]))
+        case "sqrt", _:
+            return ("power", inner, ("divide", ("number", 1), ("number", 2)))
+    return (kind, *parts)
+
+
+LATEX = {
+    "add": "({}+{})",
+    "subtract": r"\left({}-({})\right)",
+    "multiply": r"({}) \cdot ({})",
+    "divide": r"\frac{{{}}}{{{}}}",
+    "power": "({})^{{{}}}",
+    "minus": "(-({}))",
+    "sqrt": r"\sqrt{{{}}}",
+    "cbrt": r"\sqrt[3]{{{}}}",
+    "sin": r"\sin({})",
+    "ln": r"\ln({})",
+    "exp": "e^{{{}}}",
+    "abs": "|{}|",
+    "pi": r"\pi",
+}
+PYTHON = {
+    "add": "({} + {})",
+    "subtract": "({} - ({}))",
+    "multiply": "({})*({})",
+    "divide": "({})/({})",
+    "power": "({})**({})",
+    "minus": "(-({}))",
+    "sqrt": "sqrt({})",
+    "cbrt": "cbrt({})",
+    "sin": "sin({})",
+    "ln": "log({})",
+    "exp": "exp({})",
+    "abs": "Abs({})",
+    "e": "E",
+}
+
+
+def text(tree, forms):
+    kind, *parts = tree
+    if kind == "number":
+        return str(parts[0])
+    return forms.get(kind, kind).format(*(text(part, forms) for part in parts))
+
+
+def real_power(base, exponent):
+    if base < 0 and exponent in (1 / 3, 2 / 3):
+        return math.copysign(abs(base) ** exponent, -1 if exponent == 1 / 3 else 1)
+    value = base**exponent
+    if isinstance(value, complex):
+        raise ValueError("not real")
+    return value
+
+
+OPERATIONS = {
+    "add": lambda a, b: a + b,
+    "subtract": lambda a, b: a - b,
+    "multiply": lambda a, b: a * b,
+    "divide": lambda a, b: a / b,
+    "power": real_power,
+    "minus": lambda a: -a,
+    "sqrt": math.sqrt,
+    "cbrt": math.cbrt,
+    "sin": math.sin,
+    "ln": math.log,
+    "exp": math.exp,
+    "abs": abs,
+}
+
+
+def real_value(tree, point):
+    kind, *parts = tree
+    if kind == "number":
+        return parts[0]
+    if kind in NAMES:
+        return NAMES[kind]
+    if kind in point:
+        return point[kind]
+    return OPERATIONS[kind](*(real_value(part, point) for part in parts))
+
+
+def agreements(draw, tree, other):
+    """Returns whether two expressions agree, at each of some points where both are defined."""
+    found = []
+    for i in range(20):
+        point = {name: draw.uniform(0.1 if i % 2 else -3, 3) for name in "xy"}
+        try:
+            a, b = real_value(tree, point), real_value(other, point)
+        except (ValueError, ZeroDivisionError, OverflowError):
+            continue
+        if max(abs(a), abs(b)) < 1e8:
+            found.append(abs(a - b) <= 1e-7 * max(1, abs(a), abs(b)))
+    return found
+
+
+def called_equal(one, other):
+    trees = [expressions.parse(one), expressions.parse(other)]
+    assert None not in trees, (one, other)
+    return formulas.equal(*trees) or trees[0] == trees[1]
+
+
+def test_expressions_called_equal_are_equal_wherever_both_are_defined():
+    draw = random.Random(0)
+    equal = unequal = 0
+    for _ in range(1000):
+        tree = drawn(draw, draw.choice([1, 2, 2, 3]))
+        other = changed(draw, tree)
+        one, two = text(tree, LATEX), text(other, draw.choice([LATEX, PYTHON]))
+        if max(len(one), len(two)) > expressions.MAX_EXPRESSION:
+            continue
+        found = agreements(draw, tree, other)
+        if called_equal(one, two):
+            assert all(found), (one, two)
+            equal += len(found) > 3
+        unequal += not all(found)
+    assert equal > 300 and unequal > 100  # the draw holds what it must to mean something
+
+
+def test_an_expression_is_equal_to_itself_as_programs_print_it():
+    draw = random.Random(1)
+    for _ in range(300):
+        tree = drawn(draw, 2)
+        one, other = text(tree, LATEX), text(tree, PYTHON)
+        assert formulas.equal(expressions.parse(one), expressions.parse(other)) or too_large(one)
+
+
+def too_large(one):
     try:
-        return [function(point) for point in points]
-    except ZeroDivisionError:
-        return None
+        algebra.Algebra().value(expressions.parse(one))
+    except algebra.TooLarge:
+        return True
+    return formulas.leaves_work(expressions.parse(one), expressions.parse(one))
 
 
-def test_random_formulas_equal_what_python_prints_and_what_has_their_values_alone():
-    rng, read, equal = random.Random(0), 0, 0
-    formulas_drawn = [drawn(rng, rng.randint(1, 3)) for _ in range(500)]
-    for latex, python, function in formulas_drawn:
-        plain = isinstance(formulas.read(latex, strict=True), Number)  # then a sum is no answer
-        if value_of(python) is not None and at_points(function) is not None and not plain:
-            read += 1
-            assert formulas.same(latex, python), (latex, python)
-    assert read > 400
-    for _ in range(5_000):
-        (latex, _, one), (_, python, other) = rng.choices(formulas_drawn, k=2)
-        if formulas.same(latex, python):
-            equal += 1
-            values, others = at_points(one), at_points(other)
-            assert values is None or others is None or values == pytest.approx(others, rel=1e-9)
-    assert equal > 20
+# ------------------------------------------------------------------------------------- hostile
+
+HOSTILE = [
+    "A" * 250 + "! = 5",
+    "a " * 140 + "! = 5",
+    "ABAB" * 60 + "= 5!",
+    "((((x+1)^9+1)^9+1)^9+1)^9",
+    "(x+y+z+w)^" * 20 + "2",
+    "(a+b+c+d)^{40}",
+    "9^{9^{9^{9}}}",
+    "x^{99999999999}",
+    "999999999!",
+    "(" * 140 + "x",
+    "f(" * 70 + "x" + ")" * 70,
+    r"\frac{1}{" * 30 + "x" + "}" * 30,
+    "sqrt(2+" * 40 + "2" + ")" * 40,
+    "|" * 299,
+    "√" * 299,
+    "-" * 299 + "5",
+    "1/" * 149 + "1",
+    "5 or " * 59 + "5",
+    "5," * 149 + "5",
+    r"\begin{pmatrix}" * 15,
+    r"\boxed " * 2_000,
+    "#### " * 4_000,
+    "答案：" * 5_000,
+]
 
 
-def test_no_text_hangs_or_raises():
-    parts = [
-        "\\frac",
-        "{",
-        "}",
-        "(",
-        ")",
-        "[",
-        "1",
-        "23",
-        "x",
-        "\\pi",
-        "^",
-        "**",
-        "*",
-        "/",
-        "+",
-        "-",
-    ]
-    parts += ["=", "\\sqrt", " or ", ",", "\\{", "\\}", "<", "\\le", "sin", "!", "|", "_", "'", "±"]
-    parts += ["cm", "%", "99999999", "\\text{", "$", "\\ldots", "~", "²", "¼", ".", "oo", "\\log"]
-    rng, start = random.Random(0), time.monotonic()
-    for _ in range(600):
-        gold = "".join(rng.choices(parts, k=rng.randint(1, 12)))
-        formulas.same(gold, "".join(rng.choices(parts, k=rng.randint(1, 60))))
-    nested = ["(" * 150 + "x" + ")" * 150, "\\frac{" * 50, "x^" * 149 + "x", "2^" * 149 + "2"]
-    nested += [
-        "((x+y)^12)^12",
-        "(x+y+z+a+b)^12",
-        "x" + "!" * 298,
-        "9" * 299,
-        "x=1," * 70,
-        "√" * 300,
-    ]
-    nested += ["9999999967**(1/2)+9999999929**(1/3)", "9**9**9**9", "\\sin" * 70, "a_" * 149]
-    nested += ["+".join(f"1/(x+{i})" for i in range(25))]
-    for text in nested:
-        rewarded(text, text), rewarded("1", text), rewarded(text, "1")
-    for text in ("\\boxed{" * 2_800, "answer is " * 1_900, "\\boxed " * 2_000, "<answer>" * 2_400):
-        rewarded("1", text)
-    assert time.monotonic() - start < 60  # 2 s; a hang would be for ever
+@pytest.mark.parametrize("answer", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_answers_score_0(answer):
+    for gold in ("5", "x", "x^2+1", "x^2+y^2=25", r"2\sqrt{2}", "1, 2", "(1,2)"):
+        assert reward(gold, answer) == 0
 
 
-def test_units_have_one_spelling():
-    assert units.canonical("Square Feet") == units.canonical("ft^2") == "foot^2"
-    assert units.canonical("km / h") == units.canonical("kmh") == "kilometer/hour"
-    assert units.canonical("boxes") == "box" and units.canonical("glass") == "glass"
-    assert units.canonical("cities") == "city" and units.canonical("vertices") == "vertex"
+def test_any_text_has_a_verdict():
+    pieces = ["x", "n", "2", "10", "+", "-", "*", "/", "^", "(", ")", "{", "}", "[", "]", "|", ","]
+    pieces += [r"\frac", r"\sqrt", r"\sin", r"\log_2", "e", "i", r"\pi", "!", " or ", "=", "<", "_"]
+    pieces += [r"\pm", r"\{", r"\}", r"\text{ cm}", "%", "$", ":", ".", "...", r"\overline{3}", "√"]
+    pieces += [r"\begin{pmatrix}", "&", r"\\", "½", "²", r"\boxed{", "####", "f(", "∪", "oo", "'"]
+    draw = random.Random(2)
+    for _ in range(500):
+        one, other = (
+            "".join(draw.choice(pieces) for _ in range(draw.choice([2, 5, 12, 40]))) for _ in "ab"
+        )
+        assert reward(one, other) in (0.0, 1.0)
+        assert reward("5", other) == 0 or "5" in other
