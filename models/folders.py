@@ -87,8 +87,17 @@ class Folder:
         return self.files.cat_file(self.source(name))
 
     def read_json(self, name):
-        """Returns the parsed content of a JSON file; {} if there is none."""
-        return json.loads(self.read(name)) if self.has(name) else {}
+        """Returns the parsed content of a JSON file; {} if there is none.
+
+        Raises:
+          ValueError: it is damaged.
+        """
+        if not self.has(name):
+            return {}
+        try:
+            return json.loads(self.read(name))
+        except ValueError as error:
+            raise ValueError(f"{self}/{name} is damaged: {error}.") from error
 
     def write(self, name, content):
         """Writes a file of bytes or text; makes the folder."""

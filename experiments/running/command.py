@@ -7,10 +7,13 @@ after saving. A traceback comes only with --verbosity=1.
 import contextlib
 import importlib.util
 import logging as python_logging
+import os
 import re
 import sys
+import traceback
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
 FAILED, BAD_FLAGS = 1, 2
 LOCAL = ("workdir", "out")  # flags that name files and folders to write
@@ -84,18 +87,28 @@ def need(extra):
 
 
 def _parsed(argv, required):
+    named = next((a.partition("=")[2] for a in argv if re.match("--?config=", a)), "")
     try:
         rest = flags.FLAGS(argv)
         if "config" in flags.FLAGS:  # one that could not be loaded says so when it is touched
             getattr(flags.FLAGS.config, "lock", None)
     except SystemExit:  # --help has written its text
         sys.exit(0)
-    except (flags.Error, ValueError, TypeError, OSError) as error:
-        # ml_collections tells of an error in the file by its whole traceback.
-        head, _, traceback = str(error).partition("Traceback (most recent call last)")
-        _stop(_plain(" ".join([head.strip(), *traceback.strip().splitlines()[-1:]])), BAD_FLAGS)
-    except (AttributeError, KeyError) as error:  # ml_collections: a field set by flag or by file
-        _stop(_unknown_field(str(error)), BAD_FLAGS)
+    except Exception as error:  # a config is a program and may raise anything
+        if message := _of_config_file(error, named):
+            _stop(message, BAD_FLAGS)
+        if isinstance(error, (AttributeError, KeyError)):  # ml_collections: a field set by flag
+            _stop(_unknown_field(str(error)), BAD_FLAGS)
+        if isinstance(error, (flags.Error, ValueError, TypeError, OSError)):
+            _stop(_plain(str(error)), BAD_FLAGS)
+        raise
+    if named and not isinstance(flags.FLAGS.config, ConfigDict):
+        kind = type(flags.FLAGS.config).__name__
+        _stop(
+            f"get_config() of {named} returns {kind}, no config: begin with "
+            "`c = common.base()` and end with `return c`.",
+            BAD_FLAGS,
+        )
     missing = [f"--{name}" for name in required if not flags.FLAGS[name].present]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
@@ -103,6 +116,39 @@ def _parsed(argv, required):
     if len(rest) > 1:
         _stop(f"Unexpected argument {rest[1]!r}; settings are flags, see --help.", BAD_FLAGS)
     return rest
+
+
+def _of_config_file(error, named):
+    """Returns a sentence for what went wrong in the file of --config, "" if that is elsewhere.
+
+    named: the value of --config, a path and perhaps ":ARGUMENT".
+    """
+    path, _, argument = named.partition(":")
+    while error is not None:  # what the libraries raise has the error of the file as its context
+        if isinstance(error, SyntaxError):
+            lines = [error.lineno or 0] if _is_file(error.filename, path) else []
+        else:
+            frames = traceback.walk_tb(error.__traceback__)
+            lines = [n for frame, n in frames if _is_file(frame.f_code.co_filename, path)]
+        text = str(error)
+        if lines and re.search(r"Key .* does not exist", text):  # of ml_collections, for a locked config
+            text = _unknown_field(text)
+        elif lines and not isinstance(error, ValueError):
+            text = f"{type(error).__name__}: {text}"
+        if lines:
+            return f"{path}, line {lines[-1]}: {text}"
+        if "has no attribute 'get_config'" in text:
+            return f"{path} has no function get_config."
+        if text.startswith("get_config() takes 0"):
+            return f"{path} takes no argument; leave out :{argument}."
+        if text.startswith("get_config()"):
+            return f"{path}: {text}."
+        error = error.__context__
+    return ""
+
+
+def _is_file(name, path):
+    return bool(name and path) and os.path.abspath(name) == os.path.abspath(path)
 
 
 def _plain(text):
@@ -114,6 +160,8 @@ def _plain(text):
         (r"\[Errno \d+\] (.*?): '(.*?)'", r"\2: \1"),
         (r"invalid literal for int\(\) with base 10: '.*?'", "it must be a whole number"),
         (r"could not convert string to float: '.*?'", "it must be a number"),
+        (r"\('Non-boolean argument to boolean flag', '.*?'\)", "it must be true or false"),
+        (r"Failed to parse '.*?' as a ConfigDict: .*", "it is a section; set one of its fields"),
     ):
         text = re.sub(raw, plain, text)
     return text
@@ -121,6 +169,8 @@ def _plain(text):
 
 def _unknown_field(text):
     """Returns one sentence for the text of ml_collections, which lists all fields."""
+    if below := re.search(r"Attempting to lookup: ([\w.]+)\.(\w+)", text):
+        return f"{below[1]} is one value; it has no field {below[2]!r}."
     key = re.search(r'Key "(\w+)" does not exist', text)  # set in a file
     key = key or re.match(r"\W*(\w+)\W*(?:nDid|$)", text)  # by a flag: a quoted, escaped KeyError
     meant = re.search(r'Did you mean "(\w+)"', text)
@@ -140,6 +190,8 @@ def _guarded(main, here):
         code = exit_code(error)
         if code == FAILED and logging.get_verbosity() >= logging.DEBUG:
             raise
+        if isinstance(error, OSError) and error.strerror and error.filename:
+            _stop(f"{error.filename}: {error.strerror}.", code)
         _stop(error if str(error) else repr(error), code)
 
 
