@@ -131,7 +131,7 @@ def _of_config_file(error, named):
             frames = traceback.walk_tb(error.__traceback__)
             lines = [n for frame, n in frames if _is_file(frame.f_code.co_filename, path)]
         text = str(error)
-        if lines and re.search(r"Key .* does not exist", text):  # of ml_collections, for a locked config
+        if lines and re.search(r"Key .* does not exist", text):  # of ml_collections: it is locked
             text = _unknown_field(text)
         elif lines and not isinstance(error, ValueError):
             text = f"{type(error).__name__}: {text}"
