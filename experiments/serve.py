@@ -17,7 +17,8 @@ import jax
 from absl import flags, logging
 
 from experiments.running import command, sessions, tokens
-from models import hub, huggingface, model_card, sharding
+from models import hardware, hub, huggingface, model_card, sharding
+from models.engine import placement
 from models.engine.engine import Engine
 
 ENGINE = dict(
@@ -159,10 +160,26 @@ def _engine(folder, config, *, dtype, tensor, **settings):
     weights = huggingface.load(folder, dtype=dtype, shardings=shardings)
     with command.checking_config():
         engine = Engine(
-            {"policy": weights}, dtype=dtype, mesh=mesh, overlap=not on_cpu, **ENGINE, **settings
+            {"policy": weights},
+            dtype=dtype,
+            mesh=mesh,
+            overlap=not on_cpu,
+            separate=_separates_layers(weights, mesh, dtype),
+            **ENGINE,
+            **settings,
         )
     engine.warmup()
     return engine
+
+
+def _separates_layers(weights, mesh, dtype):
+    """Returns whether the engine is to keep one array a layer: where that is faster and, beside the
+    stacked ones that were read, leaves room for the cache."""
+    device = mesh.devices.flat[0]
+    if device.platform not in placement.SLICES_ARE_COPIED:
+        return False
+    free = hardware.free_bytes(device)
+    return free is None or 2 * placement.layer_bytes(weights, mesh, dtype) <= free
 
 
 def define_flags():

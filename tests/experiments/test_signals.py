@@ -107,8 +107,9 @@ def test_a_terminal_that_hangs_up_does_not_break_the_process():
         """
     )
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    start = f"import os, pty, sys; os.chdir({root!r})\n" + textwrap.dedent(
+    start = f"import os, pty, signal, sys; os.chdir({root!r})\n" + textwrap.dedent(
         f"""
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # of a suite that nohup started
         child, terminal = pty.fork()
         if child == 0:
             os.execv(sys.executable, [sys.executable, "-c", {code!r}])
@@ -127,6 +128,7 @@ def test_training_takes_signals_before_its_long_imports(name):
     code = textwrap.dedent(
         f"""
         import runpy, signal, sys
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # of a suite that nohup started
         class Finder:
             def find_spec(self, module, *rest):
                 if module == "jax":

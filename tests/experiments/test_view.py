@@ -482,7 +482,7 @@ def test_the_command_writes_the_page(run, tmp_path):
 @pytest.mark.parametrize(
     "flags, code, message",
     [
-        (["--workdir=/nowhere"], 1, "error: /nowhere holds no run"),
+        (["--workdir=/nowhere"], 2, "error: /nowhere holds no run"),
         (["--workdri=x"], 2, "workdri"),
         ([], 2, "workdir"),
         (["--workdir=x", "stray"], 2, "stray"),

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from agents import prompts
 from experiments.configs import quickstart
-from experiments.running import sessions
+from experiments.running import sessions, tokens
 from flow_grpo_jax import lengths
 from tools.protocol import Parameter, Tool
 
@@ -15,7 +15,8 @@ TOOLS = {"search": Tool("search", "Finds.", (Parameter("query", "str", ""),), ""
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return sessions.load_tokenizer(sessions.resolve(quickstart.get_config().model.path))
+    folder = sessions.resolve(quickstart.get_config().model.path)
+    return tokens.load(folder)
 
 
 def characters(messages):

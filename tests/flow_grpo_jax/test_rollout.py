@@ -549,7 +549,7 @@ def test_a_memory_over_18k_tokens_keeps_its_newest_step_and_the_header():
     """Counted by a real tokenizer, through the real template, with the prompts for real models."""
     words = Tokenizer.load(ROOT / "experiments/data/quickstart/model")
     # `Tokenizer.chat` without a template of the folder marks every message, as Qwen2.5's does.
-    words._backend.chat_template = CHAT_TEMPLATE
+    words._template = CHAT_TEMPLATE
     header = words.encode("<|im_start|>assistant\n")
     tools = tool_settings.build(("knowledge_search", "python_coder", "base_generator"))
     budget = prompts.Budget(LIMIT, lambda messages: len(words.chat(messages)))
