@@ -93,14 +93,15 @@ def test_a_terminal_that_hangs_up_does_not_break_the_process():
     """The process writes to it after the signal, and its exit code is its own."""
     code = textwrap.dedent(
         """
-        import signal, sys
+        import signal, sys, time
         from experiments.running import signals
         stop = signals.StopSignal(signal.SIGHUP)
         stop()
         sys.stderr.write("ready")
         sys.stderr.flush()
-        while not stop():
-            pass
+        deadline = time.monotonic() + 30
+        while not stop() and time.monotonic() < deadline:
+            time.sleep(0.01)
         sys.stderr.write("more")
         sys.stderr.flush()
         sys.exit(75)
