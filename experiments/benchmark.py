@@ -18,8 +18,6 @@ MEASUREMENTS = {
     "search": search,
     "update": update,
 }
-
-
 HELP = {"--help", "-help", "-h", "help"}
 
 

@@ -10,9 +10,7 @@ Dimensions:
   Q queries of a tile    C splits    X queries that a program handles
 """
 
-import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -20,21 +18,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from models.attention.masks import MASKED
+from models.attention.triton import LOG2_E, Tile
 
-LOG2_E = math.log2(math.e)  # the kernels' exponentials are powers of two
 LEAST = 16  # rows of a product
 SPLITS = 16  # at most
 SPLIT_KEYS = 1024  # at least
-
-
-@dataclasses.dataclass(frozen=True)
-class Tile:
-    """Queries of a program, keys of a step, warps of a program, stages of its pipeline."""
-
-    queries: int
-    keys: int
-    warps: int
-    stages: int
 
 
 # Measured on an H100 at Qwen2.5-7B's shapes, see docs/log.md; two stages fit smaller GPUs too.

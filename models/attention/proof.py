@@ -15,6 +15,8 @@ from models.attention import masks
 
 TOLERANCE = 3e-2  # rounding to bfloat16 is at 4e-3
 TOKENS = 320  # several blocks, the last one not full
+# What compilers and devices raise for a program that they do not take.
+FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, ImportError)
 
 
 def failure(attend, dtype, shared, head_size):
@@ -30,13 +32,18 @@ def failure(attend, dtype, shared, head_size):
     with concurrent.futures.ThreadPoolExecutor(1) as alone:
         try:
             errors = alone.submit(_errors, attend, dtype, shared, head_size).result()
-        except (RuntimeError, ValueError, TypeError, AttributeError, ImportError) as problem:
-            lines = str(problem).strip().splitlines() or [""]
-            return f"{type(problem).__name__}: {lines[0][:200]}"
+        except FAILURES as problem:
+            return told(problem)
     worst = max(errors, key=lambda what: np.nan_to_num(errors[what], nan=np.inf))
     if errors[worst] <= TOLERANCE:  # nan is not
         return ""
     return f"{worst} are off by {errors[worst]:.1e} of their size; {TOLERANCE:g} is allowed"
+
+
+def told(problem):
+    """Returns the first line of an exception, with its type."""
+    lines = str(problem).strip().splitlines() or [""]
+    return f"{type(problem).__name__}: {lines[0][:200]}"
 
 
 def _errors(attend, dtype, shared, head_size):

@@ -26,7 +26,7 @@ LOG2_E = math.log2(math.e)  # the kernels' exponentials are powers of two
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """Tokens of a block of queries and of keys, warps of a program, stages of its pipeline."""
+    """Queries and keys of a step, warps of a program, stages of its pipeline."""
 
     queries: int
     keys: int

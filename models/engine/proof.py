@@ -18,6 +18,7 @@ import numpy as np
 from absl import logging
 
 from models import precision
+from models.attention.proof import FAILURES, told
 from models.engine import cache, shapes
 
 PLAIN = ("loop",)  # JAX alone, nothing to prove
@@ -25,7 +26,6 @@ SPARE_PAGES = 8  # beyond those of one sequence, so that tables are no ranges
 CHECKED = 4  # sequences, and queries of each
 TOLERANCE = {"float32": 1e-4}  # relative; rounding to bfloat16 is at 2e-3
 TOLERANCE_HALF = 2e-2
-FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, ImportError)
 # By default XLA records all of these as graphs on a GPU but WHILE. Then a branch that holds a loop,
 # as in `sampling`, makes the host wait for every step to ask which branch it is.
 GRAPHS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE"
@@ -81,7 +81,7 @@ def failure(sizes, mesh):
     try:
         reason = _difference(sizes, mesh)
     except FAILURES as problem:
-        reason = _text(problem)
+        reason = told(problem)
     if reason:
         logging.warning(
             "Cache layout %r is not used on %s: %s", sizes.layout, mesh.devices.flat[0], reason
@@ -99,7 +99,7 @@ def compiler_options(mesh):
     try:
         reason = _wrong_branches(device, options)
     except FAILURES as problem:
-        reason = _text(problem)
+        reason = told(problem)
     if reason:
         logging.warning("Compiler options %s are not used on %s: %s", options, device, reason)
         return {}
@@ -122,11 +122,6 @@ def _wrong_branches(device, options):
         if found[:, 0].tolist() != [8, 9, 72, 73]:
             return f"a small program gives {found[:, 0].tolist()} and not [8, 9, 72, 73]"
     return ""
-
-
-def _text(problem):
-    lines = str(problem).strip().splitlines() or [""]
-    return f"{type(problem).__name__}: {lines[0][:200]}"
 
 
 def _difference(sizes, mesh):
