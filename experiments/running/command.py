@@ -126,11 +126,12 @@ def _of_config_file(error, named):
     path, _, argument = named.partition(":")
     while error is not None:  # what the libraries raise has the error of the file as its context
         if isinstance(error, SyntaxError):
+            text = error.msg
             lines = [error.lineno or 0] if _is_file(error.filename, path) else []
         else:
+            text = str(error)
             frames = traceback.walk_tb(error.__traceback__)
             lines = [n for frame, n in frames if _is_file(frame.f_code.co_filename, path)]
-        text = str(error)
         if lines and re.search(r"Key .* does not exist", text):  # of ml_collections: it is locked
             text = _unknown_field(text)
         elif lines and not isinstance(error, ValueError):

@@ -339,11 +339,24 @@ BAD_INPUT = [
     (["--config={folder}/misspelt.py"], 2, "no field 'max_turn'. Did you mean 'max_turns'?"),
     (["--config={folder}/replaced.py"], 2, "The section 'rollout' lacks call_seconds"),
     (["--config={folder}/text.py"], 2, "cannot be casted to type <class 'int'>"),
+    (["--config={folder}/fails.py"], 2, "fails.py, line 6: ZeroDivisionError: division by zero\n"),
+    (["--config={folder}/syntax.py"], 2, "syntax.py, line 6: SyntaxError: invalid syntax\n"),
+    (["--config={folder}/imports.py"], 2, "line 6: ModuleNotFoundError: No module named 'nowhere'"),
+    (["--config={folder}/number.py"], 2, "number.py returns int, no config: begin with"),
+    (["--config={folder}/text.py:x"], 2, "text.py takes no argument; leave out :x.\n"),
+    (["--config={folder}"], 2, ": Is a directory"),
+    (["--config.mesh=5"], 2, "config.mesh=5: it is a section; set one of its fields"),
+    (["--config.rollout.group.x=5"], 2, "rollout.group is one value; it has no field 'x'"),
+    (["--config.rollout.grammar=maybe"], 2, "rollout.grammar=maybe: it must be true or false"),
 ]
 BAD_CONFIGS = {
     "misspelt": "c.rollout.max_turn = 9",
     "replaced": "c.rollout = dict(group=4)",
     "text": "c.rollout.group = '4'",
+    "fails": "1 / 0",
+    "syntax": "c = = 1",
+    "imports": "import nowhere",
+    "number": "return 5",
 }
 # One process imports for all: each command is a copy of it, which has touched no device yet.
 COPIES = """
