@@ -169,9 +169,10 @@ def _deciders(config):
 
 
 def _held_out(workdir, step):
+    path = pathlib.Path(workdir) / "metrics.jsonl"
     evaluated = [
         line
-        for line in metrics.read(pathlib.Path(workdir) / "metrics.jsonl")
+        for line in (metrics.read(path) if path.exists() else ())
         if line["step"] == step and "eval/success" in line
     ]
     if not evaluated:
@@ -211,6 +212,7 @@ def define_flags():
 
 def main():
     values = flags.FLAGS
+    command.check_out(values.out, folder=True)
     step = export(
         values.workdir,
         values.out,

@@ -7,6 +7,7 @@ called contents; its first line is then the title. Exit codes: 0 done, 1 error, 
 """
 
 import glob
+import os
 import pathlib
 import time
 
@@ -25,8 +26,16 @@ def main():
     paths = sorted(glob.glob(values.source))
     if not paths:
         raise app.UsageError(f"--source={values.source} matches no file.")
+    command.check_out(values.out, folder=False)
+    for path in map(pathlib.Path, paths):
+        if path.is_dir():
+            raise app.UsageError(f"{path} is a folder; give its files: --source='{path}/*.jsonl'.")
+        if os.path.exists(values.out) and path.samefile(values.out):
+            raise app.UsageError(f"--out={values.out} is a file of --source; give another file.")
     start = time.monotonic()
-    count = text_index.build(values.out, _counted(document for p in paths for document in read(p)))
+    with command.checking_config():
+        documents = (document for path in paths for document in read(path))
+        count = text_index.build(values.out, _counted(documents))
     seconds = time.monotonic() - start
     logging.info("Wrote %s: %d documents in %.1f s.", values.out, count, seconds)
 
@@ -66,17 +75,24 @@ def document(row, where):
 def _parquet(path):
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(path) as file:
-        names = [n for n in ("title", "text", "contents", "url") if n in file.schema_arrow.names]
-        for batch in file.iter_batches(1024, columns=names):
-            yield from batch.to_pylist()
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            columns = file.schema_arrow.names
+            names = [n for n in ("title", "text", "contents", "url") if n in columns]
+            for batch in file.iter_batches(1024, columns=names):
+                yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read as Parquet: {error}") from error
 
 
 def _counted(documents):
+    count = 0
     for count, found in enumerate(documents, 1):
         yield found
         if count % EVERY == 0:
             logging.info("%d documents", count)
+    if not count:
+        raise ValueError("--source holds no documents.")
 
 
 def define_flags():

@@ -357,20 +357,18 @@ def define_flags():
     flags.DEFINE_string("model", "", f"A published size: {', '.join(published.SIZES)}.")
     flags.DEFINE_bool("json", False, "Print one JSON object.")
     flags.DEFINE_bool("estimate", False, "Do not compile: temporaries by formula, in seconds.")
-    flags.DEFINE_float("turns", None, "Assumed turns of a trajectory.")
-    flags.DEFINE_integer("turn_tokens", None, "Assumed tokens of a turn.")
-    flags.DEFINE_integer("response_tokens", None, "Assumed tokens of a response.")
+    flags.DEFINE_float("turns", None, "Assumed turns of a trajectory.", 1.0)
+    flags.DEFINE_integer("turn_tokens", None, "Assumed tokens of a turn.", 1)
+    flags.DEFINE_integer("response_tokens", None, "Assumed tokens of a response.", 1)
     flags.DEFINE_float(
-        "sharing", 1.0, "Tokens of turns per token computed (layout tree: up to 2.6)."
+        "sharing", 1.0, "Tokens of turns per token computed (layout tree: up to 2.6).", 1.0
     )
 
 
 def main():
     values = flags.FLAGS
-    try:
+    with command.checking_config():
         topology = hardware.topology(values.topology)
-    except ValueError as error:
-        raise command.ConfigError(str(error)) from error
     programs.prepare_machine(topology)
     given = {name: values[name].value for name in ("turns", "turn_tokens", "response_tokens")}
     workload = default_workload(values.config) | {"sharing": values.sharing}

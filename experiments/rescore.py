@@ -20,6 +20,7 @@ from experiments.reporting import trajectories
 from experiments.running import backends, command, dataset, fields, folder, sessions, stored
 from flow_grpo_jax import files
 
+NEEDED = {"question_id", "question", "status", "answer", "reward", "reward_source"}
 DRAWN = ("step_*.jsonl", "heldout_*.jsonl")
 
 
@@ -64,11 +65,16 @@ def _rescore_files(paths, out, workdir, deciding, question_of):
         try:
             for path in paths:
                 read = list(trajectories.read_lines(path))
-                lines = [line for line in read if line is not None]
+                lines = [line for line in read if line is not None and line.keys() >= NEEDED]
                 tally.damaged += len(read) - len(lines)
+                tally.lines += len(lines)
                 _rescore_lines(lines, path, question_of, scorer, tally)
                 text = "".join(json.dumps(line) + "\n" for line in lines)
                 files.replace_text(out / path.name, text)
+            if not tally.lines:
+                raise command.ConfigError(
+                    f"Every line in {workdir}/trajectories is damaged; bring back a copy of it."
+                )
         finally:
             scorer.close()
     finally:
@@ -125,6 +131,7 @@ class _Tally:
         self._kinds = collections.defaultdict(collections.Counter)
         self._unscored = self._asked = self._agreed = 0.0
         self.damaged = 0  # lines that a crash cut short
+        self.lines = 0  # the others
 
     def add(self, kind, line):
         counts, before, after = self._kinds[kind], line["reward_before"], line["reward"]
@@ -180,6 +187,8 @@ def main():
             counts["lowered"],
             counts["no_verdict"],
         )
+    if summary["damaged"]:
+        logging.warning("%d damaged lines were left out", summary["damaged"])
     if summary["judge_agreement"] is not None:
         logging.info("judge and rule agree on %.1f %%", 100 * summary["judge_agreement"])
 

@@ -26,7 +26,7 @@ from experiments.configs import common, quickstart
 from experiments.running import backends, command, fields, sessions, signals, stored
 from experiments.solving import panel
 from flow_grpo_jax import rollout
-from models import folders, huggingface, model_card
+from models import huggingface, model_card
 
 INTERRUPTED = 130  # exit code: 128 + SIGINT
 ADVICE = {
@@ -190,8 +190,6 @@ def choose_config(config, *, model, url, workdir, api_key_variable):
 def for_one_question(folder):
     """Returns the defaults, with an engine for one request and no more length than there is."""
     c = common.base()
-    if not folders.Folder(folder).has("config.json"):
-        raise command.ConfigError(f"--model={folder} holds no model: there is no config.json.")
     dims = huggingface.config_from_dict(huggingface.read_config(folder))
     _fit(c, dims.max_position_embeddings, model_card.prompts(folder))
     c.model.path = folder

@@ -23,6 +23,7 @@ if __name__ == "__main__":
     signals.leave_on(*signals.STOPPING)
 
 import dataclasses
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -285,12 +286,14 @@ def define_flags():
     flags.DEFINE_string("workdir", None, "Run folder; an existing run in it is resumed.")
     flags.DEFINE_bool("force", False, "Resume although the config differs from the run's.")
     flags.DEFINE_string("coordinator", None, "host:port of process 0, if there are several.")
-    flags.DEFINE_integer("processes", None, "How many processes train together.")
-    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+    flags.DEFINE_integer("processes", None, "How many processes train together.", 1)
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", 0)
 
 
 def main():
     values = flags.FLAGS
+    if values.coordinator and not re.fullmatch(r".+:\d+", values.coordinator):
+        raise command.ConfigError(f"--coordinator={values.coordinator} has no port; host:port.")
     with command.checking_config():
         processes.initialize(
             coordinator=values.coordinator,

@@ -22,6 +22,8 @@ def define_flags():
 def main():
     values = flags.FLAGS
     budget = round(1e6 * values.text_megabytes)
+    if values.out:
+        command.check_out(values.out, folder=False)
     with command.checking_config():
         out = report.write_report(values.workdir, values.out, text_budget=budget)
     logging.info("Wrote %s (%.1f MB).", out, out.stat().st_size / 1e6)

@@ -55,7 +55,8 @@ class Checkpoints:
             max_to_keep=keep, step_prefix=STEP, create=True, enable_async_checkpointing=False
         )
         self.good = set()  # steps that this process saved or read
-        self.manager = ocp.CheckpointManager(self.folder, options=options)
+        with _silent_orbax():
+            self.manager = ocp.CheckpointManager(self.folder, options=options)
 
     def save(self, step, state, meta):
         """Saves a pytree of arrays and a JSON-able dict under a step, replacing that step.

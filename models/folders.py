@@ -97,7 +97,7 @@ class Folder:
         try:
             return json.loads(self.read(name))
         except ValueError as error:
-            raise ValueError(f"{self}/{name} is damaged: {error}.") from error
+            raise ValueError(f"{self}/{name} is damaged: {error}. Download it again.") from error
 
     def write(self, name, content):
         """Writes a file of bytes or text; makes the folder."""

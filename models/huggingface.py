@@ -168,14 +168,21 @@ def read_config(folder):
 
     Args:
       folder: path, or URL such as "gs://bucket/Qwen2.5-7B-Instruct".
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it is damaged.
     """
     folder = folders.Folder(folder)
     if not folder.has(CONFIG):
         raise FileNotFoundError(
-            f"{folder}/{CONFIG} does not exist. A model folder holds {CONFIG}, {weights.SINGLE} "
-            "and the tokenizer's files, as downloaded from the Hugging Face hub."
+            f"{folder} holds no model: there is no {CONFIG}. A model's folder has {CONFIG}, "
+            f"{weights.SINGLE} and the tokenizer's files, as downloaded from the Hugging Face hub."
         )
-    return folder.read_json(CONFIG)
+    values = folder.read_json(CONFIG)
+    if not isinstance(values, dict):
+        raise ValueError(f"{folder}/{CONFIG} is damaged: it holds no object. Download it again.")
+    return values
 
 
 def load(folder, *, dtype=None, shardings=None):

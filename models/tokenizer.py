@@ -460,7 +460,10 @@ def _from_sentencepiece(folder, config, template):
 
 
 def _read_json(path):
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}. Download it again.") from error
 
 
 def _write_json(path, values):

@@ -175,7 +175,9 @@ def build(path: str | os.PathLike, documents: Iterable[tuple]) -> int:
     """
     path = pathlib.Path(path)
     unfinished = path.with_name(path.name + ".unfinished")
+    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished.unlink(missing_ok=True)
+    unfinished.touch()  # names the file in its error, which SQLite does not
     try:
         with contextlib.closing(sqlite3.connect(unfinished)) as connection:
             connection.execute("PRAGMA journal_mode = OFF")

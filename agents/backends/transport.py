@@ -28,8 +28,12 @@ class Transport:
     """
 
     def __init__(self, url, *, connect_seconds, read_seconds, max_bytes):
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urllib.parse.urlsplit(url)
+            usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # of a port or an IPv6 address
+            usable = False
+        if not usable:
             raise ValueError(f"url={url!r} is no http(s) address; e.g. http://127.0.0.1:8000/v1.")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ValueError(

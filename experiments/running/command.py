@@ -7,7 +7,9 @@ after saving. A traceback comes only with --verbosity=1.
 import contextlib
 import importlib.util
 import logging as python_logging
+import math
 import os
+import pathlib
 import re
 import sys
 import traceback
@@ -16,7 +18,9 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 FAILED, BAD_FLAGS = 1, 2
-LOCAL = ("workdir", "out")  # flags that name files and folders to write
+PATHS = ("workdir", "out")  # flags that name files and folders to write
+URL = r"[A-Za-z][\w+.-]+:/"
+UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # surrogates: bytes that are not UTF-8
 EXTRAS = {
     "serve": ("prometheus_client", "starlette", "uvicorn"),
     "grammar": ("llguidance",),
@@ -32,15 +36,14 @@ def run(main, *, required=(), remote=()):
 
     main: raises app.UsageError for settings that cannot be used, anything else for a failure.
     required: names of the flags that must be given; a sentence names those that are not.
-    remote: which of the flags in LOCAL may be URLs.
+    remote: which of the flags in PATHS may be URLs.
     """
     logging.get_absl_handler().addFilter(
         lambda record: (
             record.levelno > python_logging.INFO or "site-packages" not in record.pathname
         )
     )
-    here = [name for name in LOCAL if name not in remote]
-    app.run(lambda _: _guarded(main, here), flags_parser=lambda argv: _parsed(argv, required))
+    app.run(lambda _: _guarded(main, remote), flags_parser=lambda argv: _parsed(argv, required))
 
 
 def exit_code(error):
@@ -48,31 +51,79 @@ def exit_code(error):
     return BAD_FLAGS if isinstance(error, app.UsageError) else FAILED
 
 
-def check_local(name, path):
-    """Refuses a path that is a URL, or empty: it would become a folder of that name.
+def check_path(name, path):
+    """Refuses what would become a file or folder of a name that nobody meant.
 
-    name: what to call it.
+    name: what to call it.    path: a path or URL.
 
     Raises:
       ConfigError: says what to do instead.
     """
-    if not str(path):
+    path = str(path)
+    if not path:
         raise ConfigError(f"{name} is empty; give a path.")
-    if re.match(r"[A-Za-z][\w+.-]+:/", str(path)):
+    if UNFIT.search(path):
+        raise ConfigError(
+            f"{name}={path!r} holds a control character or a byte that is not UTF-8; give a path "
+            "without."
+        )
+    if path.split("/")[0] == "~":  # shells leave it as it is behind a =
+        raise ConfigError(f"{name}={path} begins with ~; write {name}=$HOME{path[1:]}")
+    if re.match(f"{URL}(?!/)", path):
+        raise ConfigError(f"{name}={path} is no URL; write {path.replace(':/', '://', 1)}")
+
+
+def check_local(name, path):
+    """Refuses what `check_path` refuses, and a URL: it would become a folder of that name.
+
+    Raises:
+      ConfigError: says what to do instead.
+    """
+    if re.match(URL, str(path)):
         raise ConfigError(
             f"{name}={path} is a URL, and this must be a path on a file system. For a bucket, use "
             "a local folder and copy it (gcloud storage rsync -r DIR gs://…), or mount the bucket "
             "(gcsfuse) and give the path of the mount."
         )
+    check_path(name, path)
+
+
+def check_out(path, *, folder):
+    """Refuses an --out that cannot be written, before the work is done; a URL is not looked at.
+
+    folder: whether it is to be a folder, which may be there; else a file, which is replaced.
+
+    Raises:
+      ConfigError: says why.
+    """
+    if re.match(URL, str(path)):
+        return
+    out = pathlib.Path(path)
+    try:
+        there = next(place for place in (out, *out.absolute().parents) if os.path.lexists(place))
+        if there != out and not there.is_dir():
+            raise ConfigError(f"--out={path}: {there} is a file, not a folder.")
+        if there == out and folder and not out.is_dir():
+            raise ConfigError(f"--out={path} is a file; give a folder.")
+        if there == out and not folder and not out.is_file():
+            kind = "a folder" if out.is_dir() else "no regular file"
+            raise ConfigError(f"--out={path} is {kind}; give a file.")
+    except OSError as error:  # too long a name, a circle of links
+        raise ConfigError(f"--out={path}: {error.strerror}.") from error
+    held = there if there.is_dir() else there.parent
+    if not os.access(held, os.W_OK | os.X_OK):
+        raise ConfigError(f"--out={path}: {held} cannot be written.")
+    if folder and (out / "metrics.jsonl").exists():
+        raise ConfigError(f"--out={path} holds a run, which stays as it is; give another folder.")
 
 
 @contextlib.contextmanager
 def checking_config():
-    """Turns a ValueError about a value of the config into a ConfigError."""
+    """Turns an error about a value of the config, or a file that it names, into a ConfigError."""
     try:
         yield
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(_text(error)) from error
 
 
 def installed(extra):
@@ -87,13 +138,16 @@ def need(extra):
 
 
 def _parsed(argv, required):
+    argv = ["--help" if argument == "-h" else argument for argument in argv]
     named = next((a.partition("=")[2] for a in argv if re.match("--?config=", a)), "")
     try:
         rest = flags.FLAGS(argv)
         if "config" in flags.FLAGS:  # one that could not be loaded says so when it is touched
             getattr(flags.FLAGS.config, "lock", None)
-    except SystemExit:  # --help has written its text
-        sys.exit(0)
+    except SystemExit as error:
+        if message := _of_config_file(error, named):
+            _stop(message, BAD_FLAGS)
+        sys.exit(0)  # --help has written its text
     except Exception as error:  # a config is a program and may raise anything
         if message := _of_config_file(error, named):
             _stop(message, BAD_FLAGS)
@@ -113,9 +167,23 @@ def _parsed(argv, required):
     if missing:
         verb = "is" if len(missing) == 1 else "are"
         _stop(f"{' and '.join(missing)} {verb} missing; see --help.", BAD_FLAGS)
+    empty = [f"--{n}" for n in flags.FLAGS if flags.FLAGS[n].present and _is_empty(n)]
+    if empty:
+        _stop(f"{empty[0]} is empty; give a value or leave it out.", BAD_FLAGS)
+    for name in flags.FLAGS:
+        value = flags.FLAGS[name].value if flags.FLAGS[name].present else None
+        if isinstance(value, float) and not math.isfinite(value) and not name.startswith("config."):
+            _stop(f"--{name}={value} must be finite.", BAD_FLAGS)
     if len(rest) > 1:
         _stop(f"Unexpected argument {rest[1]!r}; settings are flags, see --help.", BAD_FLAGS)
     return rest
+
+
+def _is_empty(name):
+    """Whether a flag was given an empty text; fields of a config may be empty."""
+    value = flags.FLAGS[name].value
+    empty = value == "" or (isinstance(value, list) and not any(value))
+    return empty and not name.startswith("config.")
 
 
 def _of_config_file(error, named):
@@ -127,9 +195,11 @@ def _of_config_file(error, named):
     while error is not None:  # what the libraries raise has the error of the file as its context
         if isinstance(error, SyntaxError):
             text = error.msg
+            if path and error.filename is None:  # no text
+                return f"{path}: {text}."
             lines = [error.lineno or 0] if _is_file(error.filename, path) else []
         else:
-            text = str(error)
+            text = " ".join(str(error).split())
             frames = traceback.walk_tb(error.__traceback__)
             lines = [n for frame, n in frames if _is_file(frame.f_code.co_filename, path)]
         if lines and re.search(r"Key .* does not exist", text):  # of ml_collections: it is locked
@@ -156,12 +226,15 @@ def _plain(text):
     """Returns a sentence for what Python and its libraries say of a flag."""
     if missing := re.search(r"\[Errno 2\] No such file or directory: '([^']+)'", text):
         return f"There is no file {missing[1]}; see --config."
+    if "Path to config file is an empty string" in text:
+        return "--config is empty; give a file."
     for raw, plain in (
         (r"Configuration is not available because of an earlier failure to load", "--config"),
         (r"\[Errno \d+\] (.*?): '(.*?)'", r"\2: \1"),
         (r"invalid literal for int\(\) with base 10: '.*?'", "it must be a whole number"),
         (r"could not convert string to float: '.*?'", "it must be a number"),
         (r"\('Non-boolean argument to boolean flag', '.*?'\)", "it must be true or false"),
+        (r"(?s)Error whilst parsing config file:.*\n(\w+: .*?)\s*$", r"\1"),
         (r"Failed to parse '.*?' as a ConfigDict: .*", "it is a section; set one of its fields"),
     ):
         text = re.sub(raw, plain, text)
@@ -181,19 +254,25 @@ def _unknown_field(text):
     )
 
 
-def _guarded(main, here):
+def _guarded(main, remote):
     try:
-        for name in here:
+        for name in PATHS:
             if name in flags.FLAGS and flags.FLAGS[name].present:
-                check_local(f"--{name}", flags.FLAGS[name].value)
+                check = check_path if name in remote else check_local
+                check(f"--{name}", flags.FLAGS[name].value)
         main()
     except Exception as error:
         code = exit_code(error)
         if code == FAILED and logging.get_verbosity() >= logging.DEBUG:
             raise
-        if isinstance(error, OSError) and error.strerror and error.filename:
-            _stop(f"{error.filename}: {error.strerror}.", code)
-        _stop(error if str(error) else repr(error), code)
+        _stop(_text(error), code)
+
+
+def _text(error):
+    """Returns what an exception says, an OSError without its number."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}."
+    return str(error) or repr(error)
 
 
 def _stop(message, code):

@@ -56,6 +56,11 @@ def check_limits(config):
             f"model.remat={config.model.remat!r} is unknown; valid: {', '.join(qwen2.REMAT)}."
         )
     check_data(config.data)
+    if not (config.tools.names or config.tools.mcp):
+        raise command.ConfigError(
+            "tools.names and tools.mcp are empty; every turn of the agent calls a tool. Name one: "
+            "--config.tools.names=base_generator"
+        )
     bounds = config.loss.clip_low, config.loss.clip_high
     if config.loss.variant == "gspo" and max(bounds) > 1e-2:
         logging.warning(
@@ -72,6 +77,9 @@ def check_data(settings):
     """Raises ConfigError if `config.data` names no file or has an unknown value."""
     if not settings.train:
         raise command.ConfigError("data.train is empty; give a file of questions.")
+    for name in ("train", "held_out"):
+        if settings[name]:
+            command.check_local(f"data.{name}", settings[name])
     if settings.too_long not in fitting.CHOICES:
         valid = ", ".join(fitting.CHOICES)
         raise command.ConfigError(

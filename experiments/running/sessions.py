@@ -175,12 +175,19 @@ def locate_model(path, *, root=ROOT):
     """Returns the folder of a model by path, URL or name on the hub, as `hub.locate`.
 
     Raises:
-      ConfigError: it is not on this disk.
+      ConfigError: it is not on this disk, or there is no model.
     """
     try:
-        return hub.locate(path, root=root)
-    except FileNotFoundError as error:
+        with command.checking_config():
+            folder = hub.locate(path, root=root)
+            values = huggingface.read_config(folder)
+    except ImportError as error:  # of a URL's protocol
         raise command.ConfigError(str(error)) from error
+    try:
+        huggingface.config_from_dict(values)
+    except ValueError as error:
+        raise command.ConfigError(f"{folder}: {error}") from error
+    return folder
 
 
 def model_folder(config):
@@ -396,18 +403,20 @@ def separates_layers(config, session, mesh, *, training):
 def load_weights(config, folder, mesh, *, training=True):
     """Loads (params, frozen, shardings, assemble) from a folder; see `Session`."""
     dtype = compute_dtype(config)
-    dims = huggingface.config_from_dict(huggingface.read_config(folder))
     with command.checking_config():
+        dims = huggingface.config_from_dict(huggingface.read_config(folder))
         whole = sharding.parameter_shardings(mesh, abstract_model(dims))
         if config.model.lora.rank:
             settings = lora.Settings(**config.model.lora)
     if not config.model.lora.rank:
         master = jnp.float32 if training else dtype
-        params = huggingface.load(folder, dtype=master, shardings=whole)
+        with command.checking_config():
+            params = huggingface.load(folder, dtype=master, shardings=whole)
         cast = lambda tree: jax.tree.map(lambda x: x.astype(dtype), tree)
         frozen = params if dtype == master else jax.jit(cast, out_shardings=whole)(params)
         return params, frozen, whole, update.whole_model
-    frozen = huggingface.load(folder, dtype=dtype, shardings=whole)
+    with command.checking_config():
+        frozen = huggingface.load(folder, dtype=dtype, shardings=whole)
     make = functools.partial(lora.init, settings=settings)
     key = jax.random.key(config.seed)
     with command.checking_config():

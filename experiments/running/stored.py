@@ -93,10 +93,13 @@ def read_config(workdir):
 def _read_file(workdir):
     command.check_local("workdir", workdir)
     path = pathlib.Path(workdir) / "config.json"
-    if not path.exists():
-        raise command.ConfigError(f"{workdir} holds no run: {path} does not exist.")
+    if not path.is_file():
+        kind = "is a folder" if path.is_dir() else "does not exist"
+        raise command.ConfigError(f"{workdir} holds no run: {path} {kind}.")
     try:
         stored = json.loads(path.read_bytes())
+        if "architectures" in stored:
+            raise command.ConfigError(f"{workdir} holds a model, no run: see its config.json.")
         whole = isinstance(stored["config"], dict) and isinstance(stored["hash"], str)
     except (ValueError, TypeError, KeyError, RecursionError):
         whole = False
@@ -193,6 +196,10 @@ def restore_params(workdir, config, *, step=None):
     if not folder.is_dir():
         raise command.ConfigError(f"{workdir} has no checkpoint: {folder} does not exist.")
     checkpoints = checkpoint.Checkpoints(folder, keep=None)
+    if step is not None and step not in checkpoints.steps():
+        raise command.ConfigError(
+            f"There is no checkpoint of step {step} in {folder}; there are {checkpoints.steps()}."
+        )
     try:
         restored = checkpoints.restore_part(like, "params", step=step)
     except checkpoint.OtherArrays as error:

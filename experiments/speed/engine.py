@@ -1,6 +1,6 @@
 """Measures the engine against the peers a user would otherwise take, in one interleaved run.
 
-    python -m experiments.benchmark engine --models=nano \
+    python -m experiments.benchmark engine --models=nano \\
         --torch_python=.venv/bin/python --tunix_python=tunix/bin/python --out=engine.jsonl
     python -m experiments.benchmark engine --models=7b --loads=uniform,trace --out=engine.jsonl
 
@@ -331,10 +331,10 @@ def define_flags():
     flags.DEFINE_string("tunix_python", "", "Interpreter for the Tunix peer; empty = without it.")
     flags.DEFINE_bool("torch_continuous", True, "Also run transformers' continuous batching.")
     flags.DEFINE_integer("rounds", 3, "Timed runs of each contestant.", lower_bound=1)
-    flags.DEFINE_integer("threads", 0, "CPU threads of torch; 0 = one for each core.")
+    flags.DEFINE_integer("threads", 0, "CPU threads of torch; 0 = one for each core.", 0)
     flags.DEFINE_integer("seed", 0, "Of weights and requests.")
     for name in traffic.ON_CPU:
-        flags.DEFINE_integer(name, None, "Of our engine; by default what suits the model.")
+        flags.DEFINE_integer(name, None, "Of our engine; by default what suits the model.", 1)
     flags.DEFINE_bool("overlap", None, "Of our engine; by default on accelerators.")
     flags.DEFINE_string("out", "", "File to write, one line of JSON for each model and load.")
 

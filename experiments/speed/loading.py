@@ -155,8 +155,10 @@ def _nbytes(config):
 
 def define_flags():
     flags.DEFINE_string("folder", None, "Model folder to load; made in a temporary one if absent.")
-    flags.DEFINE_float("gigabytes", 1.5, "Size of the folder that is made.")
-    flags.DEFINE_integer("rounds", 5, "Pairs of reading and loading, for each state of the cache.")
+    flags.DEFINE_float("gigabytes", 1.5, "Size of the folder that is made.", 0.01)
+    flags.DEFINE_integer(
+        "rounds", 5, "Pairs of reading and loading, for each state of the cache.", lower_bound=1
+    )
 
 
 def main():

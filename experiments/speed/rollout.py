@@ -332,8 +332,8 @@ def define_flags():
     flags.DEFINE_integer("waves", 2, "Trajectories for each solver in flight.", lower_bound=1)
     flags.DEFINE_integer("turns", 3, "Of a trajectory that the script answers.", lower_bound=1)
     flags.DEFINE_integer("answers", 8, "Requests that a step of the script answers.", lower_bound=1)
-    flags.DEFINE_float("tool_seconds", 0.5, "Median of a tool's log-normal latency.")
-    flags.DEFINE_float("sigma", 1.0, "Standard deviation of that latency's logarithm.")
+    flags.DEFINE_float("tool_seconds", 0.5, "Median of a tool's log-normal latency.", 0.0)
+    flags.DEFINE_float("sigma", 1.0, "Standard deviation of that latency's logarithm.", 0.0)
     flags.DEFINE_integer("seed", 0, "Of texts and latencies.")
     flags.DEFINE_string("out", "", "File to write, one line of JSON for each run.")
 

@@ -84,8 +84,8 @@ def measure(*, rounds, programs):
 
 
 def define_flags():
-    flags.DEFINE_integer("rounds", 50, "Times that each program runs, for its latency.")
-    flags.DEFINE_integer("programs", 300, "Programs of one turn, for the throughput.")
+    flags.DEFINE_integer("rounds", 50, "Times that each program runs, for its latency.", 1)
+    flags.DEFINE_integer("programs", 300, "Programs of one turn, for the throughput.", 1)
 
 
 def main():

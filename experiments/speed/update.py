@@ -1,6 +1,6 @@
 """Measures the update against the peers a user would otherwise take, in one interleaved run.
 
-    python -m experiments.benchmark update --models=nano,20m \
+    python -m experiments.benchmark update --models=nano,20m \\
         --torch_python=.venv/bin/python --tunix_python=tunix/bin/python --out=update.json
     python -m experiments.benchmark update --models=1.5b,7b-lora --out=update.json
 
@@ -377,7 +377,7 @@ def define_flags():
     flags.DEFINE_bool("tunix_packed", True, "Also run Tunix with its sequence packing.")
     flags.DEFINE_bool("torch_compile", False, "Compile the torch peer's models.")
     flags.DEFINE_integer("rounds", 5, "Timed steps of each contestant.", lower_bound=1)
-    flags.DEFINE_integer("threads", 0, "CPU threads of torch; 0 = one for each core.")
+    flags.DEFINE_integer("threads", 0, "CPU threads of torch; 0 = one for each core.", 0)
     flags.DEFINE_string("attention", "auto", "Of models/attention/kernels.py.")
     flags.DEFINE_string("remat", "dots", "What our backward pass recomputes; models/qwen2.py.")
     flags.DEFINE_integer("chunk", 512, "Tokens whose logits we hold at once.", lower_bound=1)

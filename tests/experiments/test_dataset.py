@@ -27,17 +27,17 @@ def test_each_file_is_read_in_its_format(tmp_path):
     assert [q["answer"] for q in dataset.read(config, config.data.held_out)] == [("A",)]
     config.data.held_out_format, config.data.format = "", "mmlu"
     assert dataset.read(config, config.data.held_out)[0]["id"] == "mmlu-0"
-    with pytest.raises(ValueError, match="is no row of format mmlu"):
+    with pytest.raises(command.ConfigError, match="is no row of format mmlu"):
         dataset.read(config, config.data.train)
     config.data.bad_rows = "drop"
-    with pytest.raises(ValueError, match="holds no questions"):
+    with pytest.raises(command.ConfigError, match="holds no questions"):
         dataset.read(config, config.data.train)
 
 
 def test_numbers_of_choices_count_from_the_base(tmp_path):
     own = {**MMLU, "id": "1", "kind": "choice", "source": "s"}
     config = config_of(tmp_path, train=[own])
-    with pytest.raises(ValueError, match="--config.data.index_base=0 or =1"):
+    with pytest.raises(command.ConfigError, match="--config.data.index_base=0 or =1"):
         dataset.read(config, config.data.train)
     config.data.index_base = "0"
     assert dataset.read(config, config.data.train)[0]["answer"] == ("A",)
@@ -46,7 +46,7 @@ def test_numbers_of_choices_count_from_the_base(tmp_path):
 def test_a_judge_reads_golds_that_no_rule_does(tmp_path):
     row = {"id": "1", "question": "Why?", "answer": "One.\nTwo.", "kind": "qa", "source": "s"}
     config = config_of(tmp_path, train=[row])
-    with pytest.raises(ValueError, match="has 2 lines"):
+    with pytest.raises(command.ConfigError, match="has 2 lines"):
         dataset.read(config, config.data.train)
     config.reward.qa = "judge"
     assert dataset.read(config, config.data.train)[0]["answer"] == ("One.\nTwo.",)

@@ -168,7 +168,7 @@ def test_every_command_finds_a_model_by_its_name(cached, monkeypatch):
     seen = []
     monkeypatch.setattr(command, "need", lambda extra: None)
     monkeypatch.setattr(serve.huggingface, "read_config", lambda folder: seen.append(folder) or {})
-    with pytest.raises(ValueError, match="vocab_size is missing"):
+    with pytest.raises(command.ConfigError, match="/f00d: .*vocab_size is missing"):
         serve.make("Org/Nano", **dict.fromkeys(SERVER))
     assert seen == [str(cached)]
 
