@@ -11,7 +11,7 @@ import os
 import pathlib
 import time
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from experiments.running import command
 from flow_grpo_jax.datasets import fields
@@ -22,22 +22,32 @@ EVERY = 100_000  # documents between two lines of the log
 
 
 def main():
-    values = flags.FLAGS
-    paths = sorted(glob.glob(values.source))
-    if not paths:
-        raise app.UsageError(f"--source={values.source} matches no file.")
-    command.check_out(values.out, folder=False)
-    for path in map(pathlib.Path, paths):
-        if path.is_dir():
-            raise app.UsageError(f"{path} is a folder; give its files: --source='{path}/*.jsonl'.")
-        if os.path.exists(values.out) and path.samefile(values.out):
-            raise app.UsageError(f"--out={values.out} is a file of --source; give another file.")
-    start = time.monotonic()
-    with command.checking_config():
-        documents = (document for path in paths for document in read(path))
-        count = text_index.build(values.out, _counted(documents))
+    values, start = flags.FLAGS, time.monotonic()
+    count = build(values.source, values.out)
     seconds = time.monotonic() - start
     logging.info("Wrote %s: %d documents in %.1f s.", values.out, count, seconds)
+
+
+def build(source, out):
+    """Writes the index of the files that the pattern `source` matches; returns their documents.
+
+    Raises:
+      ConfigError: a file or row cannot be read, or `out` cannot be written or is one of the files.
+    """
+    paths = sorted(glob.glob(source))
+    if not paths:
+        raise command.ConfigError(f"--source={source} matches no file.")
+    command.check_out(out, folder=False)
+    for path in map(pathlib.Path, paths):
+        if path.is_dir():
+            raise command.ConfigError(
+                f"{path} is a folder; give its files: --source='{path}/*.jsonl'."
+            )
+        if os.path.exists(out) and path.samefile(out):
+            raise command.ConfigError(f"--out={out} is a file of --source; give another file.")
+    with command.checking_config():
+        documents = (document for path in paths for document in read(path))
+        return text_index.build(out, _counted(documents))
 
 
 def read(path):

@@ -112,7 +112,8 @@ class Tokenizer:
 
         Raises:
           FileNotFoundError: the folder holds none of them.
-          ValueError: it has chat templates and none is the default; or one of `stops` is no token.
+          ValueError: a file is damaged; it has chat templates and none is the default; or one of
+            `stops` is no token.
         """
         with folders.local_copy(folder, (*FILES, SENTENCEPIECE, GENERATION)) as local:
             return cls._load(local, folder, stops)
@@ -124,9 +125,15 @@ class Tokenizer:
         saved_class = config.get("tokenizer_class", "PreTrainedTokenizerFast")
         if (folder / "tokenizer.json").is_file():
             # As the file says: beside a Qwen2 model AutoTokenizer keeps only vocabulary and merges.
-            backend = transformers.PreTrainedTokenizerFast.from_pretrained(
-                folder, local_files_only=True, chat_template=template
-            )
+            try:
+                backend = transformers.PreTrainedTokenizerFast.from_pretrained(
+                    folder, local_files_only=True, chat_template=template
+                )
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                why = error if isinstance(error, ValueError) else "it describes no tokenizer"
+                raise ValueError(
+                    f"{location}/tokenizer.json is damaged: {why}. Download it again."
+                ) from error
         elif (folder / "vocab.json").is_file():
             backend = transformers.AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, chat_template=template
@@ -460,10 +467,15 @@ def _from_sentencepiece(folder, config, template):
 
 
 def _read_json(path):
+    if not path.is_file():
+        return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}. Download it again.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is damaged: it holds no object. Download it again.")
+    return values
 
 
 def _write_json(path, values):

@@ -100,21 +100,21 @@ def check_out(path, *, folder):
         return
     out = pathlib.Path(path)
     try:
-        there = next(place for place in (out, *out.absolute().parents) if os.path.lexists(place))
-        if there != out and not there.is_dir():
-            raise ConfigError(f"--out={path}: {there} is a file, not a folder.")
-        if there == out and folder and not out.is_dir():
-            raise ConfigError(f"--out={path} is a file; give a folder.")
-        if there == out and not folder and not out.is_file():
-            kind = "a folder" if out.is_dir() else "no regular file"
-            raise ConfigError(f"--out={path} is {kind}; give a file.")
+        held = next(place for place in (out, *out.absolute().parents) if place.exists())
     except OSError as error:  # too long a name, a circle of links
         raise ConfigError(f"--out={path}: {error.strerror}.") from error
-    held = there if there.is_dir() else there.parent
-    if not os.access(held, os.W_OK | os.X_OK):
-        raise ConfigError(f"--out={path}: {held} cannot be written.")
+    if held != out and not held.is_dir():
+        raise ConfigError(f"--out={path}: {held} is a file, not a folder.")
+    if held == out and folder and not out.is_dir():
+        raise ConfigError(f"--out={path} is a file; give a folder.")
+    if held == out and not folder and not out.is_file():
+        kind = "a folder" if out.is_dir() else "no regular file"
+        raise ConfigError(f"--out={path} is {kind}; give a file.")
     if folder and (out / "metrics.jsonl").exists():
         raise ConfigError(f"--out={path} holds a run, which stays as it is; give another folder.")
+    held = held if held.is_dir() else out.absolute().parent
+    if not os.access(held, os.W_OK | os.X_OK):
+        raise ConfigError(f"--out={path}: {held} cannot be written.")
 
 
 @contextlib.contextmanager
@@ -208,7 +208,7 @@ def _of_config_file(error, named):
             text = f"{type(error).__name__}: {text}"
         if lines:
             return f"{path}, line {lines[-1]}: {text}"
-        if "has no attribute 'get_config'" in text:
+        if re.search("has no attribute 'get_config'|object is not callable", text):
             return f"{path} has no function get_config."
         if text.startswith("get_config() takes 0"):
             return f"{path} takes no argument; leave out :{argument}."
@@ -234,6 +234,7 @@ def _plain(text):
         (r"invalid literal for int\(\) with base 10: '.*?'", "it must be a whole number"),
         (r"could not convert string to float: '.*?'", "it must be a number"),
         (r"\('Non-boolean argument to boolean flag', '.*?'\)", "it must be true or false"),
+        (r"Could not parse '(.*?)': SyntaxError.*", r"The configuration has no field '\1'."),
         (r"(?s)Error whilst parsing config file:.*\n(\w+: .*?)\s*$", r"\1"),
         (r"Failed to parse '.*?' as a ConfigDict: .*", "it is a section; set one of its fields"),
     ):

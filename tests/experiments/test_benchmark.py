@@ -45,6 +45,7 @@ def test_an_unknown_benchmark_is_refused_with_the_valid_names(arguments, capsys)
     [
         (["--help"], "  search    Measures the text search"),
         (["sandbox", "--help"], "--rounds: Times"),
+        (["update", "--help"], "--models=nano,20m \\\n        --torch_python"),
     ],
 )
 def test_help_lists_the_benchmarks_and_the_flags_of_each(arguments, said):
@@ -52,6 +53,8 @@ def test_help_lists_the_benchmarks_and_the_flags_of_each(arguments, said):
         [sys.executable, "-m", "experiments.benchmark", *arguments], capture_output=True, text=True
     )
     assert process.returncode == 0 and said in process.stdout and not process.stderr
+    assert "Dimensions:" not in process.stdout
+    assert max(map(len, process.stdout.splitlines())) <= 110
 
 
 def test_unknown_names_in_a_flag_are_refused():

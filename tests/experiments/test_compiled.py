@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from experiments.running import compiled
+from experiments.running import command, compiled
 
 
 @pytest.fixture
@@ -28,6 +28,9 @@ def test_programs_are_kept_at_home_and_those_of_a_cpu_apart(settings, tmp_path):
 def test_a_folder_that_was_named_is_taken_as_it_is(settings, tmp_path):
     compiled.keep(str(tmp_path / "mine"), device="cpu")
     assert settings["jax_compilation_cache_dir"] == str(tmp_path / "mine")
+    (tmp_path / "file").touch()
+    with pytest.raises(command.ConfigError, match="compile_cache=.*/file cannot be written: File"):
+        compiled.keep(str(tmp_path / "file"), device="cpu")
 
 
 def test_nothing_is_kept_where_that_is_not_wanted_or_cannot_be(settings, tmp_path):

@@ -124,7 +124,7 @@ def test_step_dtype_and_place_can_be_chosen(run):
     card = folders.Folder(out).read("README.md").decode()
     assert "not measured; before training" in card and "base_model:" not in card
     fsspec.filesystem("memory").store.clear()
-    with pytest.raises(ValueError, match="no checkpoint of step 4"):
+    with pytest.raises(command.ConfigError, match="no checkpoint of step 4 .*there are .3, 7."):
         export.export(workdir, out, step=4)
 
 

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from experiments import index
+from experiments.running import command
 from experiments.speed import search
 from tests.tools import settings
 from tools import text_index
@@ -23,18 +24,33 @@ def test_jsonl_and_parquet_become_one_index(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, ROWS)), encoding="utf-8")
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "b.parquet")
     out = tmp_path / "index.sqlite"
-    command = [sys.executable, "-m", "experiments.index", f"--source={tmp_path}/[ab].*"]
-    run = subprocess.run([*command, f"--out={out}"], capture_output=True, text=True)
+    arguments = [sys.executable, "-m", "experiments.index", f"--source={tmp_path}/[ab].*"]
+    run = subprocess.run([*arguments, f"--out={out}"], capture_output=True, text=True)
     assert run.returncode == 0 and "4 documents" in run.stderr
     opened = text_index.Index.open(out)
     assert opened.documents == 4 and opened.search("omul", top_k=1) == [("Omul", "A fish.", "")]
     opened.close()
     tool = settings.make("wikipedia_search", index=str(out), top_k=1)
     assert tool.run(query="baikal") == "Lake Baikal https://w/Baikal\nA deep lake."
-    run = subprocess.run(
-        [*command[:-1], "--source=none", "--out=x"], capture_output=True, text=True
-    )
-    assert run.returncode == 2 and "--source=none matches no file" in run.stderr
+
+
+def test_what_is_no_source_or_out_is_refused(tmp_path):
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "torn.parquet").write_text("PAR1")
+    (tmp_path / "good.jsonl").write_text(json.dumps(ROWS[0]))
+    for source, out, message in [
+        ("none", "x", "--source=none matches no file"),
+        (tmp_path, "x", f"{tmp_path} is a folder; give its files"),
+        (tmp_path / "empty.jsonl", "x", "--source holds no documents"),
+        (tmp_path / "torn.parquet", "x", "torn.parquet cannot be read as Parquet"),
+        (tmp_path / "good.jsonl", "good.jsonl", "good.jsonl is a file of --source"),
+        (tmp_path / "good.jsonl", ".", "is a folder; give a file"),
+    ]:
+        with pytest.raises(command.ConfigError, match=message):
+            index.build(str(source), tmp_path / out)
+    index.build(str(tmp_path / "good.jsonl"), tmp_path / "new" / "folder" / "x")
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["empty.jsonl", "good.jsonl", "new", "torn.parquet"]
 
 
 def test_documents_are_read_one_at_a_time(tmp_path):

@@ -104,6 +104,54 @@ def test_a_run_folder_is_no_url(place):
         stored.read_config(place)
 
 
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("", "--out is empty"),
+        ("s3:/bucket", "is no URL; write s3://bucket"),
+        ("~/a", r"write --out=\$HOME/a"),
+        ("a\nb", r"--out='a\\nb' holds a control character"),
+        ("a\udcff", "not UTF-8"),
+    ],
+)
+def test_paths_that_nobody_meant_are_refused(place, message):
+    with pytest.raises(command.ConfigError, match=message):
+        command.check_path("--out", place)
+    command.check_path("--out", "s3://bucket/run~1")
+
+
+def test_an_out_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").touch()
+    for place, folder, message in [
+        (tmp_path / "file" / "a" / "b", True, "/file is a file, not a folder"),
+        (tmp_path / "file", True, "is a file; give a folder"),
+        (tmp_path, False, "is a folder; give a file"),
+        ("/dev/null", False, "no regular file"),
+        (tmp_path / ("a" * 300), True, "File name too long"),
+        (tmp_path / "run", True, "holds a run"),
+    ]:
+        with pytest.raises(command.ConfigError, match=message):
+            command.check_out(place, folder=folder)
+    command.check_out(tmp_path / "file", folder=False)
+    command.check_out(tmp_path / "new" / "out", folder=True)
+    command.check_out("gs://bucket/planner", folder=True)
+    monkeypatch.setattr(command.os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(command.ConfigError, match=f"{tmp_path} cannot be written"):
+        command.check_out(tmp_path / "new", folder=False)
+
+
+def test_a_model_is_no_run(tmp_path):
+    (tmp_path / "config.json").write_text('{"architectures": ["Qwen2ForCausalLM"]}')
+    with pytest.raises(command.ConfigError, match="holds a model, no run"):
+        stored.read_config(tmp_path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(command.ConfigError, match="holds no run: .*config.json is a folder"):
+        stored.read_config(tmp_path)
+
+
 @pytest.mark.parametrize("place", ["runs/a", "/runs/a", "a:b", "runs/2026-01-01T10:30/x", "C"])
 def test_paths_with_a_colon_are_paths(place):
     command.check_local("--workdir", place)

@@ -325,16 +325,25 @@ BAD_INPUT = [
     (["--config=no/such_file.py"], 2, "There is no file no/such_file.py; see --config."),
     (["--workdir=gs://bucket/run"], 2, "--workdir=gs://bucket/run is a URL"),
     (["--workdir="], 2, "--workdir is empty"),
+    (["--workdir=~/a"], 2, "--workdir=~/a begins with ~; write --workdir=$HOME/a\n"),
+    (["--workdir=a\udcff"], 2, "holds a control character or a byte that is not UTF-8"),
+    (["--coordinator=host"], 2, "--coordinator=host has no port"),
+    (["--processes=0"], 2, "0 is not a positive integer"),
+    (["-h"], 0, ""),
     (
         ["--config.tools.names=('python_coder',)", "--config.tools.python_coder.sandbox=high"],
         2,
         "valid: minimal, standard, strict",
     ),
-    (["--config.model.path=/nowhere"], 1, "/nowhere"),
+    (["--config.model.path=/nowhere"], 2, "/nowhere holds no model: there is no config.json"),
+    (["--config.model.path={folder}"], 2, "/config.json is damaged: it holds no object"),
+    (["--config.data.train=/nowhere.jsonl"], 2, "There is no file or folder /nowhere.jsonl."),
+    (["--config.data.train=gs://bucket/q.jsonl"], 2, "data.train=gs://bucket/q.jsonl is a URL"),
+    (["--config.tools.names=()"], 2, "every turn of the agent calls a tool"),
+    (["--config.compile_cache={folder}/text.py"], 2, "text.py cannot be written: File exists."),
     (["--config.rollout.group=4.5"], 2, "config.rollout.group=4.5"),
     (["--config.rollout.group=four"], 2, "config.rollout.group=four: it must be a whole number"),
     (["--config.optim.lr=fast"], 2, "config.optim.lr=fast: it must be a number"),
-    (["--config.checkpoint.keep=0"], 2, "checkpoint.keep=0 must be 1 or more"),
     (["--config.tools.mcp=(1,)"], 2, "tools.mcp=(1,) must be a tuple, each item a text"),
     (["--config={folder}/misspelt.py"], 2, "no field 'max_turn'. Did you mean 'max_turns'?"),
     (["--config={folder}/replaced.py"], 2, "The section 'rollout' lacks call_seconds"),
@@ -344,6 +353,11 @@ BAD_INPUT = [
     (["--config={folder}/imports.py"], 2, "line 6: ModuleNotFoundError: No module named 'nowhere'"),
     (["--config={folder}/number.py"], 2, "number.py returns int, no config: begin with"),
     (["--config={folder}/text.py:x"], 2, "text.py takes no argument; leave out :x.\n"),
+    (["--config={folder}/exits.py"], 2, "exits.py, line 6: SystemExit: 3\n"),
+    (["--config={folder}/lines.py"], 2, "lines.py, line 6: RuntimeError: one two\n"),
+    (["--config={folder}/binary.py"], 2, "null bytes.\n"),
+    (["--config="], 2, "--config is empty; give a file.\n"),
+    (["--config.=5"], 2, "The configuration has no field ''.\n"),
     (["--config={folder}"], 2, ": Is a directory"),
     (["--config.mesh=5"], 2, "config.mesh=5: it is a section; set one of its fields"),
     (["--config.rollout.group.x=5"], 2, "rollout.group is one value; it has no field 'x'"),
@@ -357,6 +371,9 @@ BAD_CONFIGS = {
     "syntax": "c = = 1",
     "imports": "import nowhere",
     "number": "return 5",
+    "exits": "raise SystemExit(3)",
+    "lines": "raise RuntimeError('one\\ntwo')",
+    "binary": "\0",
 }
 # One process imports for all: each command is a copy of it, which has touched no device yet.
 COPIES = """
@@ -386,6 +403,7 @@ def arguments(folder, number):
 def after_bad_input(tmp_path_factory):
     """[(exit code, what was written to stderr)] for BAD_INPUT."""
     folder = tmp_path_factory.mktemp("bad")
+    (folder / "config.json").write_text("[]")
     for name, line in BAD_CONFIGS.items():
         (folder / f"{name}.py").write_text(
             "from experiments.configs import smoke\n\n\ndef get_config():\n"

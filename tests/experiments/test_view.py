@@ -486,7 +486,11 @@ def test_the_command_writes_the_page(run, tmp_path):
         (["--workdri=x"], 2, "workdri"),
         ([], 2, "workdir"),
         (["--workdir=x", "stray"], 2, "stray"),
-        (["--help"], 0, ""),
+        (["--workdir=."], 2, "error: . holds no run"),
+        (["--workdir=.", "--out="], 2, "--out is empty; give a value or leave it out"),
+        (["--workdir=.", "--out=/dev/null"], 2, "--out=/dev/null is no regular file"),
+        (["--workdir=.", "--text_megabytes=nan"], 2, "--text_megabytes=nan must be finite"),
+        (["-h"], 0, ""),
     ],
 )
 def test_exit_codes(flags, code, message):
