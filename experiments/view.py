@@ -5,6 +5,8 @@
 Exit codes: 0 done, 1 error, 2 bad flags or a folder without a run.
 """
 
+import os
+
 from absl import flags, logging
 
 from experiments.reporting import report
@@ -22,8 +24,8 @@ def define_flags():
 def main():
     values = flags.FLAGS
     budget = round(1e6 * values.text_megabytes)
-    if values.out:
-        command.check_out(values.out, folder=False)
+    if values.out or os.path.isdir(values.workdir):
+        command.check_out(values.out or f"{values.workdir}/report.html", folder=False)
     with command.checking_config():
         out = report.write_report(values.workdir, values.out, text_budget=budget)
     logging.info("Wrote %s (%.1f MB).", out, out.stat().st_size / 1e6)

@@ -136,5 +136,7 @@ def problems(values):
                 continue
             allowed = of(name)
             if allowed is not None and not allowed.holds(number):
-                yield f"{name}={value} must be {allowed}; {allowed.instead}."
+                boundless = isinstance(number, float) and not math.isfinite(number)
+                wanted = "finite" if boundless else allowed
+                yield f"{name}={value} must be {wanted}; {allowed.instead}."
                 break

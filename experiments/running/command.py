@@ -180,10 +180,10 @@ def _parsed(argv, required):
 
 
 def _is_empty(name):
-    """Whether a flag was given an empty text; fields of a config may be empty."""
+    """Whether a flag was given an empty text that it does not have anyway; config fields may be."""
     value = flags.FLAGS[name].value
     empty = value == "" or (isinstance(value, list) and not any(value))
-    return empty and not name.startswith("config.")
+    return empty and value != flags.FLAGS[name].default and not name.startswith("config.")
 
 
 def _of_config_file(error, named):

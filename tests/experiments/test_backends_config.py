@@ -170,6 +170,10 @@ def test_rescoring_refuses_other_questions_and_the_run_itself(run, tmp_path):
         rescore.rescore(run, run)
     with pytest.raises(command.ConfigError, match="holds no run"):
         rescore.rescore(tmp_path, tmp_path / "out")
+    for path in (run / "trajectories").iterdir():
+        path.write_text('{"torn\n{"status": "ok"}\n')
+    with pytest.raises(command.ConfigError, match="Every line in .*/trajectories is damaged"):
+        rescore.rescore(run, tmp_path / "out")
 
 
 def test_rescoring_a_run_of_before_there_were_backends(run, tmp_path):

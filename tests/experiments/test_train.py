@@ -314,7 +314,7 @@ def test_a_step_without_a_prompt_that_fits_is_skipped_and_resumed(tmp_path):
 BAD_INPUT = [
     (["--config.rollout.temperature=0.0"], 2, "temperature"),
     (["--config.checkpoint.keep=0"], 2, "checkpoint.keep=0 must be 1 or more; 1 keeps the newest"),
-    (["--config.loss.kl_coef=nan"], 2, "loss.kl_coef=nan must be 0 or more"),
+    (["--config.loss.kl_coef=nan"], 2, "loss.kl_coef=nan must be finite"),
     (["--config.data.too_long=keep"], 2, "valid: refuse, drop"),
     (["--config.loss.variant=ppo"], 2, "valid: flow, original"),
     (["--config.no_such=1"], 2, "The configuration has no field 'no_such'.\n"),
@@ -329,7 +329,6 @@ BAD_INPUT = [
     (["--workdir=a\udcff"], 2, "holds a control character or a byte that is not UTF-8"),
     (["--coordinator=host"], 2, "--coordinator=host has no port"),
     (["--processes=0"], 2, "0 is not a positive integer"),
-    (["-h"], 0, ""),
     (
         ["--config.tools.names=('python_coder',)", "--config.tools.python_coder.sandbox=high"],
         2,
@@ -340,7 +339,6 @@ BAD_INPUT = [
     (["--config.data.train=/nowhere.jsonl"], 2, "There is no file or folder /nowhere.jsonl."),
     (["--config.data.train=gs://bucket/q.jsonl"], 2, "data.train=gs://bucket/q.jsonl is a URL"),
     (["--config.tools.names=()"], 2, "every turn of the agent calls a tool"),
-    (["--config.compile_cache={folder}/text.py"], 2, "text.py cannot be written: File exists."),
     (["--config.rollout.group=4.5"], 2, "config.rollout.group=4.5"),
     (["--config.rollout.group=four"], 2, "config.rollout.group=four: it must be a whole number"),
     (["--config.optim.lr=fast"], 2, "config.optim.lr=fast: it must be a number"),
