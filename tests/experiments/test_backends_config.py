@@ -58,6 +58,11 @@ def test_modules_of_one_server_share_it():
         ({"verifier.kind": "gpt"}, "backends.verifier.kind='gpt' is unknown; valid: frozen, pol"),
         ({"verifier.kind": "none"}, "backends.verifier.kind='none' is unknown"),
         ({"judge.kind": "server"}, "backends.judge: url='' is no http"),
+        (
+            {"judge.kind": "server", "judge.url": "http://a:99999"},
+            "url='http://a:99999' is no http",
+        ),
+        ({"judge.kind": "server", "judge.url": "http://[::1"}, "url='http://.::1' is no http"),
         ({"judge.kind": "server", "judge.url": URL}, "backends.judge: .* the name of a model"),
         (
             {"judge.kind": "server", "judge.url": URL, "judge.api_key_variable": "NO_SUCH_KEY"},

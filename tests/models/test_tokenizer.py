@@ -315,6 +315,23 @@ def test_empty_folder_is_an_error(tmp_path):
         tokenizer.Tokenizer.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("tokenizer.json", "{", "Expecting property name"),
+        ("tokenizer.json", "{}", "it describes no tokenizer"),
+        ("tokenizer_config.json", "", "Expecting value"),
+        ("generation_config.json", "[]", "it holds no object"),
+    ],
+)
+def test_damaged_files_are_named(folder, tmp_path, name, text, why):
+    for path in folder.glob("*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=f"/{name} is damaged: {why}.*Download it again"):
+        tokenizer.Tokenizer.load(tmp_path)
+
+
 # ---------------------------------------------------------------- SentencePiece
 
 PARTS = (
