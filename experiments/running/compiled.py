@@ -5,7 +5,6 @@ program knows versions, options and devices, but neither the instructions nor th
 a CPU, for which code is made; so each kind of CPU has a folder of its own.
 """
 
-import errno
 import hashlib
 import os
 import pathlib
@@ -31,7 +30,7 @@ def keep(folder, *, device):
       device: platform of the devices, such as "cpu".
 
     Raises:
-      ConfigError: the folder is named and cannot be written.
+      ConfigError: the folder is named and cannot be made.
     """
     if not folder or jax.config.jax_compilation_cache_dir:
         return
@@ -40,27 +39,20 @@ def keep(folder, *, device):
             folder = FOLDER.expanduser()
             if device == "cpu":
                 folder = folder / f"cpu-{cpu()}"
-            _make(folder)
+            folder.mkdir(parents=True, exist_ok=True)
             forget(folder.parent.glob("cpu-*/*"), most_bytes=CPU_BYTES)
         except (OSError, RuntimeError) as error:  # no home, or one that cannot be written
             logging.info("compiled programs are not kept: %s", error)
             return
     elif "://" not in folder:
         try:
-            _make(pathlib.Path(folder))
+            pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise command.ConfigError(
-                f"compile_cache={folder} cannot be written: {error.strerror}."
+                f"compile_cache={folder} cannot be made: {error.strerror}."
             ) from error
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
-
-
-def _make(folder):
-    """Makes a folder; OSError if it cannot be written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 def cpu():

@@ -29,7 +29,7 @@ def test_a_folder_that_was_named_is_taken_as_it_is(settings, tmp_path):
     compiled.keep(str(tmp_path / "mine"), device="cpu")
     assert settings["jax_compilation_cache_dir"] == str(tmp_path / "mine")
     (tmp_path / "file").touch()
-    with pytest.raises(command.ConfigError, match="compile_cache=.*/file cannot be written: File"):
+    with pytest.raises(command.ConfigError, match="compile_cache=.*/file cannot be made: File"):
         compiled.keep(str(tmp_path / "file"), device="cpu")
 
 
