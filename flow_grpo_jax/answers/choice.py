@@ -6,7 +6,7 @@ option counts; if there is none, the whole text. A box with a formula names none
 between them ("The answer is A or the answer is B") count as none.
 
 **What.** A letter ("B", "b", "(B)", "[B]", "B.", "option B", "B is correct"), an option's text,
-both ("B. Paris", "B (Paris)"), or, where nothing else is said and no option is a number, a place
+both ("B. Paris", "B (Paris)"), or, where nothing else is said and no option holds a digit, a place
 counted from 1 ("2"). Texts are compared by `options.equal`. A letter beside another option's text
 ("A. Paris") names two.
 
@@ -22,7 +22,6 @@ import re
 from collections.abc import Mapping, Sequence
 
 from flow_grpo_jax.answers import letters, options
-from flow_grpo_jax.answers.qa import plain_number
 from flow_grpo_jax.answers.text import golds_of
 
 MAX_STATEMENTS = 20  # boxes and "answer is" that are read, from the end
@@ -92,7 +91,7 @@ def _named(text: str, texts: Sequence[str], *, stated: bool) -> set[int]:
     stated: the text follows "answer is"; only its beginning is the answer.
     """
     text = re.sub(r"\\[()\[\]]|\\(?= )", "", options.unwrapped(text)).strip(letters.MARKS)
-    if quoted := re.fullmatch(r"[\"“](.*)[\"”]\.?", text):
+    if quoted := re.fullmatch(r"[\"“'‘](.*)[\"”'’]\.?", text):
         text = quoted[1].strip(letters.MARKS)
     if not text:
         return set()
@@ -110,7 +109,7 @@ def _placed(text: str, texts: Sequence[str]) -> set[int]:
     for _, end, content in _statements(text)[-1:]:
         text = content or text[end:].split("\n")[0]
     place = re.fullmatch(r"\(?(\d{1,2})[.)]{0,2}", text.strip(letters.MARKS), re.A)
-    if place and not any(plain_number(option) is not None for option in texts):
+    if place and not any(re.search(r"\d", option) for option in texts):
         return {int(place[1]) - 1} & set(range(len(texts)))
     return set()
 

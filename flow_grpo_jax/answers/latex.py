@@ -24,7 +24,9 @@ TEXT_IN_LATEX = re.compile(
 )
 _WORD = r"\{\s*\\(?:text|mathrm)\{\s*([a-z]+)\s*\}\s*\}"
 _UNIT_FRACTION = re.compile(rf"\\[dt]?frac\s*{_WORD}\s*{_WORD}")
-_FRACTIONS = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅛": "1/8"}
+_FRACTIONS = {
+    sign: unicodedata.normalize("NFKC", sign).replace("\u2044", "/") for sign in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
+}
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 _SIZES = r"left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits"
 
@@ -56,8 +58,8 @@ def without_latex(text: str) -> str:
     text = re.sub(r"\\div(?![a-zA-Z])", "/", text)
     text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
     text = re.sub(r"\\frac\s*(\d)\s*(\d)(?!\d)", r"\\frac{\1}{\2}", text)
-    text = re.sub(r"(?<=\d)\s*([½⅓⅔¼¾⅕⅛])", lambda m: " " + _FRACTIONS[m[1]], text)
-    text = re.sub(r"[½⅓⅔¼¾⅕⅛]", lambda m: f"({_FRACTIONS[m[0]]})", text)
+    text = re.sub(r"(?<=\d)\s*([½⅓⅔¼¾⅕-⅞])", lambda m: " " + _FRACTIONS[m[1]], text)
+    text = re.sub("[½⅓⅔¼¾⅕-⅞]", lambda m: f"({_FRACTIONS[m[0]]})", text)
     superscripts = r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+"
     text = re.sub(superscripts, lambda m: f"^{{{m[0].translate(_SUPERSCRIPTS)}}}", text)
     return text.strip()

@@ -8,9 +8,9 @@ from flow_grpo_jax.answers.qa import normalise
 
 MARKS = " \t\r\n*_`$#>"  # of Markdown and LaTeX around an answer
 _LABEL = re.compile(
-    r"(?:(?:the\s+)?(?:(?:correct|right|best)\s+)?(?:answer|option|choice|letter)\s*:?\s+)?"
+    r"(?P<noun>(?:the\s+)?(?:(?:correct|right|best)\s+)?(?:answer|option|choice|letter)\s*:?\s+)?"
     r"(?:[(\[]\s*(?P<inside>[A-Z])\s*[)\]]|(?P<bare>[A-Z])(?![\w'’^\\]))[*_`$]*"
-    r"(?P<mark>\s*(?:[.):,;](?!\d)|[-–—]+(?=\s))|[ \t]*\n|)[\s*_`$]*",
+    r"(?P<mark>\s*(?:[.):,;!](?![\d=])|[-–—]+(?=\s))|[ \t]*\n|)[\s*_`$]*",
     re.I | re.A,
 )
 _BECAUSE = r"[\s,;:(-]{0,9}\b(?:because|since|as|due\s+to|given)\b"
@@ -101,9 +101,10 @@ def labelled(text: str, texts: Sequence[str], *, stated: bool) -> set[int]:
     if not match or not (label := ord(letter) - ord("A")) < len(texts):
         return set()
     rest, mark = text[match.end() :].rstrip(MARKS), match["mark"]
-    if not rest.strip(MARKS + ".)"):
+    if not rest.strip(MARKS + ".)!"):
         return {label}
-    article = match["bare"] in ("a", "i", "I") and mark.strip() not in (".", ")", ":")
+    lone = match["bare"] in ("a", "i", "I") and not match["noun"]
+    article = lone and mark.strip() not in (".", ")", ":")
     marked = bool(match["inside"] or mark) and not article  # or a pronoun
     named, tail = _own_text(rest, texts)
     if named and label not in named:

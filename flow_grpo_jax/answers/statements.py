@@ -166,6 +166,8 @@ def _met(statements: Sequence[Statement], text: str) -> Statement | None:
 
 
 def _piece(text: str, gold: bool) -> Statement:
+    if (written := as_written(text)) != text.strip() and "&" in text:  # (x > 1) & (x < 2)
+        return _list(written, gold)
     inside = _inside(text, "(", ")")
     if inside and len(_split(inside, _RELATION)[0]) > 1 and len(_split(inside, "[,;]")[0]) == 1:
         text = inside  # (x = 1) or (x = 2)

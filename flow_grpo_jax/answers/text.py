@@ -90,7 +90,7 @@ _BETWEEN_BOXES = re.compile(r"\}?(?:[\s,;$.]|\\text\{|\}|\bor\b|\band\b|\\[()\[\
 _NEAR = 100  # characters beside a box that are read
 _OR = r"(?:\\text\{\s*)?\b(?:or|maybe|perhaps|possibly)\b(?:\s*\})?"
 _OR_AFTER = re.compile(
-    rf"\}}?[\s$),.;\]\\]{{0,9}}{_OR}\s*(?!about|approx|roughly|nearly|\\approx|≈|~)"
+    rf"\}}?[\s$),.;\]\\]{{0,9}}{_OR}(?!\s*(?:about|approx|roughly|nearly|\$?\\approx|≈|~))\s*"
     r"(?:equivalently|maybe|perhaps|possibly|even)?[\s,]*((?:[^.\n]|\.(?=\d))+)",
     re.I,
 )

@@ -134,7 +134,23 @@ _NOT_UNITS = frozenset(
     | {"tau", "phi", "chi", "psi", "omega", "infinity", "oo", "inf", "fold", "mn", "bn"}
     | {"double", "doubled", "triple", "tripled", "halved", "inverse", "reciprocal"}
     | {"no", "none", "nope", "never", "wrong", "incorrect", "false", "unknown", "unsure", "nan"}
-    | {"invalid", "wait", "actually", "sorry", "hmm", "i", "think", "believe", "that"}
+    | {
+        "isnt",
+        "approx",
+        "roughly",
+        "nearly",
+        "almost",
+        "ish",
+        "invalid",
+        "wait",
+        "actually",
+        "sorry",
+        "hmm",
+        "i",
+        "think",
+        "believe",
+        "that",
+    }
     | {"maybe", "perhaps", "about", "approximately", "either", "though", "because", "since", "is"}
     | {"unless", "else", "otherwise", "except", "when", "where", "possibly", "probably", "guess"}
     | {"percent", "percents", "permille", "base", "remainder"}
