@@ -29,7 +29,7 @@ _BRACES = re.compile(r"\\f?boxed\s*\{|\\[{}]|[{}]")
 _LONE_BOX = re.compile(r"\\f?boxed\s+([A-Za-z])(?![A-Za-z])")
 _SAYS = re.compile(
     r"(?:\bthe\s+)?(?:\b(?:correct|right|final|best|my)\s+){0,2}"
-    r"(?:\banswer\b[^.\n:=]{0,60}?\bis\b|\b(?:option|choice)\s+is\b"
+    r"(?:\banswer\b[^.\n:=]{0,60}?\b(?:is|(?:would|must|should|will)\s+be)\b|\b(?:option|choice)\s+is\b"
     r"|\b(?:answer|option|choice)\b[\s*_]{0,9}[:=]|答案(?:是|为|[\s*_]{0,9}:))[\s*_:]{0,9}",
     re.I,
 )
@@ -37,7 +37,8 @@ _CLAUSE = re.compile(r"[.,;:!?\n]|\b(?:so|hence|thus|therefore)\b", re.I)
 # Words before a statement, in its clause, with which it says nothing.
 _UNSAID = re.compile(
     r"\b(?:not|never|no|nor|neither|nobody|doubt|wrong|incorrect|false|unlikely|if|whether|unless"
-    r"|cannot|except|why|how)\b|n['’]t\b",
+    r"|cannot|except|why|how|suppos\w+|assum\w+|(?:some|many|most|others?|people|students?|they)\s"
+    r".*(?:says?|thinks?|claims?|argues?|believes?))\b|n['’]t\b",
     re.I,
 )
 _OR_ELSE = re.compile(r"\b(?:or|and|either)\W*\Z", re.I)

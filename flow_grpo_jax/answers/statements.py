@@ -106,6 +106,7 @@ def read(text: str, *, gold: bool) -> Statement:
     if len(text) > MAX_EXPRESSION:
         return Statement("text", (), text)
     text = as_written(_ABOUT.sub("≈", one_spelling(text)))
+    text = re.sub(r"~(?=\s*\\(?:text|math|mbox))", " ", re.sub(r"(?:\\\s*)+\Z", "", text))
     if whole := re.fullmatch(r"\\text\{([^{}]*)\}", text):
         text = whole[1]
     text = re.sub(r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}", r"\\frac{\1}{\2}", text)

@@ -97,7 +97,7 @@ _OR_AFTER = re.compile(
 _OR_BEFORE = re.compile(rf"([^\s$=]+)\$?,?\s*{_OR}[\s$(\[\\]{{0,9}}\Z", re.I)
 _ANSWER_IS = re.compile(
     r"(?<!wrong )(?<!incorrect )(?<!not the )\b(?:answer|option|choice)\b"
-    r"(?:[^.\n:=]{0,60}?\bis\b|[\s*_]{0,9}[:=：])[\s*_:]{0,9}"
+    r"(?:[^.\n:=]{0,60}?\b(?:is|(?:would|must|should|will)\s+be)\b|[\s*_]{0,9}[:=：])[\s*_:]{0,9}"
     r"|(?:最终答案(?:是|为)|(?:答案(?:是|为)?|答)[：:])[：:]?[\s*_]{0,9}",
     re.I,
 )
