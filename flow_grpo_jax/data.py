@@ -299,6 +299,8 @@ def _check_golds(question: Mapping) -> None:
                 f"field 'answer' has {len(said)} characters, {shown(said)}; the rule of kind "
                 f"{kind} reads no more than {MAX_GOLD[kind]}"
             )
+        if kind == "math" and re.search(r"\\f?box(?:ed)?\s*\{", said):
+            raise BadField(f"field 'answer' is {shown(said)}, a box that does not close")
         if "\n" in said and "\\begin{" not in said:
             raise BadField(
                 f"field 'answer' has {len(said.splitlines())} lines, {shown(said)}; expected the "

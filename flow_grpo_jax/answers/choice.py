@@ -6,7 +6,7 @@ option counts; if there is none, the whole text. A box with a formula names none
 between them ("The answer is A or the answer is B") count as none.
 
 **What.** A letter ("B", "b", "(B)", "[B]", "B.", "option B", "B is correct"), an option's text,
-both ("B. Paris", "B (Paris)"), or, where nothing else is said and no option is a number, a place
+both ("B. Paris", "B (Paris)"), or, where nothing else is said and no option holds a digit, a place
 counted from 1 ("2"). Texts are compared by `options.equal`. A letter beside another option's text
 ("A. Paris") names two.
 
@@ -22,7 +22,6 @@ import re
 from collections.abc import Mapping, Sequence
 
 from flow_grpo_jax.answers import letters, options
-from flow_grpo_jax.answers.qa import plain_number
 from flow_grpo_jax.answers.text import golds_of
 
 MAX_STATEMENTS = 20  # boxes and "answer is" that are read, from the end
@@ -30,7 +29,7 @@ _BRACES = re.compile(r"\\f?boxed\s*\{|\\[{}]|[{}]")
 _LONE_BOX = re.compile(r"\\f?boxed\s+([A-Za-z])(?![A-Za-z])")
 _SAYS = re.compile(
     r"(?:\bthe\s+)?(?:\b(?:correct|right|final|best|my)\s+){0,2}"
-    r"(?:\banswer\b[^.\n:=]{0,60}?\bis\b|\b(?:option|choice)\s+is\b"
+    r"(?:\banswer\b[^.\n:=]{0,60}?\b(?:is|(?:would|must|should|will)\s+be)\b|\b(?:option|choice)\s+is\b"
     r"|\b(?:answer|option|choice)\b[\s*_]{0,9}[:=]|答案(?:是|为|[\s*_]{0,9}:))[\s*_:]{0,9}",
     re.I,
 )
@@ -38,7 +37,8 @@ _CLAUSE = re.compile(r"[.,;:!?\n]|\b(?:so|hence|thus|therefore)\b", re.I)
 # Words before a statement, in its clause, with which it says nothing.
 _UNSAID = re.compile(
     r"\b(?:not|never|no|nor|neither|nobody|doubt|wrong|incorrect|false|unlikely|if|whether|unless"
-    r"|cannot|except|why|how)\b|n['’]t\b",
+    r"|cannot|except|why|how|suppos\w+|assum\w+|(?:some|many|most|others?|people|students?|they)\s"
+    r".*(?:says?|thinks?|claims?|argues?|believes?))\b|n['’]t\b",
     re.I,
 )
 _OR_ELSE = re.compile(r"\b(?:or|and|either)\W*\Z", re.I)
@@ -92,7 +92,7 @@ def _named(text: str, texts: Sequence[str], *, stated: bool) -> set[int]:
     stated: the text follows "answer is"; only its beginning is the answer.
     """
     text = re.sub(r"\\[()\[\]]|\\(?= )", "", options.unwrapped(text)).strip(letters.MARKS)
-    if quoted := re.fullmatch(r"[\"“](.*)[\"”]\.?", text):
+    if quoted := re.fullmatch(r"[\"“'‘](.*)[\"”'’]\.?", text):
         text = quoted[1].strip(letters.MARKS)
     if not text:
         return set()
@@ -110,7 +110,7 @@ def _placed(text: str, texts: Sequence[str]) -> set[int]:
     for _, end, content in _statements(text)[-1:]:
         text = content or text[end:].split("\n")[0]
     place = re.fullmatch(r"\(?(\d{1,2})[.)]{0,2}", text.strip(letters.MARKS), re.A)
-    if place and not any(plain_number(option) is not None for option in texts):
+    if place and not any(re.search(r"\d", option) for option in texts):
         return {int(place[1]) - 1} & set(range(len(texts)))
     return set()
 

@@ -7,7 +7,7 @@ unreadable, and so does what can be read in two ways (1/2x). `trees` says what a
 import re
 from fractions import Fraction
 
-from flow_grpo_jax.answers.latex import FULL_WIDTH, TEXT_IN_LATEX, without_latex
+from flow_grpo_jax.answers.latex import TEXT_IN_LATEX, one_spelling, without_latex
 from flow_grpo_jax.answers.text import MAX_EXPRESSION
 from flow_grpo_jax.answers.trees import MINUS_ONE, Tree
 
@@ -36,6 +36,7 @@ _CALLS = {
     "gcd": ("gcd", 2),
     "lcm": ("lcm", 2),
 }
+_BASES = (("number", "2", False), ("number", "10", False))
 _FUNCTION_LETTERS = frozenset("fghFGH")  # before a bracket: f(x) is no product
 _DECORATIONS = frozenset({"bar", "hat", "vec", "tilde", "overline", "mathbf", "mathbb", "mathcal"})
 _MAX_DEPTH = 40
@@ -55,7 +56,7 @@ def parse(text: str) -> Tree | None:
     """Returns the tree of all of `text`, or None."""
     if len(text) > MAX_EXPRESSION:
         return None
-    text = text.translate(FULL_WIDTH)
+    text = one_spelling(text)
     words = (match[1].strip() for match in TEXT_IN_LATEX.finditer(text))
     if any(len(word) > 1 and word not in KNOWN_WORDS for word in words):
         return None
@@ -407,6 +408,8 @@ class _Reader:
         if self._next_is("_") and name == "log":
             self._take()
             base = self._radicand() if self._peek()[0] == "number" else self._braced()
+        elif name == "log" and self._peek() in _BASES and self._peek(1)[1] == "(":  # log2(x)
+            base = self._radicand()
         if self._next_is("^"):
             self._take()
             power = self._exponent()
@@ -422,7 +425,7 @@ class _Reader:
                 raise Unreadable(f"arguments of {name}")
             if power is not None and self._next_is("^"):
                 raise Unreadable("two powers")
-        elif is_macro:
+        elif is_macro or base is not None or self._peek()[2]:  # ln 2, but not ln2
             arguments = [self._bare_argument()]
         else:
             raise Unreadable(f"{name} without brackets")

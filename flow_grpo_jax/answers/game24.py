@@ -53,7 +53,7 @@ def expression_value(text: str, numbers: Sequence[int]) -> Fraction | None:
     while replaced:  # innermost first, so that nested fractions need no brace matching
         text, replaced = re.subn(r"\\frac\{([^{}]*)\}\{([^{}]*)\}", r"((\1)/(\2))", text)
     text = re.sub(r"(?<=[\d)\]])\s*[xX]\s*(?=[\d(\[])", "*", text)
-    text = " ".join(text.translate(str.maketrans("[]{}", "()()")).split())
+    text = " ".join(text.translate(str.maketrans("[]{}（）", "()()()")).split())
     if not re.fullmatch(r"[\d+\-*/() ]+", text, re.ASCII):
         return None
     if Counter(re.findall(r"\d+", text)) != Counter(str(number) for number in numbers):

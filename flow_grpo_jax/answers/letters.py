@@ -8,18 +8,19 @@ from flow_grpo_jax.answers.qa import normalise
 
 MARKS = " \t\r\n*_`$#>"  # of Markdown and LaTeX around an answer
 _LABEL = re.compile(
-    r"(?:(?:the\s+)?(?:(?:correct|right|best)\s+)?(?:answer|option|choice|letter)\s*:?\s+)?"
+    r"(?P<noun>(?:the\s+)?(?:(?:correct|right|best)\s+)?(?:answer|option|choice|letter)\s*:?\s+)?"
     r"(?:[(\[]\s*(?P<inside>[A-Z])\s*[)\]]|(?P<bare>[A-Z])(?![\w'’^\\]))[*_`$]*"
-    r"(?P<mark>\s*(?:[.):,;](?!\d)|[-–—]+(?=\s))|[ \t]*\n|)[\s*_`$]*",
+    r"(?P<mark>\s*(?:[.):,;!](?![\d=])|[-–—]+(?=\s))|[ \t]*\n|)[\s*_`$]*",
     re.I | re.A,
 )
-_BECAUSE = r"[\s,;:(-]{0,9}\b(?:because|since|as|due\s+to|given)\b"
+_BECAUSE = r"[\s,;:(-]{0,9}\b(?:because|since|as(?!\s+(?:well|are|is|do|does)\b)|due\s+to|given)\b"
 _REASON = re.compile(_BECAUSE, re.I)
 _AFFIRMED = re.compile(
     r"is\s+(?:the\s+)?(?:only\s+)?(?:correct|right|best|true|answer)"
     rf"(?:\s+(?:one|answer|option|choice))?(?=[\s*_]*(?:[.!;\n]|\Z)|{_BECAUSE})",
     re.I,
 )
+_RELATIVE = re.compile(r",\s+(?:which|who|whose|where)\b", re.I)
 _END = re.compile(r"[.!?;]+(?=\s|\Z)|\n")  # of a sentence
 _NEGATIVE = r"(?:wrong|incorrect|false|untrue|invalid|impossible|excluded|eliminated|ruled\s+out)\b"
 _ABOUT = (
@@ -56,9 +57,13 @@ _OFFERS = re.compile(
     re.I,
 )
 _DOUBTS = re.compile(
-    r"\b(?:wait|actually|sorry|correction|not\s+(?:only|sure|certain|wrong|incorrect|false)|unsure"
+    r"\b(?:wait|actually|sorry|correction|second\s+thoughts?|reconsider\w*|hmm|oops|mistake|meant"
+    r"|not\s+(?:only|sure|certain|wrong|incorrect|false)|unsure"
     r"|(?:cannot|can['’]t|not)\s+(?:be\s+)?(?:exclude|rule)d?)\b",
     re.I,
+)
+_CONCLUDES = re.compile(  # a sentence with a letter as all that it says: "Hmm, A", "then it is A"
+    r"(?:[,:;]|\b(?:is|be|say|choose|pick|with))\s*(?:[Oo]ption\s+|[Cc]hoice\s+)?[*_(\[]*[A-Z][*_)\]]*\s*\Z"
 )
 # A letter in running text, but not the article A, the pronoun I, or a letter of a formula.
 _MENTIONED = re.compile(
@@ -79,7 +84,7 @@ def written(text: str, texts: Sequence[str], *, whole: bool) -> tuple[set[int], 
     if not whole:
         found = (
             text.find("\n"),
-            *(m.start() for m in (_END.search(text), _REASON.search(text)) if m),
+            *(m.start() for sign in (_END, _REASON, _RELATIVE) if (m := sign.search(text))),
         )
         ends += [end for end in found if end > 0]
     for end in ends:
@@ -101,9 +106,10 @@ def labelled(text: str, texts: Sequence[str], *, stated: bool) -> set[int]:
     if not match or not (label := ord(letter) - ord("A")) < len(texts):
         return set()
     rest, mark = text[match.end() :].rstrip(MARKS), match["mark"]
-    if not rest.strip(MARKS + ".)"):
+    if not rest.strip(MARKS + ".)!"):
         return {label}
-    article = match["bare"] in ("a", "i", "I") and mark.strip() not in (".", ")", ":")
+    lone = match["bare"] in ("a", "i", "I") and not match["noun"]
+    article = lone and mark.strip() not in (".", ")", ":")
     marked = bool(match["inside"] or mark) and not article  # or a pronoun
     named, tail = _own_text(rest, texts)
     if named and label not in named:
@@ -112,7 +118,7 @@ def labelled(text: str, texts: Sequence[str], *, stated: bool) -> set[int]:
         rest = tail
     elif affirmed := _AFFIRMED.match(rest):
         rest = rest[affirmed.end() :]
-    elif article or not (marked or _REASON.match(rest)):
+    elif article or not (marked or _REASON.match(rest) or _CONTRAST.match(rest)):
         return set()
     sentence = "\n" in mark or (stated and mark.strip() == ".")
     return {label} if explains(rest, label, texts, sentence=sentence) else set(range(len(texts)))
@@ -165,7 +171,7 @@ def _contradicts(sentence: str, label: int, count: int, others: set[str], *, str
     if letters and not denies:
         if strict or _OFFERS.search(sentence) or _DOUBTS.search(sentence):
             return True
-        if not re.search(r"[a-z]{2}", sentence):  # a list of letters
+        if not re.search(r"[a-z]{2}", sentence) or _CONCLUDES.search(sentence):  # a list of letters
             return True
     padded = f" {normalise(sentence)} "
     if any(f" {other} " in padded for other in others):

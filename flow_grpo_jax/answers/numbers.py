@@ -4,14 +4,14 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from flow_grpo_jax.answers.latex import FULL_WIDTH, without_latex
+from flow_grpo_jax.answers.latex import one_spelling, without_latex
 from flow_grpo_jax.answers.qa import UNSIGNED
 from flow_grpo_jax.answers.text import MAX_EXPRESSION
 from flow_grpo_jax.answers.units import MONEY, SHORT, Unit, parse_unit, same_unit
 
 _GROUPED = r"\d{1,3}(?: \d{3})+(?![\d\s]*/)(?:\.\d+)?"  # 1 234 567
 _NUMBER = re.compile(
-    rf"(?P<sign>[-+]?)\s*(?P<money>[$€£]?)\s*(?:(?P<whole>\d+)\s+(?=\d+\s*/))?"
+    rf"(?P<sign>[-+]?)\s*(?P<money>[$€£¥₹]?)\s*(?:(?P<whole>\d+)\s+(?=\d+\s*/))?"
     rf"(?P<top>{_GROUPED}|{UNSIGNED})(?P<repeated>\.?\\overline\{{\d+\}})?"
     rf"(?:\s*/\s*(?P<bottom>-?(?:{UNSIGNED})))?"
     r"(?:(?:e|\s*(?:\*|(?<=[\d ])x)\s*10\s*\^\s*)\{?(?P<exponent>[-+]?\d{1,3})\}?)?"
@@ -21,6 +21,9 @@ _NUMBER = re.compile(
 # Brackets that a value may wear: -(1/2), (-1)/(-2). In 2(3) they stand for a product.
 _BRACKETS = re.compile(r"(?:(?<![^/])|^([-+]))\((-?[\d./]+)\)(?=/|$)")
 _NAME = re.compile(r"[a-zA-Z](?:_\w|_\{\w+\})?(?:\(\w\))?\s*=(?!=)")
+_MONEY_BEHIND = re.compile(r"(.*\d)\s*\\?([$€£¥₹¢])")
+_CURRENCY_BEFORE = re.compile(r"(?:US\s*\\?\$|USD|EUR|GBP)\s*(?=[\d.])")
+_CURRENCIES = {"E": "€", "G": "£"}
 _SCALES = {"dozen": 12, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _PERCENTS = ("%", "percent", "per cent", "percentage points", "pct")
 
@@ -59,10 +62,14 @@ def parse_number(text: str) -> Number | None:
     """
     if len(text) > MAX_EXPRESSION or ".." in text:  # 0.333... goes on
         return None
-    text = text.translate(FULL_WIDTH).strip()
+    text = one_spelling(text).strip()
+    text = _CURRENCY_BEFORE.sub(lambda name: _CURRENCIES.get(name[0][0], "\\$"), text, count=1)
     money = re.match(r"[\s($]*[-+]?\s*\\\$", text) or (
         text.count("$") == 1 and re.match(r"[-+]?\$", text)
     )
+    behind = _MONEY_BEHIND.fullmatch(text)
+    if behind and text.count("$") < 2:
+        text = behind[1]
     text = without_latex(text).replace("**", "^")
     text = re.sub(r"\\frac\{\s*([-+\d.,]+)\s*\}\{\s*(-?\d[\d.,]*)\s*\}", r" \1/\2", text)
     text = (text[name.end() :] if (name := _NAME.match(text)) else text).strip()
@@ -73,22 +80,25 @@ def parse_number(text: str) -> Number | None:
     value = _value(match) if match else None
     if value is None:
         return None
-    unit = match["unit"].strip().rstrip(".").lower()
+    spelled = match["unit"].strip().rstrip(".")
+    unit = spelled.lower()
     for word, scale in _SCALES.items():
         if unit.split()[:1] == [word]:
-            value, unit = value * scale, unit[len(word) :].strip()
+            value, spelled = value * scale, spelled[len(word) :].strip()
+            unit = spelled.lower()
             break
     if unit in _PERCENTS:
         return Number(value, "%")
-    before = "$" if money else match["money"]
+    before = "$" if money else match["money"] or (behind[2] if behind else "")
     before = parse_unit(MONEY[before]) if before else None
     if not unit:
         return Number(value, before)
-    first = re.match(r"[a-z]*", unit)[0]
+    first = re.match(r"[a-zA-Z]*", spelled)[0]
     glued = match["unit"][0].isalpha()
-    if not first or ((glued or len(first) == 1) and first not in SHORT):
+    short = first == "L" or (first if len(first) == 1 else first.lower()) in SHORT  # 5M: millions
+    if not first or ((glued or len(first) == 1) and not short):
         return None
-    parsed = parse_unit(unit)
+    parsed = parse_unit(spelled)
     if parsed is None or (before and not same_unit(before, parsed)):
         return None
     return Number(value, parsed)

@@ -10,6 +10,7 @@ from flow_grpo_jax.answers.qa import plain_number
 
 # Full-width forms, letters in brackets or circles, letters of mathematical alphabets.
 _WIDE = re.compile("[\u249c-\u24e9\uff01-\uff5e\u3000\U0001d400-\U0001d7ff]")
+_STOPS = str.maketrans({"。": ".", "、": ","})
 _HYPHENS = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-"))
 _WRAPPED = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:bf|it|rm|sf|tt|normal)|mbox|boldsymbol)"
@@ -20,7 +21,7 @@ _ARTICLES = re.compile(r"(?:\A(?:[Tt]he|[Aa]n?)|\b(?:the|an?))\s+(?=[^\W\d_]{2})
 
 def plain(text: str) -> str:
     """Returns `text` with full-width and circled letters as plain ones, without invisible ones."""
-    text = re.sub("[\u200b-\u200f\u2060\ufeff]", "", text.replace("。", "."))
+    text = re.sub("[\u200b-\u200f\u2060\ufeff]", "", text.translate(_STOPS))
     return _WIDE.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)
 
 

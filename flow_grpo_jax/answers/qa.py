@@ -12,8 +12,11 @@ from flow_grpo_jax.answers.text import MAX_EXPRESSION, golds_of
 
 UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
 _DASHES = dict.fromkeys(map(ord, "‐‑‒–—−"), "-")
-_KEPT = re.compile(r"(?<=\d)[./:+-](?=\d)|(?<![\w-])-(?=\.?\d)|(?<=\w)[+#]+(?!\w)")
-_TO_MARKS = {ord(sign): 0xE000 + i for i, sign in enumerate("./:-+#")}
+_KEPT = re.compile(
+    r"(?<=\d)[./:+-](?=\d)|(?<=\d),(?=\d)(?!\d{3}(?!\d))|(?<![\w.])\.(?=\d)"
+    r"|(?<![\w-])-(?=\.?\d)|(?<=\w)[+#]+(?!\w)"
+)
+_TO_MARKS = {ord(sign): 0xE000 + i for i, sign in enumerate("./:-+#,")}
 _FROM_MARKS = {mark: sign for sign, mark in _TO_MARKS.items()}
 _PLAIN_NUMBER = re.compile(rf"([-+]?)\s?[$€£]?({UNSIGNED})\s?%?", re.ASCII)
 
@@ -23,21 +26,21 @@ def normalise(text: str) -> str:
 
     Differs from the original script where punctuation tells two answers apart: Unicode punctuation
     goes too (an en dash like a hyphen), but a point, slash, colon, plus or dash between digits
-    stays, and so do a minus before a number and the signs of C++, C# and A+: 10.8 is not 108,
-    2-1 is not 21, -5 is not 5.
+    stays, and so do a comma that groups no thousands, a minus or point before a number and the
+    signs of C++, C# and A+: 10.8 is not 108, 2-1 and 2,1 are not 21, -5 is not 5.
     """
     text = unicodedata.normalize("NFC", text).lower().translate(_DASHES)
     text = _KEPT.sub(lambda match: match[0].translate(_TO_MARKS), text)
     text = "".join(
         c for c in text if c not in string.punctuation and unicodedata.category(c)[0] != "P"
     )
-    text = re.sub(r"(?<![\w\uE000-\uE005])(a|an|the)(?![\w\uE000-\uE005])", " ", text)
+    text = re.sub(r"(?<![\w\uE000-\uE006])(a|an|the)(?![\w\uE000-\uE006])", " ", text)
     return " ".join(text.translate(_FROM_MARKS).split())
 
 
 def unboxed(text: str) -> str:
     r"""Returns what is in the box if the whole text is one: \boxed{Paris}."""
-    box = re.fullmatch(r"\$?\\boxed\{([^{}]*)\}\$?\.?", text)
+    box = re.fullmatch(r"\$?\\boxed\{([^{}]*(?:\{[^{}]*\}[^{}]*)?)\}\$?\.?", text)
     return TEXT_IN_LATEX.sub(r"\1", box[1]) if box else text
 
 
@@ -83,7 +86,7 @@ def plain_number(text: str) -> Fraction | None:
 
 
 def _yes_no(text: str) -> str | None:
-    match = re.match(r"\W{0,9}(yes|no)\b(?:[.,;:!]+(?:\s|$)|\W*$)", text, re.I)
+    match = re.match(r"\W{0,9}(yes|no)\b(?:[.,;:!]+(?:\s+(?!\d)|$)|\s+[-–—]+\s|\W*$)", text, re.I)
     found = set(re.findall(r"\b(yes|no)\b", text.lower()))
     return match[1].lower() if match and len(found) == 1 else None
 

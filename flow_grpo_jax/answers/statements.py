@@ -8,12 +8,13 @@ An assignment states its value: x = 5, f(2) = 7, \angle ABC = 40^\circ, m + n = 
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from flow_grpo_jax.answers.expressions import GREEK, parse
-from flow_grpo_jax.answers.latex import FULL_WIDTH, without_latex
+from flow_grpo_jax.answers.latex import one_spelling, without_latex
 from flow_grpo_jax.answers.numbers import Number, parse_number
+from flow_grpo_jax.answers.printed import as_written
 from flow_grpo_jax.answers.text import MAX_EXPRESSION, without_stop
 from flow_grpo_jax.answers.trees import MINUS_ONE, Tree, symbols_of
 from flow_grpo_jax.answers.units import MEASURES, parse_unit, same_unit
@@ -22,10 +23,17 @@ _LETTER = rf"(?:[a-zA-Z]|\\(?:{'|'.join(GREEK)})(?![a-zA-Z])|[α-ωΑ-Ω])"
 _INDEX = r"(?:_(?:\w|\{[^{}]*\}))?'{0,3}"
 _MARKED = r"\\(?:angle|triangle|overline|vec|hat|bar|mathbf|mathcal|overrightarrow)"
 _CORE = rf"(?:{_LETTER}|[A-Z]{{2,4}}){_INDEX}"
+# Words that make a name one of something else, or of nothing: "y = 2 when x = 5".
+_DOUBT = (
+    "(?:not|unless|let|if|suppose|never|cannot|no|wrong|incorrect|false|maybe|perhaps|possibly"
+    "|probably|but|or|except|when|where|wait|guess)\\b"
+)
 _NAME = re.compile(
     rf"(?:{_CORE}|m?\s*{_MARKED}\s*(?:\{{\s*{_CORE}\s*\}}|{_CORE})|\|\s*{_CORE}\s*\|"
     rf"|[fghpqnFGHPEQTSVANR]{_INDEX}(?:\^\{{?-1\}}?)?\s*\([\w\s,.\\-]*\)"
-    r"|(?!not|unless|let|if|suppose)[A-Za-z]*[a-z]{3,}(?: [A-Za-z]+){0,5}"
+    rf"|(?!{_DOUBT}|[w-z]+\b)(?:[A-Z][a-z]{{2,}}|[A-Za-z]*[a-z]{{4,}}|max|min|sum"
+    rf"|[a-z]{{3}}(?= \w{{3}}))(?: (?!{_DOUBT})[A-Za-z]+){{0,5}}"
+    r"|(?:P|E|Var)(?:\([^()]*\)|\[[^\[\]]*\])|\[[A-Z]{3,6}\]"
     r"|\\frac\{d\w?\}\{d\w\}|\([a-z](?:, ?[a-z]){1,3}\))"
 )
 _SUM = re.compile(rf"{_CORE}(?:\s*\+\s*{_CORE})+")
@@ -37,15 +45,26 @@ _LIMITS = re.compile(r"\\(?:int|lim|sum|prod)(?=[_^])")
 
 # One sign for each relation; ≈ stands for all that are not taken apart.
 _MACROS = {"le": "≤", "leq": "≤", "leqslant": "≤", "ge": "≥", "geq": "≥", "geqslant": "≥"}
-_MACROS |= {"lt": "<", "gt": ">", "ne": "≠", "neq": "≠", "in": "∈", "cup": "∪", "pm": "±"}
+_MACROS |= {
+    "lt": "<",
+    "gt": ">",
+    "ne": "≠",
+    "neq": "≠",
+    "in": "∈",
+    "cup": "∪",
+    "pm": "±",
+    "mp": "∓",
+}
 _MACROS |= {"lor": " or ", "vee": " or ", "land": " and ", "wedge": " and "}
 _MACROS |= {"langle": "(", "rangle": ")", "left": "", "right": ""}
 _OTHER = "approx sim simeq cong equiv to implies Rightarrow iff mid"
 _MACROS |= dict.fromkeys(re.findall(r"\w+", _OTHER), "≈")
 _SIGNS = {"<=": "≤", ">=": "≥", "!=": "≠", "==": "≈", ":=": "≈"}
 _AND_OR = r"[,;]?\s*(?:\bor\b|\band\b)|;"
+_OR = re.compile(r"\bor\b")
 _COMMA = r"(?<!\d),|,(?!\d{3}(?!\d))"  # not within 1,000
 _ABOUT = re.compile(r"^\s*~")  # elsewhere a blank of LaTeX
+_ASSIGNMENT = re.compile(r"[^=<>≤≥∈]*[^\s=<>≤≥∈][^=<>≤≥∈]*[=<>≤≥∈]")
 _DOTS = re.compile(r"\\[lcvd]?dots|\.\.\.|…")
 _RANGE = "[<>≤≥]"
 _RELATION = r"[=<>≤≥≠∈≈≡≅∼~→⇒]"
@@ -77,17 +96,27 @@ class Statement:
     text: str
 
 
+_INFINITE = Statement("expression", (("symbol", "oo"), None), "∞")
+_LOWEST = Statement("expression", (("multiply", MINUS_ONE, ("symbol", "oo")), None), "-∞")
+
+
 def read(text: str, *, gold: bool) -> Statement:
     """Returns what `text` states. gold: it is the accepted answer, whose left side may be more than
     the name of its value: an answer's left side is believed to name what was asked for."""
     if len(text) > MAX_EXPRESSION:
         return Statement("text", (), text)
-    text = _ABOUT.sub("≈", text.translate(FULL_WIDTH))
+    text = as_written(_ABOUT.sub("≈", one_spelling(text)))
+    text = re.sub(r"~(?=\s*\\(?:text|math|mbox))", " ", re.sub(r"(?:\\\s*)+\Z", "", text))
     if whole := re.fullmatch(r"\\text\{([^{}]*)\}", text):
         text = whole[1]
     text = re.sub(r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\text\{[\s,]*(or|and)\s*\}", r" \1 ", text)
-    text = re.sub(r"\\(begin|end)\{[pbB]matrix\}", r"\\\1{matrix}", text)
+    text = re.sub(r"\\(begin|end)\{(?:[pbB]matrix|array)\}(?:\{[lcr|]+\})?", r"\\\1{matrix}", text)
+    text = re.sub(rf"\A(\s*{_CORE})\s+in\s+(?=\\?[(\[{{])", r"\1 ∈ ", text).replace("+/-", "±")
+    text = re.sub(r"(?<=[)\]])\s*U\s*(?=[(\[])", " ∪ ", text)
+    lines = [line for line in text.split("\n") if line.strip()]
+    if len(lines) > 1 and all(map(_ASSIGNMENT.match, lines)):
+        text = "; ".join(map(without_stop, lines))
     text = re.sub(r"\\([a-zA-Z]+)", lambda macro: _MACROS.get(macro[1], macro[0]), text)
     text = re.sub("[<>!=:]=", lambda sign: _SIGNS[sign[0]], text)
     text = re.sub(r"\\[bB]igg?[lrm]?(?![a-zA-Z])|\\[()\[\]]", "", text)
@@ -100,12 +129,10 @@ def _list(text: str, gold: bool) -> Statement:
     """Reads alternatives, or the one statement that the text is."""
     if inside := _inside(text, r"\{", r"\}") or _inside(text, "{", "}"):
         return _list(inside, gold)
-    if text.count("±") == 1:
-        both = [_piece(text.replace("±", sign), gold) for sign in ("+", "-")]
-        return Statement("list", tuple(both), text)
     pieces = []
     for part in _split(text, _AND_OR)[0]:
-        pieces += [part] if parse_number(part) else _split(part, _COMMA)[0]
+        for piece in [part] if parse_number(part) else _split(part, _COMMA)[0]:
+            pieces += _both_signs(piece)
     if len(pieces) == 1:
         return _piece(text, gold)
     if not all(piece.strip() for piece in pieces) or _DOTS.search(text):
@@ -114,13 +141,37 @@ def _list(text: str, gold: bool) -> Statement:
     if all(re.search(_RANGE, piece) for piece in pieces):
         names = [symbols_of(t) for p in pieces for s in _split(p, _RANGE)[0] if (t := parse(s))]
         kind = "both" if re.search(r"\band\b", text) else "union"
+        if kind == "both" and len(set().union(*names)) == 1 and (met := _met(statements, text)):
+            return met
         if len(set().union(*names)) > 1 and any(s.kind == "tuple" for s in statements):
             return Statement("text", (), text)  # an interval does not say whose it is
         return Statement(kind, statements, text)
     return Statement("list", statements, text)
 
 
+def _both_signs(piece: str) -> list[str]:
+    """Returns the two readings of a piece with ±, ∓ or one of each; another piece as it is."""
+    if not {"±", "∓"} & set(piece) or max(map(piece.count, "±∓")) > 1:
+        return [piece]
+    return [piece.translate(str.maketrans("±∓", signs)) for signs in ("+-", "-+")]
+
+
+def _met(statements: Sequence[Statement], text: str) -> Statement | None:
+    """Returns the interval that x > 1 and x < 2 are together."""
+    if len(statements) != 2 or {s.kind for s in statements} != {"tuple"}:
+        return None
+    upper, lower = sorted((s.parts for s in statements), key=lambda parts: parts[2].text != "-∞")
+    if upper[2].text != "-∞" or lower[3].text != "∞":
+        return None
+    return Statement("tuple", (lower[0], upper[1], lower[2], upper[3]), text)
+
+
 def _piece(text: str, gold: bool) -> Statement:
+    if (written := as_written(text)) != text.strip() and "&" in text:  # (x > 1) & (x < 2)
+        return _list(written, gold)
+    inside = _inside(text, "(", ")")
+    if inside and len(_split(inside, _RELATION)[0]) > 1 and len(_split(inside, "[,;]")[0]) == 1:
+        text = inside  # (x = 1) or (x = 2)
     sides, signs = _split(text, _RELATION)
     sides = [side.strip() for side in sides]
     if not signs:
@@ -141,6 +192,8 @@ def _equation(text: str, sides: list[str], gold: bool) -> Statement:
         first, last = last, sides[0]
     tree = parse(first)
     value = _list(last, gold)
+    if any(_starts_again(side, first, tree) for side in sides[1:-1]):
+        return Statement("text", (), text)
     others = [number for side in (first, *sides[1:-1]) if (number := parse_number(side))]
     if value.kind == "number" and not all(other.equals(value.parts[0]) for other in others):
         return Statement("text", (), text)  # 3 = 4
@@ -153,6 +206,13 @@ def _equation(text: str, sides: list[str], gold: bool) -> Statement:
     if len(sides) == 2 and tree is not None and (right := parse(last)) is not None:
         return Statement("equation", (tree, right), text)
     return Statement("text", (), text)
+
+
+def _starts_again(side: str, first: str, tree: Tree | None) -> bool:
+    """Returns whether a middle side ends one statement and starts another: x = 6 perhaps x = 5."""
+    if (inner := parse(side)) is None:
+        return bool(re.search(rf"(?:[a-z]{{2}}\s+|(?<!\w)){_CORE}\s*\Z", without_latex(side)))
+    return bool(tree and tree[0] == "symbol" and symbols_of(tree) & symbols_of(inner))
 
 
 def _names(side: str, gold: bool) -> bool:
@@ -173,15 +233,13 @@ def _inequality(text: str, sides: list[str], signs: list[str]) -> Statement:
     closed = [_is_closed(tree) for tree in trees]
     named = [bool(re.fullmatch(_CORE, without_latex(side))) for side in sides]
     ends = [_value(side, False) for side in sides]
-    infinite = Statement("expression", (("symbol", "oo"), None), "∞")
-    lowest = Statement("expression", (("multiply", MINUS_ONE, ("symbol", "oo")), None), "-∞")
     brackets = [{"<": "(", "≤": "["}[signs[0]], {"<": ")", "≤": "]"}[signs[-1]]]
     if len(sides) == 3 and closed == [True, False, True] and named[1]:
         return Statement("tuple", (*brackets, ends[0], ends[2]), text)
     if len(sides) == 2 and closed[0] and named[1]:
-        return Statement("tuple", (brackets[0], ")", ends[0], infinite), text)
+        return Statement("tuple", (brackets[0], ")", ends[0], _INFINITE), text)
     if len(sides) == 2 and closed[1] and named[0]:
-        return Statement("tuple", ("(", brackets[1], lowest, ends[1]), text)
+        return Statement("tuple", ("(", brackets[1], _LOWEST, ends[1]), text)
     if len(sides) == 2:
         return Statement("inequality", (signs[0], trees[1], trees[0]), text)
     return Statement("text", (), text)
@@ -193,8 +251,15 @@ def _value(text: str, gold: bool) -> Statement:
         return Statement("number", (number,), text)
     if len(parts := _split(text, "∪")[0]) > 1:
         return Statement("union", tuple(_value(part.strip(), gold) for part in parts), text)
+    if re.fullmatch(r"\\(?:emptyset|varnothing)|\\?\{\s*\\?\}", text):
+        return Statement("list", (), text)
+    if re.fullmatch(r"\\mathbb\s*\{?R\}?|all real numbers", text):
+        return Statement("tuple", ("(", ")", _LOWEST, _INFINITE), text)
     if (inside := _inside(text, r"\{", r"\}") or _inside(text, "{", "}")) is not None:
         return _list(inside, gold)
+    if outside := re.fullmatch(r"([\[\]])([^\[\]]*)([\[\]])", text):  # ]0, 1[
+        turned = {"]": "(", "[": "["}[outside[1]] + outside[2] + {"[": ")", "]": "]"}[outside[3]]
+        text = turned
     for opening, closing in ("()", "[]", "(]", "[)"):
         inside = _inside(text, opening, closing)
         items = _split(inside, "[,;]")[0] if inside else []
@@ -240,13 +305,11 @@ def _is_word(plain: str) -> bool:
 
 
 def _rows(text: str) -> list[list[str]]:
-    r"""Returns the items of \begin{matrix}...\end{matrix} or of Matrix([[1, 2], [3, 4]])."""
-    if inside := re.fullmatch(r"\\begin\{matrix\}(.*)\\end\{matrix\}", text, re.S):
-        rows = [row.split("&") for row in re.split(r"\\\\", inside[1].strip().removesuffix("\\\\"))]
-    elif inside := re.fullmatch(r"Matrix\(\[\s*\[(.*)\]\s*\]\)", text, re.S):
-        rows = [_split(row, ",")[0] for row in re.split(r"\]\s*,\s*\[", inside[1])]
-    else:
+    r"""Returns the items of \begin{matrix}...\end{matrix}, in brackets or not."""
+    inside = re.fullmatch(r"([\[(]?)\s*\\begin\{matrix\}(.*)\\end\{matrix\}\s*([\])]?)", text, re.S)
+    if not inside or inside[1] + inside[3] not in ("", "()", "[]"):
         return []
+    rows = [row.split("&") for row in re.split(r"\\\\", inside[2].strip().removesuffix("\\\\"))]
     return rows if all(item.strip() for row in rows for item in row) else []
 
 
@@ -293,6 +356,8 @@ Equal = Callable[[Tree, Tree], bool]
 
 def same(gold: Statement, answer: Statement, equal: Equal) -> bool:
     """Returns whether the two state the same; `equal` compares two expressions."""
+    if by_name := _by_name(gold, answer):
+        return _same_list(*by_name, equal)
     if gold.kind == "named" and answer.kind != "equation":
         return same(gold.parts[1], _stated(answer), equal)
     if gold.kind in ("equation", "named"):
@@ -301,6 +366,8 @@ def same(gold: Statement, answer: Statement, equal: Equal) -> bool:
         left, right = _sides(gold), _sides(answer)
         return bool(left and right) and equal(("equation", *left), ("equation", *right))
     answer = _stated(answer)
+    if answer.kind == "list" and gold.kind not in ("list", "text") and _OR.search(answer.text):
+        return len(answer.parts) == 2 and all(same(gold, part, equal) for part in answer.parts)
     if gold.kind == "inequality":
         return (
             answer.kind == "inequality"
@@ -327,6 +394,23 @@ def same(gold: Statement, answer: Statement, equal: Equal) -> bool:
     if gold.kind in ("matrix", "ratio"):
         return all(same(a, b, equal) for a, b in zip(gold.parts, answer.parts, strict=True))
     return _same_list(gold, answer, equal)
+
+
+def _by_name(gold: Statement, answer: Statement) -> tuple[Statement, Statement] | None:
+    """Returns both as lists of named values where one is a pair and the other names its parts:
+    (x, y) = (1, 2), or (1, 2) alone, against x = 1, y = 2."""
+    pairs = [_stated(s).kind == "tuple" for s in (gold, answer)]
+    listed = answer if pairs[0] else gold
+    if pairs[0] == pairs[1] or listed.kind != "list" or not all(map(_name, listed.parts)):
+        return None
+    pair = gold if pairs[0] else answer
+    opening, closing, *values = _stated(pair).parts
+    names = re.findall(_CORE, pair.parts[0]) if pair.kind == "named" else "xyz"[: len(values)]
+    if opening + closing != "()" or len(names) != len(values):
+        return None
+    parts = zip(names, values, strict=True)
+    named = Statement("list", tuple(Statement("named", (n, v, None), v.text) for n, v in parts), "")
+    return (named, answer) if pairs[0] else (gold, named)
 
 
 def _stated(statement: Statement) -> Statement:
@@ -371,6 +455,8 @@ def _same_expression(gold: Statement, answer: Statement, equal: Equal) -> bool:
 def _same_list(gold: Statement, answer: Statement, equal: Equal) -> bool:
     """Compares without order. With several names (a = 3, b = 4), each keeps its value."""
     named = [[p.parts[0] for p in s.parts if p.kind == "named"] for s in (gold, answer)]
+    if not named[0] and len({name[:1] for name in named[1] if "_" in name[1:2]}) == 1:
+        named[1] = []  # x_1 = 2, x_2 = 3 are the values of one unknown
     several = [len(set(names)) > 1 for names in named]
     if any(several) and (several != [True, True] or sorted(named[0]) != sorted(named[1])):
         return False
@@ -393,7 +479,7 @@ def _name(statement: Statement) -> str | None:
 def plain(text: str, *, fold: bool = False) -> str:
     """Reduces a formula or word to what must be equal: no spaces, no needless braces, no case if
     `fold`."""
-    text = without_latex(_ABOUT.sub("≈", text.translate(FULL_WIDTH))).replace("\\infty", "∞")
+    text = without_latex(_ABOUT.sub("≈", one_spelling(text))).replace("\\infty", "∞")
     text = re.sub(r"\{(\w|\\?pi)\}", r"\1", text).replace("\\pi", "π")
     text = re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)
     text = without_stop(text)

@@ -29,11 +29,16 @@ def final_answer(text: str, *, whole_line: bool = False) -> str:
     after "answer is", else `text`.
 
     Boxes with nothing but "or", "and" or a comma between them are one answer, a list: none of them
-    may be picked. whole_line: take the rest of the line after "answer is" instead of its first
-    sentence.
+    may be picked. So are a box and the number or formula that an "or" beside it offers.
+    whole_line: take the rest of the line after "answer is" instead of its first sentence.
     """
-    if boxes := _last_boxes(text):
-        return ", ".join(dict.fromkeys(boxes))
+    boxes, start, end = _last_boxes(text)
+    if boxes:
+        answer = ", ".join(dict.fromkeys(boxes))
+        before = _OR_BEFORE.search(text, max(0, start - _NEAR), start)
+        after = _OR_AFTER.match(text, end, end + _NEAR)
+        others = [found[1] for found in (before, after) if found and re.search(r"\d|\\", found[1])]
+        return " or ".join([answer, *(without_stop(other, also="$") for other in others)])
     marked = text.rpartition("####")[2].strip()
     if "\n" not in marked:
         text = marked
@@ -54,8 +59,9 @@ def without_stop(text: str, *, also: str = "") -> str:
     return text
 
 
-def _last_boxes(text: str) -> list[str]:
-    r"""Returns the contents of the last boxes that only separators part; [] if the last is open."""
+def _last_boxes(text: str) -> tuple[list[str], int, int]:
+    r"""Returns (contents of the last boxes that only separators part, their start, their end); no
+    contents if the last box is open."""
     opened, spans = [], []  # spans: (start of "\boxed", start, end of the content)
     for match in _BOX_OR_BRACE.finditer(text):
         if match["bare"]:
@@ -67,20 +73,31 @@ def _last_boxes(text: str) -> list[str]:
             if is_box:
                 spans.append((start, inside, match.start()))
     spans.sort()
-    boxes = []
+    boxes, end = [], 0
     if spans and max((start for start, _, is_box in opened if is_box), default=-1) < spans[-1][0]:
         boxes.append(spans.pop())
+        end = boxes[0][2]
         while spans and _BETWEEN_BOXES.fullmatch(text, spans[-1][2], boxes[-1][0]):
             boxes.append(spans.pop())
-    return [without_stop(text[start:end]).strip() for _, start, end in reversed(boxes)]
+    contents = [without_stop(text[start:stop]).strip() for _, start, stop in reversed(boxes)]
+    return contents, boxes[-1][0] if boxes else 0, end
 
 
 _BOX_OR_BRACE = re.compile(
-    r"\\boxed\s{0,9}\{|\\boxed(?![a-zA-Z])\s{0,9}(?P<bare>[-+]?[\w.,/%]+)|[{}]"
+    r"\\f?box(?:ed)?\s{0,9}\{|\\boxed(?![a-zA-Z])\s{0,9}(?P<bare>[-+]?[\w.,/%]+)|[{}]"
 )
 _BETWEEN_BOXES = re.compile(r"\}?(?:[\s,;$.]|\\text\{|\}|\bor\b|\band\b|\\[()\[\]]){0,40}")
+_NEAR = 100  # characters beside a box that are read
+_OR = r"(?:\\text\{\s*)?\b(?:or|maybe|perhaps|possibly)\b(?:\s*\})?"
+_OR_AFTER = re.compile(
+    rf"\}}?[\s$),.;\]\\]{{0,9}}{_OR}(?!\s*(?:about|approx|roughly|nearly|\$?\\approx|≈|~))\s*"
+    r"(?:equivalently|maybe|perhaps|possibly|even)?[\s,]*((?:[^.\n]|\.(?=\d))+)",
+    re.I,
+)
+_OR_BEFORE = re.compile(rf"([^\s$=]+)\$?,?\s*{_OR}[\s$(\[\\]{{0,9}}\Z", re.I)
 _ANSWER_IS = re.compile(
-    r"\b(?:answer|option|choice)\b(?:[^.\n:=]{0,60}?\bis\b|[\s*_]{0,9}[:=：])[\s*_:]{0,9}"
-    r"|最终答案(?:是|为)?[：:]?(?<=[是为：:])[\s*_]{0,9}|答案[：:][\s*_]{0,9}",
+    r"(?<!wrong )(?<!incorrect )(?<!not the )\b(?:answer|option|choice)\b"
+    r"(?:[^.\n:=]{0,60}?\b(?:is|(?:would|must|should|will)\s+be)\b|[\s*_]{0,9}[:=：])[\s*_:]{0,9}"
+    r"|(?:最终答案(?:是|为)|(?:答案(?:是|为)?|答)[：:])[：:]?[\s*_]{0,9}",
     re.I,
 )

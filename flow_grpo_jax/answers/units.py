@@ -33,12 +33,20 @@ _SPELLINGS = {
     "am": "am",
     "pm": "pm",
     "hz": "hz hertz",
+    "khz": "khz kilohertz",
+    "megahz": "megahz megahertz",
+    "ghz": "ghz gigahertz",
     "j": "joule",
     "n": "newton",
     "w": "watt",
+    "mw": "mw milliwatt",
     "kw": "kw kilowatt",
+    "megaw": "megaw megawatt",
     "kj": "kj kilojoule",
+    "megaj": "megaj megajoule",
     "pa": "pascal pa",
+    "kpa": "kpa kilopascal",
+    "megapa": "megapa megapascal",
     "kb": "kb kilobyte",
     "mb": "mb megabyte",
     "gb": "gb gigabyte",
@@ -51,6 +59,8 @@ _SPELLINGS = {
     "cent": "cent",
     "euro": "euro eur",
     "pound": "pound gbp",
+    "yen": "yen jpy",
+    "rupee": "rupee inr",
     "unit": "unit",
 }
 _NAMES: dict[str, frozenset[str]] = {}
@@ -86,11 +96,22 @@ _IRREGULAR = {
 }
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 _PLURALS = (("ies", "y"), ("ves", "f"), ("ves", "fe"), ("es", ""), ("s", ""))
-_TOGETHER = {"mph": "mi/h", "kmh": "km/h", "kph": "km/h", "kmph": "km/h", "mps": "m/s"}
+_TOGETHER = {
+    "cc": "cm^3",
+    "mph": "mi/h",
+    "kmh": "km/h",
+    "kph": "km/h",
+    "kmph": "km/h",
+    "mps": "m/s",
+}
 _SCALE = re.compile(r"degrees?\s*(?:(c)(?:elsius)?|f(?:ahrenheit)?)")
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
-_WORD = re.compile(r"([a-z]+)\.?(?:\s*\^\s*\{?\s*([-+]?[1-3])\s*\}?)?|(/|\bper\b)|[\s*]+")
-MONEY = {"$": "dollar", "€": "euro", "£": "pound"}
+_POWERS_BEHIND = {"squared": 2, "cubed": 3}
+_WORD = re.compile(
+    r"([a-z]+)(?:\.?(?:\s*\^\s*\{?\s*([-+]?[1-3])\s*\}?)?|([23]))(?!\d)|(/|\bper\b)|[\s*]+"
+)
+_MEGA = re.compile(r"\bM(?=(?:Hz|W|J|Pa)\b)")
+MONEY = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee", "¢": "cent"}
 # A unit glued to its number, or of one letter, must be one of these: 5x, 5 i and 5pi are no units.
 SHORT = frozenset(
     {"mm", "cm", "dm", "m", "km", "in", "ft", "yd", "mi", "mg", "g", "kg", "lb", "lbs", "oz", "ml"}
@@ -98,16 +119,41 @@ SHORT = frozenset(
     | {"gb", "tb", "hz"}
 )
 # Words that change the number before them instead of naming what is counted.
+_CARDINALS = re.compile(
+    "(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six"
+    "|seven|eigh|nine)teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|hundred|thousand|million"
+    "|billion|trillion|dozen|lakh|crore|half|quarter|first|third|fourth|fif|eigh|nin|twelf"
+    "|twentie|thirtie|fortie|fiftie)(?:s|ths?)?|halves"
+)
 _NOT_UNITS = frozenset(
     {"or", "and", "nor", "not", "to", "if", "but", "than", "more", "less", "fewer", "greater"}
     | {"plus", "minus", "times", "over", "by", "mod", "modulo", "choose", "power", "negative"}
     | {"squared", "cubed", "factorial", "root", "sqrt", "pi", "log", "ln", "sin", "cos", "tan"}
-    | {"hundred", "infinity", "half", "halves", "third", "thirds", "quarter", "quarters"}
-    | {"fourth", "fourths", "fifth", "fifths", "sixth", "sixths", "seventh", "sevenths", "eighth"}
-    | {"eighths", "ninth", "ninths", "tenth", "tenths", "hundredths", "thousandths", "oo", "exp"}
+    | {"sinh", "cosh", "tanh", "arcsin", "arccos", "arctan", "asin", "acos", "atan", "exp", "abs"}
+    | {"alpha", "beta", "gamma", "delta", "epsilon", "zeta", "theta", "kappa", "lambda", "sigma"}
+    | {"tau", "phi", "chi", "psi", "omega", "infinity", "oo", "inf", "fold", "mn", "bn"}
+    | {"double", "doubled", "triple", "tripled", "halved", "inverse", "reciprocal"}
+    | {"no", "none", "nope", "never", "wrong", "incorrect", "false", "unknown", "unsure", "nan"}
+    | {
+        "isnt",
+        "approx",
+        "roughly",
+        "nearly",
+        "almost",
+        "ish",
+        "invalid",
+        "wait",
+        "actually",
+        "sorry",
+        "hmm",
+        "i",
+        "think",
+        "believe",
+        "that",
+    }
     | {"maybe", "perhaps", "about", "approximately", "either", "though", "because", "since", "is"}
     | {"unless", "else", "otherwise", "except", "when", "where", "possibly", "probably", "guess"}
-    | {"thousand", "million", "billion", "trillion", "dozen", "percent", "base", "remainder"}
+    | {"percent", "percents", "permille", "base", "remainder"}
 )
 
 Unit = tuple[tuple[frozenset[str], int], ...]  # (names a word may stand for, power) of each factor
@@ -119,7 +165,7 @@ def parse_unit(text: str) -> Unit | None:
     Takes up to four words: cm^2, cm², square centimeters, km/h, kmh, "miles per hour", m s^{-1},
     "red apples". Plurals are singular. A word that stands in no table is a unit of its own.
     """
-    text = text.strip().lower()
+    text = _MEGA.sub("mega", text.strip()).lower()
     if scale := _SCALE.fullmatch(text):
         text = "celsius" if scale[1] else "fahrenheit"
     for word, spelled in _TOGETHER.items():
@@ -130,18 +176,22 @@ def parse_unit(text: str) -> Unit | None:
         if match is None:
             return None
         position = match.end()
-        if match[3] or match[1] == "per":
+        if match[4] or match[1] == "per":
             if sign < 0 or not factors:
                 return None
             sign = -1
         elif match[1] in _POWERS and not match[2]:
             power = _POWERS[match[1]]
+        elif match[1] in _POWERS_BEHIND and factors and factors[-1][0] & _SPELLINGS.keys():
+            names, one = factors.pop()
+            factors.append((names, one * _POWERS_BEHIND[match[1]]))
         elif match[1]:
             names = _names(match[1])
-            product = len(match[1]) < 3 or match[1] in _ALPHABET  # bh, xyz
-            if match[1] in _NOT_UNITS or (product and not names & _SPELLINGS.keys()):
+            known = bool(names & _SPELLINGS.keys())
+            product = len(match[1]) < 3 or match[1] in _ALPHABET or match[3]  # bh, xyz, x2
+            if match[1] in _NOT_UNITS or _CARDINALS.fullmatch(match[1]) or (product and not known):
                 return None
-            factors.append((names, sign * power * int(match[2] or 1)))
+            factors.append((names, sign * power * int(match[2] or match[3] or 1)))
             power = 1
     if not 1 <= len(factors) <= 4 or power != 1 or 0 in {power for _, power in factors}:
         return None

@@ -85,11 +85,13 @@ def golds(answer) -> tuple[str, ...]:
 def _unquoted_list(text: str) -> list[str]:
     """Reads "['Prussian', 'German']" as two strings; any other text, also "[1, 2]", as itself.
 
-    A list without quotes is an interval, a vector or a set of numbers, which is one answer.
+    A list without quotes is an interval, a vector or a set of numbers, which is one answer. A
+    single backslash in the quotes is one of LaTeX, no escape: '\\frac' and '\frac' are the same.
     """
     text = text.strip()
     if not re.match(r"\[\s*['\"]", text) or not text.endswith("]"):
         return [text]
+    text = re.sub(r"\\\\|\\(?=[a-zA-Z{}%$,;!()\[\]])", r"\\\\", text)
     try:
         parts = ast.literal_eval(text)
         tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))

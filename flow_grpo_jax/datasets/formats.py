@@ -295,16 +295,17 @@ def _mmlu(row: Mapping, index: int, *, name: str) -> dict:
 
 
 def _medqa(row: Mapping, index: int, *, name: str) -> dict:
-    """MedQA: answer is a text and answer_idx its letter; GPQA of the authors: a number from 0."""
+    """MedQA: answer is a text and answer_idx its letter. GPQA of the authors: a text or letter."""
     options = row.get("options", row.get("choices"))
     if isinstance(options, list | tuple) and options and isinstance(options[0], Mapping):
         options = {part.get("key"): part.get("value") for part in options}
     options = fields.choices(options)
     answer, letter = row.get("answer"), _letter(row.get("answer_idx"), options)
     named = choice.gold_index(answer, options) if isinstance(answer, str) else None
-    if named is None and letter:
-        answer = letter
-    elif letter and letter != string.ascii_uppercase[named]:
+    agrees = named is not None and letter == string.ascii_uppercase[named]
+    if letter and (named is None or answer == options[ord(letter) - ord("A")] and not agrees):
+        answer = letter  # of a text that looks like another letter, too: blood group A as option B
+    elif letter and not agrees:
         raise BadField(f"has the answer {shown(answer)}, but answer_idx {letter}")
     text = _text(row, "query", "question")
     return _choice({}, index, name=name, text=text, options=options, answer=answer)

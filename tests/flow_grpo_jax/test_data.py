@@ -405,6 +405,7 @@ def test_solutions_are_cut_to_their_last_line(kind):
     [
         (1, "3 + 4 = 7\nSo it is 7.", "has 2 lines"),
         (1, "1" * 301, "has 301 characters"),
+        (1, r"\boxed{7", "a box that does not close"),
         (0, "Paris\nLondon", "has 2 lines"),
         (0, "long " * 300, "has 1499 characters"),
         (0, "<answer>x</answer>", "does not find right itself"),

@@ -169,6 +169,13 @@ ROWS = [
     ("mmlu_pro", MMLU_PRO, {**METALS, "id": "mmlu_pro-0", "answer": ("B",), "source": "mmlu_pro"}),
     ("medqa", MEDQA, {**METALS, "id": "medqa-0", "answer": ("zinc",), "source": "medqa"}),
 ]
+BLOOD = {"A": "A", "B": "O", "C": "B"}
+QUOTED = [  # golds of other spellings: (format, row, an answer that is right)
+    ("verl", {**VERL, "reward_model": {"ground_truth": r'["\frac{1}{2}"]'}}, "1/2"),
+    ("verl", {**VERL, "reward_model": {"ground_truth": r'["\\frac{1}{2}"]'}}, "1/2"),
+    ("verl", {**VERL, "reward_model": {"ground_truth": r"['\theta', '\pi']"}}, r"\theta"),
+    ("medqa", {**MEDQA, "options": BLOOD, "answer": "B", "answer_idx": "C"}, "C. B"),
+]
 UNRECOGNISED = [  # forms that are read only where the format is named
     ("mmlu", {name: value for name, value in MMLU.items() if name != "subject"}),
     ("medqa", {"question": "Which?", "options": ["A. iron", "B. zinc"], "answer": "zinc"}),
@@ -197,6 +204,12 @@ def test_rows_of_no_sure_format_need_its_name(tmp_path, name, row):
         read(tmp_path, row)
     [question] = read(tmp_path, row, format=name)
     assert rewards.score(question, question["answer"][0]).value == 1
+
+
+@pytest.mark.parametrize(("name", "row", "answer"), QUOTED)
+def test_golds_in_odd_spellings_are_reached(tmp_path, name, row, answer):
+    [question] = read(tmp_path, row, format=name)
+    assert rewards.score(question, answer).value == 1
 
 
 def test_every_format_is_tested():

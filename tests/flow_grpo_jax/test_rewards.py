@@ -62,6 +62,11 @@ QA = [
     ("yes", "yesterday", 0),
     ("no", "No one knows", 0),
     ("no", "no", 1),
+    ("no", "No - they differ.", 1),
+    ("no", "No. 5", 0),
+    ("1,5", "15", 0),
+    ("1,500 km", "1500 km", 1),
+    ("$5 million", "$.5 million", 0),
     ("C#", "C++", 0),
     ("C++", "c++", 1),
     ("blood type A+", "blood type A", 0),
@@ -73,6 +78,7 @@ QA = [
     ("-5 degrees", "−5 degrees", 1),
     ("Catch-22", "Catch 22", 0),
     ("Paris", r"\boxed{Paris}", 1),
+    ("Paris", r"$\boxed{\text{Paris}}$", 1),
     ("Paris", r"It is \boxed{Paris}", 0),
     ("Paris", "<answer>Paris</answer>", 1),
     ("Paris", "Rome? <answer>Rome</answer> Rather <answer>Paris</answer>", 1),
@@ -282,6 +288,7 @@ GAME = [
     ([3, 3, 8, 8], r"\frac{8}{3-\frac{8}{3}}", 1),  # nested
     ([3, 3, 8, 8], r"\dfrac{8}{3-\left(8 \div 3\right)} = 24", 1),
     ([3, 3, 8, 8], "8÷(3−8÷3)", 1),
+    ([3, 3, 8, 8], "8÷（3−8÷3）", 1),
     ([3, 3, 8, 8], "8//(3-8/3)", 0),
     ([1, 2, 3, 4], "4/(1-2/2)", 0),
     ([4, 1, 1, 4], "4/(1-1)*4", 0),  # division by zero
