@@ -48,6 +48,7 @@ SETTINGS = dict(
     api_key=None,
     stop_seconds=5,
 )
+MOST_CONNECTIONS = 12
 PAGE = 32  # the engine's default page_size
 QUESTION = "What is the capital of the country of Lake Baikal?"
 MESSAGES = [{"role": "user", "content": QUESTION}]
@@ -522,7 +523,11 @@ def known(words, vocabulary):
     )
     served = service.Service(thread, parser, vocabulary, None, model="known", slots=2, queue=3)
     made = server.Server(
-        app.make(served, api_key=None, created=0, facts={}), served, thread, stop_seconds=1
+        app.make(served, api_key=None, created=0, facts={}),
+        served,
+        thread,
+        stop_seconds=1,
+        most_connections=MOST_CONNECTIONS,
     )
     with running(made) as found:
         yield engine, found
