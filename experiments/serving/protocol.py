@@ -441,7 +441,6 @@ def _beginning(value, depth=4, width=8):
         return value
     if not depth:
         return "..."
-    more = [] if len(value) <= width else ["..."]
     if isinstance(value, list):
         first = [_beginning(each, depth - 1) for each in value[:width]]
         return first if len(value) <= width else [*first, "..."]
