@@ -59,7 +59,15 @@ def make(
       ConfigError: settings that do not fit the model, this machine or what is installed.
     """
     command.need("serve")
-    from experiments.serving import app, engine_thread, protocol, server, service, text
+    from experiments.serving import (
+        app,
+        connection,
+        engine_thread,
+        protocol,
+        server,
+        service,
+        text,
+    )
 
     folder = sessions.locate_model(folder, root=pathlib.Path.cwd())
     config = huggingface.config_from_dict(huggingface.read_config(folder))
@@ -104,7 +112,13 @@ def make(
     if known := model_card.prompts(folder):
         facts[model_card.PROMPTS] = known
     application = app.make(served, api_key=api_key, created=int(time.time()), facts=facts)
-    return server.Server(application, served, thread, stop_seconds=stop_seconds)
+    return server.Server(
+        application,
+        served,
+        thread,
+        stop_seconds=stop_seconds,
+        most_connections=connection.most_connections(),
+    )
 
 
 def bind(host, port, *, api_key):

@@ -40,8 +40,11 @@ PATTERN = (
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 DIGIT_PAIRS = tuple(f"{number:02d}" for number in range(100))
-PRIVATE = range(0xF0000, 0xFFFFE)  # characters that Unicode gives no meaning
+PRIVATE = 0xF0000  # the first of 65,534 characters that Unicode gives no meaning
 LINE_END = re.compile(r"\n(?=[!-~])")  # no match of PATTERN goes past it
+CUT = re.compile(r"\n(?=[!-~])|[A-Za-z](?= )")  # nor past these
+PART = 2**12  # characters, or a little more, of a long text that are encoded at once
+MOST_COMPOSED = 4  # characters that become one in a normal form of Unicode
 KEPT, KEPT_LINE = 2**23, 64  # characters of lines whose ids are remembered, and a line's own cost
 
 
@@ -57,6 +60,8 @@ class Tokenizer:
         front of the first user's message.
       pad_id: id for padding; the first of eos_ids where the folder names none.
       vocab_size: one more than the largest id. A model may have more rows than that.
+      longest_token: most characters that a token stands for, before they are normalized. Only a
+        tokenizer that drops characters, such as repeated blanks, can fit more into its tokens.
     """
 
     def __init__(self, backend, *, eos_ids=(), stops=(), saved_class="PreTrainedTokenizerFast"):
@@ -85,7 +90,11 @@ class Tokenizer:
         self.pad_id = backend.pad_token_id
         if self.pad_id is None:
             self.pad_id = self.eos_ids[0] if self.eos_ids else 0
-        self.vocab_size = max(self._fast.get_vocab().values()) + 1
+        vocabulary = self._fast.get_vocab()
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.longest_token = max(map(len, vocabulary)) * (
+            MOST_COMPOSED if self._fast.normalizer else 1
+        )
         added = self._fast.get_added_tokens_decoder()
         ends, self.turn_end = self._turn_end(behaviour.end or "", added)
         stops = [self._id(stop) for stop in stops]
@@ -98,7 +107,7 @@ class Tokenizer:
         self._normalizes_marks = self._fast.normalizer is not None and any(
             token.special and token.normalized for token in added.values()
         )
-        self._by_lines = _cuts_at_line_ends(self._fast, added.values())
+        self._cuts = _cuts_at_words(self._fast, added.values())
         self._lines, self._kept = {}, 0  # line -> its ids, and their share of KEPT
         self._ids = tuple(range(self.vocab_size))
 
@@ -151,19 +160,24 @@ class Tokenizer:
             eos_ids = (eos_ids,)
         return cls(backend, eos_ids=eos_ids or (), stops=stops, saved_class=saved_class)
 
-    def encode(self, text):
-        """Returns the token ids of a text, list[int]; special tokens are recognised, none added."""
-        return self._fast.encode(text, add_special_tokens=False).ids
+    def encode(self, text, *, most=None):
+        """Returns the token ids of a text, list[int]; special tokens are recognised, none added.
+
+        most: None, or how many ids are of use: of a text with more, the first of them are returned,
+          at least most + 1. Other threads can go on meanwhile, however long the text is.
+        """
+        return self._encode_in_parts(self._fast, text, most)
 
     def decode(self, ids, *, keep_special=False):
         """Returns the text of token ids; special tokens only if asked, unknown ids give nothing."""
         return self._fast.decode([int(i) for i in ids], skip_special_tokens=not keep_special)
 
-    def chat(self, messages):
+    def chat(self, messages, *, most=None):
         """Returns the ids of a conversation and the header of its next reply, list[int].
 
         Args:
           messages: [{"role": "system" | "user" | "assistant", "content": str}, ...].
+          most: as in `encode`.
 
         The folder's chat template is followed; without one, each message stands between
         <|im_start|> and <|im_end|>. Only the template's own marks become special tokens: a mark
@@ -184,22 +198,33 @@ class Tokenizer:
             messages = chat_template.merged(messages)
         texts = [message["content"] for message in messages]
         if not any(map(self._holds_mark, texts)):
-            return self._encode_by_lines(self._render(messages))
+            return self._encode_by_lines(self._render(messages), most)
         # Stand-ins carry the messages' marks past the template: those it then holds are its own.
-        used = set().union(*texts)
-        free = (chr(code) for code in PRIVATE if chr(code) not in used)
-        stand_in = dict(zip(self._marks, free, strict=False))
-        hidden = [
-            message | {"content": self._mark.sub(lambda mark: stand_in[mark[0]], text)}
-            for message, text in zip(messages, texts, strict=True)
-        ]
-        shown = str.maketrans({character: mark for mark, character in stand_in.items()})
-        ids, rendered, end = [], self._render(hidden), 0
+        # A stand-in is two characters; the first, where a message has it, is doubled.
+        first = chr(PRIVATE)
+        names = [first, *(chr(PRIVATE + 1 + index) for index in range(len(self._marks)))]
+        named = dict(zip([first, *self._marks], names, strict=True))
+        shown = dict(zip(names, named, strict=True))
+        hide = functools.partial(
+            re.compile(f"{first}|{self._mark.pattern}").sub, lambda found: first + named[found[0]]
+        )
+        show = functools.partial(
+            re.compile(f"{first}(.)", re.DOTALL).sub, lambda found: shown[found[1]]
+        )
+        rendered = self._render(
+            [
+                message | {"content": hide(text)}
+                for message, text in zip(messages, texts, strict=True)
+            ]
+        )
+        ids, end = [], 0
         for mark in self._mark.finditer(rendered):
-            ids += self._encode_plain(rendered[end : mark.start()].translate(shown))
+            ids += self._encode_plain(show(rendered[end : mark.start()]), most)
             ids.append(self._marks[mark[0]])
             end = mark.end()
-        return ids + self._encode_plain(rendered[end:].translate(shown))
+            if most is not None and len(ids) > most:
+                return ids
+        return ids + self._encode_plain(show(rendered[end:]), most)
 
     def _holds_mark(self, text):
         if self._normalizes_marks and not self._mark.search(text):
@@ -261,18 +286,22 @@ class Tokenizer:
             )
         return ids[0]
 
-    def _encode_by_lines(self, text):
+    def _encode_by_lines(self, text, most=None):
         """Encodes like `encode`, but fast for texts with lines seen before, such as prompts."""
-        if not self._by_lines:
-            return self.encode(text)
+        if not self._cuts:
+            return self.encode(text, most=most)
         *lines, last = LINE_END.split(text)
         ids = []
         for line in [*(f"{line}\n" for line in lines), last]:
-            ids += self._lines.get(line) or self._remember(line)
+            ids += self._lines.get(line) or self._remember(line, most)
+            if most is not None and len(ids) > most:
+                break
         return ids
 
-    def _remember(self, line):
+    def _remember(self, line, most):
         """Returns the ids of a line, remembered until KEPT is full; safe in many threads."""
+        if most is not None and len(line) > PART:  # they may not be all
+            return self.encode(line, most=most)
         ids = tuple([self._ids[i] for i in self.encode(line)])  # lines share the int objects
         if self._kept > KEPT:
             self._lines, self._kept = {}, 0
@@ -280,9 +309,22 @@ class Tokenizer:
         self._kept += len(line) + KEPT_LINE
         return ids
 
-    def _encode_plain(self, text):
+    def _encode_plain(self, text, most):
         """Encodes like `encode`, but special tokens in the text are not recognised."""
-        return self._plain.encode(text, add_special_tokens=False).ids
+        return self._encode_in_parts(self._plain, text, most)
+
+    def _encode_in_parts(self, fast, text, most):
+        if most is None:
+            return fast.encode(text, add_special_tokens=False).ids
+        ids, start = [], 0
+        while start < len(text) and len(ids) <= most:
+            cut = CUT.search(text, start + PART) if self._cuts else None
+            end = cut.end() if cut else len(text)
+            # A batch, even of one, lets other threads run.
+            (part,) = fast.encode_batch_fast([text[start:end]], add_special_tokens=False)
+            ids += part.ids
+            start = end
+        return ids
 
     @functools.cached_property
     def _plain(self):
@@ -422,8 +464,8 @@ def train_byte_bpe(
     return Tokenizer.load(folder)
 
 
-def _cuts_at_line_ends(fast, added):
-    """Whether a text's ids are those of its parts between LINE_END: it is cut as Qwen2 does."""
+def _cuts_at_words(fast, added):
+    """Whether a text's ids are those of its parts between cuts at CUT: it is cut as Qwen2 does."""
     if fast.pre_tokenizer is None or not isinstance(fast.model, tokenizers.models.BPE):
         return False
     cutter = json.loads(fast.pre_tokenizer.__getstate__())
@@ -436,7 +478,8 @@ def _cuts_at_line_ends(fast, added):
         and not (parts[1]["add_prefix_space"] or parts[1]["use_regex"])
         and (fast.normalizer is None or isinstance(fast.normalizer, normalizers.NFC))
         and not fast.model.dropout
-        and not any(t.lstrip or t.rstrip or t.single_word or "\n" in t.content for t in added)
+        and not any(t.lstrip or t.rstrip or t.single_word for t in added)
+        and not any("\n" in t.content or CUT.search(t.content) for t in added)
     )
 
 

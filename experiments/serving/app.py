@@ -4,14 +4,16 @@ import asyncio
 import contextlib
 import hmac
 import ipaddress
+import re
 
 from starlette import applications, exceptions, requests, responses, routing
 
 from experiments.serving import answers, monitoring, protocol
+from experiments.serving.framing import MAX_BODY_BYTES
 
-MAX_BODY_BYTES = 8 * 2**20
 GONE = 499  # unread: the client has left
 OPEN_PATHS = ("/health",)  # need no key
+HOST = re.compile(r"(\[[0-9a-f:.]{2,45}\]|[0-9a-z.]{1,15})(?::[0-9]{0,5})?", re.IGNORECASE)
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
@@ -90,13 +92,14 @@ class Routes:
         if name != self._service.model:
             raise protocol.ApiError(
                 404,
-                f"There is no model {name!r} here; this server has {self._service.model!r}.",
+                f"There is no model {protocol.shown(name)} here; this server has "
+                f"{self._service.model!r}.",
                 param="model",
                 code="model_not_found",
             )
 
     async def _generate(self, request, parse):
-        body = protocol.from_json(await _body(request))
+        body = await asyncio.to_thread(protocol.from_json, await _body(request))
         if isinstance(body, dict) and body.get("model") is not None:
             self._check_model(body["model"])
         ask = await asyncio.to_thread(parse, body)  # a long prompt takes a while to tokenize
@@ -172,7 +175,7 @@ class Gate:
 
     def __init__(self, app, monitor, paths, api_key):
         self._app, self._monitor, self._paths = app, monitor, paths
-        self._api_key = api_key
+        self._api_key = None if api_key is None else api_key.encode()
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
@@ -182,7 +185,7 @@ class Gate:
 
         async def counted(message):
             if message["type"] == "http.response.start":
-                self._monitor.answered.labels(path, message["status"]).inc()
+                self._monitor.count(message["status"], path)
             await send(message)
 
         error = self._refusal(requests.Request(scope))
@@ -195,15 +198,16 @@ class Gate:
             return None
         if self._api_key is None:
             host = request.headers.get("host", "")
-            if is_local(host[: host.find("]") + 1] or host.partition(":")[0]):
+            if names_this_machine(host):
                 return None
             return protocol.ApiError(
                 403,
-                f"This server has no API key and answers to local names only, not to {host!r}.",
+                "This server has no API key and answers to local names only, not to "
+                f"{protocol.shown(host)}.",
                 code="host_not_allowed",
             )
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        known = hmac.compare_digest(key.strip().encode(), self._api_key.encode())
+        known = hmac.compare_digest(key.strip().encode("latin-1"), self._api_key)
         if scheme.lower() == "bearer" and known:
             return None
         return protocol.ApiError(
@@ -214,12 +218,19 @@ class Gate:
         )
 
 
-def is_local(host):
-    """Whether a host name or address is that of this machine alone."""
-    if host.lower() == "localhost" or host.lower().endswith(".localhost"):
-        return True
+def names_this_machine(host):
+    """Whether a Host header is localhost or an address of this machine alone, with any port."""
+    found = HOST.fullmatch(host)
+    if found is None:
+        return False
+    name = found[1].lower()
+    return name in ("localhost", "localhost.") or is_local(name.strip("[]"))
+
+
+def is_local(address):
+    """Whether an IP address, as text, is that of this machine alone."""
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        return ipaddress.ip_address(address).is_loopback
     except ValueError:
         return False
 
@@ -263,8 +274,8 @@ def _api_error(request, error):
 def _http_error(request, error):
     """Answers errors of the router: no such path, or another method."""
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
-    path = request.url.path
-    message = f"{error.detail}: {request.method} {path!r}."
+    path = protocol.shown(request.scope["path"])  # request.url fails with a wrong host
+    message = f"{error.detail}: {protocol.shown(request.method)} {path}."
     return _api_error(
         request, protocol.ApiError(error.status_code, message, code=code, headers=error.headers)
     )

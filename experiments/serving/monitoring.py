@@ -30,6 +30,10 @@ class Monitor:
         self.first_token = seconds("time_to_first_token_seconds", "Until a stream's first token.")
         self.whole = seconds("answer_seconds", "Until an answer's end.")
 
+    def count(self, status, path="other"):
+        """Counts an answer."""
+        self.answered.labels(path, status).inc()
+
     def text(self, *, statistics, **gauges):
         """Returns the page. statistics: the engine's, a dataclass of totals; gauges: of now."""
         present = prometheus_client.CollectorRegistry()

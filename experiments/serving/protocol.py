@@ -6,14 +6,17 @@ error. Knows neither HTTP nor threads.
 
 import dataclasses
 import difflib
+import functools
+import itertools
 import json
-import math
 
 from experiments.serving import answers
 from models.engine import types
 
 COMPLETION_TOKENS = 16  # of a completion that does not say max_tokens
 MOST_STOPS, LONGEST_STOP = 16, 256
+MOST_MARKS = 500_000  # brackets, braces and quotes of a body
+MOST_SHOWN = 80  # characters of a client's value in an error
 
 # Accepted and without effect here.
 WITHOUT_EFFECT = (
@@ -169,7 +172,7 @@ class Fields:
         """Returns the value of a field; ApiError if it is not of this kind."""
         value = self._pop(name, default)
         if value is not default and kind is not None and type(value) is not kind:
-            raise invalid(f"{name} must be a {_JSON[kind]}, not {_shown(value)}.", param=name)
+            raise invalid(f"{name} must be a {_JSON[kind]}, not {shown(value)}.", param=name)
         return value
 
     def number(self, name, default, low, high):
@@ -177,17 +180,16 @@ class Fields:
         value = self._pop(name, default)
         if type(value) not in (int, float) or not low <= value <= high:
             raise invalid(
-                f"{name} must be a number from {low} to {high}, not {_shown(value)}.", param=name
+                f"{name} must be a number from {low} to {high}, not {shown(value)}.", param=name
             )
         return float(value)
 
-    def integer(self, name, default, low, high=math.inf):
+    def integer(self, name, default, low, high=2**31 - 1):
         """Returns an int in [low, high], or the default."""
         value = self._pop(name, default)
         if value is not default and (type(value) is not int or not low <= value <= high):
-            most = "" if high == math.inf else f" to {high}"
             raise invalid(
-                f"{name} must be an integer from {low}{most}, not {_shown(value)}.", param=name
+                f"{name} must be an integer from {low} to {high}, not {shown(value)}.", param=name
             )
         return value
 
@@ -210,10 +212,11 @@ class Fields:
                     param=name,
                 )
             known = [*self._taken, *neutral, *without_effect]
+            name = name[:MOST_SHOWN]
             meant = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {meant[0]}? If not, leave it out" if meant else "leave it out"
             raise invalid(
-                f"Unknown field {_shown(name)} with the value {_as_json(value)}; {hint}.",
+                f"Unknown field {shown(name)} with the value {_as_json(value)}; {hint}.",
                 param=name,
             )
 
@@ -231,6 +234,7 @@ class Parser:
 
     def __init__(self, tokenizer, *, max_length, vocab_size, top_logprobs, most_answers):
         self._tokenizer = tokenizer
+        self._most_characters = max_length * tokenizer.longest_token
         self._max_length, self._vocab_size = max_length, vocab_size
         self._top_logprobs, self._most_answers = top_logprobs, most_answers
 
@@ -245,13 +249,8 @@ class Parser:
         limit = fields.integer("max_tokens", None, 1)
         limit = fields.integer("max_completion_tokens", limit, 1)
         schema = _schema(fields.take("response_format", kind=dict))
-        try:
-            prompt = self._tokenizer.chat(messages)
-        except ValueError as error:  # of the chat template
-            raise invalid(str(error), param="messages") from error
-        return self._ask(
-            answers.Chat, fields, [prompt], (limit, None), top, logprobs=wanted, schema=schema
-        )
+        prompts, limits = [functools.partial(self._conversation, messages)], (limit, None)
+        return self._ask(answers.Chat, fields, prompts, limits, top, logprobs=wanted, schema=schema)
 
     def completion(self, body):
         """Returns the Ask of /v1/completions."""
@@ -263,6 +262,7 @@ class Parser:
         return self._ask(answers.Text, fields, prompts, limits, top or 0, logprobs=top is not None)
 
     def _ask(self, shape, fields, prompts, limits, top, *, logprobs, schema=None):
+        """Returns an Ask. Each of `prompts` is called for its token ids when all else is right."""
         choices = fields.integer("n", 1, 1)
         fields.drop("best_of", choices)
         if choices * len(prompts) > self._most_answers:
@@ -291,6 +291,7 @@ class Parser:
         seed = fields.integer("seed", None, -(2**63), 2**63 - 1)
         fields.take("model")
         fields.finish(NEUTRAL, WITHOUT_EFFECT)
+        prompts = [tokens() for tokens in prompts]
         try:
             most = [self._limit(prompt, *limits) for prompt in prompts]
             samplings = [types.Sampling(tokens, **sampling) for tokens in most]
@@ -304,29 +305,42 @@ class Parser:
         room = self._max_length - len(prompt)
         if not prompt:
             raise invalid("The prompt has no token.", param="prompt")
+        if room < 0:
+            raise self._too_long(f"more than {self._max_length} tokens")
         if room < (limit or 1):
             asked = f" and {limit} tokens of answer" if limit else ""
-            raise invalid(
-                f"The prompt has {len(prompt)} tokens; with it{asked} the request exceeds the "
-                f"{self._max_length} tokens that this server takes. Shorten it.",
-                code="context_length_exceeded",
-            )
+            raise self._too_long(f"{len(prompt)} tokens", asked)
         return limit or min(default or room, room)
+
+    def _too_long(self, size, asked=""):
+        return invalid(
+            f"The prompt has {size}; with it{asked} the request exceeds the {self._max_length} "
+            "tokens that this server takes. Shorten it.",
+            code="context_length_exceeded",
+        )
+
+    def _check_characters(self, texts):
+        """Refuses at once what would take long to tokenize and cannot fit."""
+        if sum(map(len, texts)) > self._most_characters:
+            raise self._too_long(f"more than {self._most_characters} characters")
 
     def _messages(self, messages):
         if not messages:
             raise invalid("messages must hold at least one message.", param="messages")
+        if len(messages) > self._max_length:
+            raise self._too_long(f"{len(messages)} messages")
         return [self._message(index, message) for index, message in enumerate(messages)]
 
     def _message(self, index, message):
         where = f"messages[{index}]"
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
+        role = message.get("role") if isinstance(message, dict) else None
+        if not isinstance(role, str) or role not in ROLES:
             raise invalid(
                 f"{where} must be an object with a role of {', '.join(ROLES)}.", param="messages"
             )
         more = [name for name, value in message.items() if value and name not in MESSAGE_FIELDS]
         if more:
-            raise invalid(f"{where}: {_shown(more[0])} is not supported.", param="messages")
+            raise invalid(f"{where}: {shown(more[0])} is not supported.", param="messages")
         content = message.get("content")
         if isinstance(content, list):
             parts = [part if isinstance(part, dict) else {} for part in content]
@@ -334,29 +348,39 @@ class Parser:
                 raise invalid(f"{where}: only parts of type text are supported.", param="messages")
             texts = [_text(part.get("text"), f"{where}: the text of a part") for part in parts]
             content = "".join(texts)
-        return {"role": ROLES[message["role"]], "content": _text(content, f"{where}: content")}
+        return {"role": ROLES[role], "content": _text(content, f"{where}: content")}
+
+    def _conversation(self, messages):
+        self._check_characters([message["content"] for message in messages])
+        try:
+            return self._tokenizer.chat(messages, most=self._max_length)
+        except ValueError as error:  # of the chat template
+            raise invalid(str(error), param="messages") from error
 
     def _prompts(self, prompt):
-        """Returns the token ids of each prompt; in a text, special tokens are recognised."""
+        """Returns what gives each prompt's ids; in a text, special tokens are recognised."""
         several = isinstance(prompt, list) and not all(type(item) is int for item in prompt)
         prompts = prompt if several else [prompt]
-        return [self._tokens(item) for item in prompts]
+        return [functools.partial(self._tokens, item) for item in prompts]
 
     def _tokens(self, prompt):
         if isinstance(prompt, list) and all(type(item) is int for item in prompt):
+            if len(prompt) > self._max_length:
+                raise self._too_long(f"{len(prompt)} tokens")
             wrong = [item for item in prompt if not 0 <= item < self._vocab_size]
             if wrong:
                 raise invalid(
-                    f"Token id {wrong[0]} is outside the vocabulary of {self._vocab_size}.",
+                    f"Token id {shown(wrong[0])} is outside the vocabulary of {self._vocab_size}.",
                     param="prompt",
                 )
             return prompt
-        return self._tokenizer.encode(_text(prompt, "prompt"))
+        self._check_characters([_text(prompt, "prompt")])
+        return self._tokenizer.encode(prompt, most=self._max_length)
 
 
 def _stops(stop):
     stops = [] if stop is None else stop if isinstance(stop, list) else [stop]
-    stops = [_text(text, "stop") for text in stops]
+    stops = [_text(text, "stop") for text in stops[: MOST_STOPS + 1]]
     if len(stops) > MOST_STOPS or not all(0 < len(text) <= LONGEST_STOP for text in stops):
         raise invalid(
             f"stop takes up to {MOST_STOPS} texts of 1 to {LONGEST_STOP} characters.", param="stop"
@@ -392,7 +416,7 @@ def _equal(value, other):
 
 def _text(value, name):
     if not isinstance(value, str):
-        raise invalid(f"{name} must be a string, not {_shown(value)}.")
+        raise invalid(f"{name} must be a string, not {shown(value)}.")
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -400,16 +424,32 @@ def _text(value, name):
     return value
 
 
-def _shown(value):
-    return _short(repr(value))
+def shown(value):
+    """Returns the beginning of a JSON value as a message may show it, escaped."""
+    return _short(ascii(_beginning(value)))
 
 
 def _as_json(value):
-    return _short(json.dumps(value))
+    return _short(json.dumps(_beginning(value)))
+
+
+def _beginning(value, depth=4, width=8):
+    """Returns a JSON value without what is too long or too deep to be shown."""
+    if isinstance(value, str):
+        return value[:MOST_SHOWN]
+    if not isinstance(value, (list, dict)):
+        return value
+    if not depth:
+        return "..."
+    if isinstance(value, list):
+        first = [_beginning(each, depth - 1) for each in value[:width]]
+        return first if len(value) <= width else [*first, "..."]
+    fields = itertools.islice(value.items(), width)
+    return {name[:MOST_SHOWN]: _beginning(each, depth - 1) for name, each in fields}
 
 
 def _short(text):
-    return text if len(text) <= 80 else text[:77] + "..."
+    return text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 3] + "..."
 
 
 def to_json(value):
@@ -419,6 +459,8 @@ def to_json(value):
 
 def from_json(body):
     """Returns the value of a request body."""
+    if sum(map(body.count, b'[{"')) > MOST_MARKS:  # reading it would stop all other work
+        raise invalid(f"The body has more than {MOST_MARKS} brackets, braces and quotes.")
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:

@@ -1,9 +1,18 @@
 """The whole server: HTTP, the engine's thread, and the end of both."""
 
 import asyncio
+import errno
+import functools
 
 import uvicorn
+from absl import logging
 
+from experiments.serving import connection
+
+NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+LOG_SECONDS = 10  # between lines about the same trouble
+CHECK_SECONDS = 0.25
+ACCEPTED_AT_ONCE = 256
 KEEP_ALIVE_SECONDS = 75
 LAST_SECONDS = 5  # for clients to read their last answer
 
@@ -19,15 +28,21 @@ class Server(uvicorn.Server):
       service: `service.Service`.
       thread: its EngineThread, not started.
       stop_seconds: int.
+      most_connections: int.
     """
 
-    def __init__(self, app, service, thread, *, stop_seconds):
+    def __init__(self, app, service, thread, *, stop_seconds, most_connections):
         config = uvicorn.Config(
             app,
+            http=functools.partial(
+                connection.Connection, most=most_connections, refused=service.monitor.count
+            ),
+            backlog=ACCEPTED_AT_ONCE,
             lifespan="off",
             ws="none",
             access_log=False,
             log_config=None,
+            log_level="error",  # what clients do wrong is counted, not logged
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
@@ -48,11 +63,22 @@ class Server(uvicorn.Server):
             raise RuntimeError(f"The engine has failed: {failure}") from failure
 
     async def _run(self, sockets):
-        self._thread.start(asyncio.get_running_loop(), self._failed)
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_log)
+        self._thread.start(loop, self._failed)
+        checking = asyncio.create_task(self._check_connections())
         try:
             await self.serve(sockets=sockets)
         finally:
+            checking.cancel()
             await asyncio.to_thread(self._thread.stop)
+
+    async def _check_connections(self):
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            for each in tuple(self.server_state.connections):
+                each.check(loop.time())
 
     async def shutdown(self, sockets=None):
         self._service.close()
@@ -62,3 +88,13 @@ class Server(uvicorn.Server):
     def _failed(self, failure):
         self._service.fail(failure)
         self.should_exit = True
+
+
+def _log(loop, context):
+    """Logs what goes wrong in the event loop; that no connection can be taken, once in a while."""
+    failure = context.get("exception")
+    if isinstance(failure, OSError) and failure.errno in NO_DESCRIPTOR:
+        message = "no new connection can be taken (%s); raise the limit with `ulimit -n`"
+        logging.log_every_n_seconds(logging.ERROR, message, LOG_SECONDS, failure.strerror)
+    else:
+        loop.default_exception_handler(context)

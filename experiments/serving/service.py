@@ -131,6 +131,9 @@ class Service:
             )
         try:
             return await asyncio.to_thread(self._grammars.json_schema, schema)
+        except RecursionError as error:
+            message = "The JSON schema is nested too deeply."
+            raise protocol.invalid(message, param="response_format") from error
         except ValueError as error:
             raise protocol.invalid(str(error), param="response_format") from error
 

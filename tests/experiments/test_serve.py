@@ -4,37 +4,33 @@ import asyncio
 import concurrent.futures
 import contextlib
 import dataclasses
-import http.client
 import json
 import os
 import pathlib
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
-import threading
-import time
 
 import numpy as np
 import pytest
 
 from experiments import serve
 from experiments.running import command
-from experiments.serving import engine_thread, monitoring, protocol, service, text
+from experiments.serving import monitoring, protocol, text
 from models import tokenizer
 from models.engine import types
 
 parser = pytest.importorskip("prometheus_client.parser", reason="needs the extra serve")
 openai = pytest.importorskip("openai")
 app = pytest.importorskip("experiments.serving.app", reason="needs the extra serve")
-server = pytest.importorskip("experiments.serving.server", reason="needs the extra serve")
+servers = pytest.importorskip("tests.experiments.servers", reason="needs the extra serve")
 
 pytestmark = pytest.mark.slow  # all together
 
 ROOT = pathlib.Path(__file__).parents[2]
-MODEL = ROOT / "experiments/data/quickstart/model"
+MODEL = servers.MODEL
 SETTINGS = dict(
     name="nano",
     slots=8,
@@ -49,84 +45,13 @@ SETTINGS = dict(
     stop_seconds=5,
 )
 PAGE = 32  # the engine's default page_size
-QUESTION = "What is the capital of the country of Lake Baikal?"
-MESSAGES = [{"role": "user", "content": QUESTION}]
+QUESTION, MESSAGES = servers.QUESTION, servers.MESSAGES
 LONG = dict(max_tokens=900, extra_body={"ignore_eos": True})
-
-
-class Running:
-    """A server in a thread, on a free port."""
-
-    def __init__(self, made):
-        self.server, self.failure = made, None
-        listener = serve.bind("127.0.0.1", 0, api_key=None)
-        self.port = listener.getsockname()[1]
-        self.thread = threading.Thread(target=self._run, args=([listener],))
-        self.thread.start()
-        wait_for(lambda: made.started)
-        url = f"http://127.0.0.1:{self.port}/v1"
-        self.client = openai.OpenAI(base_url=url, api_key="any", max_retries=0, timeout=120)
-
-    def _run(self, listeners):
-        try:
-            self.server.run(listeners)
-        except RuntimeError as error:
-            self.failure = error
-
-    def stop(self):
-        self.server.should_exit = True
-        self.thread.join(30)
-        self.client.close()
-        assert not self.thread.is_alive()
-
-    def send(self, method, path, body=b"", headers=()):
-        """(status, headers, bytes) of one request."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        with contextlib.closing(connection):
-            connection.request(method, path, body, dict(headers))
-            found = connection.getresponse()
-            return found.status, found.headers, found.read()
-
-    def post(self, path, body):
-        """(status, value) of a JSON body."""
-        body = body if isinstance(body, bytes) else json.dumps(body).encode()
-        status, _, found = self.send("POST", path, body, {"content-type": "application/json"})
-        return status, json.loads(found)
-
-    def connect(self, body):
-        """A socket that has asked for a chat and reads nothing yet."""
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=60)
-        body = json.dumps(body).encode()
-        connection.sendall(
-            b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"
-            b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body
-        )
-        return connection
-
-    def metric(self, name):
-        page = self.send("GET", "/metrics")[2].decode()
-        return float(re.search(rf"^flow_grpo_serve_{re.escape(name)} (\S+)$", page, re.M)[1])
-
-
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.01)
-
-
-@contextlib.contextmanager
-def running(made):
-    found = Running(made)
-    try:
-        yield found
-    finally:
-        found.stop()
 
 
 @pytest.fixture(scope="module")
 def nano():
-    with running(serve.make(MODEL, **SETTINGS)) as found:
+    with servers.running(serve.make(MODEL, **SETTINGS)) as found:
         yield found
 
 
@@ -390,14 +315,14 @@ def test_a_context_that_is_too_long_has_its_code(nano):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_frees_its_slot(nano, stream):
-    wait_for(lambda: nano.metric("answers_in_engine") == 0)
+    servers.wait_for(lambda: nano.metric("answers_in_engine") == 0)
     before = nano.metric("engine_cancelled_total")
     body = ASK | {"max_tokens": 900, "ignore_eos": True, "n": 12, "stream": stream}
     with nano.connect(body) as connection:
         if stream:
             assert connection.recv(100).startswith(b"HTTP/1.1 200")
-        wait_for(lambda: nano.metric("answers_in_engine") == 12)
-    wait_for(lambda: nano.metric("answers_in_engine") == nano.metric("answers_taken") == 0)
+        servers.wait_for(lambda: nano.metric("answers_in_engine") == 12)
+    servers.wait_for(lambda: nano.metric("answers_in_engine") == nano.metric("answers_taken") == 0)
     assert nano.metric("engine_cancelled_total") == before + 12
     assert nano.client.chat.completions.create(**ASK, max_tokens=2).choices
 
@@ -448,7 +373,7 @@ def test_sigterm_lets_requests_end_and_exits_with_0(tmp_path):
                 log.seek(0)
                 return re.search(r"serving on (\S+)", log.read())
 
-            wait_for(lambda: url() or process.poll() is not None, 300)
+            servers.wait_for(lambda: url() or process.poll() is not None, 300)
             with openai.OpenAI(base_url=url()[1], api_key="secret", timeout=60) as client:
                 stream = client.chat.completions.create(
                     model="model", messages=MESSAGES, stream=True, **LONG
@@ -463,69 +388,11 @@ def test_sigterm_lets_requests_end_and_exits_with_0(tmp_path):
             process.wait()
 
 
-class KnownEngine:
-    """Draws the letters of a text, one a step, for as many requests as one likes.
-
-    failure: an exception that the next step raises.    paused: steps draw nothing.
-    """
-
-    def __init__(self, letters):
-        self.letters, self.statistics = letters, types.Statistics()
-        self.failure, self.paused = None, False
-        self.running, self.ended, self.count = {}, [], 0
-
-    @property
-    def pending(self):
-        return len(self.running) + len(self.ended)
-
-    def submit(self, request):
-        self.count += 1
-        self.running[self.count] = (request, [])
-        return self.count
-
-    def partial(self, id, start):
-        return self._completion(self.running[id][1][start:], "")
-
-    def cancel(self, id):
-        self.statistics.cancelled += 1
-        self.ended.append((id, self._completion(self.running.pop(id)[1], "cancelled")))
-
-    def advance(self):
-        time.sleep(0.001)
-        if self.failure:
-            raise self.failure
-        for id, (request, tokens) in list(self.running.items() if not self.paused else ()):
-            tokens.append(self.letters[len(tokens) % len(self.letters)])
-            if len(tokens) == request.sampling.max_tokens:
-                del self.running[id]
-                self.ended.append((id, self._completion(tokens, "length")))
-        ended, self.ended = self.ended, []
-        return ended
-
-    def _completion(self, tokens, reason):
-        logprobs = np.zeros(len(tokens), np.float32)
-        tokens = np.asarray(tokens, np.int32)
-        return types.Completion(tokens, logprobs, logprobs, (), reason, 0, tokens * 0, 0)
-
-
 @pytest.fixture
 def known(words, vocabulary):
     """(KnownEngine, its running server): 2 slots, 3 places in the queue."""
-    engine = KnownEngine([index for letter in "abc" for index in words.encode(letter)])
-    thread = engine_thread.EngineThread(engine)
-    parser = protocol.Parser(
-        words,
-        max_length=10_000,
-        vocab_size=2048,
-        top_logprobs=0,
-        most_answers=5,
-    )
-    served = service.Service(thread, parser, vocabulary, None, model="known", slots=2, queue=3)
-    made = server.Server(
-        app.make(served, api_key=None, created=0, facts={}), served, thread, stop_seconds=1
-    )
-    with running(made) as found:
-        yield engine, found
+    with servers.known(words, vocabulary) as found:
+        yield found
 
 
 KNOWN = {"messages": MESSAGES}
@@ -535,7 +402,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(known):
     engine, found = known
     engine.paused = True
     with found.connect(KNOWN | {"max_tokens": 3, "n": 4}) as waiting:
-        wait_for(lambda: engine.pending == 4)
+        servers.wait_for(lambda: engine.pending == 4)
         with pytest.raises(openai.RateLimitError) as caught:
             found.client.chat.completions.create(model="known", **KNOWN, n=2)
         assert caught.value.response.headers["retry-after"] == "1"
@@ -549,9 +416,9 @@ def test_what_a_leaving_client_frees_is_free_when_the_engine_says_so(known):
     engine, found = known
     for _ in range(20):
         with found.connect(KNOWN | {"n": 5, "stream": True, "max_tokens": 9000}) as connection:
-            wait_for(lambda: engine.pending == 5)
+            servers.wait_for(lambda: engine.pending == 5)
             connection.recv(1)
-        wait_for(lambda: found.metric("answers_taken") == 0)
+        servers.wait_for(lambda: found.metric("answers_taken") == 0)
         assert engine.pending == 0
     assert engine.statistics.cancelled == 100
 
@@ -580,7 +447,7 @@ def test_requests_that_outlast_the_end_get_an_error(known):
     engine.paused = True
     stream = found.client.chat.completions.create(model="known", **KNOWN, stream=True)
     with found.connect(KNOWN) as waiting, concurrent.futures.ThreadPoolExecutor(1) as pool:
-        wait_for(lambda: engine.pending == 2)
+        servers.wait_for(lambda: engine.pending == 2)
         streaming = pool.submit(list, stream)
         found.server.should_exit = True
         reply = waiting.makefile("rb").read()  # to the end of the connection
@@ -597,7 +464,7 @@ def test_an_engine_that_fails_ends_the_server(known):
     engine, found = known
     engine.paused = True
     with found.connect(KNOWN) as waiting:
-        wait_for(lambda: engine.pending == 1)
+        servers.wait_for(lambda: engine.pending == 1)
         engine.failure = FloatingPointError("logits are not finite")
         assert waiting.recv(10_000).startswith(b"HTTP/1.1 500")
     found.thread.join(30)
@@ -650,10 +517,23 @@ def gate(api_key, headers):
         ("k", {"authorization": "Bearer kk"}, 401),
         ("k", {"authorization": "Basic k"}, 401),
         ("k", {"authorization": "Bearer \xe9"}, 401),
+        ("\xe9", {"authorization": "Bearer \xe9"}, 200),
         ("k", {"host": "localhost"}, 401),
         (None, {"host": "localhost:8000"}, 200),
         (None, {"host": "127.0.0.1:8000"}, 200),
         (None, {"host": "[::1]:8000"}, 200),
+        (None, {"host": "LocalHost.:1"}, 200),
+        (None, {"host": "127.9.9.9"}, 200),
+        (None, {"host": "[::1].example.org"}, 403),
+        (None, {"host": "[::1]x:80"}, 403),
+        (None, {"host": "[::1%25lo]"}, 403),
+        (None, {"host": "::1"}, 403),
+        (None, {"host": "localhost.example.org"}, 403),
+        (None, {"host": "example.localhost"}, 403),
+        (None, {"host": "localhost:80@example.org"}, 403),
+        (None, {"host": "localhost:example.org"}, 403),
+        (None, {"host": "127.1"}, 403),
+        (None, {"host": "0.0.0.0"}, 403),
         (None, {"host": "example.org"}, 403),
         (None, {"host": "127.0.0.1.example.org"}, 403),
         (None, {}, 403),
