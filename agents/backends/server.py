@@ -210,7 +210,7 @@ class Endpoint:
         if self._key:
             message = message.replace(self._key, "***")
         message = f"{self.url} answered {status}: {message}"
-        if status in RETRYABLE_STATUS and code not in QUOTA_CODES:
+        if status in RETRYABLE_STATUS and str(code) not in QUOTA_CODES:
             wait = retry_after(headers.get("retry-after"))
             if wait is not None:
                 self._rate.pause(wait)

@@ -5,7 +5,7 @@ import urllib.parse
 import pytest
 
 from tests.tools import settings
-from tools import google_search, protocol, text_index
+from tools import google_search, protocol, text_index, web_search
 from tools.http_client import HttpError
 from tools.protocol import ToolError
 
@@ -102,6 +102,18 @@ def test_a_page_is_read(server):
     assert not any(word in text for word in ("alert", "Home", "Imprint", "<"))
 
 
+def test_a_page_that_takes_too_long_to_read_is_the_models_mistake(server, monkeypatch):
+    monkeypatch.setattr(web_search, "MAIN_SECONDS", 0.01)
+    monkeypatch.setattr(web_search, "SCAN_SECONDS", 0.01)
+    server.answer("/hostile", "<p>a" * 250_000)
+    server.answer("/page", PAGE)
+    tool = reader(server)
+    with pytest.raises(ToolError, match="cannot be read"):
+        tool.run(url=server.url + "/hostile", query="a")
+    monkeypatch.setattr(web_search, "SCAN_SECONDS", 5.0)
+    assert "1642 metres" in tool.run(url=server.url + "/page", query="depth")
+
+
 def test_long_pages_give_their_best_passages(server):
     paragraphs = [f"<p>{f'Sentence {i} about nothing. ' * 20}</p>" for i in range(50)]
     paragraphs.insert(30, "<p>The depth of Lake Baikal is 1642 metres.</p>")
@@ -140,6 +152,12 @@ def test_a_bad_choice_of_page_is_the_models_mistake(server, how, said):
 def test_addresses_that_are_not_read(server, url, said):
     with pytest.raises(ToolError, match=said):
         reader(server).run(url=url, query="q")
+
+
+def test_a_site_that_says_nonsense_was_a_bad_choice(server):
+    server.routes["/"] = lambda handler, seen: handler.wfile.write(b"nonsense\r\n\r\n")
+    with pytest.raises(ToolError, match="cannot be read"):
+        reader(server).run(url=server.url + "/", query="q")
 
 
 def test_a_site_that_says_nothing_is_not_the_models_mistake(server):
