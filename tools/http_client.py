@@ -10,7 +10,6 @@ import functools
 import http.client
 import ipaddress
 import json
-import os
 import queue
 import re
 import socket
@@ -388,22 +387,6 @@ def service_host(url: str) -> str:
     except HttpError as error:
         raise ValueError(f"{url!r} is not a URL of a service: {error}") from error
     return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
-
-
-def api_key(variable: str) -> str:
-    """Returns the key in an environment variable; "" if no variable is named.
-
-    Raises:
-      ValueError: it is not set, or holds what a header cannot carry.
-    """
-    if not variable:
-        return ""
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise ValueError(f"The environment variable {variable} is not set; it must hold a key.")
-    if not key.isascii() or not key.isprintable():
-        raise ValueError(f"The key in {variable} holds characters that a header cannot carry.")
-    return key
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 import importlib.util
 import math
 
-from tools import children, http_client, page_text, passages
+from tools import children, http_client, keys, page_text, passages
 from tools.protocol import Parameter, Tool, ToolError
 
 TYPES = (*http_client.HTML, "text/plain", "text/markdown", "text/csv", "application/json")
@@ -121,7 +121,7 @@ def _embeddings(base, model, variable, seconds):
     def score(query, parts):
         by_words = passages.scores(query, parts)
         some = sorted(range(len(parts)), key=lambda i: (-by_words[i], i))[:MAX_PASSAGES]
-        key = http_client.api_key(variable)
+        key = keys.api_key(variable)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         answer = client.json(
             base.rstrip("/") + "/embeddings",

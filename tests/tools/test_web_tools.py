@@ -256,6 +256,15 @@ def test_a_query_that_the_service_refuses_is_the_models_mistake(server, monkeypa
         tool.run(query=" ")
 
 
+def test_an_answer_that_echoes_the_key_does_not_show_it(server, monkeypatch):
+    key = "sk-proj/AbC+12"
+    monkeypatch.setenv("SERPER_API_KEY", key)
+    how = dict(engine="serper", url=server.url, max_characters=40)
+    server.answer("/search", {"organic": [{"title": "x" * 30 + key, "snippet": key}]})
+    text = settings.make("google_search", **how).run(query="x")
+    assert text == "x" * 30 + "***\n***"
+
+
 def test_a_missing_key_and_unknown_engines(monkeypatch):
     monkeypatch.delenv("GEMINI_API_KEY", raising=False)
     with pytest.raises(ValueError, match="GEMINI_API_KEY is not set"):
