@@ -193,7 +193,8 @@ def _give_up_rights(memory_bytes):
         return
     packages = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
     own = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib")]
-    readable = [*own, *packages, *LIBRARIES]
+    own += [sysconfig.get_config_var("LIBDIR"), os.path.join(sys.base_prefix, "lib")]
+    readable = [*filter(None, own), *packages, *LIBRARIES]
     with contextlib.suppress(OSError):  # not ours to drop
         layers.drop_capabilities()
     with contextlib.suppress(OSError):

@@ -8,6 +8,7 @@ from tools.protocol import Parameter, Tool, ToolError
 
 TYPES = (*http_client.HTML, "text/plain", "text/markdown", "text/csv", "application/json")
 MAX_PASSAGES = 256  # that are embedded
+MAX_QUERY, MAX_TITLE = 1_000, 200  # characters
 # Of the processes that read pages.
 READERS, READER_BYTES = 4, 2 * 2**30
 MAIN_SECONDS, SCAN_SECONDS = 5.0, 3.0  # to find the main text of a page; all of its text
@@ -74,7 +75,8 @@ def make(
         title, text = _read(page.text()) if page.type in http_client.HTML else ("", page.text())
         if not text.strip():
             raise ToolError("The page has no text.")
-        return "\n".join(part for part in (title, _chosen(query, text)) if part)
+        chosen = _chosen(query[:MAX_QUERY], text)
+        return "\n".join(part for part in (title[:MAX_TITLE], chosen) if part)
 
     def _read(page):
         page = page[: page_text.MAX_CHARACTERS]

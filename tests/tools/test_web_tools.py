@@ -120,6 +120,9 @@ def test_long_pages_give_their_best_passages(server):
     server.answer("/page", f"<body>{''.join(paragraphs)}</body>")
     text = reader(server, max_characters=1000).run(url=server.url + "/page", query="Baikal's depth")
     assert "1642 metres" in text and len(text) <= 1000
+    server.answer("/page", f"<title>{'long ' * 50_000}</title><p>1642 metres")
+    text = reader(server).run(url=server.url + "/page", query="depth")
+    assert text == f"{'long ' * 40}\n1642 metres"
 
 
 @pytest.mark.parametrize(
