@@ -2,7 +2,7 @@
 
 import dataclasses
 
-SHORTENED = " [shortened]"
+SHORTENED = " [shortened]"  # what prompts show behind a text that was cut
 
 
 @dataclasses.dataclass(frozen=True)
@@ -10,6 +10,7 @@ class Entry:
     """One remembered turn.
 
     result: the tool's text, or the error that stopped the turn.
+    shortened: names of the fields whose end was cut off.
     seconds: for the record only; a prompt with a measured time could not be reproduced.
     """
 
@@ -19,6 +20,7 @@ class Entry:
     result: str
     error: bool
     verdict: str = ""
+    shortened: frozenset[str] = frozenset()
     seconds: float = 0.0
 
 
@@ -38,5 +40,6 @@ class Memory:
         text = getattr(entry, field)
         if len(text) <= characters + len(SHORTENED):
             return self
-        cut = dataclasses.replace(entry, **{field: text[:characters] + SHORTENED})
+        short = {field: text[:characters], "shortened": entry.shortened | {field}}
+        cut = dataclasses.replace(entry, **short)
         return Memory((*self.entries[:index], cut, *self.entries[index + 1 :]))

@@ -2,12 +2,14 @@
 
 import ast
 import dataclasses
+import math
 import re
 import warnings
 
 PLAN_LABELS = ("Justification", "Context", "Sub-goal", "Tool")
 MAX_COMMAND_CHARACTERS = 20_000
 MAX_CALLS = 5
+INTEGERS = range(-(2**63), 2**63)  # what every JSON reader and database takes
 MAX_READINGS = 12  # of one command, its wrappings taken off in different ways
 
 _LABEL = re.compile(rf"^({'|'.join(PLAN_LABELS)}):[ \t]*", re.MULTILINE | re.IGNORECASE)
@@ -263,23 +265,28 @@ def _literal(name, node):
     if outside is not None:
         raise ParseError(f"The argument {name} is an expression; write the value itself.")
     try:
-        value = ast.literal_eval(node)
-    except (ValueError, TypeError, RecursionError, MemoryError) as error:
-        raise ParseError(f"The argument {name} is not a literal value.") from error
-    try:
-        return _text(value)
+        return _checked(name, ast.literal_eval(node))
     except UnicodeError as error:
         raise ParseError(f"The argument {name} holds half a surrogate pair.") from error
+    except (ValueError, TypeError, RecursionError, MemoryError) as error:
+        raise ParseError(f"The argument {name} is not a literal value.") from error
 
 
-def _text(value):
-    """Joins surrogate pairs, which JSON-style escapes leave in a string; half a pair is refused."""
+def _checked(name, value):
+    """Joins surrogate pairs, which JSON-style escapes leave in a string; half a pair is refused.
+
+    So are numbers that not every reader of JSON takes.
+    """
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16")
+    if isinstance(value, int) and value not in INTEGERS:
+        raise ParseError(f"The argument {name} is an integer of more than 64 bits.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ParseError(f"The argument {name} is a number that is too large.")
     if isinstance(value, dict):
-        return {_text(key): _text(inner) for key, inner in value.items()}
+        return {_checked(name, key): _checked(name, inner) for key, inner in value.items()}
     if isinstance(value, list | tuple | set):
-        return type(value)(map(_text, value))
+        return type(value)(_checked(name, inner) for inner in value)
     return value
 
 

@@ -11,27 +11,19 @@ hostile input such as 9^9^9^9.
 
 import importlib.util
 import json
-import pathlib
 import re
-import selectors
-import subprocess
-import sys
-import threading
-import time
 
 from flow_grpo_jax.answers.formulas import leaves_work
 from flow_grpo_jax.answers.statements import Statement, is_read, read, same
+from tools import children
 
-CHILD = str(pathlib.Path(__file__).with_name("symbolic_child.py"))
 MAX_CHARACTERS = 300
 MAX_QUESTIONS = 20  # pairs of expressions in one comparison of two lists
-START_SECONDS = 60.0  # sympy is large
-_VERDICTS = {b"true\n": True, b"false\n": False, b"null\n": None}
 _CALL = re.compile(r"(?<![\\a-zA-Z])(sqrt|a?sin|a?cos|a?tan|sinh|cosh|tanh|log|ln|exp)(?=\()")
 
 
 class Symbolic:
-    """One child process, started when it is first needed and again when it had to be killed.
+    """One child process, see `tools.children`.
 
     Raises ValueError if math-verify is not installed.
     """
@@ -39,8 +31,10 @@ class Symbolic:
     def __init__(self, *, seconds=3.0, memory_bytes=2 * 2**30):
         if importlib.util.find_spec("math_verify") is None:
             raise ValueError('math-verify is not installed: pip install -e ".[math]".')
-        self._seconds, self._memory = seconds, memory_bytes
-        self._process, self._lock = None, threading.Lock()
+        self._seconds = seconds
+        self._children = children.Children(
+            "flow_grpo_jax.symbolic_child", most=1, memory_bytes=memory_bytes
+        )
 
     def equal(self, gold, answer):
         """Returns True, False, or None for no verdict."""
@@ -63,59 +57,11 @@ class Symbolic:
         return self._ask("texts", _as_latex(gold), _as_latex(answer)) or None
 
     def _ask(self, what, gold, answer):
-        ask = {what: [gold, answer], "seconds": self._seconds}
-        with self._lock:
-            try:
-                if self._process is None:
-                    self._start()
-                self._process.stdin.write(json.dumps(ask, default=str).encode() + b"\n")
-                self._process.stdin.flush()
-                line = self._line(self._seconds + 1.0)
-            except BrokenPipeError:
-                line = b""
-            if line not in _VERDICTS:
-                self._stop()
-            return _VERDICTS.get(line)
+        ask = json.loads(json.dumps({what: [gold, answer]}, default=str))  # fractions as text
+        return self._children.ask(ask, seconds=self._seconds)
 
     def close(self):
-        with self._lock:
-            self._stop()
-
-    def _start(self):
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", CHILD, str(self._memory)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-        )
-        if self._line(START_SECONDS) != b"ready\n":
-            self._stop()
-            raise RuntimeError("math-verify does not start; try `python -c 'import math_verify'`.")
-
-    def _line(self, seconds):
-        """Reads the child's next line; only its beginning if the time is up or the child ends."""
-        deadline, line = time.monotonic() + seconds, b""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
-            while not line.endswith(b"\n"):
-                left = deadline - time.monotonic()
-                if left <= 0 or not selector.select(left):
-                    return line
-                part = self._process.stdout.read(64)
-                if not part:
-                    return line
-                line += part
-        return line
-
-    def _stop(self):
-        if self._process is None:
-            return
-        self._process.kill()
-        self._process.wait()
-        self._process.stdin.close()
-        self._process.stdout.close()
-        self._process = None
+        self._children.close()
 
 
 def _value(statement):

@@ -1,17 +1,10 @@
-"""Compares formulas with math-verify and sympy; started by `symbolic` as a script, never imported.
+"""Compares formulas with math-verify and sympy: the work of a `tools.children` process.
 
-Argument: bytes of memory. A line of JSON in; a line out: true, false or null. Past its seconds the
-process ends by SIGALRM, whatever sympy is doing.
-
-  {"texts": [gold, answer], "seconds"}    whether math-verify calls the texts equal
-  {"trees": [gold, answer], "seconds"}    whether the trees of `answers.expressions` are equal,
-                                          exactly; null: neither proven nor refuted
+answer(texts=[gold, answer])    whether math-verify calls the texts equal
+answer(trees=[gold, answer])    whether the trees of `answers.expressions` are equal, exactly;
+                                None: neither proven nor refuted
 """
 
-import json
-import resource
-import signal
-import sys
 from fractions import Fraction
 
 POINTS = ((3, 7), (11, 5), (2, 13), (17, 19))  # of which the symbols' values are made
@@ -81,29 +74,20 @@ def at(sympy, expression, point):
     return value if value.is_real or expression.has(sympy.I) else None
 
 
-def main():
-    memory = int(sys.argv[1])
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+def prepare():
     import math_verify
     import sympy
 
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
-    for line in sys.stdin:
-        ask = json.loads(line)
-        signal.setitimer(signal.ITIMER_REAL, ask["seconds"])
-        if "trees" in ask:
-            equal = exact(sympy, *ask["trees"])
-        else:
-            # Its own time limits are off: they would replace the alarm.
-            gold, answer = (
-                math_verify.parse(f"${text}$", parsing_timeout=None) for text in ask["texts"]
-            )
-            equal = bool(gold and math_verify.verify(gold, answer, timeout_seconds=None))
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        sys.stdout.write(json.dumps(equal) + "\n")
-        sys.stdout.flush()
+    sympy.simplify(sympy.Symbol("x") + 1)
+    math_verify.parse("$1$", parsing_timeout=None)
 
 
-if __name__ == "__main__":
-    main()
+def answer(*, texts=None, trees=None):
+    import math_verify
+    import sympy
+
+    if trees is not None:
+        return exact(sympy, *trees)
+    # Its own time limits are off: they would replace the alarm.
+    gold, stated = (math_verify.parse(f"${text}$", parsing_timeout=None) for text in texts)
+    return bool(gold and math_verify.verify(gold, stated, timeout_seconds=None))

@@ -38,7 +38,7 @@ LIBRARIES = ("tools", "agents", "models", "flow_grpo_jax")
 FLOORS = {
     "tools": 4,
     "tools.sandbox": 3,
-    "agents": 2,
+    "agents": 3,
     "agents.backends": 3,
     "models": 3,
     "models.attention": 4,

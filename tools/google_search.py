@@ -7,7 +7,7 @@ import dataclasses
 import urllib.parse
 from collections.abc import Callable
 
-from tools import http_client, search_answers
+from tools import http_client, keys, search_answers
 from tools.protocol import Parameter, Tool, ToolError
 
 MAX_QUERY = 1_000  # characters
@@ -73,10 +73,10 @@ def make(
     )
 
     def ask(query):
-        key = http_client.api_key(variable)
+        key = keys.api_key(variable)
         answer = client.json(**service.request(base, key, query, top_k, model), idempotent=False)
         try:
-            return service.read(answer, top_k)
+            return keys.masked(service.read(answer, top_k), key)
         except search_answers.Refused as error:
             raise ToolError(str(error)) from error
         except search_answers.Malformed as error:

@@ -10,7 +10,6 @@ import functools
 import http.client
 import ipaddress
 import json
-import os
 import queue
 import re
 import socket
@@ -21,14 +20,17 @@ import urllib.parse
 from collections.abc import Callable, Mapping
 
 from tools import charsets, limits, protocol, unpacking
-from tools.timed_socket import TimedSocket, left
+from tools.timed_socket import TimedSocket, TooLong, left
 
 REDIRECTS = (301, 302, 303, 307, 308)
 MAX_REDIRECTS = 5
 BUSY = (429, 502, 503, 504)
+BLAMED = ("unreachable", "tls", "slow", "broken", "deadline")  # on the service
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds between attempts, before the jitter
 AGENT = "flow-grpo-jax"
 HTML = ("text/html", "application/xhtml+xml")
+HEAD_BYTES = 2**18  # of an answer beside its body, and as many again as the body may have
+MAX_DIGITS = 300  # of an integer in JSON; a float has as many
 BLANKS = "".join(map(chr, range(33)))  # around an address; they do not count
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 NAT64_LOCAL = ipaddress.ip_network("64:ff9b:1::/48")
@@ -39,10 +41,11 @@ class HttpError(Exception):
     """A request that gave no usable answer.
 
     reason: "url" (not http or https, or malformed), "address" (not public), "name" (no such host),
-      "unreachable" (no connection, or a broken one), "tls" (no trusted encryption), "slow" (an
-      answer began but did not end in time), "deadline" (no answer in time), "status", "redirects",
-      "type", "size", "format", "encoding" (compressed in a way that is not read), "busy" (over the
-      rate limit, or the breaker is open).
+      "unreachable" (no connection, or one that ends in silence), "tls" (no trusted encryption),
+      "slow" (an answer began but did not end in time), "deadline" (no answer in time), "broken" (an
+      answer that is no HTTP, or breaks off), "status", "redirects", "type", "size" (too many bytes,
+      or pieces), "format", "encoding" (compressed in a way that is not read), "busy" (over the rate
+      limit, or the breaker is open).
     status: of the answer; 0 if none came.
     """
 
@@ -159,10 +162,12 @@ class Client:
             self._breaker.leave(failed=failed)
 
     def json(self, url: str, **how) -> object:
-        """Requests and parses JSON, see `loads`."""
+        """Requests and parses JSON, see `loads`; ToolError if it is nested too deeply."""
         response = self.request(url, **how)
         try:
             return loads(response.body)
+        except TooDeep as error:
+            raise protocol.ToolError("The answer is nested too deeply to be read.") from error
         except ValueError as error:
             raise HttpError("format", f"{_origin(url)} did not answer with JSON.") from error
 
@@ -172,7 +177,7 @@ class Client:
                 self._wait_for_turn(until)
                 return self._followed(until, url, body, headers, types, cut, busy)
             except HttpError as error:
-                again = error.reason == "unreachable" or error.status in BUSY
+                again = error.reason in ("unreachable", "broken") or error.status in BUSY
                 again = again or error.pause is not None
                 harmless = idempotent or not error.sent or error.status == 429
                 pause = error.pause
@@ -266,9 +271,9 @@ class _Exchange:
         self.headers = {name.lower(): value for name, value in self._answer.headers.items()}
 
     def _asked(self, client, parts, body, headers):
-        line = http.client.HTTPConnection(_ascii_host(parts.hostname))
-        line.sock = TimedSocket(self._socket)
-        line.sock.start(self._until)
+        line = http.client.HTTPConnection(_host_header(parts))
+        line.sock = link = TimedSocket(self._socket)
+        link.start(self._until, max_bytes=2 * client._max_bytes + HEAD_BYTES)
         headers = {
             "Host": _host_header(parts),
             "User-Agent": client._agent,
@@ -287,24 +292,33 @@ class _Exchange:
             line.request("GET" if body is None else "POST", target, data, headers)
             return line.getresponse()
         except TimeoutError as error:
-            raise HttpError("deadline", f"{self._host} did not answer in time.") from error
-        except (OSError, http.client.HTTPException, ValueError) as error:
+            reason = "slow" if link.received else "deadline"
+            raise HttpError(reason, f"{self._host} did not answer in time.") from error
+        except TooLong as error:
+            raise HttpError("size", f"{self._host}: {error}") from error
+        except OSError as error:  # also http.client.RemoteDisconnected
             kind = type(error).__name__
             raise HttpError(
                 "unreachable", f"{self._host} broke the connection ({kind})."
             ) from error
+        except (http.client.HTTPException, ValueError) as error:
+            kind = type(error).__name__
+            raise HttpError("broken", f"{self._host} did not answer with HTTP ({kind}).") from error
 
     def read(self, most):
         """Returns (body, whether it was cut)."""
+        blocks, length = [], 0
         try:
-            body = b""
-            while len(body) <= most and (block := self._answer.read1(1 << 16)):
-                body += block
+            while length <= most and (block := self._answer.read1(1 << 16)):
+                blocks.append(block)
+                length += len(block)
         except TimeoutError as error:
             raise HttpError("slow", f"{self._host} did not finish its answer in time.") from error
+        except TooLong as error:
+            raise HttpError("size", f"{self._host}: {error}") from error
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise HttpError("unreachable", f"{self._host} broke off its answer.") from error
-        sent, coding = body[:most], self.headers.get("content-encoding", "")
+            raise HttpError("broken", f"{self._host} broke off its answer.") from error
+        sent, coding = b"".join(blocks)[:most], self.headers.get("content-encoding", "")
         try:
             content, longer = unpacking.unpacked(sent, coding, most=most)
         except unpacking.Unsupported as error:
@@ -312,7 +326,7 @@ class _Exchange:
             raise HttpError("encoding", message) from error
         except unpacking.Broken as error:
             raise HttpError("format", f"{self._host} sent a broken archive.") from error
-        return content, longer or len(body) > most
+        return content, longer or length > most
 
     def __enter__(self):
         return self
@@ -322,16 +336,28 @@ class _Exchange:
         self._socket.close()
 
 
+class TooDeep(ValueError):
+    """JSON that is nested too deeply."""
+
+
 def loads(body):
     """Returns the value of JSON bytes with its texts clean; bytes that do not fit become U+FFFD.
 
+    An integer of more than MAX_DIGITS digits becomes the text of its digits.
+
     Raises:
-      ValueError: it is no JSON, or nested too deeply.
+      TooDeep: it is nested too deeply.
+      ValueError: it is no JSON.
     """
+    text = body.decode(json.detect_encoding(body), "replace")
     try:
-        return protocol.clean(json.loads(body.decode(json.detect_encoding(body), "replace")))
+        return protocol.clean(json.loads(text, parse_int=_integer))
     except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+        raise TooDeep("it is nested too deeply") from error
+
+
+def _integer(digits):
+    return int(digits) if len(digits) <= MAX_DIGITS else digits
 
 
 def is_public(address: str) -> bool:
@@ -361,22 +387,6 @@ def service_host(url: str) -> str:
     except HttpError as error:
         raise ValueError(f"{url!r} is not a URL of a service: {error}") from error
     return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
-
-
-def api_key(variable: str) -> str:
-    """Returns the key in an environment variable; "" if no variable is named.
-
-    Raises:
-      ValueError: it is not set, or holds what a header cannot carry.
-    """
-    if not variable:
-        return ""
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise ValueError(f"The environment variable {variable} is not set; it must hold a key.")
-    if not key.isascii() or not key.isprintable():
-        raise ValueError(f"The key in {variable} holds characters that a header cannot carry.")
-    return key
 
 
 @functools.cache
@@ -419,7 +429,7 @@ def _connected(addresses, parts, until):
 
 def _blames_service(error):
     """Whether the service failed, or None if the error says nothing about it."""
-    if error.reason in ("unreachable", "tls", "slow", "deadline") or error.pause is not None:
+    if error.reason in BLAMED or error.pause is not None:
         return True
     if error.reason in ("status", "type", "size", "redirects"):
         return error.status >= 500 or error.status == 429

@@ -16,6 +16,7 @@ from tools.protocol import Parameter, Tool, ToolError, clean
 TYPES = {"string": "str", "integer": "int", "number": "float", "boolean": "bool"}
 EXAMPLES = {"str": '"text"', "int": "1", "float": "1.0", "bool": "True"}
 START_SECONDS = 30.0  # to connect to a server
+SAID = (-32602, -32700)  # codes of JSON-RPC: wrong arguments, an answer that is no JSON
 
 
 class Connection:
@@ -126,13 +127,24 @@ class Connection:
         )
 
     async def _call(self, name, arguments):
-        answer = await self._client.call_tool(name, arguments)
+        from mcp import MCPError
+
+        try:
+            answer = await self._client.call_tool(name, arguments)
+        except MCPError as error:
+            if error.code not in SAID:
+                raise
+            raise ToolError(self._cut(error.message)) from error
+        except (RuntimeError, ValueError) as error:  # not as the protocol or its schema has it
+            raise ToolError("The tool's answer cannot be read.") from error
         texts = [part.text for part in answer.content if getattr(part, "text", None)]
-        text = "\n".join(texts).strip() or "The tool returned no text."
-        text = text if len(text) <= self._most else text[: self._most] + " [cut]"
+        text = self._cut("\n".join(texts).strip() or "The tool returned no text.")
         if answer.is_error:
             raise ToolError(text)
         return text
+
+    def _cut(self, text):
+        return text if len(text) <= self._most else text[: self._most] + " [cut]"
 
     def _wait(self, coroutine, seconds):
         waiting = asyncio.wait_for(coroutine, seconds)

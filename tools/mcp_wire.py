@@ -1,8 +1,10 @@
-"""Connections to MCP servers whose answers may hold half a surrogate pair.
+"""Connections to MCP servers whose answers the SDK cannot read.
 
-The SDK refuses such an answer as no JSON, and a call that waits for it ends by its deadline. Here
-each half becomes U+FFFD before the SDK reads it. In JSON a half is an escape, `\\ud83d`, of as many
-bytes as `\\ufffd`, so that nothing moves. Needs the extra `mcp`.
+The SDK refuses an answer with half a surrogate pair as no JSON. Here each half becomes U+FFFD
+before the SDK reads it. In JSON a half is an escape, `\\ud83d`, of as many bytes as `\\ufffd`, so
+that nothing moves. What it still cannot read, such as JSON that is nested too deeply, becomes an
+error of the call that waits for it, which would else wait until its deadline. Needs the extra
+`mcp`.
 """
 
 import contextlib
@@ -21,6 +23,9 @@ CONNECT_SECONDS, READ_SECONDS = 30.0, 300.0  # as the SDK has them
 _ESCAPE = re.compile(
     rb"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
 )
+# Of JSON: a text, a bracket, or what lies between.
+_PART = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{}]|[^\[\]{}"]++', re.DOTALL)
+_ID = re.compile(r"\s*:\s*([0-9]{1,18})\b")
 
 
 def whole(body: bytes) -> bytes:
@@ -78,7 +83,7 @@ async def _by_pipe(server):
 
 
 class _Answers:
-    """The SDK's stream of answers; a line that it could not read is tried again."""
+    """The SDK's stream of answers; a line that it could not read is tried again, or an error."""
 
     def __init__(self, inner):
         self._inner = inner
@@ -113,4 +118,19 @@ def _read_again(item):
         text = whole(line.encode())
         return SessionMessage(mcp.types.jsonrpc_message_adapter.validate_json(text, by_name=False))
     except pydantic.ValidationError:
-        return item
+        number = _number(line)
+        if number is None:
+            return item
+        about = mcp.types.ErrorData(code=mcp.types.PARSE_ERROR, message="The answer is no JSON.")
+        return SessionMessage(mcp.types.JSONRPCError(jsonrpc="2.0", id=number, error=about))
+
+
+def _number(line):
+    """Returns the id of the call that a line answers; None if it names none."""
+    depth, name, found = 0, "", None
+    for part in _PART.findall(line):
+        if depth == 1 and name == '"id"' and (match := _ID.match(part)):
+            found = int(match[1])
+        depth += (part in ("{", "[")) - (part in ("}", "]"))
+        name = part
+    return found

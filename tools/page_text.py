@@ -9,6 +9,7 @@ signs (25°, Foo™), and raised or lowered text without a character to belong t
 A marker of a footnote is shown in brackets: 1642[1].
 """
 
+import contextlib
 import html
 import re
 
@@ -33,6 +34,7 @@ _ALONE = {  # what needs no parentheses: a number or one letter, below also a wo
     "sup": re.compile(r"[+\-−]?(?:\d+(?:[.,]\d+)*|[^\W\d_])[+\-−]?|[+\-−*′']+|\([^()]*\)"),
     "sub": re.compile(r"[+\-−]?\w+(?:[.,]\w+)*[+\-−]?|[+\-−*]+|\([^()]*\)"),
 }
+_LONG_NUMBER = re.compile(r"&#[0-9]{8,}+;?")  # more than any character's, or zeros in front
 _TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*+)([^<>]*+)>|<!--|<[!?/][^<>]*+>")
 
 
@@ -46,6 +48,19 @@ def extract(page: str) -> tuple[str, str]:
         return title, text
     found = trafilatura.extract(_marked(page), include_comments=False, favor_recall=True)
     return title, found or text
+
+
+def prepare():
+    """Imports what `extract` needs: see `tools.children`."""
+    with contextlib.suppress(ImportError):
+        import trafilatura
+
+        trafilatura.extract("<p>It reads its settings.</p>")
+
+
+def answer(*, page: str, whole: bool) -> tuple[str, str]:
+    """Returns `extract`, or `scan` if it is not to be `whole`."""
+    return extract(page) if whole else scan(page)
 
 
 def scan(page: str) -> tuple[str, str]:
@@ -66,7 +81,7 @@ def scan(page: str) -> tuple[str, str]:
                 main.append(text)
 
     while match := _TAG.search(page, at):
-        add(re.sub(r"\s+", " ", html.unescape(page[at : match.start()])))
+        add(re.sub(r"\s+", " ", _unescaped(page[at : match.start()])))
         at, tag = match.end(), (match[2] or "").lower()
         if match[0] == "<!--":
             end = page.find("-->", at)
@@ -79,7 +94,7 @@ def scan(page: str) -> tuple[str, str]:
         elif tag in SKIP and not match[3].endswith("/"):
             end = lower.find(f"</{tag}", at)
             if tag == "title" and end >= 0 and not title:
-                title = " ".join(html.unescape(page[at:end]).split())
+                title = " ".join(_unescaped(page[at:end]).split())
             at = len(page) if end < 0 else end
         elif tag in DROP and len(dropped) < 100:
             dropped.append(tag)
@@ -89,7 +104,7 @@ def scan(page: str) -> tuple[str, str]:
             dropped = []  # of an unclosed head
         if tag in BLOCKS:
             add("\n")
-    add(re.sub(r"\s+", " ", html.unescape(page[at:])))
+    add(re.sub(r"\s+", " ", _unescaped(page[at:])))
     return title, _lines(main) or _lines(everything)
 
 
@@ -110,7 +125,7 @@ def _fraction(match):
 
 def _written(match):
     kind, inside = match[1].lower(), match[2]
-    plain = " ".join(html.unescape(_TAG.sub("", inside)).split())
+    plain = " ".join(_unescaped(_TAG.sub("", inside)).split())
     if plain.startswith("["):
         return inside
     if kind == "sup" and _TO_A_NOTE.search(inside):
@@ -123,6 +138,16 @@ def _written(match):
     text = plain if _ALONE[kind].fullmatch(plain) else f"({plain})"
     space = " " if inside[-1].isspace() else ""
     return html.escape(("^" if kind == "sup" else "_") + text, quote=False) + space
+
+
+def _unescaped(text):
+    """Returns a text with its character references replaced, whatever their numbers."""
+    return html.unescape(_LONG_NUMBER.sub(_short_number, text))
+
+
+def _short_number(match):
+    number = match[0].strip("&#;").lstrip("0") or "0"
+    return f"&#{number};" if len(number) < 8 else "\ufffd"
 
 
 def _before(match):
@@ -138,7 +163,7 @@ def _before(match):
         end = start
     if page.endswith(";", 0, end):
         entity = re.search(r"&#?\w{1,20};\Z", page[max(0, end - 24) : end])
-        return html.unescape(entity[0])[-1] if entity else ""
+        return _unescaped(entity[0])[-1] if entity else ""
     return page[end - 1] if end else ""
 
 

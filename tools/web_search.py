@@ -1,12 +1,17 @@
 """Reads one page of the web and returns the passages that answer a query."""
 
+import importlib.util
 import math
 
-from tools import http_client, page_text, passages
+from tools import children, http_client, keys, page_text, passages
 from tools.protocol import Parameter, Tool, ToolError
 
 TYPES = (*http_client.HTML, "text/plain", "text/markdown", "text/csv", "application/json")
 MAX_PASSAGES = 256  # that are embedded
+MAX_QUERY, MAX_TITLE = 1_000, 200  # characters
+# Of the processes that read pages.
+READERS, READER_BYTES = 4, 2 * 2**30
+MAIN_SECONDS, SCAN_SECONDS = 5.0, 3.0  # to find the main text of a page; all of its text
 
 # Texts for the model. A site that answered badly, or does not exist, was chosen badly; silence may
 # be a fault of this machine, not of the model.
@@ -16,6 +21,8 @@ SAID = {
     "name": "There is no such host.",
     "tls": "The site has no valid certificate.",
     "slow": "The page took too long.",
+    "broken": "The page cannot be read.",
+    "size": "The page comes in too many pieces.",
     "redirects": "The page only redirects.",
     "type": "The page is not text.",
     "encoding": "The page is compressed in a way that cannot be read.",
@@ -50,6 +57,7 @@ def make(
     client = http_client.Client(
         seconds=seconds, attempts=2, per_second=per_second, private_hosts=tuple(private_hosts)
     )
+    readers = children.Children("tools.page_text", most=READERS, memory_bytes=READER_BYTES)
     score, probe = passages.scores, None
     if embeddings_url:
         score = _embeddings(embeddings_url, embeddings_model, embeddings_key_variable, seconds)
@@ -64,12 +72,19 @@ def make(
             if error.reason in SAID:
                 raise ToolError(SAID[error.reason]) from error
             raise
-        title, text = (
-            page_text.extract(page.text()) if page.type in http_client.HTML else ("", page.text())
-        )
+        title, text = _read(page.text()) if page.type in http_client.HTML else ("", page.text())
         if not text.strip():
             raise ToolError("The page has no text.")
-        return "\n".join(part for part in (title, _chosen(query, text)) if part)
+        chosen = _chosen(query[:MAX_QUERY], text)
+        return "\n".join(part for part in (title[:MAX_TITLE], chosen) if part)
+
+    def _read(page):
+        page = page[: page_text.MAX_CHARACTERS]
+        main = importlib.util.find_spec("trafilatura") is not None
+        for whole, most in [(True, MAIN_SECONDS)] * main + [(False, SCAN_SECONDS)]:
+            if found := readers.ask({"page": page, "whole": whole}, seconds=most):
+                return found
+        raise ToolError("The page cannot be read.")
 
     def _chosen(query, text):
         text = text.strip()
@@ -91,7 +106,7 @@ def make(
         ),
         demo='web_search(url="https://en.wikipedia.org/wiki/Lake_Baikal", query="How deep is it?")',
         run=run,
-        seconds=seconds,
+        seconds=seconds + MAIN_SECONDS + SCAN_SECONDS,
         probe=probe,
         remote=True,
     )
@@ -108,7 +123,7 @@ def _embeddings(base, model, variable, seconds):
     def score(query, parts):
         by_words = passages.scores(query, parts)
         some = sorted(range(len(parts)), key=lambda i: (-by_words[i], i))[:MAX_PASSAGES]
-        key = http_client.api_key(variable)
+        key = keys.api_key(variable)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         answer = client.json(
             base.rstrip("/") + "/embeddings",
@@ -121,7 +136,7 @@ def _embeddings(base, model, variable, seconds):
             scores = [-2.0] * len(parts)  # below every cosine
             for i, cosine in zip(some, cosines, strict=True):
                 scores[i] = cosine
-        except (TypeError, KeyError, ValueError, IndexError) as error:
+        except (TypeError, KeyError, ValueError, IndexError, OverflowError) as error:
             raise http_client.HttpError("format", f"{base} did not answer embeddings.") from error
         return scores
 

@@ -27,7 +27,8 @@ from absl import logging
 from agents.backends import structured
 from agents.backends.errors import BadOutput, Down, Fatal, Retryable
 from agents.backends.transport import Transport
-from tools.http_client import api_key, loads
+from tools import keys
+from tools.http_client import loads
 from tools.limits import Breaker, Rate, Resting, TooLate, backoff, retry_after
 from tools.protocol import clean
 
@@ -101,7 +102,7 @@ class Endpoint:
 
     def __init__(self, url, *, api_key_variable, limits, draw=random.random):
         self.url, self.limits = url.rstrip("/"), limits
-        self._key = api_key(api_key_variable)
+        self._key = keys.api_key(api_key_variable)
         self._draw = draw
         settings = self.limits
         self._transport = Transport(
@@ -181,7 +182,7 @@ class Endpoint:
             failed = status in RETRYABLE_STATUS and status != 429
             if status != 200:
                 raise self._refusal(status, headers, reply)
-            return _json_object(reply)
+            return _json_object(reply, self._key)
         except Retryable:
             failed = True if failed is None else failed
             raise
@@ -200,17 +201,16 @@ class Endpoint:
 
     def _refusal(self, status, headers, reply):
         """Returns the exception for a status other than 200."""
-        code, message = None, reply[:MESSAGE_CHARACTERS].decode("utf-8", "replace").strip()
+        code, message = None, reply.decode("utf-8", "replace").strip()
         try:
-            error = _json_object(reply).get("error")
+            error = _json_object(reply, self._key).get("error")
         except BadOutput:
             error = None
         if isinstance(error, dict):
-            code, message = error.get("code"), str(error.get("message"))[:MESSAGE_CHARACTERS]
-        if self._key:
-            message = message.replace(self._key, "***")
+            code, message = error.get("code"), str(error.get("message"))
+        message = keys.cut(message, self._key, most=MESSAGE_CHARACTERS)
         message = f"{self.url} answered {status}: {message}"
-        if status in RETRYABLE_STATUS and code not in QUOTA_CODES:
+        if status in RETRYABLE_STATUS and str(code) not in QUOTA_CODES:
             wait = retry_after(headers.get("retry-after"))
             if wait is not None:
                 self._rate.pause(wait)
@@ -229,7 +229,7 @@ def describe(url, model, *, api_key_variable, seconds):
       Retryable, Fatal, BadOutput: there is no such list.
       ValueError: the url is no address, or the variable is not set.
     """
-    key = api_key(api_key_variable)
+    key = keys.api_key(api_key_variable)
     transport = Transport(
         url.rstrip("/"), connect_seconds=seconds, read_seconds=seconds, max_bytes=DESCRIBE_BYTES
     )
@@ -241,7 +241,7 @@ def describe(url, model, *, api_key_variable, seconds):
         transport.close()
     if status != 200:
         raise Fatal(f"{url} has no list of models: status {status}.")
-    listed = _json_object(reply).get("data")
+    listed = _json_object(reply, key).get("data")
     listed = listed if isinstance(listed, list) else []
     return next((one for one in listed if isinstance(one, dict) and one.get("id") == model), {})
 
@@ -348,11 +348,16 @@ def _answer(reply):
     return Answer(text, finished=reason != "length")
 
 
-def _json_object(reply):
+def _json_object(reply, key):
+    """Returns the object of a reply, without the key."""
     try:
-        value = loads(reply)
-    except ValueError as error:
-        raise BadOutput(f"The reply is no JSON: {reply[:60]!r}.") from error
+        value = keys.masked(loads(reply), key)
+    except (ValueError, RecursionError) as error:
+        raise BadOutput(f"The reply is no JSON: {_beginning(reply, key)}.") from error
     if not isinstance(value, dict):
-        raise BadOutput(f"The reply is no JSON object: {reply[:60]!r}.")
+        raise BadOutput(f"The reply is no JSON object: {_beginning(reply, key)}.")
     return value
+
+
+def _beginning(reply, key):
+    return repr(keys.cut(reply.decode("utf-8", "replace"), key, most=60))

@@ -149,4 +149,6 @@ class Transport:
 
 
 def _described(error):
-    return str(error) or type(error).__name__
+    """Returns what went wrong; what the server wrote, which may hold the key, is left out."""
+    said = "" if isinstance(error, http.client.HTTPException) else str(error)
+    return said or type(error).__name__

@@ -11,7 +11,7 @@ from loopback import Loopback, answers, fails, says
 
 from agents import parsing
 from agents.backends import cache, modules, server, structured
-from agents.backends.errors import BadOutput, Down, Fatal, Retryable
+from agents.backends.errors import BackendError, BadOutput, Down, Fatal, Retryable
 from tests.agents import servers
 
 ASK = ({"role": "user", "content": "What?"},)
@@ -123,6 +123,37 @@ def test_a_key_comes_from_the_environment_and_stays_out_of_messages(model, monke
     with Loopback(fails(401, "sesame is wrong")) as there, pytest.raises(Fatal) as refused:
         ask(model(there.url, key="SOME_KEY"))
     assert "401: *** is wrong" in str(refused.value)
+
+
+KEY = "sk-proj/AbC+12"
+
+
+@pytest.mark.parametrize(
+    "behave",
+    [
+        fails(401, "x" * 295 + KEY),  # across the end of what is shown
+        answers(401, b"x" * 295 + KEY.encode()),
+        answers(401, json.dumps({"error": {"message": KEY.replace("/", "\\/")}}).encode()),
+        answers(200, b"x" * 50 + KEY.encode()),
+        answers(200, json.dumps([KEY] * 9).encode()),
+        answers(200, {"said": "y" * 80 + KEY}),
+        lambda connection, request, there: connection.sendall(f"{KEY}\r\n\r\n".encode()),
+    ],
+)
+def test_no_failure_shows_the_key_or_half_of_it(model, monkeypatch, behave):
+    monkeypatch.setenv("SOME_KEY", KEY)
+    with Loopback(behave) as there, pytest.raises(BackendError) as failed:
+        ask(model(there.url, key="SOME_KEY"))
+    assert "sk-p" not in str(failed.value)
+
+
+def test_an_answer_does_not_show_the_key(model, monkeypatch):
+    monkeypatch.setenv("SOME_KEY", KEY)
+    with Loopback(says(f"It is {KEY}.")) as there:
+        assert ask(model(there.url, key="SOME_KEY")).text == "It is ***."
+    monkeypatch.setenv("SOME_KEY", "EMPTY")  # a placeholder is a word like any other
+    with Loopback(says("EMPTY")) as there:
+        assert ask(model(there.url, key="SOME_KEY")).text == "EMPTY"
 
 
 # ------------------------------------------------------------------------------------- failures

@@ -52,6 +52,10 @@ LONG = 'python_coder(\n    code="""\nfor i in range(3):\n    print(i)\n""",  # a
             "python_coder(code='it\\'s', n=-3, xs=[1, {'a': None}])",
             {"code": "it's", "n": -3, "xs": [1, {"a": None}]},
         ),
+        (
+            "python_coder(code=-9223372036854775808, n=0x7fffffffffffffff)",
+            {"code": -(2**63), "n": 2**63 - 1},
+        ),
     ],
 )
 def test_calls_with_literals_are_read(text, arguments):
@@ -93,6 +97,11 @@ def test_several_calls_are_read_in_order():
         ("(" * 5000, "too many nested parentheses"),
         ("python_coder(code=" + "-" * 15_000 + "1)", "nested too deeply"),
         ("python_coder(code=" + "9" * 9000 + ")", "Exceeds the limit"),
+        ("python_coder(code=0x" + "f" * 15_000 + ")", "code is an integer of more than 64 bits"),
+        ("python_coder(code=[{'a': -9223372036854775809}])", "more than 64 bits"),
+        ("python_coder(code=1e999)", "too large"),
+        ("python_coder(code={-1e999})", "too large"),
+        ("python_coder(code=" + "{1:" * 60 + "0x" + "f" * 99 + "}" * 60 + ")", "64 bits"),
         ("python_coder(code='" + "a" * 30_000 + "')", "30021 characters; 20000 allowed"),
         ("python_coder(code=__import__('os').system('true'))", "code is an expression"),
         ("python_coder(code='\0')", "null bytes"),
@@ -241,8 +250,8 @@ def test_surrogate_pairs_become_characters():
 
 
 LITERALS = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(),
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text()
+    | st.floats(allow_nan=False, allow_infinity=False),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )  # fmt: skip

@@ -1,5 +1,7 @@
 """Which questions can never fit, against counting every prompt."""
 
+import dataclasses
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,7 +40,7 @@ def test_every_prompt_of_a_question_counts():
     """With the long prompts that of the planner or the analyst is longest, with others another."""
     for role in ("analyst", "planner", "generator"):
         system = prompts.COMPACT.system | {role: "w" * 500}
-        prompt_set = prompts.Prompts(system, prompts.COMPACT.entry, full_metadata=False)
+        prompt_set = dataclasses.replace(prompts.COMPACT, system=system)
         ((index, tokens),) = find(["why?"], 200, prompt_set=prompt_set).items()
         assert index == 0 and 500 < tokens < 550
 

@@ -11,6 +11,7 @@ import pytest
 
 from tools import http_client
 from tools.http_client import Client, HttpError
+from tools.protocol import ToolError
 
 
 @pytest.fixture
@@ -191,6 +192,72 @@ def test_an_endless_body_is_cut_or_refused(server):
     assert found.cut and found.body == b"x" * 50_000
 
 
+def pieces(first, again):
+    def route(handler, seen):
+        handler.wfile.write(first)
+        while True:
+            handler.wfile.write(again * 2_000)
+
+    return route
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [
+        (CHUNKED, b"1\r\nx\r\n"),
+        (CHUNKED, b"1;%s\r\nx\r\n" % (b"e" * 1_000)),
+        (CHUNKED + b"0\r\n", b"a: b\r\n"),
+        (CHUNKED + b"0\r\n", b"a: %s\r\n" % (b"b" * 1_000)),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"", b"HTTP/1.1 100 Continue\r\na: b\r\n\r\n"),
+    ],
+)
+def test_an_answer_in_endless_pieces_is_refused_before_the_deadline(server, client, first, again):
+    server.routes["/"] = pieces(first, again)
+    assert fails(client.request, server.url + "/", cut=True).reason == "size"
+    assert len(server.seen) == 1
+
+
+def says(text):
+    return lambda handler, seen: handler.wfile.write(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"no HTTP at all\r\n\r\n",
+        b"HTTP/1.1 %s OK\r\n\r\n" % (b"9" * 5_000),
+        b"HTTP/1.1 200 OK\r\n%s\r\n" % (b"a: b\r\n" * 200),
+        b"HTTP/1.1 200 OK\r\na: %s\r\n\r\n" % (b"b" * 70_000),
+        CHUNKED + b"9\r\nhalf",
+        CHUNKED + b"%s\r\n" % (b"f" * 5_000),
+        CHUNKED + b"no number\r\n",
+    ],
+)
+def test_what_is_no_answer_is_told_apart_from_silence(server, text):
+    client = Client(seconds=5.0, attempts=1, private_hosts=(server.host,))
+    server.routes["/"] = says(text)
+    assert fails(client.request, server.url + "/").reason == "broken"
+    server.routes["/"] = says(b"")
+    assert fails(client.request, server.url + "/").reason == "unreachable"
+
+
+def test_an_address_of_version_6_may_be_written_out(server):
+    host = f"[2001:db8::abcd]:{server.server_port}"
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", server.server_port))]
+    client = Client(
+        seconds=5.0,
+        private_hosts=(f"2001:db8::abcd:{server.server_port}",),
+        resolve=lambda *_, **__: found,
+    )
+    server.answer("/", "there")
+    assert client.request(f"http://{host}/").body == b"there"
+    assert server.seen[0].headers["host"] == host
+
+
 def test_an_archive_that_unpacks_to_more_is_cut(server):
     server.answer("/", gzip.compress(b"\0" * 1_000_000), Content_Encoding="gzip")
     client = Client(seconds=5.0, max_bytes=50_000, private_hosts=(server.host,))
@@ -267,7 +334,7 @@ def dripping(part):
     return route
 
 
-@pytest.mark.parametrize(("part", "reason"), [("head", "deadline"), ("body", "slow")])
+@pytest.mark.parametrize(("part", "reason"), [("head", "slow"), ("body", "slow")])
 def test_a_slow_drip_ends_at_the_deadline(server, part, reason):
     server.routes["/"] = dripping(part)
     client = Client(seconds=0.3, private_hosts=(server.host,))
@@ -323,6 +390,14 @@ def test_a_certificate_of_ones_own_is_trusted_for_its_name_alone(server, encrypt
     error = fails(client.request, url.replace("localhost", "127.0.0.1"))
     assert error.reason == "tls" and "not valid for '127.0.0.1'" in str(error)
     assert len(server.seen) == 1
+
+
+def test_json_of_any_depth_and_length_is_no_failure_of_the_service(server, client):
+    server.answer("/", b"[" * 100_000 + b"]" * 100_000)
+    with pytest.raises(ToolError, match="nested too deeply"):
+        client.json(server.url + "/")
+    server.answer("/", b"[%s, 1e999]" % (b"9" * 15_000))
+    assert client.json(server.url + "/") == ["9" * 15_000, float("inf")]
 
 
 def test_json(server, client):

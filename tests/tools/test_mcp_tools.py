@@ -112,19 +112,30 @@ def test_a_replay_needs_no_server_and_no_sdk(tmp_path, monkeypatch):
         protocol.call(again["add_numbers"], {"a": "1", "b": 2.5})
 
 
-# A server of another language, whose JSON may hold half a surrogate pair.
+# A server of another language, whose JSON may hold half a surrogate pair, and worse.
 ANSWER = r"""
 def answer(asked):
     half = {"type": "text", "text": "a\ud83d b\0 \\ud83d \U0001f600"}
     tool = {"name": "t", "description": "d \udc00", "inputSchema": {"type": "object"}}
     version = asked.get("params", {}).get("protocolVersion")
+    deep = {"id": asked["id"] + 1}
+    for _ in range(300):
+        deep = {"id": [deep]}
+    content = {
+        "half": {"content": [half]},
+        "deep": {"structuredContent": deep, "content": [half]},
+        "wrong": {"content": 5},
+    }[asked.get("params", {}).get("arguments", {}).get("kind", "half")]
     about = {"protocolVersion": version, "capabilities": {"tools": {}}}
     result = {
         "initialize": about | {"serverInfo": {"name": "x", "version": "1"}},
         "tools/list": {"tools": [tool]},
-        "tools/call": {"content": [half]},
+        "tools/call": content,
     }.get(asked["method"])
-    found = {"result": result} if result else {"error": {"code": -32601, "message": "no"}}
+    refused = {"code": -32601, "message": "no"}
+    if asked.get("params", {}).get("arguments", {}).get("kind") == "half":
+        result, refused = None, {"code": -32602, "message": "no half" + "!" * 3000}
+    found = {"result": result} if result else {"error": refused}
     return {"jsonrpc": "2.0", "id": asked["id"]} | found
 """
 LOOP = """
@@ -137,7 +148,7 @@ for line in sys.stdin:
 
 
 @pytest.mark.parametrize("way", ["pipe", "json", "events"])
-def test_half_a_surrogate_pair_of_a_server_is_no_failure(server, tmp_path, way):
+def test_no_text_of_a_server_is_a_failure_of_the_infrastructure(server, tmp_path, way):
     names = {}
     exec(ANSWER, names)  # noqa: S102  a server of this very test
 
@@ -160,6 +171,12 @@ def test_half_a_surrogate_pair_of_a_server_is_no_failure(server, tmp_path, way):
         assert tool.description == "d \ufffd"
         for _ in range(2):
             assert protocol.call(tool, {}) == "a\ufffd b \\ud83d 😀"
+        with pytest.raises(ToolError, match="JSON"):  # nested more deeply than the SDK reads
+            tool.run(kind="deep")
+        with pytest.raises(ToolError, match="cannot be read"):
+            tool.run(kind="wrong")
+        with pytest.raises(ToolError, match="^no half!.* .cut.$"):
+            tool.run(kind="half")
     finally:
         connection.close()
 

@@ -56,6 +56,23 @@ def test_raised_and_lowered_text_keeps_its_meaning(page, text):
     assert page_text.scan(page)[1] == text
 
 
+@pytest.mark.parametrize(
+    ("reference", "text"),
+    [
+        ("&#" + "9" * 5_000 + ";", "\ufffd"),
+        ("&#" + "9" * 5_000, "\ufffd"),
+        ("&#" + "0" * 5_000 + "65;", "A"),
+        ("&#0000000065x", "Ax"),
+        ("&#x" + "f" * 20_000 + ";", "\ufffd"),
+        ("&#128512;&#1114112;&#00000000;", "😀\ufffd\ufffd"),
+    ],
+)
+def test_references_to_characters_of_any_number(reference, text):
+    for page in ("<p>{}</p>", "<title>{}</title>", "1<sup>a{}</sup>"):
+        found = "".join(page_text.scan(page.format(reference)))
+        assert found.strip("1^()").removeprefix("a") == text
+
+
 HOSTILE = ["<", "<div>", "<!--", '<a b="', "&", "<!", "<?", "</", "<nav>", "</nav>", "<a", "a"]
 HOSTILE += ["<script>", "<title>", "&#x", " ", "\n", "<main>", "<![CDATA[", "<p", "a ", "."]
 HOSTILE += [

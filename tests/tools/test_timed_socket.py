@@ -104,3 +104,15 @@ def test_no_time_is_left_after_the_deadline():
     assert timed_socket.left(math.inf) == math.inf
     with pytest.raises(TimeoutError, match="the deadline is over"):
         timed_socket.left(time.monotonic() - 0.01)
+
+
+def test_single_bytes_and_lines_are_counted(ends):
+    ours, theirs = ends
+    theirs.sendall(b"\n" * 30_000)
+    link = TimedSocket(ours)
+    for read in (lambda: link.receive_into(bytearray(1)), link.makefile("rb").readline):
+        link.start(time.monotonic() + 5.0)
+        with pytest.raises(TooLong, match="too many pieces"):
+            while True:
+                read()
+        assert link.received < 2 * timed_socket.FREE  # a buffer's worth ahead

@@ -5,7 +5,7 @@ import urllib.parse
 import pytest
 
 from tests.tools import settings
-from tools import google_search, protocol, text_index
+from tools import google_search, protocol, text_index, web_search
 from tools.http_client import HttpError
 from tools.protocol import ToolError
 
@@ -102,12 +102,27 @@ def test_a_page_is_read(server):
     assert not any(word in text for word in ("alert", "Home", "Imprint", "<"))
 
 
+def test_a_page_that_takes_too_long_to_read_is_the_models_mistake(server, monkeypatch):
+    monkeypatch.setattr(web_search, "MAIN_SECONDS", 0.01)
+    monkeypatch.setattr(web_search, "SCAN_SECONDS", 0.01)
+    server.answer("/hostile", "<p>a" * 250_000)
+    server.answer("/page", PAGE)
+    tool = reader(server)
+    with pytest.raises(ToolError, match="cannot be read"):
+        tool.run(url=server.url + "/hostile", query="a")
+    monkeypatch.setattr(web_search, "SCAN_SECONDS", 5.0)
+    assert "1642 metres" in tool.run(url=server.url + "/page", query="depth")
+
+
 def test_long_pages_give_their_best_passages(server):
     paragraphs = [f"<p>{f'Sentence {i} about nothing. ' * 20}</p>" for i in range(50)]
     paragraphs.insert(30, "<p>The depth of Lake Baikal is 1642 metres.</p>")
     server.answer("/page", f"<body>{''.join(paragraphs)}</body>")
     text = reader(server, max_characters=1000).run(url=server.url + "/page", query="Baikal's depth")
     assert "1642 metres" in text and len(text) <= 1000
+    server.answer("/page", f"<title>{'long ' * 50_000}</title><p>1642 metres")
+    text = reader(server).run(url=server.url + "/page", query="depth")
+    assert text == f"{'long ' * 40}\n1642 metres"
 
 
 @pytest.mark.parametrize(
@@ -140,6 +155,12 @@ def test_a_bad_choice_of_page_is_the_models_mistake(server, how, said):
 def test_addresses_that_are_not_read(server, url, said):
     with pytest.raises(ToolError, match=said):
         reader(server).run(url=url, query="q")
+
+
+def test_a_site_that_says_nonsense_was_a_bad_choice(server):
+    server.routes["/"] = lambda handler, seen: handler.wfile.write(b"nonsense\r\n\r\n")
+    with pytest.raises(ToolError, match="cannot be read"):
+        reader(server).run(url=server.url + "/", query="q")
 
 
 def test_a_site_that_says_nothing_is_not_the_models_mistake(server):
@@ -236,6 +257,15 @@ def test_a_query_that_the_service_refuses_is_the_models_mistake(server, monkeypa
         tool.run(query="x")
     with pytest.raises(ToolError, match="empty"):
         tool.run(query=" ")
+
+
+def test_an_answer_that_echoes_the_key_does_not_show_it(server, monkeypatch):
+    key = "sk-proj/AbC+12"
+    monkeypatch.setenv("SERPER_API_KEY", key)
+    how = dict(engine="serper", url=server.url, max_characters=40)
+    server.answer("/search", {"organic": [{"title": "x" * 30 + key, "snippet": key}]})
+    text = settings.make("google_search", **how).run(query="x")
+    assert text == "x" * 30 + "***\n***"
 
 
 def test_a_missing_key_and_unknown_engines(monkeypatch):
