@@ -52,6 +52,7 @@ from flow_grpo_jax import (
     files,
     metrics,
     processes,
+    rewards,
     rollout,
     samples,
     timing,
@@ -129,7 +130,8 @@ def train(config, workdir, *, force=False, should_stop=lambda: False):
 
             # ---- rewards and advantages --------------------------------------------------------
             scores_QG, judged = processes.of_first(  # one verdict for all
-                session.scorer.score_groups(batch, trajectories_QG) if record.writes else None
+                session.scorer.score_groups(batch, trajectories_QG) if record.writes else None,
+                kinds=(rewards.Reward,),
             )
             rewards_QG = np.array([[score.value for score in group] for group in scores_QG])
             valid_QG = samples.usable(

@@ -4,7 +4,7 @@ Dimensions:
   Q questions    G rollouts of a question, one here
 """
 
-from flow_grpo_jax import metrics, processes, rollout
+from flow_grpo_jax import metrics, processes, rewards, rollout
 
 
 def evaluate(
@@ -40,7 +40,8 @@ def evaluate(
     )
     trajectories = [group[0] for group in groups]
     scores_QG, judged = processes.of_first(  # one verdict for all, whatever a checker depends on
-        scorer.score_groups(questions, groups) if processes.index() == 0 else None
+        scorer.score_groups(questions, groups) if processes.index() == 0 else None,
+        kinds=(rewards.Reward,),
     )
     scores = [group[0] for group in scores_QG]
     correct, total = sum(score.value == 1 for score in scores), len(scores)
