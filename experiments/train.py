@@ -43,6 +43,7 @@ from experiments.running import (
     sessions,
     stored,
     tokens,
+    trust,
 )
 from experiments.running.record import Record, progress
 from flow_grpo_jax import (
@@ -62,17 +63,19 @@ from flow_grpo_jax.rollout import SHARES
 
 
 @folder.one_at_a_time
-def train(config, workdir, *, force=False, should_stop=lambda: False):
+def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: False):
     """Runs or resumes the training that `config` describes in `workdir`.
 
     Args:
       force: resume although the config differs from the run's.
+      trusted: whether links may lead out of `workdir`.
       should_stop: polled during rollouts; True saves the last finished step and ends the training.
 
     Raises:
       rollout.Stopped: `should_stop` said so.
     """
     variant = limits.check(config)
+    trust.check_links(workdir, trusted=trusted)
     if not force:
         stored.check_config(config, workdir)
 
@@ -286,6 +289,7 @@ def define_flags():
     config_flags.DEFINE_config_file("config", lock_config=True)
     flags.DEFINE_string("workdir", None, "Run folder; an existing run in it is resumed.")
     flags.DEFINE_bool("force", False, "Resume although the config differs from the run's.")
+    trust.define_flag()
     flags.DEFINE_string("coordinator", None, "host:port of process 0, if there are several.")
     flags.DEFINE_integer("processes", None, "How many processes train together.")
     flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
@@ -300,7 +304,8 @@ def main():
             process_id=values.process_id,
         )
     try:
-        train(values.config, values.workdir, force=values.force, should_stop=stop_signal())
+        how = dict(force=values.force, trusted=values.trust, should_stop=stop_signal())
+        train(values.config, values.workdir, **how)
     except rollout.Stopped:
         logging.info("stopped by a signal; run the same command again to go on")
         sys.exit(signals.STOPPED)

@@ -8,12 +8,13 @@ Exit codes: 0 done, 1 error, 2 bad flags or a folder without a run.
 from absl import flags, logging
 
 from experiments.reporting import report
-from experiments.running import command
+from experiments.running import command, trust
 
 
 def define_flags():
     flags.DEFINE_string("workdir", None, "Folder of the run.")
     flags.DEFINE_string("out", None, "File to write; report.html in the workdir by default.")
+    trust.define_flag()
     flags.DEFINE_float(
         "text_megabytes", 12.0, "Size of the trajectory texts on the page.", lower_bound=0.0
     )
@@ -21,6 +22,7 @@ def define_flags():
 
 def main():
     values = flags.FLAGS
+    trust.check_links(values.workdir, trusted=values.trust)
     budget = round(1e6 * values.text_megabytes)
     with command.checking_config():
         out = report.write_report(values.workdir, values.out, text_budget=budget)
