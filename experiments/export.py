@@ -210,7 +210,7 @@ def define_flags():
         "dtype", None, list(sessions.DTYPES), "Of the weights; model.dtype if not given."
     )
     flags.DEFINE_string("base_model", None, "Hub name of the initial weights, for the model card.")
-    trust.define_flag()
+    flags.DEFINE_bool("trust", False, trust.HELP)
     flags.DEFINE_bool("adapter", False, "Write the LoRA adapter for PEFT instead of merging it.")
 
 

@@ -177,7 +177,7 @@ def define_flags():
     flags.DEFINE_string("workdir", None, "Run folder of experiments.train.")
     flags.DEFINE_string("out", None, "Folder to write.")
     flags.DEFINE_list("data", [], "Files of the questions, if they have moved.")
-    trust.define_flag()
+    flags.DEFINE_bool("trust", False, trust.HELP)
 
 
 def main():

@@ -256,7 +256,7 @@ def define_flags():
         "api_key_variable", None, "Environment variable that holds the server's key."
     )
     flags.DEFINE_string("workdir", None, "Use the planner of this run's newest checkpoint.")
-    trust.define_flag()
+    flags.DEFINE_bool("trust", False, trust.HELP)
     flags.DEFINE_bool("json", False, "Print the trajectory as one JSON object and nothing else.")
 
 

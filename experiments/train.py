@@ -53,12 +53,11 @@ from flow_grpo_jax import (
     files,
     metrics,
     processes,
-    rewards,
     rollout,
     samples,
     timing,
 )
-from flow_grpo_jax.evaluate import evaluate
+from flow_grpo_jax.evaluate import evaluate, score_groups
 from flow_grpo_jax.rollout import SHARES
 
 
@@ -132,10 +131,7 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
             tokens.warn_if_nothing_ended(trajectories_QG, session.system.tokenizer, config)
 
             # ---- rewards and advantages --------------------------------------------------------
-            scores_QG, judged = processes.of_first(  # one verdict for all
-                session.scorer.score_groups(batch, trajectories_QG) if record.writes else None,
-                kinds=(rewards.Reward,),
-            )
+            scores_QG, judged = score_groups(session.scorer, batch, trajectories_QG)
             rewards_QG = np.array([[score.value for score in group] for group in scores_QG])
             valid_QG = samples.usable(
                 trajectories_QG, scores_QG, least=config.rollout.min_valid_share
@@ -289,7 +285,7 @@ def define_flags():
     config_flags.DEFINE_config_file("config", lock_config=True)
     flags.DEFINE_string("workdir", None, "Run folder; an existing run in it is resumed.")
     flags.DEFINE_bool("force", False, "Resume although the config differs from the run's.")
-    trust.define_flag()
+    flags.DEFINE_bool("trust", False, trust.HELP)
     flags.DEFINE_string("coordinator", None, "host:port of process 0, if there are several.")
     flags.DEFINE_integer("processes", None, "How many processes train together.")
     flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")

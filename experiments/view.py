@@ -14,7 +14,7 @@ from experiments.running import command, trust
 def define_flags():
     flags.DEFINE_string("workdir", None, "Folder of the run.")
     flags.DEFINE_string("out", None, "File to write; report.html in the workdir by default.")
-    trust.define_flag()
+    flags.DEFINE_bool("trust", False, trust.HELP)
     flags.DEFINE_float(
         "text_megabytes", 12.0, "Size of the trajectory texts on the page.", lower_bound=0.0
     )

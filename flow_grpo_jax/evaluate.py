@@ -7,6 +7,13 @@ Dimensions:
 from flow_grpo_jax import metrics, processes, rewards, rollout
 
 
+def score_groups(scorer, questions, trajectories_QG):
+    """Returns what `Scorer.score_groups` of process 0 does: one verdict for all processes."""
+    first = processes.index() == 0
+    found = scorer.score_groups(questions, trajectories_QG) if first else None
+    return processes.of_first(found, kinds=(rewards.Reward,))
+
+
 def evaluate(
     questions,
     *,
@@ -39,10 +46,7 @@ def evaluate(
         on_finished=on_finished,
     )
     trajectories = [group[0] for group in groups]
-    scores_QG, judged = processes.of_first(  # one verdict for all, whatever a checker depends on
-        scorer.score_groups(questions, groups) if processes.index() == 0 else None,
-        kinds=(rewards.Reward,),
-    )
+    scores_QG, judged = score_groups(scorer, questions, groups)
     scores = [group[0] for group in scores_QG]
     correct, total = sum(score.value == 1 for score in scores), len(scores)
     values = {

@@ -340,9 +340,9 @@ class _Peers:
         deadline = time.monotonic() + seconds
         while SECRET_NAME.fullmatch(name) and time.monotonic() < deadline:
             self.check()
-            path = folder / name
-            if path.is_file() and _name_of(secret := path.read_bytes()) == name:  # it is whole
-                return secret
+            with contextlib.suppress(FileNotFoundError):
+                if _name_of(secret := (folder / name).read_bytes()) == name:  # it is whole
+                    return secret
             time.sleep(LOOK_SECONDS)
         return None
 

@@ -19,7 +19,7 @@ import json
 import os
 import pathlib
 
-from absl import flags, logging
+from absl import logging
 
 from experiments.configs import common
 from experiments.running import backends, command, dotted
@@ -27,6 +27,10 @@ from models import hub
 
 ROOT = pathlib.Path(__file__).parents[2]  # where relative paths of configs start
 SHIPPED = pathlib.Path(__file__).parents[1] / "data"
+HELP = (  # of the flag
+    "Do what the run folder says even if somebody else made it: commands, addresses, key variables, "
+    "files elsewhere, links."
+)
 SHOWN_LINKS, SHOWN_CHARACTERS = 5, 500  # in a message
 PATHS = {  # fields with a path: what is done with what lies there
     "model.path": "a model that is not in the folder is read",
@@ -50,15 +54,6 @@ TOOLS = {  # reach out as they are
     "web_search": "pages are read whose addresses the model writes",
     "wikipedia_search": "Wikipedia is asked with texts of the model",
 }
-
-
-def define_flag():
-    flags.DEFINE_bool(
-        "trust",
-        False,
-        "Do what the run folder says even if somebody else made it: commands, addresses, key "
-        "variables, files elsewhere, links.",
-    )
 
 
 def check(workdir, config, *, uses, instead):
