@@ -28,8 +28,8 @@ from models import hub
 ROOT = pathlib.Path(__file__).parents[2]  # where relative paths of configs start
 SHIPPED = pathlib.Path(__file__).parents[1] / "data"
 HELP = (  # of the flag
-    "Do what the run folder says even if somebody else made it: commands, addresses, key variables, "
-    "files elsewhere, links."
+    "Do what the run folder says even if somebody else made it: commands, addresses, keys, files "
+    "elsewhere, links."
 )
 SHOWN_LINKS, SHOWN_CHARACTERS = 5, 500  # in a message
 PATHS = {  # fields with a path: what is done with what lies there
