@@ -90,6 +90,9 @@ class Trajectory:
         return self.status == Status.TRUNCATED and bool(self.error)
 
 
+KINDS = (Trajectory, Turn, Status, Stop)  # of which a trajectory is made
+
+
 def to_json(trajectory, *, question, step, reward, reward_source, advantage):
     """Returns the line written to `trajectories/*.jsonl`; docs/design.md has the schema."""
     turns = [

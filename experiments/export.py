@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from absl import flags, logging
 
-from experiments.running import command, sessions, stored, tokens
+from experiments.running import command, sessions, stored, tokens, trust
 from flow_grpo_jax import metrics, scoring
 from models import huggingface, lora, model_card
 
@@ -83,7 +83,7 @@ above (`stop_token_ids` of a request to vLLM).
 """
 
 
-def export(workdir, out, *, step=None, dtype=None, base_model=None, adapter=False):
+def export(workdir, out, *, step=None, dtype=None, base_model=None, adapter=False, trusted=False):
     """Writes weights, config, tokenizer, generation config and model card of one checkpoint.
 
     Args:
@@ -94,14 +94,18 @@ def export(workdir, out, *, step=None, dtype=None, base_model=None, adapter=Fals
       base_model: name of the initial weights on the Hugging Face hub, for the card and for PEFT,
         which looks for them in the run's model.path if no name is known.
       adapter: write a folder of PEFT, without the base: adapter, its config, tokenizer and card.
+      trusted: whether the user trusts the maker of `workdir`.
 
     Returns:
       The step.
 
     Raises:
-      ConfigError: there is no such checkpoint, or an adapter is asked for that was not trained.
+      ConfigError: there is no such checkpoint, an adapter is asked for that was not trained, or
+        `workdir` needs the user's word.
     """
-    config, config_hash = stored.read_config(workdir)
+    config, config_hash = stored.open_config(
+        workdir, uses=lambda config: ("model",), trusted=trusted
+    )
     rank = config.model.lora.rank
     if adapter and not rank:
         raise command.ConfigError(
@@ -207,6 +211,7 @@ def define_flags():
         "dtype", None, list(sessions.DTYPES), "Of the weights; model.dtype if not given."
     )
     flags.DEFINE_string("base_model", None, "Hub name of the initial weights, for the model card.")
+    flags.DEFINE_bool("trust", False, trust.HELP)
     flags.DEFINE_bool("adapter", False, "Write the LoRA adapter for PEFT instead of merging it.")
 
 
@@ -220,6 +225,7 @@ def main():
         dtype=values.dtype,
         base_model=values.base_model,
         adapter=values.adapter,
+        trusted=values.trust,
     )
     logging.info("exported step %d to %s", step, values.out)
 

@@ -17,26 +17,34 @@ from ml_collections import config_flags
 
 from agents import trajectory
 from experiments.reporting import trajectories
-from experiments.running import backends, command, dataset, fields, folder, sessions, stored
+from experiments.running import backends, command, dataset, fields, folder, sessions, stored, trust
 from flow_grpo_jax import files
 
 NEEDED = {"question_id", "question", "status", "answer", "reward", "reward_source"}
 DRAWN = ("step_*.jsonl", "heldout_*.jsonl")
 
 
-def rescore(workdir, out, *, config=None, question_files=()):
+def rescore(workdir, out, *, config=None, question_files=(), trusted=False):
     """Writes the rescored trajectories and summary.json to `out`; returns the summary.
 
     Args:
       workdir: run folder of `experiments.train`.
       config: its `reward` and `backends` decide; None takes the run's.
       question_files: where the questions are now; the run's data files if empty.
+      trusted: whether the user trusts the maker of `workdir`.
 
     Raises:
-      ConfigError: no trajectories, `out` is the run itself, or a question is not in the files.
+      ConfigError: no trajectories, `out` is the run itself, a question is not in the files, or
+        `workdir` needs the user's word.
     """
     workdir, out = pathlib.Path(workdir), pathlib.Path(out)
-    asked, _ = stored.read_config(workdir)
+    asked, _ = stored.open_config(
+        workdir,
+        uses=lambda asked: _used(asked, config, question_files),
+        trusted=trusted,
+        instead="Or say yourself who decides, --config=FILE, and where the questions are, "
+        "--data=FILE,FILE.",
+    )
     deciding = _deciding(asked, config)
     paths = [path for name in DRAWN for path in sorted((workdir / "trajectories").glob(name))]
     if not paths:
@@ -82,6 +90,14 @@ def _rescore_files(paths, out, workdir, deciding, question_of):
         if session is not None:
             session.close()
     return tally.summary()
+
+
+def _used(asked, config, question_files):
+    """Returns the sections of the run's config that count beside what the user gave."""
+    judge = _deciding(asked, config).backends.judge.kind
+    built = ("model", "tools", "compile_cache") if judge in backends.ENGINE else ()
+    given = {"data": bool(question_files), "backends": config is not None}
+    return [*(section for section, there in given.items() if not there), *built]
 
 
 def _deciding(asked, config):
@@ -168,13 +184,20 @@ def define_flags():
     flags.DEFINE_string("workdir", None, "Run folder of experiments.train.")
     flags.DEFINE_string("out", None, "Folder to write.")
     flags.DEFINE_list("data", [], "Files of the questions, if they have moved.")
+    flags.DEFINE_bool("trust", False, trust.HELP)
 
 
 def main():
     values = flags.FLAGS
     if values.config is not None:
         fields.check(values.config)
-    summary = rescore(values.workdir, values.out, config=values.config, question_files=values.data)
+    summary = rescore(
+        values.workdir,
+        values.out,
+        config=values.config,
+        question_files=values.data,
+        trusted=values.trust,
+    )
     for kind, counts in summary["kinds"].items():
         logging.info(
             "%-9s %d trajectories: mean reward %.4f, was %.4f; %d raised, %d lowered, "

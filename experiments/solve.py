@@ -23,7 +23,7 @@ from agents import drive, prompts, trajectory
 from agents import solve as agent
 from agents.backends import errors, server
 from experiments.configs import common, quickstart
-from experiments.running import backends, command, fields, sessions, signals, stored
+from experiments.running import backends, command, fields, sessions, signals, stored, trust
 from experiments.solving import panel
 from flow_grpo_jax import rollout
 from models import huggingface, model_card
@@ -156,8 +156,11 @@ def check_query(query):
         raise command.ConfigError("--query is not valid text in UTF-8.") from error
 
 
-def choose_config(config, *, model, url, workdir, api_key_variable):
-    """Returns the config for one question: the one given, a run's own, or the model's."""
+def choose_config(config, *, model, url, workdir, api_key_variable, trusted=False):
+    """Returns the config for one question: the one given, a run's own, or the model's.
+
+    trusted: whether the user trusts the maker of `workdir`.
+    """
     if url and not model:
         raise command.ConfigError("--url needs the name of a model there: --model=NAME.")
     if url and workdir:
@@ -169,10 +172,17 @@ def choose_config(config, *, model, url, workdir, api_key_variable):
     folder = model
     if model and not url:
         folder = sessions.locate_model(model, root=pathlib.Path.cwd())
+    if workdir:
+        trust.check_links(workdir, trusted=trusted)
     if config is not None:
         fields.check(config)
     elif workdir:
-        config = stored.read_config(workdir)[0]
+        config, _ = stored.open_config(
+            workdir,
+            uses=lambda config: ("model", "tools", "backends", "compile_cache"),
+            trusted=trusted,
+            instead="Or give a config of your own instead: --config=FILE.",
+        )
     elif url:
         config = common.base()
     else:
@@ -244,6 +254,7 @@ def define_flags():
         "api_key_variable", None, "Environment variable that holds the server's key."
     )
     flags.DEFINE_string("workdir", None, "Use the planner of this run's newest checkpoint.")
+    flags.DEFINE_bool("trust", False, trust.HELP)
     flags.DEFINE_bool("json", False, "Print the trajectory as one JSON object and nothing else.")
 
 
@@ -290,6 +301,7 @@ def _shown(values, interrupt):
         url=values.url,
         workdir=values.workdir,
         api_key_variable=values.api_key_variable,
+        trusted=values.trust,
     )
 
     def run(on_event, doing):

@@ -44,6 +44,7 @@ from experiments.running import (
     sessions,
     stored,
     tokens,
+    trust,
 )
 from experiments.running.record import Record, progress
 from flow_grpo_jax import (
@@ -57,22 +58,24 @@ from flow_grpo_jax import (
     samples,
     timing,
 )
-from flow_grpo_jax.evaluate import evaluate
+from flow_grpo_jax.evaluate import evaluate, score_groups
 from flow_grpo_jax.rollout import SHARES
 
 
 @folder.one_at_a_time
-def train(config, workdir, *, force=False, should_stop=lambda: False):
+def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: False):
     """Runs or resumes the training that `config` describes in `workdir`.
 
     Args:
       force: resume although the config differs from the run's.
+      trusted: whether links may lead out of `workdir`.
       should_stop: polled during rollouts; True saves the last finished step and ends the training.
 
     Raises:
       rollout.Stopped: `should_stop` said so.
     """
     variant = limits.check(config)
+    trust.check_links(workdir, trusted=trusted)
     if not force:
         stored.check_config(config, workdir)
 
@@ -129,9 +132,7 @@ def train(config, workdir, *, force=False, should_stop=lambda: False):
             tokens.warn_if_nothing_ended(trajectories_QG, session.system.tokenizer, config)
 
             # ---- rewards and advantages --------------------------------------------------------
-            scores_QG, judged = processes.of_first(  # one verdict for all
-                session.scorer.score_groups(batch, trajectories_QG) if record.writes else None
-            )
+            scores_QG, judged = score_groups(session.scorer, batch, trajectories_QG)
             rewards_QG = np.array([[score.value for score in group] for group in scores_QG])
             valid_QG = samples.usable(
                 trajectories_QG, scores_QG, least=config.rollout.min_valid_share
@@ -285,6 +286,7 @@ def define_flags():
     config_flags.DEFINE_config_file("config", lock_config=True)
     flags.DEFINE_string("workdir", None, "Run folder; an existing run in it is resumed.")
     flags.DEFINE_bool("force", False, "Resume although the config differs from the run's.")
+    flags.DEFINE_bool("trust", False, trust.HELP)
     flags.DEFINE_string("coordinator", None, "host:port of process 0, if there are several.")
     flags.DEFINE_integer("processes", None, "How many processes train together.", 1)
     flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", 0)
@@ -301,7 +303,8 @@ def main():
             process_id=values.process_id,
         )
     try:
-        train(values.config, values.workdir, force=values.force, should_stop=stop_signal())
+        how = dict(force=values.force, trusted=values.trust, should_stop=stop_signal())
+        train(values.config, values.workdir, **how)
     except rollout.Stopped:
         logging.info("stopped by a signal; run the same command again to go on")
         sys.exit(signals.STOPPED)

@@ -10,12 +10,13 @@ import os
 from absl import flags, logging
 
 from experiments.reporting import report
-from experiments.running import command
+from experiments.running import command, trust
 
 
 def define_flags():
     flags.DEFINE_string("workdir", None, "Folder of the run.")
     flags.DEFINE_string("out", None, "File to write; report.html in the workdir by default.")
+    flags.DEFINE_bool("trust", False, trust.HELP)
     flags.DEFINE_float(
         "text_megabytes", 12.0, "Size of the trajectory texts on the page.", lower_bound=0.0
     )
@@ -23,6 +24,7 @@ def define_flags():
 
 def main():
     values = flags.FLAGS
+    trust.check_links(values.workdir, trusted=values.trust)
     budget = round(1e6 * values.text_megabytes)
     if values.out or os.path.isdir(values.workdir):
         command.check_out(values.out or f"{values.workdir}/report.html", folder=False)

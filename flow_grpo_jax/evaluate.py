@@ -4,7 +4,14 @@ Dimensions:
   Q questions    G rollouts of a question, one here
 """
 
-from flow_grpo_jax import metrics, processes, rollout
+from flow_grpo_jax import metrics, processes, rewards, rollout
+
+
+def score_groups(scorer, questions, trajectories_QG):
+    """Returns what `Scorer.score_groups` of process 0 does: one verdict for all processes."""
+    first = processes.index() == 0
+    found = scorer.score_groups(questions, trajectories_QG) if first else None
+    return processes.of_first(found, kinds=(rewards.Reward,))
 
 
 def evaluate(
@@ -39,9 +46,7 @@ def evaluate(
         on_finished=on_finished,
     )
     trajectories = [group[0] for group in groups]
-    scores_QG, judged = processes.of_first(  # one verdict for all, whatever a checker depends on
-        scorer.score_groups(questions, groups) if processes.index() == 0 else None
-    )
+    scores_QG, judged = score_groups(scorer, questions, groups)
     scores = [group[0] for group in scores_QG]
     correct, total = sum(score.value == 1 for score in scores), len(scores)
     values = {

@@ -61,7 +61,8 @@ def replace_text(path, text):
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     with writing(path):
         try:
-            with unfinished.open("w", encoding="utf-8") as file:
+            unfinished.unlink(missing_ok=True)  # of a crash; or a link that leads elsewhere
+            with unfinished.open("x", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())

@@ -24,7 +24,7 @@ from absl import logging
 
 from agents import drive, effects, prompts, questions, solve
 from agents.backends import errors
-from agents.trajectory import Status
+from agents.trajectory import KINDS, Status
 from flow_grpo_jax import attempts, processes, timing
 from models.engine.types import Request, Sampling
 
@@ -138,7 +138,7 @@ def collect(
         return [(index, group) for _, index, group in driver.ready()]
 
     with timer.on("others"):
-        group_of = dict(processes.together(solve_share, stop=Stopped))
+        group_of = dict(processes.together(solve_share, stop=Stopped, kinds=KINDS))
     return [group_of[q] for q in range(len(questions))]
 
 

@@ -145,7 +145,7 @@ class Tokenizer:
                 ) from error
         elif (folder / "vocab.json").is_file():
             backend = transformers.AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, chat_template=template
+                folder, local_files_only=True, chat_template=template, trust_remote_code=False
             )
         elif (folder / SENTENCEPIECE).is_file():
             backend = _from_sentencepiece(folder, config, template)

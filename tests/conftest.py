@@ -14,6 +14,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
+os.environ["XDG_CONFIG_HOME"] = config = tempfile.mkdtemp(prefix="config-")  # not the user's own
+atexit.register(shutil.rmtree, config, ignore_errors=True)
+
 import jax  # noqa: E402
 
 jax.config.update("jax_platforms", "cpu")

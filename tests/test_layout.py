@@ -44,7 +44,7 @@ FLOORS = {
     "models.attention": 4,
     "models.engine": 6,
     "models.engine.layouts": 3,
-    "flow_grpo_jax": 3,
+    "flow_grpo_jax": 4,
     "flow_grpo_jax.answers": 5,
     "flow_grpo_jax.datasets": 2,
     "experiments": 4,

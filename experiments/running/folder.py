@@ -258,20 +258,9 @@ def _state(pid):
 
 
 def _check_shared(folder):
-    """Raises ConfigError in every process if they do not see the same folder."""
-    if processes.count() == 1:
-        return
-    path, word = folder / ".shared", processes.of_first(uuid.uuid4().hex)
-    if processes.index() == 0:
-        files.replace_text(path, word)
-    deadline = time.monotonic() + SHARED_SECONDS
-    while not (seen := path.exists() and path.read_text() == word) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    blind = processes.gather([] if seen else [processes.index()])
-    if processes.index() == 0:
-        path.unlink()
-    if blind:
+    """Raises ConfigError if this process does not see the folder of process 0."""
+    if not processes.meet(folder, seconds=SHARED_SECONDS):
         raise command.ConfigError(
-            f"Process {blind[0]} does not see in {folder} what process 0 writes there. Give a "
-            "--workdir that all hosts share, such as a network file system."
+            f"Process {processes.index()} does not see in {folder} what process 0 writes there. "
+            "Give a --workdir that all hosts share, such as a network file system."
         )

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import os
 import pathlib
 
 import jax
@@ -11,7 +12,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from experiments.configs import common
-from experiments.running import command, dotted, sessions
+from experiments.running import command, dotted, sessions, trust
 from flow_grpo_jax import checkpoint, files, processes
 from models import huggingface, lora
 
@@ -55,16 +56,17 @@ def check_config(config, workdir):
 def write_config(config, workdir, **facts):
     """Writes workdir/config.json: the resolved config, its hash, and facts of the machine.
 
-    Of several processes, 0 writes.
+    The config is remembered as this user's (`trust`). Of several processes, 0 writes.
     """
     values = _values(config)
     text = json.dumps({"hash": hash_of(values), "config": values, **facts}, indent=2)
     if processes.index() == 0:
         files.replace_text(workdir / "config.json", text + "\n")
+        trust.remember(values)
 
 
 def read_config(workdir):
-    """Returns (ConfigDict, hash) of a run.
+    """Returns (ConfigDict, hash) of a run, to look at; `open_config` is for what acts on it.
 
     The config is `common.base()` with the run's values, so that it has every field, also if an
     earlier version wrote it. Fields that this version does not know are left out with a warning.
@@ -74,20 +76,43 @@ def read_config(workdir):
         its field.
     """
     stored = _read_file(workdir)
+    return _as_config(stored, workdir), stored["hash"]
+
+
+def open_config(workdir, *, uses, trusted, instead=""):
+    """Returns (ConfigDict, hash) of a run, if its maker may decide all that is used of it.
+
+    Args:
+      uses: a function of the config: which sections the command will use, as in `trust.check`.
+      trusted: whether the user trusts the maker of the folder.
+      instead: of `trust.check`.
+
+    Raises:
+      ConfigError: as `read_config`; or the folder needs the user's word.
+    """
+    trust.check_links(workdir, trusted=trusted)
+    stored = _read_file(workdir)
+    config = _as_config(stored, workdir)
+    if not (trusted or trust.was_given(stored["config"])):
+        trust.check(workdir, config, uses=uses(config), instead=instead)
+    return config, stored["hash"]
+
+
+def _as_config(stored, workdir):
     path = pathlib.Path(workdir) / "config.json"
     config, unknown = common.base(), []
     for name, value in dotted.flat(stored["config"]):
         try:
             unknown += [n for n in RENAMED.get(name, (name,)) if not _set(config, n, value)]
         except TypeError as error:
-            raise command.ConfigError(f"{path}: {name}={value!r}: {error}") from error
+            raise command.ConfigError(f"{path}: {ascii(name)[1:-1]}={value!r}: {error}") from error
     if unknown:
         logging.warning(
             "%s has fields that this version does not know, and they are left out: %s",
             path,
-            ", ".join(unknown),
+            ascii(", ".join(unknown))[1:-1],
         )
-    return common.lock(config), stored["hash"]
+    return common.lock(config)
 
 
 def _read_file(workdir):
@@ -161,17 +186,19 @@ def restore_policy(workdir, config, *, step=None):
 
 
 def base_folder(config, meta):
-    """Returns the folder of the initial weights: the one that was read, if it is still there.
+    """Returns the folder of the initial weights: the snapshot that was read, if it is still there.
 
     A name on the hub may mean a newer snapshot by now.
 
     Args:
-      meta: of a checkpoint.
+      meta: of a checkpoint; it names another snapshot of the same model or counts for nothing.
     """
-    read = meta.get("model_folder")
-    if read and pathlib.Path(read, huggingface.CONFIG).exists():
+    now, read = sessions.model_folder(config), str(meta.get("model_folder"))
+    snapshots = os.path.dirname(now)
+    beside = os.path.dirname(read) == snapshots and os.path.basename(snapshots) == "snapshots"
+    if beside and os.path.isfile(os.path.join(os.path.realpath(read), huggingface.CONFIG)):
         return read
-    return sessions.model_folder(config)
+    return now
 
 
 def restore_params(workdir, config, *, step=None):

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from flow_grpo_jax.datasets import features
 from flow_grpo_jax.datasets.fields import BadField, shown
 
 _BOM = b"\xef\xbb\xbf"  # byte order mark of UTF-8, as Windows writes it
@@ -164,6 +165,7 @@ def _tfds_rows(path):
         raise ValueError(
             f"{path} has no dataset_info.json; a TFDS folder is .../<name>/[<config>/]<version>."
         )
+    features.check(path)
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(path)

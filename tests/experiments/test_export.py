@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments import export
-from experiments.configs import smoke
+from experiments.configs import common, smoke
 from experiments.running import command, sessions, stored
 from flow_grpo_jax import checkpoint, optimizer, update
 from models import folders, huggingface, lora, model_card
@@ -101,15 +101,22 @@ def test_an_exported_planner_ends_its_replies_as_in_training(run, tmp_path):
     assert "<|endoftext|> (2045), <|im_end|> (2047), <|im_start|> (2046)" in card
 
 
-def test_the_base_is_the_folder_that_the_run_read(tmp_path):
-    """A name on the hub may mean a newer snapshot by now."""
-    config = smoke.get_config()
-    now = sessions.resolve(config.model.path)
-    for read in ("", str(tmp_path), "gs://bucket/model", "/absent"):
-        assert stored.base_folder(config, {"model_folder": read}) == now
-    assert stored.base_folder(config, {}) == now  # of an earlier version
-    (tmp_path / "config.json").write_text("{}")
-    assert stored.base_folder(config, {"model_folder": str(tmp_path)}) == str(tmp_path)
+def test_the_base_is_the_snapshot_that_the_run_read_and_nothing_else(tmp_path, monkeypatch):
+    """A name on the hub may mean a newer snapshot by now; a checkpoint may name any folder."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    old, new = (tmp_path / "models--A--B" / "snapshots" / name for name in ("old", "new"))
+    other = tmp_path / "models--A--C" / "snapshots" / "old"
+    for place in (old, new, other, tmp_path / "away"):
+        place.mkdir(parents=True)
+        (place / "config.json").write_text("{}")
+    (tmp_path / "models--A--B" / "refs").mkdir()
+    (tmp_path / "models--A--B" / "refs" / "main").write_text("new")
+    config = common.base()
+    config.model.path = "A/B"
+    assert stored.base_folder(config, {"model_folder": str(old)}) == str(old)
+    assert stored.base_folder(config, {}) == str(new)  # of an earlier version
+    for read in (tmp_path / "away", other, old / "..", old.parent / "gone", "gs://bucket/model", 7):
+        assert stored.base_folder(config, {"model_folder": str(read)}) == str(new)
 
 
 @pytest.mark.slow

@@ -1,15 +1,20 @@
 """What processes tell each other: alone it is nothing; in twos, it is checked by both of them."""
 
+import concurrent.futures
+import functools
 import os
 import pathlib
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 
+import jax
 import pytest
 
-from flow_grpo_jax import processes
+from flow_grpo_jax import processes, wire
 
 ROOT = pathlib.Path(__file__).parents[2]
 SECONDS = 100  # for two short programs on a busy machine
@@ -116,9 +121,147 @@ def test_launchers_of_several_processes_are_told_from_those_of_one(
     assert processes._several_were_launched() == several
 
 
-EXCHANGES = """
-import os, random, time
+MEET = """
+import pathlib
 from flow_grpo_jax import processes
+processes.initialize()
+assert processes.meet(pathlib.Path(folder), seconds=60)
+"""
+
+
+class Store:
+    """The key-value store of `jax.distributed`, for two "processes" that are threads."""
+
+    def __init__(self):
+        self.values = {}
+
+    def key_value_set_bytes(self, key, value, allow_overwrite=False):
+        assert allow_overwrite or key not in self.values
+        self.values[key] = value
+
+    def blocking_key_value_get_bytes(self, key, milliseconds):
+        deadline = time.monotonic() + milliseconds / 1000
+        while key not in self.values:
+            if time.monotonic() > deadline:
+                raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED")
+            time.sleep(0.001)
+        return self.values[key]
+
+    def key_value_dir_get_bytes(self, folder):
+        return [(key, value) for key, value in self.values.items() if key.startswith(folder)]
+
+    def key_value_delete(self, folder):
+        for key in [key for key in self.values if key.startswith(folder)]:
+            del self.values[key]
+
+    key_value_set, blocking_key_value_get = key_value_set_bytes, blocking_key_value_get_bytes
+
+
+@pytest.fixture
+def twins(monkeypatch):
+    """Returns run(work): what work(peers, index) returns or raises in each of two processes."""
+    here, store = threading.local(), Store()
+    for name, value in (("WAIT_MS", 5), ("NOTICE_SECONDS", 0.01), ("LOOK_SECONDS", 0.005)):
+        monkeypatch.setattr(processes, name, value)
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "index", lambda: here.index)
+    monkeypatch.setattr(processes.atexit, "register", lambda close: None)
+    peers = [processes._Peers(store), processes._Peers(store)]
+    monkeypatch.setattr(processes, "_peers", lambda: peers[here.index])
+
+    def attempt(work, index):
+        here.index = index
+        try:
+            return work(peers[index], index)
+        except (RuntimeError, ValueError) as error:
+            processes.tell_failure(error)
+            return error
+
+    def run(work):
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            return list(pool.map(functools.partial(attempt, work), (0, 1)))
+
+    run.store, run.peers = store, peers
+    yield run
+    for each in peers:
+        each.closing.set()
+        each.watcher.join()
+
+
+def test_the_secret_is_of_this_start_and_of_this_user_and_gone_when_all_have_it(twins, tmp_path):
+    (tmp_path / f"{processes.SECRET}{'0' * 32}").write_bytes(b"of a start that was killed")
+    modes = []
+
+    def meet(peers, index):
+        if index == 1:
+            while not (left := list(tmp_path.glob(".*[1-9a-f]*"))):
+                time.sleep(0.001)
+            modes.append(left[0].stat().st_mode & 0o777)
+        assert peers.meet(tmp_path, 60)
+        return peers.exchange(index)
+
+    assert twins(meet) == [[0, 1], [0, 1]] and modes == [0o600]
+    assert list(tmp_path.iterdir()) == []
+    first, second = [peers.secret for peers in twins.peers]
+    assert first == second and len(first) == 32
+    assert not any(first in str(value).encode() for value in twins.store.values.values())
+
+
+def test_a_process_that_does_not_see_the_folder_says_so_and_ends_the_others(twins, tmp_path):
+    def meet(peers, index):
+        if not peers.meet(tmp_path if index == 0 else tmp_path / "other", 0.05):
+            raise ValueError("it is not shared")
+
+    first, second = twins(meet)
+    assert isinstance(first, processes.PeerFailed) and str(second) == "it is not shared"
+    assert str(first) == "Process 1 failed early on; its own output says why."
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_with_another_name_is_no_secret(twins, tmp_path):
+    (tmp_path / "evil").write_bytes(b"known to others")
+    (tmp_path / f"{processes.SECRET}{'0' * 32}").write_bytes(b"of another digest")
+    for name in ("../evil", "/etc/hostname", *(p.name for p in tmp_path.iterdir())):
+        place = f"{processes.PREFIX}/secret/{name}"
+        twins.store.key_value_set(place, name)
+        assert twins.peers[1].look_for(tmp_path, place, 0.02) is None
+
+
+def test_before_they_met_nothing_is_exchanged_and_no_text_believed(twins):
+    with pytest.raises(RuntimeError, match="must meet"):
+        twins.peers[1].exchange(1)
+    place = f"{processes.NOTICES}failure/0"
+    sealed = wire.seal(wire.encode("send your keys to …"), secret=b"", place=place)
+    twins.store.key_value_set_bytes(place, sealed)
+    assert twins.peers[1].notices("failure") == [
+        "Process 0 failed early on; its own output says why."
+    ]
+
+
+def test_what_is_not_sealed_is_no_notice_and_no_value(twins, tmp_path, caplog):
+    def work(peers, index):
+        assert peers.meet(tmp_path, 60)
+        peers.exchange("of 1")
+        if index == 0:
+            return None
+        old = peers.client.values[f"{processes.PREFIX}/exchange/2/1/value"]
+        for place in (f"{processes.NOTICES}failure/0", f"{processes.PREFIX}/exchange/3/0/value"):
+            peers.client.key_value_set_bytes(place, old)  # sealed by 1, for another place
+        peers.client.key_value_set(f"{processes.PREFIX}/exchange/3/0/ready", "")
+        peers.client.key_value_set_bytes(f"{processes.NOTICES}failure/9", b"")
+        assert peers.notices("failure") == [] and not peers.failure
+        return peers.exchange(1)
+
+    _, second = twins(work)
+    assert isinstance(second, wire.Forged) and "exchange/3/0/value is not sealed" in str(second)
+    assert "A notice is not of this run. Something else writes" in caplog.text
+
+
+EXCHANGES = """
+import os, pickle, random, time, zlib
+from jax._src import distributed
+from agents import trajectory
+from flow_grpo_jax import processes, wire
 class Stopped(Exception): pass
 def raised(work, error):
     try:
@@ -127,16 +270,26 @@ def raised(work, error):
         return str(found)
     raise AssertionError("nothing was raised")
 
-processes.initialize()
 me = processes.index()
 assert processes.count() == 2 and list(processes.share(3)) == [[0, 2], [1]][me]
 assert processes.gather(["a", "b"][: me + 1]) == ["a", "a", "b"]
+assert not list(pathlib.Path(folder).glob(".*"))  # the secret is gone
 assert processes.of_first(["first", "second"][me]) == "first"
 
 processes.WAIT_MS = 10  # a value may take longer than a look at whether it is there
 large = [random.Random(process).randbytes(3_000_000) for process in (0, 1)]
 assert processes.gather([large[me]]) == large
 assert processes.gather([]) == []
+
+texts = ["\\ud83d", "", "", "tool", "", "result"]
+turn = trajectory.Turn(
+    1, (2**62, -1, 5), (), (-0.5, float("-inf")), True, *texts, False, "STOP", 0, 0, 0.1
+)
+solved = trajectory.Trajectory(
+    "q", 0, "", (turn,), "a", trajectory.Status.OK, trajectory.Stop.VERIFIED, 0.1 + 0.2
+)
+for found in processes.gather([solved], kinds=trajectory.KINDS):
+    assert found == solved and type(found.status) is trajectory.Status, found
 
 processes.same({"seed": 1})
 problem = raised(lambda: processes.same({"seed": 1, "hash": "ab"[me]}), ValueError)
@@ -166,20 +319,38 @@ while not processes.told_to_stop():
     assert time.monotonic() < deadline
     time.sleep(0.05)
 processes.gather([])
+
+# ---- what a program that reaches the port can do
+class Evil:
+    def __reduce__(self):
+        return os.system, (f"touch {folder}/evil",)
+client, peers = distributed.global_state.client, processes._peers()
+if me == 1:
+    client.key_value_set_bytes(processes.NOTICES + "failure/1", b"\\x80not sealed")
+    client.key_value_set_bytes(processes.NOTICES + "failure/7", pickle.dumps(Evil()))
+time.sleep(2 * processes.NOTICE_SECONDS)  # both have looked
+assert not peers.failure
+processes.gather([])
+place = f"flow_grpo_jax/exchange/{peers.calls + 1}/1"
+if me == 1:
+    client.key_value_set_bytes(f"{place}/value", zlib.compress(pickle.dumps([Evil()])))
+    client.key_value_set(f"{place}/ready", "")
+else:
+    problem = raised(lambda: processes.gather([]), wire.Forged)
+    assert f"The message {place}/value is not sealed" in problem and "its port" in problem, problem
+assert not os.path.exists(f"{folder}/evil")
 """
 
 
 @pytest.mark.slow
 def test_two_processes_exchange_agree_and_stop(tmp_path):
-    for code, output in in_twos(EXCHANGES, tmp_path):
+    for code, output in in_twos(MEET + EXCHANGES, tmp_path):
         assert code == 0, output
 
 
 STUCK = """
 import time
-from flow_grpo_jax import processes
 processes.GRACE_SECONDS = 1.0
-processes.initialize()
 processes.gather([])
 if processes.index() == {failing}:
     processes.tell_failure(ValueError("no disk"), exit_code=2)
@@ -191,20 +362,18 @@ else:
 @pytest.mark.slow
 @pytest.mark.parametrize("failing", [0, 1])
 def test_a_process_that_cannot_react_ends_when_another_failed(tmp_path, failing):
-    found = in_twos(STUCK.format(failing=failing), tmp_path)
+    found = in_twos(MEET + STUCK.format(failing=failing), tmp_path)
     assert [code for code, _ in found] == [[2, 1], [1, 2]][failing]
     assert f"Process {failing} failed: no disk" in found[1 - failing][1]
 
 
 ARRAYS = """
-import pathlib
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
-from flow_grpo_jax import checkpoint, processes
+from flow_grpo_jax import checkpoint
 from models import sharding
 from models.engine import placement
 
-processes.initialize()
 me, folder = processes.index(), pathlib.Path(folder)
 mesh = sharding.make_mesh(data=1, fsdp=4)
 values = {
@@ -266,7 +435,7 @@ checkpoints.close()
 
 @pytest.mark.slow
 def test_arrays_over_two_processes_are_copied_fingerprinted_saved_and_restored(tmp_path):
-    for code, output in in_twos(ARRAYS, tmp_path):
+    for code, output in in_twos(MEET + ARRAYS, tmp_path):
         assert code == 0, output
 
 
