@@ -9,6 +9,7 @@ from setuptools import setup
 PACKAGES = [
     "agents",
     "agents.backends",
+    "bounds",
     "experiments",
     "experiments.configs",
     "experiments.planning",

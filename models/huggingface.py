@@ -36,6 +36,32 @@ ABSENT = {
 ABSENT_ROPE_THETA = 1e4
 ROPES = ("rope_scaling", "rope_parameters")  # of transformers 4 and 5
 
+# Most of what config.json may say, some times what is published; all are integers from 1 on.
+MOST = {
+    "vocab_size": 2**24,
+    "hidden_size": 2**17,
+    "intermediate_size": 2**20,
+    "num_hidden_layers": 2**10,
+    "num_attention_heads": 2**10,
+    "num_key_value_heads": 2**10,
+    "head_dim": 2**12,
+    "max_position_embeddings": 2**28,
+    "original_max_position_embeddings": 2**28,
+}
+# Ranges of other numbers, also inside ROPES.
+RANGES = {
+    "rms_norm_eps": (0, 1),
+    "initializer_range": (0, 100),
+    "rope_theta": (1, 1e15),
+    "factor": (0, 1e6),
+    "attention_factor": (-1e6, 1e6),
+    "beta_fast": (0, 1e6),
+    "beta_slow": (0, 1e6),
+    "mscale": (-1e6, 1e6),
+    "mscale_all_dim": (-1e6, 1e6),
+}
+FLAGS = ("tie_word_embeddings", "truncate")
+
 CONFIG, GENERATION, CARD = "config.json", "generation_config.json", "README.md"
 LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 MAX_SHARD_BYTES = 5 * 10**9
@@ -168,6 +194,10 @@ def read_config(folder):
 
     Args:
       folder: path, or URL such as "gs://bucket/Qwen2.5-7B-Instruct".
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it is damaged, or a number is of another type or size than any model has.
     """
     folder = folders.Folder(folder)
     if not folder.has(CONFIG):
@@ -175,7 +205,34 @@ def read_config(folder):
             f"{folder}/{CONFIG} does not exist. A model folder holds {CONFIG}, {weights.SINGLE} "
             "and the tokenizer's files, as downloaded from the Hugging Face hub."
         )
-    return folder.read_json(CONFIG)
+    values = folder.read_json(CONFIG)
+    ropes = {key: values[key] for key in ROPES if values.get(key) is not None}
+    wrong = [f"{key}={rope!r:.80}" for key, rope in ropes.items() if not isinstance(rope, dict)]
+    if not wrong:
+        parts = [values, *ropes.values()]
+        wrong = [f"{key}={part[key]!r:.80}" for part in parts for key in filter(_wrong(part), part)]
+    if wrong:
+        raise ValueError(f"{folder}/{CONFIG} is no model's: {'; '.join(wrong[:10])}.")
+    return values
+
+
+def _wrong(values):
+    """Returns the function that tells whether the value of a key is of no model's type or size."""
+
+    def wrong(key):
+        value = values[key]
+        if value is None:
+            return False
+        if key in MOST:
+            return type(value) is not int or not 0 < value <= MOST[key]
+        if key in RANGES:
+            least, most = RANGES[key]
+            return type(value) not in (int, float) or not least <= value <= most
+        if key == "layer_types":
+            return not isinstance(value, list) or not all(isinstance(kind, str) for kind in value)
+        return key in FLAGS and type(value) is not bool
+
+    return wrong
 
 
 def load(folder, *, dtype=None, shardings=None):

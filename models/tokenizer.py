@@ -10,7 +10,8 @@ import tokenizers
 import transformers
 from tokenizers import decoders, normalizers, pre_tokenizers, trainers
 
-from models import chat_template, folders, sentencepiece_model
+from bounds import files, json_text
+from models import chat_template, folders, sentencepiece_model, template_limits, tokenizer_file
 
 FILES = (
     "tokenizer.json",
@@ -23,7 +24,9 @@ FILES = (
 )
 TOKENIZER_CONFIG = "tokenizer_config.json"
 SENTENCEPIECE = "tokenizer.model"
+BACKENDS = ("tokenizer.json", "vocab.json", SENTENCEPIECE)  # the first of them that there is
 GENERATION = "generation_config.json"
+CANNOT_ENCODE = "The tokenizer cannot encode a text"
 
 # The messages in order, each between its markers, then the header of the reply.
 CHAT_TEMPLATE = (
@@ -78,6 +81,7 @@ class Tokenizer:
         self._fast.no_padding()
         templates = chat_template.by_name(backend.chat_template)
         self._template = templates.get(chat_template.DEFAULT) or CHAT_TEMPLATE
+        self._special = dict(backend.special_tokens_map)  # a template may write them
         behaviour = chat_template.examine(self._render)
         self.merges_system = behaviour.merges_system
         own = () if backend.eos_token_id is None else (backend.eos_token_id,)
@@ -85,7 +89,8 @@ class Tokenizer:
         self.pad_id = backend.pad_token_id
         if self.pad_id is None:
             self.pad_id = self.eos_ids[0] if self.eos_ids else 0
-        self.vocab_size = max(self._fast.get_vocab().values()) + 1
+        self.vocab_size = max(self._fast.get_vocab().values(), default=-1) + 1
+        tokenizer_file.check_ids((self.vocab_size - 1, self.pad_id, *self.eos_ids), "The tokenizer")
         added = self._fast.get_added_tokens_decoder()
         ends, self.turn_end = self._turn_end(behaviour.end or "", added)
         stops = [self._id(stop) for stop in stops]
@@ -112,7 +117,8 @@ class Tokenizer:
 
         Raises:
           FileNotFoundError: the folder holds none of them.
-          ValueError: it has chat templates and none is the default; or one of `stops` is no token.
+          ValueError: a file is damaged or over a bound; the folder has chat templates and none is
+            the default; or one of `stops` is no token.
         """
         with folders.local_copy(folder, (*FILES, SENTENCEPIECE, GENERATION)) as local:
             return cls._load(local, folder, stops)
@@ -121,32 +127,30 @@ class Tokenizer:
     def _load(cls, folder, location, stops):
         config = _read_json(folder / TOKENIZER_CONFIG)
         template = chat_template.read(folder, config)
+        ends = _read_json(folder / GENERATION).get("eos_token_id")
+        ends = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
+        tokenizer_file.check_ids(ends, folder / GENERATION)
         saved_class = config.get("tokenizer_class", "PreTrainedTokenizerFast")
-        if (folder / "tokenizer.json").is_file():
-            # As the file says: beside a Qwen2 model AutoTokenizer keeps only vocabulary and merges.
-            backend = transformers.PreTrainedTokenizerFast.from_pretrained(
-                folder, local_files_only=True, chat_template=template
-            )
-        elif (folder / "vocab.json").is_file():
-            backend = transformers.AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, chat_template=template
-            )
-        elif (folder / SENTENCEPIECE).is_file():
-            backend = _from_sentencepiece(folder, config, template)
-            saved_class = "PreTrainedTokenizerFast"
-        else:
+        has = {name: (folder / name).is_file() for name in BACKENDS}
+        if not any(has.values()):
             raise FileNotFoundError(
                 f"{location} holds no tokenizer: none of tokenizer.json, vocab.json or "
                 f"{SENTENCEPIECE} exists. Download the tokenizer's files beside the weights."
             )
-        eos_ids = _read_json(folder / GENERATION).get("eos_token_id")
-        if isinstance(eos_ids, int):
-            eos_ids = (eos_ids,)
-        return cls(backend, eos_ids=eos_ids or (), stops=stops, saved_class=saved_class)
+        if list(filter(has.get, BACKENDS)) == [SENTENCEPIECE]:
+            saved_class = "PreTrainedTokenizerFast"
+        with tokenizer_file.failures(f"The tokenizer in {location} cannot be used"):
+            backend = _backend(folder, config, template)
+            return cls(backend, eos_ids=ends, stops=stops, saved_class=saved_class)
 
     def encode(self, text):
-        """Returns the token ids of a text, list[int]; special tokens are recognised, none added."""
-        return self._fast.encode(text, add_special_tokens=False).ids
+        """Returns the token ids of a text, list[int]; special tokens are recognised, none added.
+
+        Raises:
+          ValueError: the tokenizer's own pattern gives up on the text.
+        """
+        with tokenizer_file.failures(CANNOT_ENCODE):
+            return self._fast.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids, *, keep_special=False):
         """Returns the text of token ids; special tokens only if asked, unknown ids give nothing."""
@@ -216,15 +220,19 @@ class Tokenizer:
     def _render(self, messages, header=True):
         """Returns the text of a conversation; ValueError if the template refuses it."""
         try:
-            return self._backend.apply_chat_template(
-                messages,
-                chat_template=self._template,
+            return template_limits.render(
+                self._template,
+                messages=messages,
+                tools=None,
+                documents=None,
                 add_generation_prompt=header,
-                tokenize=False,
+                **self._special,
             )
+        except template_limits.TooMuch as error:
+            raise ValueError(f"The chat template is not usable: {error}.") from error
         except chat_template.ERRORS as error:
             roles = ", ".join(message["role"] for message in messages)
-            raise ValueError(
+            raise chat_template.Refused(
                 f"The chat template refuses a conversation ({roles}): "
                 f"{str(error) or type(error).__name__}"
             ) from error
@@ -275,7 +283,8 @@ class Tokenizer:
 
     def _encode_plain(self, text):
         """Encodes like `encode`, but special tokens in the text are not recognised."""
-        return self._plain.encode(text, add_special_tokens=False).ids
+        with tokenizer_file.failures(CANNOT_ENCODE):
+            return self._plain.encode(text, add_special_tokens=False).ids
 
     @functools.cached_property
     def _plain(self):
@@ -437,6 +446,26 @@ def _added_token(token, *, special):
     return tokenizers.AddedToken(token, special=special, normalized=False)
 
 
+def _backend(folder, config, template):
+    """Returns the transformers tokenizer of a folder with one of BACKENDS."""
+    for name in ("special_tokens_map.json", "added_tokens.json"):
+        _read_json(folder / name)
+    if (folder / "tokenizer.json").is_file():
+        tokenizer_file.check(folder / "tokenizer.json")
+        # As the file says: beside a Qwen2 model AutoTokenizer keeps only vocabulary and merges.
+        return transformers.PreTrainedTokenizerFast.from_pretrained(
+            folder, local_files_only=True, chat_template=template
+        )
+    if (folder / "vocab.json").is_file():
+        _read_json(folder / "vocab.json")
+        if (folder / "merges.txt").is_file():
+            files.read_bytes(folder / "merges.txt")
+        return transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, chat_template=template
+        )
+    return _from_sentencepiece(folder, config, template)
+
+
 def _from_sentencepiece(folder, config, template):
     """Makes the transformers tokenizer of a folder with tokenizer.model."""
     fast, special = sentencepiece_model.convert(folder / SENTENCEPIECE)
@@ -460,7 +489,7 @@ def _from_sentencepiece(folder, config, template):
 
 
 def _read_json(path):
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return json_text.read_object(path) if path.is_file() else {}
 
 
 def _write_json(path, values):

@@ -219,7 +219,6 @@ def test_a_system_message_that_would_vanish_moves_too(folder):
         ("{{ raise_exception('no way') }}", "refuses a conversation .system, user.: no way"),
         ("{{ messages[0].content + 1 }}", "refuses a conversation"),
         ("{% for %}", "refuses a conversation"),
-        ("{{ 'a' * 10**15 }}", "refuses a conversation .*: MemoryError"),
         ("{{ messages[0].content }}", "leaves out the user message"),
         ("hello", "leaves out the system message"),
     ],
