@@ -51,7 +51,7 @@ def _check(bare):
     brackets = np.frombuffer(bare.translate(None, _NO_BRACKETS), np.uint8)
     depth = np.cumsum(_STEPS[brackets], dtype=np.int32).max(initial=0)
     if depth > MAX_DEPTH:
-        raise ValueError(f"it is nested {depth:,} deep; the most is {MAX_DEPTH}")
+        raise ValueError(f"it is nested too deeply: {depth:,} brackets, {MAX_DEPTH} at most")
 
 
 def read_object(path: str | os.PathLike, *, most: int = files.MAX_BYTES) -> dict:

@@ -6,13 +6,13 @@ A planner trained as a LoRA adapter is merged into its base; with --adapter it b
 PEFT folder instead, which is loaded on top of the base.
 """
 
-import json
 import pathlib
 
 import jax
 import numpy as np
 from absl import flags, logging
 
+from bounds import json_text
 from experiments.running import command, sessions, stored, tokens
 from flow_grpo_jax import metrics, scoring
 from models import huggingface, lora, model_card
@@ -183,7 +183,7 @@ def _sandbox(workdir, config):
     """Returns what held model-written programs while the run trained."""
     if "python_coder" not in config.tools.names:
         return "none"
-    facts = json.loads((pathlib.Path(workdir) / "config.json").read_text()).get("sandbox")
+    facts = json_text.read_object(pathlib.Path(workdir) / "config.json").get("sandbox")
     if not facts:
         return "sandboxed; the layers were not recorded"
     held = [name for name, state in facts["layers"].items() if state == "verified"]

@@ -13,10 +13,11 @@ import time
 from absl import app, flags, logging
 
 from experiments.running import command
-from flow_grpo_jax.datasets import fields
+from flow_grpo_jax.datasets import fields, parquet_file
 from flow_grpo_jax.datasets import files as dataset_files
 from tools import text_index
 
+COLUMNS = ("title", "text", "contents", "url")  # those of them that a file has
 EVERY = 100_000  # documents between two lines of the log
 
 
@@ -64,12 +65,8 @@ def document(row, where):
 
 
 def _parquet(path):
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(path) as file:
-        names = [n for n in ("title", "text", "contents", "url") if n in file.schema_arrow.names]
-        for batch in file.iter_batches(1024, columns=names):
-            yield from batch.to_pylist()
+    for batch in parquet_file.batches(pathlib.Path(path), columns=COLUMNS):
+        yield from batch.to_pylist()
 
 
 def _counted(documents):

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
 
+from bounds import json_text
 from flow_grpo_jax import files, processes
 
 FORMAT = 3
@@ -165,6 +166,7 @@ class Checkpoints:
         return None
 
     def _read_meta(self, step):
+        json_text.read_object(self._place(step) / "meta" / "metadata")  # its size and depth
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())
         with _reader(ocp.CompositeCheckpointHandler()) as reader:
             meta = reader.restore(self._place(step), args=args).meta

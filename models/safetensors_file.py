@@ -170,7 +170,7 @@ class File:
             raise ValueError(f"{place} ({size} bytes) is no safetensors file. Download it again.")
         raw = np.empty(header_bytes, np.uint8)
         self._fill(raw, LENGTH)
-        header = json_text.as_object(raw.tobytes(), f"{place} (its header)")
+        header = json_text.as_object(raw.tobytes(), f"{place}: the header")
         header.pop("__metadata__", None)
         base = LENGTH + header_bytes
         entries = {name: _entry(value, base, place, name) for name, value in header.items()}

@@ -20,6 +20,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Mapping
 
+from bounds import json_text
 from tools import charsets, limits, protocol, unpacking
 from tools.timed_socket import TimedSocket, left
 
@@ -326,12 +327,9 @@ def loads(body):
     """Returns the value of JSON bytes with its texts clean; bytes that do not fit become U+FFFD.
 
     Raises:
-      ValueError: it is no JSON, or nested too deeply.
+      ValueError: it is no JSON, or goes over a bound of `json_text`.
     """
-    try:
-        return protocol.clean(json.loads(body.decode(json.detect_encoding(body), "replace")))
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+    return protocol.clean(json_text.parse(body.decode(json.detect_encoding(body), "replace")))
 
 
 def is_public(address: str) -> bool:

@@ -10,10 +10,13 @@ import jax.numpy as jnp
 from absl import logging
 from ml_collections import ConfigDict
 
+from bounds import json_text
 from experiments.configs import common
 from experiments.running import command, dotted, sessions
 from flow_grpo_jax import checkpoint, files, processes
 from models import huggingface, lora
+
+MAX_CONFIG = 2**24  # bytes of config.json
 
 # Fields that runs of an earlier version have, and where their values belong now.
 RENAMED = {
@@ -96,9 +99,9 @@ def _read_file(workdir):
     if not path.exists():
         raise command.ConfigError(f"{workdir} holds no run: {path} does not exist.")
     try:
-        stored = json.loads(path.read_bytes())
+        stored = json_text.read_object(path, most=MAX_CONFIG)
         whole = isinstance(stored["config"], dict) and isinstance(stored["hash"], str)
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, KeyError):
         whole = False
     if not whole:
         raise command.ConfigError(

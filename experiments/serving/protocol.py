@@ -9,6 +9,7 @@ import difflib
 import json
 import math
 
+from bounds import json_text
 from experiments.serving import answers
 from models.engine import types
 
@@ -420,6 +421,6 @@ def to_json(value):
 def from_json(body):
     """Returns the value of a request body."""
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
+        return json_text.parse(body)
+    except ValueError as error:
         raise invalid(f"The body is no valid JSON: {error}.") from error
