@@ -192,7 +192,7 @@ def for_one_question(folder):
     c = common.base()
     if not folders.Folder(folder).has("config.json"):
         raise command.ConfigError(f"--model={folder} holds no model: there is no config.json.")
-    dims = huggingface.config_from_dict(huggingface.read_config(folder))
+    dims = huggingface.model_config(folder)
     _fit(c, dims.max_position_embeddings, model_card.prompts(folder))
     c.model.path = folder
     on_cpu = jax.default_backend() == "cpu"

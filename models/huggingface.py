@@ -67,8 +67,10 @@ LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 MAX_SHARD_BYTES = 5 * 10**9
 
 
-def config_from_dict(values):
+def config_from_dict(values, place=CONFIG):
     """Returns the qwen2.Config of a parsed `config.json`, written by transformers 4 or 5.
+
+    place: of the values, as an error names it.
 
     Raises:
       ValueError: lists every setting that this implementation would not follow.
@@ -87,14 +89,14 @@ def config_from_dict(values):
         "quantization_config": (None,),
     }.items():
         if values.get(key) not in accepted:
-            problems.append(f"{key}={values.get(key)!r} (supported: {accepted[0]!r})")
+            problems.append(f"{key}={values.get(key)!r:.80} (supported: {accepted[0]!r})")
     if set(values.get("layer_types") or ()) - {"full_attention"}:
-        problems.append(f"layer_types={values['layer_types']!r} (supported: 'full_attention')")
+        problems.append(f"layer_types={values['layer_types']!r:.80} (supported: 'full_attention')")
     theta, yarn, rope_problems = _rope(values)
     problems += rope_problems
     if problems:
         raise ValueError(
-            "config.json describes a model that models/qwen2.py would not reproduce: "
+            f"{place} describes a model that models/qwen2.py would not reproduce: "
             f"{'; '.join(problems)}. Use a Qwen2 or Qwen2.5 checkpoint in its published form."
         )
     return qwen2.Config(
@@ -216,6 +218,11 @@ def read_config(folder):
     return values
 
 
+def model_config(folder):
+    """Returns the qwen2.Config of a folder; raises as `read_config` and `config_from_dict`."""
+    return config_from_dict(read_config(folder), f"{folder}/{CONFIG}")
+
+
 def _wrong(values):
     """Returns the function that tells whether the value of a key is of no model's type or size."""
 
@@ -247,7 +254,7 @@ def load(folder, *, dtype=None, shardings=None):
       ValueError: an unsupported configuration, a damaged file, or tensors that are missing,
         unexpected or of another shape or dtype; all of them are listed.
     """
-    config = config_from_dict(read_config(folder))
+    config = model_config(folder)
     model = jax.eval_shape(lambda key: qwen2.Qwen2(key, config), jax.random.key(0))
     return weights.read(folders.Folder(folder), model, dtype=dtype, shardings=shardings)
 

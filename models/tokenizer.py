@@ -62,7 +62,9 @@ class Tokenizer:
       vocab_size: one more than the largest id. A model may have more rows than that.
     """
 
-    def __init__(self, backend, *, eos_ids=(), stops=(), saved_class="PreTrainedTokenizerFast"):
+    def __init__(
+        self, backend, *, eos_ids=(), stops=(), saved_class="PreTrainedTokenizerFast", place=""
+    ):
         """Wraps a transformers tokenizer that is backed by the `tokenizers` library.
 
         Args:
@@ -70,11 +72,13 @@ class Tokenizer:
           eos_ids: ids that end a reply; empty takes the backend's own.
           stops: more tokens that do: ids, or texts of one token; a text of digits is an id.
           saved_class: `tokenizer_class` that `save` writes.
+          place: folder that errors name.
 
         Raises:
           ValueError: one of `stops` is no token.
         """
         self._backend, self._saved_class = backend, saved_class
+        self._what = f"The chat template of {place}" if place else "The chat template"
         # Called directly: the wrapper sets truncation on every call, which threads may not share.
         self._fast = backend.backend_tokenizer
         self._fast.no_truncation()
@@ -141,7 +145,7 @@ class Tokenizer:
             saved_class = "PreTrainedTokenizerFast"
         with tokenizer_file.failures(f"The tokenizer in {location} cannot be used"):
             backend = _backend(folder, config, template)
-            return cls(backend, eos_ids=ends, stops=stops, saved_class=saved_class)
+            return cls(backend, eos_ids=ends, stops=stops, saved_class=saved_class, place=location)
 
     def encode(self, text):
         """Returns the token ids of a text, list[int]; special tokens are recognised, none added.
@@ -213,7 +217,7 @@ class Tokenizer:
         dropped = [role for role, text in zip(roles, texts, strict=True) if text not in rendered]
         if dropped:
             raise ValueError(
-                f"The chat template leaves out the {dropped[0]} message of a conversation "
+                f"{self._what} leaves out the {dropped[0]} message of a conversation "
                 f"({', '.join(roles)})."
             )
 
@@ -229,11 +233,11 @@ class Tokenizer:
                 **self._special,
             )
         except template_limits.TooMuch as error:
-            raise ValueError(f"The chat template is not usable: {error}.") from error
+            raise ValueError(f"{self._what} is not usable: {error}.") from error
         except chat_template.ERRORS as error:
             roles = ", ".join(message["role"] for message in messages)
             raise chat_template.Refused(
-                f"The chat template refuses a conversation ({roles}): "
+                f"{self._what} refuses a conversation ({roles}): "
                 f"{str(error) or type(error).__name__}"
             ) from error
 
@@ -303,7 +307,7 @@ class Tokenizer:
         self._backend.save_pretrained(folder)
         path = folder / TOKENIZER_CONFIG
         values = _read_json(path) | {"tokenizer_class": self._saved_class}
-        _write_json(path, for_both_versions(values))
+        _write_json(path, tokenizer_file.for_both_versions(values))
         path = folder / GENERATION
         ends = {"eos_token_id": list(self.eos_ids), "pad_token_id": self.pad_id}
         _write_json(path, _read_json(path) | ends)
@@ -329,27 +333,11 @@ def copy_files(source, target):
     elif source.path("") != target.path(""):
         for name in present:
             if name == TOKENIZER_CONFIG:
-                target.write_json(name, for_both_versions(source.read_json(name)))
+                target.write_json(name, tokenizer_file.for_both_versions(source.read_json(name)))
             elif name == chat_template.NAMED_DEFAULT:  # after the file that it overrules
                 target.write(chat_template.FILE, source.read(name))
             else:
                 target.write(name, source.read(name))
-
-
-def for_both_versions(config):
-    """Returns a tokenizer_config.json that transformers 4 and 5 read the same way.
-
-    What version 5 calls `extra_special_tokens` and writes as a list is `additional_special_tokens`
-    to version 4, which ends in an error on the list; 5 reads that name too. The class that 5 writes
-    for a tokenizer without one of its own is `PreTrainedTokenizerFast` in both.
-    """
-    config = dict(config)
-    if isinstance(config.get("extra_special_tokens"), list):
-        tokens = config.pop("extra_special_tokens")
-        config["additional_special_tokens"] = config.get("additional_special_tokens") or tokens
-    if config.get("tokenizer_class") == "TokenizersBackend":
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    return config
 
 
 def train_byte_bpe(

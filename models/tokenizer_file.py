@@ -1,4 +1,7 @@
-"""Bounds of tokenizer.json, checked before the `tokenizers` library reads it, and its failures."""
+"""Files of a tokenizer: bounds that come before the library reads them, its failures, two versions.
+
+Reading and writing is `models.tokenizer`.
+"""
 
 import contextlib
 import math
@@ -59,6 +62,22 @@ def check_ids(ids, place):
     for each in ids:
         if type(each) is not int or not 0 <= each < MAX_IDS:
             raise ValueError(f"{place} has the token id {each!r:.40}; ids go from 0 to {MAX_IDS}.")
+
+
+def for_both_versions(config):
+    """Returns a tokenizer_config.json that transformers 4 and 5 read the same way.
+
+    What version 5 calls `extra_special_tokens` and writes as a list is `additional_special_tokens`
+    to version 4, which ends in an error on the list; 5 reads that name too. The class that 5 writes
+    for a tokenizer without one of its own is `PreTrainedTokenizerFast` in both.
+    """
+    config = dict(config)
+    if isinstance(config.get("extra_special_tokens"), list):
+        tokens = config.pop("extra_special_tokens")
+        config["additional_special_tokens"] = config.get("additional_special_tokens") or tokens
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    return config
 
 
 def _objects(value):

@@ -396,7 +396,7 @@ def separates_layers(config, session, mesh, *, training):
 def load_weights(config, folder, mesh, *, training=True):
     """Loads (params, frozen, shardings, assemble) from a folder; see `Session`."""
     dtype = compute_dtype(config)
-    dims = huggingface.config_from_dict(huggingface.read_config(folder))
+    dims = huggingface.model_config(folder)
     with command.checking_config():
         whole = sharding.parameter_shardings(mesh, abstract_model(dims))
         if config.model.lora.rank:

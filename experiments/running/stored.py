@@ -184,7 +184,7 @@ def restore_params(workdir, config, *, step=None):
       ConfigError: the run has no checkpoint, or not that one.
     """
     base = sessions.model_folder(config)
-    trained = sessions.abstract_model(huggingface.config_from_dict(huggingface.read_config(base)))
+    trained = sessions.abstract_model(huggingface.model_config(base))
     if config.model.lora.rank:
         make = functools.partial(lora.init, settings=lora.Settings(**config.model.lora))
         trained = jax.eval_shape(make, trained, jax.random.key(0))
