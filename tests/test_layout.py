@@ -2,7 +2,7 @@
 
 tools --> agents --> flow_grpo_jax --> experiments        (arrow = "is imported by")
                            ^
-models --------------------+
+models --------------------+        bounds, which reads files, is below all of them
 """
 
 import ast
@@ -21,21 +21,23 @@ from experiments.configs import common
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 MAY_IMPORT = {
-    "tools": {"tools"},
-    "agents": {"agents", "tools"},
-    "models": {"models"},
-    "flow_grpo_jax": {"flow_grpo_jax", "agents", "tools", "models"},
-    "experiments": {"experiments", "flow_grpo_jax", "agents", "tools", "models"},
+    "bounds": {"bounds"},
+    "tools": {"tools", "bounds"},
+    "agents": {"agents", "tools", "bounds"},
+    "models": {"models", "bounds"},
+    "flow_grpo_jax": {"flow_grpo_jax", "agents", "tools", "models", "bounds"},
+    "experiments": {"experiments", "flow_grpo_jax", "agents", "tools", "models", "bounds"},
 }
 NEVER = {"torch", "tensorflow", "ray", "vllm", "litellm", "hydra", "tests"}
 ACCELERATOR = {"jax", "jaxlib", "flax", "optax", "orbax", "grain", "tensorstore"}
 # experiments/speed starts these as programs of another environment that has the peer installed.
 PEERS = "experiments.speed.peers."
 PURE = ("credit", "loss", "update", "optimizer", "batching", "logprobs")
-LIBRARIES = ("tools", "agents", "models", "flow_grpo_jax")
+LIBRARIES = ("bounds", "tools", "agents", "models", "flow_grpo_jax")
 # Most floors of each package. Members (modules and folders) that import no other stand on the
 # first, every other member one above the highest that it imports.
 FLOORS = {
+    "bounds": 2,
     "tools": 4,
     "tools.sandbox": 3,
     "agents": 2,
@@ -96,7 +98,7 @@ def violations(source, module):
     roots = {name.split(".")[0] for name in imported_names(source, module)}
     never = NEVER - {"torch"} if module.startswith(PEERS) else NEVER
     forbidden = never | (set(MAY_IMPORT) - MAY_IMPORT[package])
-    if package in ("tools", "agents"):
+    if package in ("bounds", "tools", "agents"):
         forbidden = forbidden | ACCELERATOR
     return sorted(roots & forbidden)
 
@@ -134,6 +136,7 @@ def test_imports_go_one_way(package):
 @pytest.mark.parametrize(
     "module, source, bad",
     [
+        ("bounds.x", "import tools.protocol", ["tools"]),
         ("tools.x", "import agents.memory", ["agents"]),
         ("tools.x", "def f():\n    import jax.numpy as jnp", ["jax"]),
         ("agents.x", "from flax import nnx", ["flax"]),
@@ -384,7 +387,8 @@ def test_reachable_follows_imports():
 
 def test_tools_and_agents_load_without_an_accelerator_stack():
     """Indirect imports count too: the agent loop runs where jax is not installed."""
-    modules = [module_name(p) for package in ("tools", "agents") for p in source_files(package)]
+    packages = ("bounds", "tools", "agents")
+    modules = [module_name(p) for package in packages for p in source_files(package)]
     modules = [name for name in modules if not name.endswith("__main__")]
     code = (
         "import importlib, sys\n"

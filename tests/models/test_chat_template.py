@@ -6,7 +6,7 @@ import shutil
 import pytest
 import transformers
 
-from models import chat_template, tokenizer
+from models import chat_template, tokenizer, tokenizer_file
 
 MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>")
 
@@ -261,4 +261,4 @@ def test_special_tokens_are_written_as_version_4_reads_them(folder, tmp_path):
         "extra_special_tokens": {"image_token": "<image>"},
         "tokenizer_class": "Qwen2Tokenizer",
     }
-    assert tokenizer.for_both_versions(named) == named
+    assert tokenizer_file.for_both_versions(named) == named
