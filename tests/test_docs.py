@@ -17,7 +17,16 @@ from tools import protocol, toolbox
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = ("README.md",) + tuple(
     f"docs/{name}.md"
-    for name in ("algorithm", "backends", "commands", "data", "design", "security", "serving", "tools")
+    for name in (
+        "algorithm",
+        "backends",
+        "commands",
+        "data",
+        "design",
+        "security",
+        "serving",
+        "tools",
+    )
 )
 
 NAMED = re.compile(r"`([\w./]+\.py):([\w.]+)`")

@@ -1,13 +1,17 @@
 """Parquet files in batches, refused where they would grow to more than their size explains.
 
 Compression and repetition let a few bytes stand for gigabytes, and the sizes in a file's footer
-need not be true. So the headers of its pages are read first, which say what the reader will make
-room for; and texts are read as dictionaries, whose size is known before they are spelt out.
+need not be true. So the footer and the headers of pages are read here first, which say what the
+reader will make room for (what pyarrow tells of a damaged footer can abort the process). Texts that
+repeat, which a page holds as numbers of a dictionary, count as they are spelt out: exactly where a
+column is flat, by the longest text of the dictionary where it is nested.
 
 Source: parquet.thrift of the Apache Parquet format; the Thrift compact protocol.
 """
 
 import contextlib
+import dataclasses
+import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -18,7 +22,13 @@ BYTES, BYTES_OF_BYTE = 256 * 2**20, 100
 VALUES, VALUES_OF_BYTE = 2**20, 8
 PAGES, BYTES_OF_PAGE = 2**15, 64  # pages, and one more for so many bytes of the file
 HEADERS = (2**10, 2**13, 2**16, 2**20, 2**24)  # bytes of a page's header that are tried
-FOOTER = 64 * 2**20  # bytes of one text of the footer
+FOOTER = 2**24  # bytes; a thousand groups of rows with a hundred columns have as many
+_DAMAGED = (AttributeError, IndexError, KeyError, RecursionError, TypeError)
+SPELT = 4  # times so many bytes may the upper bound for nested texts be
+DICTIONARY = 2  # kind of a page
+BY_DICTIONARY, BY_PREFIX = (2, 8), 7  # encodings; in the latter a text begins as the one before it
+CODECS = {1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
+MAGIC = b"PAR1"  # first and last bytes of a file
 
 
 def batches(path: pathlib.Path, *, columns: Sequence[str] | None = None) -> Iterator:
@@ -31,18 +41,25 @@ def batches(path: pathlib.Path, *, columns: Sequence[str] | None = None) -> Iter
     from pyarrow import parquet
 
     try:
-        size = path.stat().st_size
         with contextlib.ExitStack() as stack:
-            raw = stack.enter_context(open(path, "rb"))
-            limits = {"thrift_string_size_limit": FOOTER}
-            footer = stack.enter_context(parquet.ParquetFile(path, **limits)).metadata
-            paths = [footer.schema.column(i) for i in range(footer.num_columns)]
-            top = lambda column: column.path.split(".")[0]
-            read = [i for i, p in enumerate(paths) if columns is None or top(p) in columns]
-            present = columns and [name for name in columns if name in map(top, paths)]
-            _check_pages(raw, footer, read, size, path)
-            texts = [paths[i].path for i in read if paths[i].physical_type == "BYTE_ARRAY"]
-            file = stack.enter_context(parquet.ParquetFile(path, read_dictionary=texts, **limits))
+            raw = stack.enter_context(path.open("rb"))
+            size = raw.seek(0, os.SEEK_END)
+            opened = lambda **how: stack.enter_context(
+                parquet.ParquetFile(path, thrift_string_size_limit=FOOTER, **how)
+            )
+            schema = opened().schema
+            leaves = [schema.column(i) for i in range(len(schema.names))]
+            texts = [leaf.physical_type == "BYTE_ARRAY" for leaf in leaves]
+            nested = ["." in leaf.path and text for leaf, text in zip(leaves, texts, strict=True)]
+            _check_pages(raw, path, size, nested)
+            flat = [
+                leaf.path
+                for leaf, text, inner in zip(leaves, texts, nested, strict=True)
+                if text and not inner
+            ]
+            tops = {leaf.path.split(".")[0] for leaf in leaves}
+            present = columns and [name for name in columns if name in tops]
+            file = opened(read_dictionary=flat)
             left = BYTES + BYTES_OF_BYTE * size
             for batch in file.iter_batches(BATCH, columns=present):
                 left -= sum(map(_expanded, batch.columns))
@@ -63,74 +80,107 @@ def _grown(path, size, what, most):
 
 def _plain(kind):
     """Returns an Arrow type without dictionaries."""
-    import pyarrow as pa
+    from pyarrow import types
 
-    types = pa.types
-    if types.is_dictionary(kind):
-        return kind.value_type
-    if types.is_struct(kind):
-        return pa.struct([field.with_type(_plain(field.type)) for field in kind])
-    if types.is_map(kind):
-        return pa.map_(_plain(kind.key_type), _plain(kind.item_type))
-    if types.is_large_list(kind):
-        return pa.large_list(_plain(kind.value_type))
-    if types.is_fixed_size_list(kind):
-        return pa.list_(_plain(kind.value_type), kind.list_size)
-    return pa.list_(_plain(kind.value_type)) if types.is_list(kind) else kind
+    return kind.value_type if types.is_dictionary(kind) else kind
 
 
 def _expanded(array):
-    """Returns the bytes of an Arrow array whose dictionaries are spelt out."""
+    """Returns the bytes of an Arrow array; a dictionary is spelt out."""
     import pyarrow as pa
     from pyarrow import compute
 
-    kind = array.type
-    if pa.types.is_dictionary(kind):
+    if not pa.types.is_dictionary(array.type):
+        return array.nbytes
+    if not pa.types.is_primitive(array.type.value_type):
         lengths = compute.binary_length(array.dictionary.cast(pa.large_binary()))
         return compute.sum(lengths.take(array.indices)).as_py() or 0
-    if pa.types.is_map(kind):
-        return _expanded(array.keys) + _expanded(array.items)
-    if pa.types.is_struct(kind):
-        return sum(map(_expanded, array.flatten()))
-    is_list = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    return _expanded(array.flatten()) if any(is_one(kind) for is_one in is_list) else array.nbytes
+    return len(array) * 8
 
 
 # ---- pages -------------------------------------------------------------------------------------
 
 
-def _check_pages(raw, footer, columns, size, path):
-    """Raises ValueError if the pages of some columns would grow too large."""
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """What the header of a page says: values of a data page, bytes as it lies and unpacked.
+
+    start, stop: bytes of the file. encoding: of a data page; None is a dictionary.
+    """
+
+    values: int
+    unpacked: int
+    start: int
+    stop: int
+    encoding: int | None
+
+
+def _check_pages(raw, path, size, nested):
+    """Raises ValueError if a file's pages would grow too large.
+
+    nested: for each column, whether it holds texts inside of lists or groups.
+    """
     most_values, most_bytes = VALUES + VALUES_OF_BYTE * size, BYTES + BYTES_OF_BYTE * size
-    values, grown, pages = max(footer.num_rows, 0), 0, PAGES + size // BYTES_OF_PAGE
-    for number in range(footer.num_row_groups):
-        group = footer.row_group(number)
-        for chunk in map(group.column, columns):
-            at = min(
-                filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset)), default=0
-            )
-            end = at + chunk.total_compressed_size
-            if not 0 < at <= end <= size:
-                raise ValueError(f"{path} is damaged: a column lies outside of the file.")
+    try:
+        rows, chunks = _footer(raw, size, len(nested))
+        values, grown, spelt, pages = max(rows, 0), 0, 0, PAGES + size // BYTES_OF_PAGE
+        for column, start, end, codec in chunks:
+            at, longest = start, 0
             while at < end:
-                try:
-                    at, page_values, page_bytes = _page(raw, at)
-                except (IndexError, KeyError, TypeError, RecursionError):
-                    raise ValueError(f"{path} is damaged: byte {at:,} begins no page.") from None
-                values, grown, pages = values + page_values, grown + page_bytes, pages - 1
+                page = _page(raw, at)
+                at, pages = page.stop, pages - 1
+                values, grown = values + page.values, grown + page.unpacked
+                if page.encoding is None and nested[column] and grown <= most_bytes:
+                    longest = max(longest, _longest(raw, page, codec))
+                elif page.encoding in BY_DICTIONARY:
+                    spelt += page.values * longest
                 if values > most_values:
                     raise ValueError(_grown(path, size, "values", most_values))
+                if grown > most_bytes or spelt > SPELT * most_bytes:
+                    raise ValueError(_grown(path, size, "bytes", most_bytes))
+                if page.encoding == BY_PREFIX:
+                    raise ValueError(
+                        f"{path} has a column in the encoding DELTA_BYTE_ARRAY, which is not read. "
+                        "Write it with another one, or as .jsonl."
+                    )
                 if pages < 0:
                     raise ValueError(f"{path} is damaged: its pages are too small.")
-                if grown > most_bytes:
-                    raise ValueError(_grown(path, size, "bytes", most_bytes))
+    except _DAMAGED:
+        raise ValueError(f"{path} is damaged, or no Parquet file.") from None
+
+
+def _footer(raw, size, columns):
+    """Returns (rows, [(column, first byte of its pages, end, codec) for each group of rows]).
+
+    Raises:
+      one of _DAMAGED: it is no footer of so many columns.
+    """
+    raw.seek(max(0, size - 8))
+    length, magic = raw.read(4), raw.read(4)
+    start = size - 8 - int.from_bytes(length, "little")
+    if magic != MAGIC or start < len(MAGIC) or size - start > FOOTER:
+        raise IndexError
+    raw.seek(start)
+    footer, _ = _struct(raw.read(size - 8 - start), 0, 0)
+    chunks = []
+    for group in footer[4]:
+        if len(group[1]) != columns:
+            raise IndexError
+        for column, chunk in enumerate(group[1]):
+            about = chunk[3]
+            first = min(about.get(11) or about[9], about[9])  # of its dictionary, or its data
+            end = first + about[7]
+            if not 0 < first <= end <= start:
+                raise IndexError
+            chunks.append((column, first, end, about[4]))
+    return footer[3] + 0, chunks
 
 
 def _page(raw, at):
-    """Returns (where the next page begins, values, bytes once unpacked) of the page at a byte.
+    """Returns the Page that begins at a byte.
 
     Raises:
-      IndexError, KeyError, TypeError, RecursionError: there is none.
+      one of _DAMAGED: there is none.
     """
     for length in HEADERS:
         raw.seek(at)
@@ -141,16 +191,36 @@ def _page(raw, at):
         except IndexError:
             if len(data) < length or length == HEADERS[-1]:
                 raise
-    unpacked, packed = header[2], header[3]
-    if min(unpacked, packed) < 0:
+    unpacked, packed, start = header[2], header[3], at + used
+    if min(unpacked, packed) < 0 or len(data) < used:
         raise IndexError
-    data_page = header.get(5) or header.get(8)  # version 1 or 2
-    return at + used + packed, max(0, data_page[1]) if data_page else 0, unpacked
+    if header[1] == DICTIONARY:
+        return Page(0, unpacked, start, start + packed, None)
+    version_1, version_2 = header.get(5), header.get(8)
+    values, encoding = (version_1[1], version_1[2]) if version_1 else (version_2[1], version_2[4])
+    return Page(max(0, values), unpacked, start, start + packed, encoding)
+
+
+def _longest(raw, page, codec):
+    """Returns the bytes of the longest text of a dictionary, or more."""
+    import pyarrow
+
+    if codec and codec not in CODECS:
+        return page.unpacked
+    raw.seek(page.start)
+    data = raw.read(page.stop - page.start)
+    if codec:
+        data = pyarrow.decompress(data, page.unpacked, CODECS[codec], asbytes=True)
+    at = longest = 0
+    while at + 4 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "little")
+        longest, at = max(longest, length), at + 4 + length
+    return longest
 
 
 def _struct(data, at, depth):
-    """Returns ({field: integer, struct or None for other kinds}, end) of a Thrift struct."""
-    if depth > 8:
+    """Returns ({field: integer, struct, list of them, None for other kinds}, end) of a struct."""
+    if depth > 16:
         raise RecursionError
     fields, field = {}, 0
     while byte := data[at]:
@@ -182,9 +252,11 @@ def _value(data, at, kind, depth):
             length, at = _varint(data, at)
         if length > len(data):
             raise IndexError
+        found = []
         for _ in range(length):
-            _, at = _value(data, at + (byte & 15 in (1, 2)), byte & 15, depth + 1)
-        return None, at
+            value, at = _value(data, at + ((byte & 15) in (1, 2)), byte & 15, depth + 1)
+            found.append(value)
+        return found, at
     if kind == 12:
         return _struct(data, at, depth + 1)
     raise TypeError
