@@ -3,6 +3,7 @@
 #   make quickstart                 train the small agent, before/after table, report.html
 #   make test                       ruff and all tests
 #   make test JOBS=8                in eight processes of about 4 GB instead of two
+#   make audit                      known vulnerabilities of the installed packages; never fails
 #   make test PYTHON=python3.12     another interpreter (make clean first)
 #   make test PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 #                                   the CPU build of torch (tests only) instead of the CUDA one
@@ -26,7 +27,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-fast lint clean
+.PHONY: help quickstart test test-fast lint audit clean
 
 help:
 	@sed -n 's/^#  *make/make/p' Makefile
@@ -44,6 +45,11 @@ test-fast: $(DEV)
 lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+audit: $(RUNTIME)
+	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) pip-audit \
+	  && $(BIN)/python -m pip_audit --local --skip-editable --progress-spinner=off \
+	  || echo "make audit: a warning only; without a network there is no list."
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

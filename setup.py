@@ -21,6 +21,7 @@ PACKAGES = [
     "experiments.speed.peers",
     "flow_grpo_jax",
     "flow_grpo_jax.answers",
+    "flow_grpo_jax.bounds",
     "flow_grpo_jax.datasets",
     "models",
     "models.attention",
@@ -41,7 +42,7 @@ REQUIRES = [
     "fsspec>=2025.3",
     "grain>=0.2.15",
     "jax>=0.10,<0.12",
-    "jinja2>=3.1",
+    "jinja2>=3.1.6",  # earlier ones have holes in the sandbox of templates
     "ml-collections>=1.1",
     "numpy>=2.0",
     "optax>=0.2.6",

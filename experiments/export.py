@@ -6,7 +6,6 @@ A planner trained as a LoRA adapter is merged into its base; with --adapter it b
 PEFT folder instead, which is loaded on top of the base.
 """
 
-import json
 import pathlib
 
 import jax
@@ -15,6 +14,7 @@ from absl import flags, logging
 
 from experiments.running import command, sessions, stored, tokens, trust
 from flow_grpo_jax import metrics, scoring
+from flow_grpo_jax.bounds import json_text
 from models import huggingface, lora, model_card
 
 TAGS = ["flow-grpo", "agentflow", "planner", "tool-use", "reinforcement-learning"]
@@ -188,7 +188,7 @@ def _sandbox(workdir, config):
     """Returns what held model-written programs while the run trained."""
     if "python_coder" not in config.tools.names:
         return "none"
-    facts = json.loads((pathlib.Path(workdir) / "config.json").read_text()).get("sandbox")
+    facts = json_text.read_object(pathlib.Path(workdir) / "config.json").get("sandbox")
     if not facts:
         return "sandboxed; the layers were not recorded"
     held = [name for name, state in facts["layers"].items() if state == "verified"]

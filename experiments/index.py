@@ -14,10 +14,11 @@ import time
 from absl import flags, logging
 
 from experiments.running import command
-from flow_grpo_jax.datasets import fields
+from flow_grpo_jax.datasets import fields, parquet_file
 from flow_grpo_jax.datasets import files as dataset_files
 from tools import text_index
 
+COLUMNS = ("title", "text", "contents", "url")  # those of them that a file has
 EVERY = 100_000  # documents between two lines of the log
 
 
@@ -83,16 +84,8 @@ def document(row, where):
 
 
 def _parquet(path):
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            columns = file.schema_arrow.names
-            names = [n for n in ("title", "text", "contents", "url") if n in columns]
-            for batch in file.iter_batches(1024, columns=names):
-                yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read as Parquet: {error}") from error
+    for batch in parquet_file.batches(pathlib.Path(path), columns=COLUMNS):
+        yield from batch.to_pylist()
 
 
 def _counted(documents):

@@ -137,7 +137,7 @@ def model_dims(config, model):
             "Which model? Set --config.model.path to a folder with a config.json, or --model to a "
             f"published size: {', '.join(published.SIZES)}."
         )
-    return huggingface.config_from_dict(huggingface.read_config(sessions.model_folder(config)))
+    return huggingface.model_config(sessions.model_folder(config))
 
 
 def compile_programs(config, variant, dims, topology):

@@ -70,7 +70,7 @@ def make(
     )
 
     folder = sessions.locate_model(folder, root=pathlib.Path.cwd())
-    config = huggingface.config_from_dict(huggingface.read_config(folder))
+    config = huggingface.model_config(folder)
     words = tokens.load(folder, stops=stop_ids, conversations=(("user",),))
     max_length = _max_length(max_length, config)
     if grammar is None:

@@ -200,7 +200,7 @@ def choose_config(config, *, model, url, workdir, api_key_variable, trusted=Fals
 def for_one_question(folder):
     """Returns the defaults, with an engine for one request and no more length than there is."""
     c = common.base()
-    dims = huggingface.config_from_dict(huggingface.read_config(folder))
+    dims = huggingface.model_config(folder)
     _fit(c, dims.max_position_embeddings, model_card.prompts(folder))
     c.model.path = folder
     on_cpu = jax.default_backend() == "cpu"

@@ -26,6 +26,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from flow_grpo_jax import files, processes
+from flow_grpo_jax.bounds import json_text
 
 FORMAT = 3
 UNCHECKED = 2  # the format before it: no checksums, no digest
@@ -166,6 +167,7 @@ class Checkpoints:
         return None
 
     def _read_meta(self, step):
+        json_text.read_object(self._place(step) / "meta" / "metadata")  # its size and depth
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())
         with _reader(ocp.CompositeCheckpointHandler()) as reader:
             meta = reader.restore(self._place(step), args=args).meta

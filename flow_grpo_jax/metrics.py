@@ -13,6 +13,8 @@ from absl import logging
 
 from agents.trajectory import Status, Stop
 from flow_grpo_jax import files
+from flow_grpo_jax.bounds import files as bounded
+from flow_grpo_jax.bounds import json_text
 
 _SHOWN = 5  # damaged lines named in a warning
 
@@ -135,10 +137,10 @@ def tensorboard(folder, *, first_step):
 def read(path):
     """Reads the lines of a metrics file; those that a crash damaged are left out and named."""
     lines, damaged = [], []
-    for number, text in enumerate(pathlib.Path(path).read_bytes().splitlines(), start=1):
+    for number, text in enumerate(bounded.read_bytes(path).splitlines(), start=1):
         try:
-            line = json.loads(text.strip(b"\0"))  # a file system may fill what was lost
-        except (ValueError, RecursionError):
+            line = json_text.parse(text.strip(b"\0"))  # a file system may fill what was lost
+        except ValueError:
             line = None
         if isinstance(line, dict) and type(line.get("step")) is int:
             lines.append(line)

@@ -4,9 +4,10 @@ Source: `PreTrainedTokenizerBase` in transformers, for names, files and their or
 """
 
 import dataclasses
-import json
 
 import jinja2
+
+from flow_grpo_jax.bounds import files, json_text
 
 DEFAULT = "default"
 FILE, NAMED, OLD_FILE = "chat_template.jinja", "additional_chat_templates", "chat_template.json"
@@ -15,9 +16,14 @@ FILES = (FILE, NAMED_DEFAULT, OLD_FILE)
 
 # What a template may raise: an expression in it can fail in any of these ways.
 ERRORS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError)
-ERRORS += (MemoryError, RecursionError, TypeError, ValueError)
+ERRORS += (MemoryError, RecursionError, SyntaxError, TypeError, ValueError)
+MAX_BYTES = 2**20  # of a template's file
 # Texts of messages that no template holds and that none has a reason to change.
 SYSTEM, USER, ASSISTANT = "probesystem", "probeuser", "probeassistant"
+
+
+class Refused(ValueError):
+    """A template refuses the messages."""
 
 
 def read(folder, config):
@@ -31,14 +37,14 @@ def read(folder, config):
       config: the parsed tokenizer_config.json.
 
     Raises:
-      ValueError: templates have names, and none is "default"; or one is not a text.
+      ValueError: templates have names, and none is "default"; or one is not a text, or too large.
     """
     for name in (NAMED_DEFAULT, FILE):
         if (folder / name).is_file():
-            return (folder / name).read_text(encoding="utf-8")
+            return _text(folder / name)
     templates = by_name(config.get("chat_template"))
     if not templates and (folder / OLD_FILE).is_file():
-        templates = by_name(json.loads((folder / OLD_FILE).read_text()).get("chat_template"))
+        templates = by_name(json_text.read_object(folder / OLD_FILE).get("chat_template"))
     names = [*templates, *(path.stem for path in sorted((folder / NAMED).glob("*.jinja")))]
     if names and DEFAULT not in templates:
         raise ValueError(
@@ -46,6 +52,13 @@ def read(folder, config):
             f"{DEFAULT}. Write the one to use to {FILE} there."
         )
     return templates.get(DEFAULT)
+
+
+def _text(path):
+    try:
+        return files.read_bytes(path, most=MAX_BYTES).decode("utf-8")
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}.") from error
 
 
 def by_name(value):
@@ -78,15 +91,15 @@ class Behaviour:
 def examine(render):
     """Returns the Behaviour of a template.
 
-    render: (messages, whether the header of a reply follows) -> text; raises ValueError for
-      messages that the template refuses.
+    render: (messages, whether the header of a reply follows) -> text; raises Refused for messages
+      that the template refuses.
     """
 
     def tried(*messages, header=False):
         listed = [{"role": role, "content": text} for role, text in messages]
         try:
             return render(listed, header)
-        except ValueError:
+        except Refused:
             return ""
 
     system, user, assistant = ("system", SYSTEM), ("user", USER), ("assistant", ASSISTANT)

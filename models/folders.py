@@ -17,6 +17,9 @@ import tempfile
 
 import fsspec
 
+from flow_grpo_jax.bounds import files as bounded
+from flow_grpo_jax.bounds import json_text
+
 UNFINISHED = ".unfinished"
 SNAPSHOT = re.compile(r"(.*/)models--[^/]+(?=/snapshots/[^/]+(?:/|$))")
 SHARED_BLOB = re.compile(r"blobs/[0-9a-f]{2}/[0-9a-f]{64}")  # in the cache, for all models
@@ -83,21 +86,25 @@ class Folder:
         return not os.path.isdir(path)
 
     def read(self, name):
-        """Returns the content of a file as bytes."""
-        return self.files.cat_file(self.source(name))
-
-    def read_json(self, name):
-        """Returns the parsed content of a JSON file; {} if there is none.
+        """Returns the content of a file as bytes.
 
         Raises:
-          ValueError: it is damaged.
+          ValueError: it has more than `files.MAX_BYTES`, as no file but weights has.
         """
-        if not self.has(name):
-            return {}
-        try:
-            return json.loads(self.read(name))
-        except ValueError as error:
-            raise ValueError(f"{self}/{name} is damaged: {error}. Download it again.") from error
+        path = self.source(name)
+        if not self.remote:
+            return bounded.read_bytes(path)
+        if (size := self.files.size(path)) > bounded.MAX_BYTES:
+            raise ValueError(f"{self}/{name} has {size:,} bytes, over {bounded.MAX_BYTES:,}.")
+        return self.files.cat_file(path)
+
+    def read_json(self, name):
+        """Returns the object in a JSON file; {} if there is no file.
+
+        Raises:
+          ValueError: it is damaged, or holds something else.
+        """
+        return json_text.as_object(self.read(name), f"{self}/{name}") if self.has(name) else {}
 
     def write(self, name, content):
         """Writes a file of bytes or text; makes the folder."""

@@ -7,9 +7,12 @@ import os
 import pathlib
 import re
 
+from flow_grpo_jax.bounds import files
+
 # Organisation/Name or Name, as `huggingface_hub` takes it.
 NAME = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_][\w.-]*(?:/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 REPOSITORY = "models--"
+MAX_REFERENCE = 1_000  # bytes of a file of refs/, which holds a hash
 # Where the cache keeps Qwen/Qwen2.5-7B-Instruct: .../models--Qwen--Qwen2.5-7B-Instruct/...
 CACHED = re.compile(r"(?:^|/)models--([\w.-]+?)(?:--([\w.-]+))?(?:/|$)")
 
@@ -66,7 +69,9 @@ def _snapshot(repository, name):
     found = {}
     if snapshots.is_dir():
         found = {folder.name: folder for folder in snapshots.iterdir() if folder.is_dir()}
-    main = reference.read_text().strip() if reference.is_file() else ""
+    main = ""
+    if reference.is_file():
+        main = files.read_bytes(reference, most=MAX_REFERENCE).decode("ascii", "replace").strip()
     if main in found:
         return found[main]
     if not found:

@@ -36,13 +36,41 @@ ABSENT = {
 ABSENT_ROPE_THETA = 1e4
 ROPES = ("rope_scaling", "rope_parameters")  # of transformers 4 and 5
 
+# Most of what config.json may say, some times what is published; all are integers from 1 on.
+MOST = {
+    "vocab_size": 2**24,
+    "hidden_size": 2**17,
+    "intermediate_size": 2**20,
+    "num_hidden_layers": 2**10,
+    "num_attention_heads": 2**10,
+    "num_key_value_heads": 2**10,
+    "head_dim": 2**12,
+    "max_position_embeddings": 2**28,
+    "original_max_position_embeddings": 2**28,
+}
+# Ranges of other numbers, also inside ROPES.
+RANGES = {
+    "rms_norm_eps": (0, 1),
+    "initializer_range": (0, 100),
+    "rope_theta": (1, 1e15),
+    "factor": (0, 1e6),
+    "attention_factor": (-1e6, 1e6),
+    "beta_fast": (0, 1e6),
+    "beta_slow": (0, 1e6),
+    "mscale": (-1e6, 1e6),
+    "mscale_all_dim": (-1e6, 1e6),
+}
+FLAGS = ("tie_word_embeddings", "truncate")
+
 CONFIG, GENERATION, CARD = "config.json", "generation_config.json", "README.md"
 LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 MAX_SHARD_BYTES = 5 * 10**9
 
 
-def config_from_dict(values):
+def config_from_dict(values, place=CONFIG):
     """Returns the qwen2.Config of a parsed `config.json`, written by transformers 4 or 5.
+
+    place: of the values, as an error names it.
 
     Raises:
       ValueError: lists every setting that this implementation would not follow.
@@ -61,14 +89,14 @@ def config_from_dict(values):
         "quantization_config": (None,),
     }.items():
         if values.get(key) not in accepted:
-            problems.append(f"{key}={values.get(key)!r} (supported: {accepted[0]!r})")
+            problems.append(f"{key}={values.get(key)!r:.80} (supported: {accepted[0]!r})")
     if set(values.get("layer_types") or ()) - {"full_attention"}:
-        problems.append(f"layer_types={values['layer_types']!r} (supported: 'full_attention')")
+        problems.append(f"layer_types={values['layer_types']!r:.80} (supported: 'full_attention')")
     theta, yarn, rope_problems = _rope(values)
     problems += rope_problems
     if problems:
         raise ValueError(
-            "config.json describes a model that models/qwen2.py would not reproduce: "
+            f"{place} describes a model that models/qwen2.py would not reproduce: "
             f"{'; '.join(problems)}. Use a Qwen2 or Qwen2.5 checkpoint in its published form."
         )
     return qwen2.Config(
@@ -171,7 +199,7 @@ def read_config(folder):
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: it is damaged.
+      ValueError: it is damaged, or a number is of another type or size than any model has.
     """
     folder = folders.Folder(folder)
     if not folder.has(CONFIG):
@@ -180,9 +208,38 @@ def read_config(folder):
             f"{weights.SINGLE} and the tokenizer's files, as downloaded from the Hugging Face hub."
         )
     values = folder.read_json(CONFIG)
-    if not isinstance(values, dict):
-        raise ValueError(f"{folder}/{CONFIG} is damaged: it holds no object. Download it again.")
+    ropes = {key: values[key] for key in ROPES if values.get(key) is not None}
+    wrong = [f"{key}={rope!r:.80}" for key, rope in ropes.items() if not isinstance(rope, dict)]
+    if not wrong:
+        parts = [values, *ropes.values()]
+        wrong = [f"{key}={part[key]!r:.80}" for part in parts for key in filter(_wrong(part), part)]
+    if wrong:
+        raise ValueError(f"{folder}/{CONFIG} is no model's: {'; '.join(wrong[:10])}.")
     return values
+
+
+def model_config(folder):
+    """Returns the qwen2.Config of a folder; raises as `read_config` and `config_from_dict`."""
+    return config_from_dict(read_config(folder), f"{folder}/{CONFIG}")
+
+
+def _wrong(values):
+    """Returns the function that tells whether the value of a key is of no model's type or size."""
+
+    def wrong(key):
+        value = values[key]
+        if value is None:
+            return False
+        if key in MOST:
+            return type(value) is not int or not 0 < value <= MOST[key]
+        if key in RANGES:
+            least, most = RANGES[key]
+            return type(value) not in (int, float) or not least <= value <= most
+        if key == "layer_types":
+            return not isinstance(value, list) or not all(isinstance(kind, str) for kind in value)
+        return key in FLAGS and type(value) is not bool
+
+    return wrong
 
 
 def load(folder, *, dtype=None, shardings=None):
@@ -197,7 +254,7 @@ def load(folder, *, dtype=None, shardings=None):
       ValueError: an unsupported configuration, a damaged file, or tensors that are missing,
         unexpected or of another shape or dtype; all of them are listed.
     """
-    config = config_from_dict(read_config(folder))
+    config = model_config(folder)
     model = jax.eval_shape(lambda key: qwen2.Qwen2(key, config), jax.random.key(0))
     return weights.read(folders.Folder(folder), model, dtype=dtype, shardings=shardings)
 

@@ -37,6 +37,7 @@ TARGETS = {
 }
 PARTS = {"attn": "self_attn", "mlp": "mlp"}  # our name of a part of a block -> that of PEFT
 SIDES = {"a_IP": "lora_A", "b_PO": "lora_B"}
+MAX_RANK, MAX_ALPHA = 2**14, 10**6
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 READ = ("peft_type", "r", "lora_alpha", "use_rslora", "init_lora_weights")
@@ -333,6 +334,10 @@ def _settings(folder, values, found):
     """Returns the Settings of an adapter_config.json beside tensors named `found`."""
     targets = [target for target in TARGETS if any(f".{target}.lora_" in name for name in found)]
     problems = [f"{key} is missing" for key in ("r", "lora_alpha") if not values.get(key)]
+    for key, kinds, most in (("r", (int,), MAX_RANK), ("lora_alpha", (int, float), MAX_ALPHA)):
+        value = values.get(key)
+        if value and (type(value) not in kinds or not 0 < value <= most):
+            problems.append(f"{key}={value!r:.40} (supported: up to {most})")
     if not targets:
         problems.append(f"none of its tensors adapts {', '.join(TARGETS)}")
     if values.get("peft_type") != "LORA":
@@ -377,7 +382,7 @@ def _check_tensors(folder, shapes, entries):
         if dtype not in weights.FLOATS:
             problems.append(f"dtype of {name}: {dtype}, expected {'/'.join(weights.FLOATS)}")
     if problems:
-        listing = "\n  ".join(problems)
+        listing = weights.listed(problems)
         raise ValueError(
             f"{folder}/{WEIGHTS} does not fit the model and {CONFIG}. Adapters belong to the base "
             f"they were trained on, and cover all its layers here.\n  {listing}"

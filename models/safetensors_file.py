@@ -18,6 +18,8 @@ from collections.abc import Callable
 import ml_dtypes
 import numpy as np
 
+from flow_grpo_jax.bounds import json_text
+
 DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -38,6 +40,7 @@ DTYPES = {
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 LENGTH = 8  # bytes of the header's length
 MAX_HEADER = 100 * 2**20  # bytes, as the library accepts
+MAX_RANK = 16  # dimensions of a tensor
 BLOCK = 16 * 2**20  # bytes of one request
 ALIGNMENT = 64  # bytes; XLA:CPU uses an array with this alignment where it lies
 
@@ -167,26 +170,35 @@ class File:
             raise ValueError(f"{place} ({size} bytes) is no safetensors file. Download it again.")
         raw = np.empty(header_bytes, np.uint8)
         self._fill(raw, LENGTH)
-        try:
-            header = json.loads(raw.tobytes())
-        except ValueError as error:
-            raise ValueError(f"{place}: the header is no JSON. Download it again.") from error
+        header = json_text.as_object(raw.tobytes(), f"{place}: the header")
         header.pop("__metadata__", None)
-        base, entries = LENGTH + header_bytes, {}
-        for name, value in header.items():
-            start, stop = value["data_offsets"]
-            entry = Entry(value["dtype"], tuple(value["shape"]), base + start, base + stop)
-            if entry.dtype in DTYPES:
-                itemsize = np.dtype(DTYPES[entry.dtype]).itemsize
-                if stop - start != math.prod(entry.shape) * itemsize:
-                    raise ValueError(f"{place}: {name} {value} contradicts itself.")
-            entries[name] = entry
-        needed = max((entry.stop for entry in entries.values()), default=base)
+        base = LENGTH + header_bytes
+        entries = {name: _entry(value, base, place, name) for name, value in header.items()}
+        needed = base
+        for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.stop)):
+            if entry.start != needed:
+                raise ValueError(f"{place}: its tensors overlap or leave gaps. Download it again.")
+            needed = entry.stop
         if needed != size:
             raise ValueError(
                 f"{place} has {size} bytes, its header says {needed}. Download it again."
             )
         return entries
+
+
+def _entry(value, base, place, name):
+    """Returns the Entry of a tensor that the header describes; `base`: bytes before the data."""
+    try:
+        dtype, shape, (start, stop) = value["dtype"], value["shape"], value["data_offsets"]
+        whole = isinstance(dtype, str) and len(shape) <= MAX_RANK
+        whole = whole and all(type(n) is int and 0 <= n < 2**63 for n in (*shape, start, stop))
+    except (KeyError, TypeError, ValueError):
+        whole = False
+    if whole and dtype in DTYPES:
+        whole = stop - start == math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
+    if not whole or stop < start:
+        raise ValueError(f"{place}: {name:.80} {value!r:.200} contradicts itself.")
+    return Entry(dtype, tuple(shape), base + start, base + stop)
 
 
 def _aligned(size):

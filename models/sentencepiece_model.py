@@ -13,8 +13,11 @@ Source: sentencepiece_model.proto; arXiv 1808.06226 (SentencePiece), 1804.10959 
 import pathlib
 
 import tokenizers
+from google.protobuf import message
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+
+from flow_grpo_jax.bounds import files
 
 SPACE = "\u2581"  # SentencePiece's mark for a blank
 UNKNOWN = "\uffff<unk>"  # a noncharacter, so no text contains this piece
@@ -34,7 +37,10 @@ def convert(path):
       ValueError: the file uses what cannot be converted exactly.
     """
     path = pathlib.Path(path)
-    model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
+    try:
+        model = sentencepiece_model_pb2.ModelProto.FromString(files.read_bytes(path))
+    except message.DecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}.") from error
     trainer, rules = model.trainer_spec, model.normalizer_spec
     problems = []
     if trainer.model_type not in (Trainer.BPE, Trainer.UNIGRAM):

@@ -7,10 +7,9 @@ import re
 import tempfile
 
 import tokenizers
-import transformers
 from tokenizers import decoders, normalizers, pre_tokenizers, trainers
 
-from models import chat_template, folders, sentencepiece_model
+from models import chat_template, folders, template_limits, tokenizer_file, tokenizer_folder
 
 FILES = (
     "tokenizer.json",
@@ -22,8 +21,8 @@ FILES = (
     *chat_template.FILES,
 )
 TOKENIZER_CONFIG = "tokenizer_config.json"
-SENTENCEPIECE = "tokenizer.model"
 GENERATION = "generation_config.json"
+CANNOT_ENCODE = "The tokenizer cannot encode a text"
 
 # The messages in order, each between its markers, then the header of the reply.
 CHAT_TEMPLATE = (
@@ -64,7 +63,9 @@ class Tokenizer:
         tokenizer that drops characters, such as repeated blanks, can fit more into its tokens.
     """
 
-    def __init__(self, backend, *, eos_ids=(), stops=(), saved_class="PreTrainedTokenizerFast"):
+    def __init__(
+        self, backend, *, eos_ids=(), stops=(), saved_class="PreTrainedTokenizerFast", place=""
+    ):
         """Wraps a transformers tokenizer that is backed by the `tokenizers` library.
 
         Args:
@@ -72,17 +73,20 @@ class Tokenizer:
           eos_ids: ids that end a reply; empty takes the backend's own.
           stops: more tokens that do: ids, or texts of one token; a text of digits is an id.
           saved_class: `tokenizer_class` that `save` writes.
+          place: folder that errors name.
 
         Raises:
           ValueError: one of `stops` is no token.
         """
         self._backend, self._saved_class = backend, saved_class
+        self._what = f"The chat template of {place}" if place else "The chat template"
         # Called directly: the wrapper sets truncation on every call, which threads may not share.
         self._fast = backend.backend_tokenizer
         self._fast.no_truncation()
         self._fast.no_padding()
         templates = chat_template.by_name(backend.chat_template)
         self._template = templates.get(chat_template.DEFAULT) or CHAT_TEMPLATE
+        self._special = dict(backend.special_tokens_map)  # a template may write them
         behaviour = chat_template.examine(self._render)
         self.merges_system = behaviour.merges_system
         own = () if backend.eos_token_id is None else (backend.eos_token_id,)
@@ -91,10 +95,11 @@ class Tokenizer:
         if self.pad_id is None:
             self.pad_id = self.eos_ids[0] if self.eos_ids else 0
         vocabulary = self._fast.get_vocab()
-        self.vocab_size = max(vocabulary.values()) + 1
+        self.vocab_size = max(vocabulary.values(), default=-1) + 1
         self.longest_token = max(map(len, vocabulary)) * (
             MOST_COMPOSED if self._fast.normalizer else 1
         )
+        tokenizer_file.check_ids((self.vocab_size - 1, self.pad_id, *self.eos_ids), "The tokenizer")
         added = self._fast.get_added_tokens_decoder()
         ends, self.turn_end = self._turn_end(behaviour.end or "", added)
         stops = [self._id(stop) for stop in stops]
@@ -121,50 +126,42 @@ class Tokenizer:
 
         Raises:
           FileNotFoundError: the folder holds none of them.
-          ValueError: a file is damaged; it has chat templates and none is the default; or one of
-            `stops` is no token.
+          ValueError: a file is damaged or over a bound; the folder has chat templates and none is
+            the default; or one of `stops` is no token.
         """
-        with folders.local_copy(folder, (*FILES, SENTENCEPIECE, GENERATION)) as local:
+        with folders.local_copy(
+            folder, (*FILES, tokenizer_folder.SENTENCEPIECE, GENERATION)
+        ) as local:
             return cls._load(local, folder, stops)
 
     @classmethod
     def _load(cls, folder, location, stops):
-        config = _read_json(folder / TOKENIZER_CONFIG)
+        config = tokenizer_folder.read_json(folder / TOKENIZER_CONFIG)
         template = chat_template.read(folder, config)
+        ends = tokenizer_folder.read_json(folder / GENERATION).get("eos_token_id")
+        ends = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
+        tokenizer_file.check_ids(ends, folder / GENERATION)
         saved_class = config.get("tokenizer_class", "PreTrainedTokenizerFast")
-        if (folder / "tokenizer.json").is_file():
-            # As the file says: beside a Qwen2 model AutoTokenizer keeps only vocabulary and merges.
-            try:
-                backend = transformers.PreTrainedTokenizerFast.from_pretrained(
-                    folder, local_files_only=True, chat_template=template
-                )
-            except (ValueError, LookupError, TypeError, AttributeError) as error:
-                why = error if isinstance(error, ValueError) else "it describes no tokenizer"
-                raise ValueError(
-                    f"{location}/tokenizer.json is damaged: {why}. Download it again."
-                ) from error
-        elif (folder / "vocab.json").is_file():
-            backend = transformers.AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, chat_template=template, trust_remote_code=False
-            )
-        elif (folder / SENTENCEPIECE).is_file():
-            backend = _from_sentencepiece(folder, config, template)
-            saved_class = "PreTrainedTokenizerFast"
-        else:
+        has = {name: (folder / name).is_file() for name in tokenizer_folder.BACKENDS}
+        if not any(has.values()):
             raise FileNotFoundError(
-                f"{location} holds no tokenizer: none of tokenizer.json, vocab.json or "
-                f"{SENTENCEPIECE} exists. Download the tokenizer's files beside the weights."
+                f"{location} holds no tokenizer: none of {', '.join(tokenizer_folder.BACKENDS)} "
+                "exists. Download the tokenizer's files beside the weights."
             )
-        eos_ids = _read_json(folder / GENERATION).get("eos_token_id")
-        if isinstance(eos_ids, int):
-            eos_ids = (eos_ids,)
-        return cls(backend, eos_ids=eos_ids or (), stops=stops, saved_class=saved_class)
+        if list(filter(has.get, tokenizer_folder.BACKENDS)) == [tokenizer_folder.SENTENCEPIECE]:
+            saved_class = "PreTrainedTokenizerFast"
+        with tokenizer_file.failures(f"The tokenizer in {location} cannot be used"):
+            backend = tokenizer_folder.load(folder, config, template)
+            return cls(backend, eos_ids=ends, stops=stops, saved_class=saved_class, place=location)
 
     def encode(self, text, *, most=None):
         """Returns the token ids of a text, list[int]; special tokens are recognised, none added.
 
         most: None, or how many ids are of use: of a text with more, the first of them are returned,
           at least most + 1. Other threads can go on meanwhile, however long the text is.
+
+        Raises:
+          ValueError: the tokenizer's own pattern gives up on the text.
         """
         return self._encode_in_parts(self._fast, text, most)
 
@@ -241,23 +238,27 @@ class Tokenizer:
         dropped = [role for role, text in zip(roles, texts, strict=True) if text not in rendered]
         if dropped:
             raise ValueError(
-                f"The chat template leaves out the {dropped[0]} message of a conversation "
+                f"{self._what} leaves out the {dropped[0]} message of a conversation "
                 f"({', '.join(roles)})."
             )
 
     def _render(self, messages, header=True):
         """Returns the text of a conversation; ValueError if the template refuses it."""
         try:
-            return self._backend.apply_chat_template(
-                messages,
-                chat_template=self._template,
+            return template_limits.render(
+                self._template,
+                messages=messages,
+                tools=None,
+                documents=None,
                 add_generation_prompt=header,
-                tokenize=False,
+                **self._special,
             )
+        except template_limits.TooMuch as error:
+            raise ValueError(f"{self._what} is not usable: {error}.") from error
         except chat_template.ERRORS as error:
             roles = ", ".join(message["role"] for message in messages)
-            raise ValueError(
-                f"The chat template refuses a conversation ({roles}): "
+            raise chat_template.Refused(
+                f"{self._what} refuses a conversation ({roles}): "
                 f"{str(error) or type(error).__name__}"
             ) from error
 
@@ -314,17 +315,18 @@ class Tokenizer:
         return self._encode_in_parts(self._plain, text, most)
 
     def _encode_in_parts(self, fast, text, most):
-        if most is None:
-            return fast.encode(text, add_special_tokens=False).ids
-        ids, start = [], 0
-        while start < len(text) and len(ids) <= most:
-            cut = CUT.search(text, start + PART) if self._cuts else None
-            end = cut.end() if cut else len(text)
-            # A batch, even of one, lets other threads run.
-            (part,) = fast.encode_batch_fast([text[start:end]], add_special_tokens=False)
-            ids += part.ids
-            start = end
-        return ids
+        with tokenizer_file.failures(CANNOT_ENCODE):
+            if most is None:
+                return fast.encode(text, add_special_tokens=False).ids
+            ids, start = [], 0
+            while start < len(text) and len(ids) <= most:
+                cut = CUT.search(text, start + PART) if self._cuts else None
+                end = cut.end() if cut else len(text)
+                # A batch, even of one, lets other threads run.
+                (part,) = fast.encode_batch_fast([text[start:end]], add_special_tokens=False)
+                ids += part.ids
+                start = end
+            return ids
 
     @functools.cached_property
     def _plain(self):
@@ -342,11 +344,11 @@ class Tokenizer:
         folder = pathlib.Path(folder)
         self._backend.save_pretrained(folder)
         path = folder / TOKENIZER_CONFIG
-        values = _read_json(path) | {"tokenizer_class": self._saved_class}
-        _write_json(path, for_both_versions(values))
+        values = tokenizer_folder.read_json(path) | {"tokenizer_class": self._saved_class}
+        _write_json(path, tokenizer_file.for_both_versions(values))
         path = folder / GENERATION
         ends = {"eos_token_id": list(self.eos_ids), "pad_token_id": self.pad_id}
-        _write_json(path, _read_json(path) | ends)
+        _write_json(path, tokenizer_folder.read_json(path) | ends)
 
 
 def copy_files(source, target):
@@ -369,27 +371,11 @@ def copy_files(source, target):
     elif source.path("") != target.path(""):
         for name in present:
             if name == TOKENIZER_CONFIG:
-                target.write_json(name, for_both_versions(source.read_json(name)))
+                target.write_json(name, tokenizer_file.for_both_versions(source.read_json(name)))
             elif name == chat_template.NAMED_DEFAULT:  # after the file that it overrules
                 target.write(chat_template.FILE, source.read(name))
             else:
                 target.write(name, source.read(name))
-
-
-def for_both_versions(config):
-    """Returns a tokenizer_config.json that transformers 4 and 5 read the same way.
-
-    What version 5 calls `extra_special_tokens` and writes as a list is `additional_special_tokens`
-    to version 4, which ends in an error on the list; 5 reads that name too. The class that 5 writes
-    for a tokenizer without one of its own is `PreTrainedTokenizerFast` in both.
-    """
-    config = dict(config)
-    if isinstance(config.get("extra_special_tokens"), list):
-        tokens = config.pop("extra_special_tokens")
-        config["additional_special_tokens"] = config.get("additional_special_tokens") or tokens
-    if config.get("tokenizer_class") == "TokenizersBackend":
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    return config
 
 
 def train_byte_bpe(
@@ -485,40 +471,6 @@ def _cuts_at_words(fast, added):
 
 def _added_token(token, *, special):
     return tokenizers.AddedToken(token, special=special, normalized=False)
-
-
-def _from_sentencepiece(folder, config, template):
-    """Makes the transformers tokenizer of a folder with tokenizer.model."""
-    fast, special = sentencepiece_model.convert(folder / SENTENCEPIECE)
-    added = {int(i): value for i, value in config.get("added_tokens_decoder", {}).items()}
-    for index, value in sorted(added.items()):
-        if index >= fast.get_vocab_size():
-            fast.add_tokens([tokenizers.AddedToken(**value)])
-            if fast.token_to_id(value["content"]) != index:
-                raise ValueError(
-                    f"{folder}: added token {value['content']!r} should have id {index}, but the "
-                    f"next free one is {fast.token_to_id(value['content'])}. "
-                    "Use a folder that has a tokenizer.json."
-                )
-    for name in ("bos_token", "eos_token", "pad_token"):
-        if config.get(name):
-            token = config[name]
-            special[name] = token if isinstance(token, str) else token["content"]
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=fast, chat_template=template, clean_up_tokenization_spaces=False, **special
-    )
-
-
-def _read_json(path):
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}. Download it again.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} is damaged: it holds no object. Download it again.")
-    return values
 
 
 def _write_json(path, values):

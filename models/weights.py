@@ -54,6 +54,7 @@ COMPUTED = "rotary_emb.inv_freq"
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = "model-{number:05}-of-{count:05}.safetensors"
+MAX_LISTED = 50  # problems in an error
 READERS = 8  # threads that read blocks
 
 
@@ -351,7 +352,10 @@ def _weight_files(folder):
             f"{folder} has neither {SINGLE} nor {INDEX}; it has {', '.join(names) or 'nothing'}. "
             "Download the safetensors form of the checkpoint (.bin and .pt files are not read)."
         )
-    shards = sorted(set(folder.read_json(INDEX)["weight_map"].values()))
+    weight_map = folder.read_json(INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(n, str) for n in weight_map.values()):
+        raise ValueError(f"{folder}/{INDEX} is damaged: its weight_map names no files.")
+    shards = sorted(set(weight_map.values()))
     absent = [name for name in shards if name not in names]
     if absent:
         raise FileNotFoundError(
@@ -383,12 +387,18 @@ def _check_tensors(folder, config, wanted, files, pool):
         elif not name.endswith(COMPUTED):
             problems.append(f"unexpected: {name} {list(file_of[name].entries[name].shape)}")
     if problems:
-        listing = "\n  ".join(problems)
+        listing = listed(problems)
         raise ValueError(
             f"{folder}: the tensors do not fit config.json. Check that both come from the same "
             f"checkpoint and that the download is complete.\n  {listing}"
         )
     return file_of
+
+
+def listed(problems):
+    """Returns the lines of a list of problems, MAX_LISTED at most."""
+    more = [f"and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []
+    return "\n  ".join([f"{problem:.200}" for problem in problems[:MAX_LISTED]] + more)
 
 
 def _equal(file_of, first, second, pool):

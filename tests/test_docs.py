@@ -17,11 +17,22 @@ from tools import protocol, toolbox
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = ("README.md",) + tuple(
     f"docs/{name}.md"
-    for name in ("algorithm", "backends", "commands", "data", "design", "serving", "tools")
+    for name in (
+        "algorithm",
+        "backends",
+        "commands",
+        "data",
+        "design",
+        "security",
+        "serving",
+        "tools",
+    )
 )
 
 NAMED = re.compile(r"`([\w./]+\.py):([\w.]+)`")
-PATH = re.compile(r"`((?:agents|docs|experiments|flow_grpo_jax|models|tests|tools)/[\w./]+)[:`]")
+PATH = re.compile(
+    r"`((?:agents|bounds|docs|experiments|flow_grpo_jax|models|tests|tools)/[\w./]+)[:`]"
+)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 COMMAND_ROW = re.compile(r"^\| `python -m (experiments\.\w+)` \| (.*?) \|", re.MULTILINE)
 FLAG = re.compile(r"--(\w[\w.]*)")

@@ -19,6 +19,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Mapping
 
+from flow_grpo_jax.bounds import json_text
 from tools import charsets, limits, protocol, unpacking
 from tools.timed_socket import TimedSocket, TooLong, left
 
@@ -162,14 +163,14 @@ class Client:
             self._breaker.leave(failed=failed)
 
     def json(self, url: str, **how) -> object:
-        """Requests and parses JSON, see `loads`; ToolError if it is nested too deeply."""
+        """Requests and parses JSON, see `loads`; ToolError if it goes over a bound."""
         response = self.request(url, **how)
         try:
             return loads(response.body)
-        except TooDeep as error:
-            raise protocol.ToolError("The answer is nested too deeply to be read.") from error
-        except ValueError as error:
+        except json.JSONDecodeError as error:
             raise HttpError("format", f"{_origin(url)} did not answer with JSON.") from error
+        except ValueError as error:
+            raise protocol.ToolError(f"The answer cannot be read: {error}.") from error
 
     def _tried(self, until, url, body, headers, types, cut, idempotent, busy):
         for attempt in range(1, self._attempts + 1):
@@ -336,24 +337,16 @@ class _Exchange:
         self._socket.close()
 
 
-class TooDeep(ValueError):
-    """JSON that is nested too deeply."""
-
-
 def loads(body):
     """Returns the value of JSON bytes with its texts clean; bytes that do not fit become U+FFFD.
 
     An integer of more than MAX_DIGITS digits becomes the text of its digits.
 
     Raises:
-      TooDeep: it is nested too deeply.
-      ValueError: it is no JSON.
+      ValueError: it is no JSON (JSONDecodeError), or goes over a bound of `json_text`.
     """
     text = body.decode(json.detect_encoding(body), "replace")
-    try:
-        return protocol.clean(json.loads(text, parse_int=_integer))
-    except RecursionError as error:
-        raise TooDeep("it is nested too deeply") from error
+    return protocol.clean(json_text.parse(text, parse_int=_integer))
 
 
 def _integer(digits):

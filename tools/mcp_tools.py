@@ -17,6 +17,9 @@ TYPES = {"string": "str", "integer": "int", "number": "float", "boolean": "bool"
 EXAMPLES = {"str": '"text"', "int": "1", "float": "1.0", "bool": "True"}
 START_SECONDS = 30.0  # to connect to a server
 SAID = (-32602, -32700)  # codes of JSON-RPC: wrong arguments, an answer that is no JSON
+# Of a server: tools; of a tool: parameters, and characters of a name and of a description, which
+# stand in every prompt of the planner.
+MOST_TOOLS, MOST_PARAMETERS, LONGEST_NAME, LONGEST_TEXT = 500, 50, 100, 10_000
 
 
 class Connection:
@@ -88,7 +91,9 @@ class Connection:
         found, cursor = [], None
         while True:
             page = await self._client.list_tools(cursor=cursor)
-            found += [self._tool(described) for described in page.tools]
+            found += [self._tool(described) for described in page.tools[: MOST_TOOLS + 1]]
+            if len(found) > MOST_TOOLS:
+                raise ValueError(f"it has more than {MOST_TOOLS} tools.")
             cursor = page.next_cursor
             if not cursor:
                 return found
@@ -98,6 +103,16 @@ class Connection:
         about_tool = clean(described.description or described.name)
         schema = described.input_schema
         parameters = []
+        texts = [described.description or "", *map(str, schema.get("properties", {}).values())]
+        if len(described.name) > LONGEST_NAME or max(map(len, texts)) > LONGEST_TEXT:
+            raise ValueError(
+                f"the tool {described.name:.100} has a name of more than {LONGEST_NAME} characters "
+                f"or a description of more than {LONGEST_TEXT:,}."
+            )
+        if len(schema.get("required", ())) > MOST_PARAMETERS:
+            raise ValueError(
+                f"the tool {described.name} requires more than {MOST_PARAMETERS} parameters."
+            )
         for field in schema.get("required", ()):
             about = schema.get("properties", {}).get(field, {})
             if about.get("type") not in TYPES or not field.isidentifier():

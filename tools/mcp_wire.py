@@ -18,6 +18,7 @@ from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.message import SessionMessage
 
+MAX_LINE = 2**24  # bytes of an answer over HTTP
 CONNECT_SECONDS, READ_SECONDS = 30.0, 300.0  # as the SDK has them
 # An escaped backslash, a whole pair, or a half.
 _ESCAPE = re.compile(
@@ -63,13 +64,16 @@ class _Body(httpx2.AsyncByteStream):
         self._inner = inner
 
     async def __aiter__(self):
-        parts = []
+        parts, size = [], 0
         async for block in self._inner:
             lines, end, rest = block.rpartition(b"\n")
             if end:
                 yield whole(b"".join([*parts, lines, end]))
-                parts = []
+                parts, size = [], 0
             parts.append(rest)
+            size += len(rest)
+            if size > MAX_LINE:
+                raise httpx2.ReadError(f"An answer has more than {MAX_LINE:,} bytes.")
         yield whole(b"".join(parts))
 
     async def aclose(self):

@@ -12,6 +12,7 @@ import pathlib
 import tempfile
 from collections.abc import Callable
 
+from flow_grpo_jax.bounds import json_text
 from tools.protocol import Ask, Parameter, Tool, ToolError
 
 SERVERS = "mcp-servers"  # folder of the descriptions; no tool can have this name
@@ -41,7 +42,7 @@ def wrap(tool: Tool, folder: str | os.PathLike, *, replay: bool) -> Tool:
             if replay:
                 raise Missing(f"{path} is missing: no answer of {tool.name} to {arguments!r:.200}.")
             _keep(path, arguments, _outcome(tool, arguments))
-        return _told(json.loads(path.read_text(encoding="utf-8")))
+        return _told(json_text.read_object(path))
 
     return dataclasses.replace(tool, run=run, probe=None if replay else tool.probe)
 
@@ -65,7 +66,7 @@ def wrap_server(
             return tools
         if not path.exists():
             raise ValueError(f"There is nothing to replay of {server}: {path} does not exist.")
-        return [_described(about) for about in json.loads(path.read_text("utf-8"))["tools"]]
+        return [_described(about) for about in json_text.read_object(path)["tools"]]
 
     return connected
 

@@ -22,6 +22,9 @@ FREQUENT = 1_000  # documents of a word, from which on their number is kept
 MOST_MATCHES = 20_000  # documents that are ranked; of the query's words, the rarest ones count
 TOKENIZER = "tokenize = 'porter unicode61 remove_diacritics 2'"
 FORMAT = 1  # of the file, its user_version
+# What a file may hold besides the tables of the full-text search: no views, no triggers.
+TABLES = ("article", "title", "facts", "frequent")
+MAX_VALUE = 2**26  # bytes of one text in a file
 
 
 class Document(NamedTuple):
@@ -74,11 +77,11 @@ class Index:
             sqlite3.connect(address, uri=True, check_same_thread=False) for _ in range(CONNECTIONS)
         ]
         try:
-            (version,) = connections[0].execute("PRAGMA user_version").fetchone()
-            if version == FORMAT:
+            for connection in connections:
+                connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE)
+            if not (problem := _wrong(connections[0])):
                 return cls(connections)
-            problem = f"its format is {version}, not {FORMAT}"
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, TypeError, ValueError) as error:
             problem = str(error)
         for connection in connections:
             connection.close()
@@ -222,6 +225,18 @@ def _fill(connection, documents):
     connection.execute(f"PRAGMA user_version = {FORMAT}")
     connection.commit()
     return count
+
+
+def _wrong(connection):
+    """Returns what is wrong with a file, "" if nothing is. Whatever is no table may never end."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version != FORMAT:
+        return f"its format is {version}, not {FORMAT}"
+    for kind, name in connection.execute("SELECT type, name FROM sqlite_master"):
+        if kind != "table" or not (name in TABLES or name.startswith("article_")):
+            return f"it holds the {kind} {name!r:.60}"
+    facts = connection.execute("SELECT documents, longest_title FROM facts").fetchone()
+    return "" if facts and all(type(n) is int for n in facts) else "it does not say what it holds"
 
 
 @functools.cache

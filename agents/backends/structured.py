@@ -4,6 +4,7 @@ import json
 import re
 
 from agents.backends.errors import BadOutput
+from flow_grpo_jax.bounds import json_text
 from tools.protocol import clean
 
 KEYWORDS = {"type", "properties", "required", "additionalProperties", "enum", "items"}
@@ -56,8 +57,8 @@ def read(text, schema):
     """Returns the value of a reply; BadOutput says what the schema does not allow."""
     fenced = _FENCE.fullmatch(text.strip())
     try:
-        value = clean(json.loads(fenced[1] if fenced else text, parse_constant=_no_number))
-    except (ValueError, RecursionError) as error:
+        value = clean(json_text.parse(fenced[1] if fenced else text, parse_constant=_no_number))
+    except ValueError as error:
         raise BadOutput(f"It is no JSON ({_short(error)}).", text) from error
     faults = problems(value, schema)
     if faults:

@@ -7,12 +7,12 @@ those (by hash), and texts of models and tools reach the document as text nodes.
 import base64
 import hashlib
 import html
-import json
 import pathlib
 
 from experiments.reporting import trajectories as records
 from experiments.running import dotted
 from flow_grpo_jax import files
+from flow_grpo_jax.bounds import json_text
 from flow_grpo_jax.metrics import wilson_interval
 
 ASSETS = pathlib.Path(__file__).parent / "assets"
@@ -170,7 +170,7 @@ def read_metrics(path):
 def read_config(path):
     """Returns {dotted name: value} of the resolved config; empty if there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json_text.read_object(path)
     except (OSError, ValueError):
         return {}
     return dict(dotted.flat(value))

@@ -11,6 +11,7 @@ import pathlib
 import re
 
 from agents.trajectory import Status
+from flow_grpo_jax.bounds import files, json_text
 
 FIELD_CHARACTERS = 6000
 QUESTION_CHARACTERS = 300
@@ -38,13 +39,13 @@ def read_lines(path):
 
     A run that was killed leaves a truncated last line; a report must still be possible.
     """
-    with open(path, encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            if not line.strip():
+    with open(path, "rb") as file:
+        for line in files.lines(file):
+            if line is not None and not line.strip():
                 continue
             try:
-                value = json.loads(line)
-            except (ValueError, RecursionError):
+                value = None if line is None else json_text.parse(line.decode("utf-8", "replace"))
+            except ValueError:
                 value = None
             yield value if isinstance(value, dict) else None
 

@@ -24,6 +24,7 @@ from absl import logging
 
 from experiments.running import command
 from flow_grpo_jax import files, processes
+from flow_grpo_jax.bounds import json_text
 
 LOCK = ".lock"
 BEAT_SECONDS = 10.0
@@ -205,7 +206,7 @@ def _text(holder):
 def _read(path):
     """Returns the Holder of a lock, None if the file is damaged."""
     try:
-        return Holder(**json.loads(path.read_bytes()))
+        return Holder(**json_text.read_object(path, most=2**16))
     except (ValueError, TypeError):
         return None
 

@@ -404,7 +404,7 @@ def load_weights(config, folder, mesh, *, training=True):
     """Loads (params, frozen, shardings, assemble) from a folder; see `Session`."""
     dtype = compute_dtype(config)
     with command.checking_config():
-        dims = huggingface.config_from_dict(huggingface.read_config(folder))
+        dims = huggingface.model_config(folder)
         whole = sharding.parameter_shardings(mesh, abstract_model(dims))
         if config.model.lora.rank:
             settings = lora.Settings(**config.model.lora)

@@ -14,7 +14,10 @@ from ml_collections import ConfigDict
 from experiments.configs import common
 from experiments.running import command, dotted, sessions, trust
 from flow_grpo_jax import checkpoint, files, processes
+from flow_grpo_jax.bounds import json_text
 from models import huggingface, lora
+
+MAX_CONFIG = 2**24  # bytes of config.json
 
 # Fields that runs of an earlier version have, and where their values belong now.
 RENAMED = {
@@ -122,11 +125,11 @@ def _read_file(workdir):
         kind = "is a folder" if path.is_dir() else "does not exist"
         raise command.ConfigError(f"{workdir} holds no run: {path} {kind}.")
     try:
-        stored = json.loads(path.read_bytes())
+        stored = json_text.read_object(path, most=MAX_CONFIG)
         if "architectures" in stored:
             raise command.ConfigError(f"{workdir} holds a model, no run: see its config.json.")
         whole = isinstance(stored["config"], dict) and isinstance(stored["hash"], str)
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, KeyError):
         whole = False
     if not whole:
         raise command.ConfigError(
@@ -211,7 +214,7 @@ def restore_params(workdir, config, *, step=None):
       ConfigError: the run has no checkpoint, or not that one.
     """
     base = sessions.model_folder(config)
-    trained = sessions.abstract_model(huggingface.config_from_dict(huggingface.read_config(base)))
+    trained = sessions.abstract_model(huggingface.model_config(base))
     if config.model.lora.rank:
         make = functools.partial(lora.init, settings=lora.Settings(**config.model.lora))
         trained = jax.eval_shape(make, trained, jax.random.key(0))

@@ -11,6 +11,7 @@ import itertools
 import json
 
 from experiments.serving import answers
+from flow_grpo_jax.bounds import json_text
 from models.engine import types
 
 COMPLETION_TOKENS = 16  # of a completion that does not say max_tokens
@@ -462,6 +463,6 @@ def from_json(body):
     if sum(map(body.count, b'[{"')) > MOST_MARKS:  # reading it would stop all other work
         raise invalid(f"The body has more than {MOST_MARKS} brackets, braces and quotes.")
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
+        return json_text.parse(body)
+    except ValueError as error:
         raise invalid(f"The body is no valid JSON: {error}.") from error

@@ -12,9 +12,11 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from flow_grpo_jax.datasets import features
+from flow_grpo_jax.bounds import files, json_text
+from flow_grpo_jax.datasets import features, parquet_file
 from flow_grpo_jax.datasets.fields import BadField, shown
 
+MAX_LIST = 2**30  # bytes of a .json file with a list of questions
 _BOM = b"\xef\xbb\xbf"  # byte order mark of UTF-8, as Windows writes it
 
 
@@ -24,6 +26,8 @@ def rows(path: pathlib.Path) -> Iterator[tuple[str, object]]:
         return _tfds_rows(path)
     if not path.exists():
         raise ValueError(f"There is no file or folder {path}.")
+    if not path.is_file():
+        raise ValueError(f"{path} is neither a file nor a folder.")
     readers = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}
     if path.suffix not in readers:
         raise ValueError(
@@ -34,12 +38,15 @@ def rows(path: pathlib.Path) -> Iterator[tuple[str, object]]:
 
 def json_lines(path: pathlib.Path) -> Iterator[tuple[int, object]]:
     """Yields (line number from 1, value) for every line that is not blank, one at a time."""
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
+    with path.open("rb") as file:
+        for number, line in enumerate(files.lines(file), start=1):
+            if line is None:
+                yield number, BadField(f"has more than {files.MAX_LINE:,} bytes")
+                continue
             if not (line := line.removeprefix(_BOM).strip()):
                 continue
             try:
-                row = _parsed(line)
+                row = _parsed(line, files.MAX_LINE)
             except json.JSONDecodeError as problem:
                 row = BadField(f"is not JSON ({problem}): {shown(line.decode())}")
             except BadField as problem:
@@ -47,8 +54,8 @@ def json_lines(path: pathlib.Path) -> Iterator[tuple[int, object]]:
             yield number, row
 
 
-def _parsed(data: bytes):
-    """Returns the JSON value of `data`.
+def _parsed(data: bytes, most: int):
+    """Returns the JSON value of at most `most` bytes.
 
     Raises JSONDecodeError; BadField for what is JSON, but cannot be read.
     """
@@ -63,9 +70,11 @@ def _parsed(data: bytes):
             f"{shown(before[-20:].decode('utf-8', 'replace'))}; save it as UTF-8"
         ) from None
     try:
-        return json.loads(text, parse_int=_whole_number)
-    except RecursionError:
-        raise BadField("is nested too deeply") from None
+        return json_text.parse(text, most=most, parse_int=_whole_number)
+    except (json.JSONDecodeError, BadField):
+        raise
+    except ValueError as problem:
+        raise BadField(f"cannot be read: {problem}") from None
 
 
 def _whole_number(digits: str) -> int:
@@ -83,7 +92,7 @@ def _jsonl_rows(path):
 
 def _json_rows(path):
     try:
-        found = _parsed(path.read_bytes().removeprefix(_BOM))
+        found = _parsed(files.read_bytes(path, most=MAX_LIST).removeprefix(_BOM), MAX_LIST)
     except json.JSONDecodeError as problem:
         raise ValueError(
             f"{path} is not JSON: {problem}. One object a line? Call it .jsonl."
@@ -96,33 +105,29 @@ def _json_rows(path):
 
 
 def _parquet_rows(path):
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        table = parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as problem:
-        raise ValueError(f"{path} cannot be read as Parquet: {problem}") from None
-    columns = [field for field in table.schema if _differs(field.type)]
-    try:
-        found = table.to_pylist()
-    except UnicodeDecodeError:
-        found = [_parquet_row(table.slice(number, 1)) for number in range(table.num_rows)]
-    for number, row in enumerate(found):
-        if not isinstance(row, BadField):
-            row |= {column.name: _as_json(row[column.name], column.type) for column in columns}
-            # Parquet has a column for every row: an absent optional field is a null.
-            row = {name: value for name, value in row.items() if value is not None}
-        yield f"row {number}", row
-
-
-def _parquet_row(table):
-    for name in table.column_names:
+    first = 0
+    for batch in parquet_file.batches(path):
+        columns = [field for field in batch.schema if _differs(field.type)]
         try:
-            table[name].to_pylist()
+            found = batch.to_pylist()
+        except UnicodeDecodeError:
+            found = [_parquet_row(batch.slice(index, 1)) for index in range(batch.num_rows)]
+        for number, row in enumerate(found, start=first):
+            if not isinstance(row, BadField):
+                row |= {c.name: _as_json(row[c.name], c.type) for c in columns}
+                # Parquet has a column for every row: an absent optional field is a null.
+                row = {name: value for name, value in row.items() if value is not None}
+            yield f"row {number}", row
+        first += batch.num_rows
+
+
+def _parquet_row(batch):
+    for name in batch.schema.names:
+        try:
+            batch[name].to_pylist()
         except UnicodeDecodeError as problem:
             return BadField(f"field {name!r} is not UTF-8: {problem}")
-    [row] = table.to_pylist()
+    [row] = batch.to_pylist()
     return row
 
 

@@ -43,7 +43,7 @@ def one_layer(tmp_path_factory):
         sessions.resolve(quickstart.get_config().model.path),
         tmp_path_factory.mktemp("m"),
     )
-    shape = huggingface.config_from_dict(huggingface.read_config(base))
+    shape = huggingface.model_config(base)
     shape = dataclasses.replace(shape, num_hidden_layers=1)
     model = jax.jit(lambda: qwen2.Qwen2(jax.random.key(0), shape))()
     huggingface.save(folder, model, tokenizer_folder=base)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import transformers
 
-from models import chat_template, tokenizer
+from models import chat_template, tokenizer, tokenizer_file
 
 MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>")
 
@@ -219,7 +219,6 @@ def test_a_system_message_that_would_vanish_moves_too(folder):
         ("{{ raise_exception('no way') }}", "refuses a conversation .system, user.: no way"),
         ("{{ messages[0].content + 1 }}", "refuses a conversation"),
         ("{% for %}", "refuses a conversation"),
-        ("{{ 'a' * 10**15 }}", "refuses a conversation .*: MemoryError"),
         ("{{ messages[0].content }}", "leaves out the user message"),
         ("hello", "leaves out the system message"),
     ],
@@ -262,4 +261,4 @@ def test_special_tokens_are_written_as_version_4_reads_them(folder, tmp_path):
         "extra_special_tokens": {"image_token": "<image>"},
         "tokenizer_class": "Qwen2Tokenizer",
     }
-    assert tokenizer.for_both_versions(named) == named
+    assert tokenizer_file.for_both_versions(named) == named

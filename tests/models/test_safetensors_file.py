@@ -147,7 +147,7 @@ def with_header(**changes):
     [
         (b"", r"x \(0 bytes\) is no safetensors file"),
         (b"PK\3\4" + bytes(100), "is no safetensors file"),
-        ((4).to_bytes(8, "little") + b"nope", "the header is no JSON"),
+        ((4).to_bytes(8, "little") + b"nope", "the header is damaged"),
         (with_header()[:-1], r"has \d+ bytes, its header says \d+. Download it again"),
         (with_header() + b"x", "has .* bytes, its header says"),
         (with_header(shape=[2, 3]), "a .* contradicts itself"),

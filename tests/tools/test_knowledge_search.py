@@ -1,6 +1,8 @@
 """Search: ranking on small known sets, hostile queries, threads."""
 
 import concurrent.futures
+import contextlib
+import sqlite3
 
 import pytest
 
@@ -148,6 +150,29 @@ def test_other_files_are_no_index(tmp_path):
     for name in ("text", "empty"):
         with pytest.raises(ValueError, match="is not an index of experiments.index"):
             text_index.Index.open(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        (
+            "DROP TABLE facts; CREATE VIEW facts AS WITH RECURSIVE n(documents, longest_title) AS "
+            "(SELECT 1, 1 UNION ALL SELECT documents + 1, 1 FROM n) SELECT * FROM n ORDER BY 1",
+            "holds the view 'facts'",
+        ),
+        ("CREATE TRIGGER t AFTER INSERT ON facts BEGIN SELECT 1; END", "holds the trigger 't'"),
+        ("DELETE FROM facts", "does not say what it holds"),
+        ("UPDATE facts SET longest_title = 'x'", "does not say what it holds"),
+        ("DROP TABLE frequent", "no such table: frequent"),
+    ],
+)
+def test_an_index_of_another_maker_is_tables_alone(tmp_path, script, message):
+    path = tmp_path / "index.sqlite"
+    text_index.build(path, [("title", "text")])
+    with contextlib.closing(sqlite3.connect(path)) as file:
+        file.executescript(script)
+    with pytest.raises(ValueError, match=f"is not an index of experiments.index: .*{message}"):
+        text_index.Index.open(path)
 
 
 def test_words_of_very_many_documents_count_only_without_rarer_ones(monkeypatch):

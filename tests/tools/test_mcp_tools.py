@@ -67,6 +67,23 @@ def test_what_a_model_cannot_write_is_refused():
         mcp_tools.Connection(server)
 
 
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ({"description": "x" * 10_001}, "a description of more than 10,000"),
+        ({"name": "x" * 101}, "a name of more than 100 characters"),
+        ({"title": "x"}, "has more than 500 tools"),
+    ],
+)
+def test_servers_that_would_fill_the_prompts_are_refused(about, message):
+    server = server_module.MCPServer("test")
+    for index in range(501 if "title" in about else 1):
+        name = about.get("name", f"tool{index}")
+        server.add_tool(lambda: "x", name=name, description=about.get("description", "y"))
+    with pytest.raises(ValueError, match=message):
+        mcp_tools.Connection(server)
+
+
 def test_a_command_may_be_the_server(tmp_path):
     path = tmp_path / "server.py"
     path.write_text(textwrap.dedent(SERVER) + "\nserver.run()\n")
