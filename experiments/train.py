@@ -36,6 +36,8 @@ from experiments.reporting import report
 from experiments.running import (
     command,
     dataset,
+    determinism,
+    fields,
     fitting,
     folder,
     limits,
@@ -72,6 +74,7 @@ def train(config, workdir, *, force=False, should_stop=lambda: False):
       rollout.Stopped: `should_stop` said so.
     """
     variant = limits.check(config)
+    determinism.ask(config.deterministic)
     if not force:
         stored.check_config(config, workdir)
 
@@ -291,6 +294,8 @@ def define_flags():
 
 def main():
     values = flags.FLAGS
+    fields.check(values.config)
+    determinism.ask(values.config.deterministic)
     with command.checking_config():
         processes.initialize(
             coordinator=values.coordinator,
