@@ -49,6 +49,7 @@ FLOORS = {
     "flow_grpo_jax.datasets": 2,
     "experiments": 4,
     "experiments.configs": 3,
+    "experiments.diagnosis": 3,
     "experiments.planning": 2,
     "experiments.quickstart": 2,
     "experiments.reporting": 2,
