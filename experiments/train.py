@@ -74,7 +74,6 @@ def train(config, workdir, *, force=False, should_stop=lambda: False):
       rollout.Stopped: `should_stop` said so.
     """
     variant = limits.check(config)
-    determinism.ask(config.deterministic)
     if not force:
         stored.check_config(config, workdir)
 

@@ -47,7 +47,7 @@ FLOORS = {
     "flow_grpo_jax": 3,
     "flow_grpo_jax.answers": 5,
     "flow_grpo_jax.datasets": 2,
-    "experiments": 4,
+    "experiments": 5,
     "experiments.configs": 3,
     "experiments.diagnosis": 3,
     "experiments.planning": 2,
