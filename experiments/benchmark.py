@@ -7,10 +7,12 @@ import sys
 
 from absl import flags
 
+from experiments.planning import benchmarks
 from experiments.running import command
 from experiments.speed import engine, loading, rollout, sandbox, search, update
 
 MEASUREMENTS = {
+    "ahead": benchmarks,
     "engine": engine,
     "loading": loading,
     "rollout": rollout,
@@ -40,7 +42,7 @@ def main(arguments):
     if name not in MEASUREMENTS:
         sys.stderr.write(
             f"error: benchmark {name!r} is unknown; valid: {', '.join(MEASUREMENTS)}. For example: "
-            f"python -m experiments.benchmark {next(iter(MEASUREMENTS))} --help\n"
+            f"python -m experiments.benchmark {'engine'} --help\n"
         )
         sys.exit(command.BAD_FLAGS)
     sys.argv = [f"{arguments[0]} {name}", *arguments[2:]]

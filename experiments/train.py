@@ -37,6 +37,8 @@ from experiments.reporting import report
 from experiments.running import (
     command,
     dataset,
+    determinism,
+    fields,
     fitting,
     folder,
     limits,
@@ -296,6 +298,8 @@ def main():
     values = flags.FLAGS
     if values.coordinator and not re.fullmatch(r".+:\d+", values.coordinator):
         raise command.ConfigError(f"--coordinator={values.coordinator} has no port; host:port.")
+    fields.check(values.config)
+    determinism.ask(values.config.deterministic)
     with command.checking_config():
         processes.initialize(
             coordinator=values.coordinator,

@@ -117,6 +117,7 @@ def packed_rows(encoded, *, rows, length, prompt_weight):
         yield token_BT, segment_BT, weight_BT
 
 
+@functools.partial(precision.in_dtype, dtype=jnp.float32)
 def prediction(model, token_BT, segment_BT):
     """Returns each token's log-prob given its past, and whether it is the most likely one."""
     hidden_BTD = model.hidden(token_BT, masks.until_of_segments(segment_BT))

@@ -143,12 +143,7 @@ def read(folder, model, *, dtype=None, shardings=None):
     places = [None] * len(names) if shardings is None else jax.tree.leaves(shardings)
     place_of, wanted = dict(zip(names, places, strict=True)), parts(model)
     with contextlib.ExitStack() as stack:
-        files = [
-            stack.enter_context(safetensors_file.File(folder, name))
-            for name in _weight_files(folder)
-        ]
-        # Entered last, so that after an error no thread reads from a closed file.
-        pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(READERS, "read"))
+        files, pool = _opened(folder, stack)
         file_of = _check_tensors(folder, model.config, wanted, files, pool)
         dtype_of = _dtypes(wanted, file_of, dtype)
         arrays = _empty_stacks(wanted, dtype_of, place_of)
@@ -160,6 +155,27 @@ def read(folder, model, *, dtype=None, shardings=None):
         ]
         _read_ahead(reads, pool, functools.partial(_add, arrays, dtype_of))
     return structure.unflatten([arrays[name] for name in names])
+
+
+def check(folder, model):
+    """Returns the dtypes of a folder's tensors, sorted; reads no more than the files' headers.
+
+    folder, model: of `read`, which raises the same for a folder that does not fit. (Where the
+    embedding is also the head and a file holds both, these are read and compared.)
+    """
+    with contextlib.ExitStack() as stack:
+        files, pool = _opened(folder, stack)
+        file_of = _check_tensors(folder, model.config, parts(model), files, pool)
+        return sorted({file.entries[name].dtype for name, file in file_of.items()})
+
+
+def _opened(folder, stack):
+    """Returns a folder's files and the threads that read them, entered into an ExitStack."""
+    files = [
+        stack.enter_context(safetensors_file.File(folder, name)) for name in _weight_files(folder)
+    ]
+    # Entered last, so that after an error no thread reads from a closed file.
+    return files, stack.enter_context(concurrent.futures.ThreadPoolExecutor(READERS, "read"))
 
 
 @dataclasses.dataclass(frozen=True)

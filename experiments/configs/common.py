@@ -75,6 +75,7 @@ def base():
     c.seed = 0
     c.steps = 100
     c.compile_cache = "auto"  # folder of compiled programs; "auto": in ~/.cache; "": none
+    c.deterministic = False  # on GPUs, the same bits in every process; slower, docs/design.md
 
     c.model = ConfigDict()
     # Of the initial planner and of the frozen modules: a Hugging Face folder, or the name on the

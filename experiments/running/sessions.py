@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from agents import prompts
-from experiments.running import backends, command, compiled, tokens
+from experiments.running import backends, command, compiled, determinism, tokens
 from flow_grpo_jax import batching, judge, loss, optimizer, rollout, scoring, symbolic, update
 from models import folders, hardware, hub, huggingface, lora, qwen2, sharding
 from models.attention import kernels
@@ -225,6 +225,7 @@ def build(config, *, training=True):
     if config.rollout.grammar:
         command.need("grammar")
     answering = backends.build(config.backends)
+    determinism.ask(training and config.deterministic)
     with command.checking_config():
         sizes = config.mesh
         mesh = sharding.make_mesh(data=sizes.data, fsdp=sizes.fsdp, tensor=sizes.tensor)

@@ -2,12 +2,15 @@
 
     python -m experiments.benchmark engine --models=nano \\
         --torch_python=.venv/bin/python --tunix_python=tunix/bin/python --out=engine.jsonl
-    python -m experiments.benchmark engine --models=7b --loads=uniform,trace --out=engine.jsonl
+    python -m experiments.benchmark engine --quick --trace --out=engine.jsonl
 
-The second line is for one accelerator with 139 GiB, on random weights made on the spot, and is
-meant to take less than ten minutes; it has not been run on one yet. The peers are optional (on a
-GPU, set XLA_PYTHON_CLIENT_PREALLOCATE=false to leave them memory). Each runs in an environment of
-its own, made by
+The second line is for one accelerator, on random weights made on the spot: the largest of 7B, 1.5B
+and 0.5B that fits, without peers. It is meant to take two to three minutes on one H100; on CPU it
+takes the nano size. On a GPU, JAX takes three quarters of the memory unless
+XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 is set; with peers, XLA_PYTHON_CLIENT_PREALLOCATE=false leaves
+them some. For devices that are absent, see `experiments.benchmark ahead`.
+
+The peers are optional. Each runs in an environment of its own, made by
 
     python3 -m venv tunix && tunix/bin/pip install google-tunix jax==0.10.2 flax==0.12.8
     make test        (its .venv holds torch and transformers)
@@ -18,6 +21,7 @@ its number of tokens, which is checked. After a few tokens for everyone to warm 
 between the contestants, with other prompts in each round, and a comparison is the median over
 rounds of the ratio within one.
 
+    prefill      as many prompts as slots, of one length, each answered with one token
     uniform      as many requests as slots, of one length
     queue        three times as many, of mixed lengths, all there from the start
     trace        agents: G = 8, three turns, a growing memory, tools in between
@@ -29,7 +33,7 @@ batching with its shared prefixes. Time in which all agents wait for tools passe
 is not waited for. Tunix's prompts and batches are padded to powers of two, so that it compiles few
 programs; compilation in a timed run is left out.
 
-    tok/s     generated tokens per second of the whole load
+    tok/s     generated tokens per second of the whole load; "prompt": tokens of prompts
     first     ms from when a request could be sent to its first token, median / 95th percentile; a
               static batch draws it then, but shows it only at its end
     fill      share of the slots' decode steps that drew a token; "queued": while requests waited
@@ -42,6 +46,8 @@ programs; compilation in a timed run is left out.
               whichever takes longer; never less than the longest chain alone. A processor's caches
               may beat it.
     decode    the same for the steps that only decode, with their actual fill
+
+--trace shows the time of each kernel in one prefill call and in a few decode calls of full slots.
 """
 
 import contextlib
@@ -60,19 +66,18 @@ import numpy as np
 from absl import flags, logging
 
 from experiments.running import command
-from experiments.speed import decoding, measure, traffic
+from experiments.speed import decoding, measure, summary, tracing, traffic
 from experiments.speed.peers import drive, link
 from flow_grpo_jax import files
 from models import huggingface, qwen2
-from models.engine import types
+from models.engine import placement, types
 from models.engine.engine import Engine
 
-PEERS = {  # name -> (program, how it is loaded)
-    "torch": ("torch", dict(how="static")),
-    "torch-continuous": ("torch", dict(how="continuous")),
-    "tunix": ("tunix", {}),
-}
-OURS = "ours"
+USUAL = {"loads": list(traffic.LOADS), "rounds": 3}
+QUICK = {"loads": ["prefill", "uniform", "trace"], "rounds": 1}
+QUICK_QUESTIONS = 4  # of the trace
+TRACED_CALLS = 3  # of decoding
+TRACED = 2**31  # in the place of the number of a round
 
 
 # ---- ours --------------------------------------------------------------------------------------
@@ -87,29 +92,43 @@ class Advance:
     counts: dict
 
 
-class OurEngine:
-    """Our engine on one load."""
+def our_settings(size, longest, memory, *, dtype, platform, chosen):
+    """Returns the arguments of our engine, except weights and mesh.
 
-    def __init__(self, model, size, load, *, dtype, overlap, settings):
+    Args:
+      longest: tokens of the longest request. memory: bytes for model and engine; None for no limit.
+      chosen: {name: value} in place of those of `size.engine`; None takes these.
+
+    Raises:
+      ConfigError: the engine does not fit.
+    """
+    own = {name: value or size.engine[name] for name, value in chosen.items()}
+    most = -(-longest // own["page_size"]) * own["page_size"]
+    separate = platform in placement.SLICES_ARE_COPIED
+    with command.checking_config():
+        tokens = size.cache_tokens(most, memory, dtype.itemsize, separate=separate)
+    return own | dict(
+        slots=size.slots,
+        max_length=most,
+        cache_tokens=tokens,
+        dtype=dtype,
+        separate=separate,
+        constraints=False,
+    )
+
+
+class OurEngine:
+    """Our engine; the loads that it runs have no longer requests than its settings allow."""
+
+    def __init__(self, model, *, overlap, settings):
+        """settings: of `our_settings`."""
         started = time.perf_counter()
-        page = settings["page_size"]
-        most = -(-load.longest[2] // page) * page
-        self.slots, self.page = size.slots, page
+        self.slots, self.page = settings["slots"], settings["page_size"]
         self.prefill_size = settings["prefill_tokens"] * settings["prefill_rows"]
-        # Room for running requests, and as much again for remembered ones.
-        self.engine = Engine(
-            {"policy": model},
-            slots=size.slots,
-            max_length=most,
-            cache_tokens=2 * size.slots * most,
-            dtype=dtype,
-            separate=True,
-            overlap=overlap,
-            in_flight="finish",
-            seed=0,
-            constraints=False,
-            **settings,
-        )
+        with command.checking_config():
+            self.engine = Engine(
+                {"policy": model}, overlap=overlap, in_flight="finish", seed=0, **settings
+            )
         self.engine.warmup()
         self.compile_seconds = time.perf_counter() - started
 
@@ -124,10 +143,10 @@ class OurEngine:
         total = functools.partial(_total, self.steps)
         shared, slot_steps = total("shared_tokens"), total("slot_steps")
         return run.report() | {
-            "fill": total("drawn_tokens") / slot_steps,
+            "fill": _share(total("drawn_tokens"), slot_steps),
             "fill_queued": _share(_total(queued, "drawn_tokens"), _total(queued, "slot_steps")),
-            "wasted": total("wasted_steps") / slot_steps,
-            "waited": total("waited_steps") / slot_steps,
+            "wasted": _share(total("wasted_steps"), slot_steps),
+            "waited": _share(total("waited_steps"), slot_steps),
             "hits": _share(shared, could) if in_pages else None,
             "hits_in_pages": _share(shared, in_pages),
             "could_share": could,
@@ -145,6 +164,27 @@ class OurEngine:
                 if step.counts["decode_calls"] and not step.counts["prefill_calls"]
             ],
         }
+
+    def trace(self, load):
+        """Returns `tracing.kernels` of a first advance, which prefills, and of decoding alone."""
+        for c, (turn, *_) in enumerate(load.chains[: self.slots]):
+            sampling = types.Sampling(max_tokens=turn.new)
+            self.engine.submit(types.Request(turn.prompt, sampling, address=(TRACED, c)))
+        found = {"prefill": tracing.kernels(self.engine.advance)}
+        while self.engine.pending:
+            before = self.engine.statistics.prefill_calls
+            self.engine.advance()
+            if self.engine.statistics.prefill_calls == before:
+                break
+
+        def decode():
+            for _ in range(TRACED_CALLS):
+                self.engine.advance()
+
+        found["decode"] = tracing.kernels(decode)
+        while self.engine.pending:
+            self.engine.advance()
+        return found
 
     def submit(self, key, turn):
         sampling = types.Sampling(max_tokens=turn.new)
@@ -224,113 +264,19 @@ def run_rounds(contestants, make_load, rounds, *, slots, dtype):
     return reports, rate, bandwidth
 
 
-def summarise(reports, load, limit, slots):
-    """Returns {name: values} of a measured load."""
-    seconds = {name: np.array([r["seconds"] for r in rounds]) for name, rounds in reports.items()}
-    shared = max((r.get("could_share", 0) for r in reports[OURS]), default=0)
-    shortest = limit.seconds(load, slots, shared)
-    results = {}
-    for name, rounds in reports.items():
-        median = float(np.median(seconds[name]))
-        first = np.concatenate([r["first"] for r in rounds])
-        middle = lambda key, rounds=rounds: _median([r.get(key) for r in rounds])
-        results[name] = {
-            "seconds": seconds[name].tolist(),
-            "median_seconds": median,
-            "tokens_per_second": load.new_tokens / median,
-            "first_seconds": {f"p{q}": float(np.percentile(first, q)) for q in (50, 95)},
-            **{
-                key: middle(key)
-                for key in (
-                    "fill",
-                    "fill_queued",
-                    "wasted",
-                    "waited",
-                    "hits",
-                    "hits_in_pages",
-                    "steps",
-                    "decode_calls",
-                    "prefill_calls",
-                    "prefill_fill",
-                )
-            },
-            "compiled": rounds[-1].get("compiled"),
-            "compile_seconds": rounds[-1].get("compile_seconds"),
-            "peak_bytes": rounds[-1]["peak_bytes"],
-            "limit": shortest / median,
-            "decode_limit": decode_share(rounds, load, limit),
-            "faster_than": {
-                other: measure.spread(seconds[other] / seconds[name])
-                for other in PEERS
-                if other in reports and other != name
-            },
-        }
-    return results
-
-
-def _median(values):
-    return None if None in values else float(np.median(values))
-
-
-def decode_share(rounds, load, limit):
-    """Returns the share of the limit in steps that only decode; None where there are none."""
-    steps_alone = [step for r in rounds for step in r.get("decoding", ())]
-    if not steps_alone:
-        return None
-    seen = decoding.context(load) / max(1, sum(turn.new - 1 for turn in load.turns))
-    best = sum(
-        limit.decode_seconds(steps, tokens, tokens * seen) for _, steps, tokens in steps_alone
-    )
-    return best / sum(seconds for seconds, *_ in steps_alone)
-
-
-# ---- report ------------------------------------------------------------------------------------
-
-
-def table(results):
-    """Returns the lines of a table."""
-    peers = [name for name in PEERS if name in results]
-    percent = lambda share: "-" if share is None else f"{100 * share:.0f} %"
-    number = lambda value, spec="": "-" if value is None else format(value, spec)
-    head = ["", "s", "tok/s", "first", "fill", "queued", "wasted", "hits", "pages"]
-    head += ["programs", "compile s", "GiB", "limit", "decode", *[f"x {peer}" for peer in peers]]
-    rows = [head]
-    for name, r in results.items():
-        ratios = [r["faster_than"].get(peer) for peer in peers]
-        first = [f"{1e3 * r['first_seconds'][q]:,.0f}" for q in ("p50", "p95")]
-        rows.append(
-            [
-                name,
-                f"{r['median_seconds']:.2f}",
-                f"{r['tokens_per_second']:,.0f}",
-                " / ".join(first),
-                percent(r["fill"]),
-                percent(r["fill_queued"]),
-                percent(r["wasted"]),
-                number(r["hits"], ".3f"),
-                number(r["hits_in_pages"], ".3f"),
-                number(r["compiled"]),
-                number(r["compile_seconds"], ".1f"),
-                f"{r['peak_bytes'] / 2**30:.2f}",
-                number(r["limit"], ".3f"),
-                number(r["decode_limit"], ".3f"),
-                *["-" if q is None else measure.as_text(q) for q in ratios],
-            ]
-        )
-    return measure.aligned(rows)
-
-
 # ---- the command -------------------------------------------------------------------------------
 
 
 def define_flags():
     sizes = ", ".join(traffic.SIZES)
-    flags.DEFINE_list("models", None, f"Of {sizes}. By default nano; on an accelerator 7b.")
-    flags.DEFINE_list("loads", list(traffic.LOADS), f"Of {', '.join(traffic.LOADS)}.")
+    flags.DEFINE_bool("quick", False, f"One round of {', '.join(QUICK['loads'])}.")
+    flags.DEFINE_bool("trace", False, "Also show the time of each kernel.")
+    flags.DEFINE_list("models", None, f"Of {sizes}. By default what fits; on CPU nano.")
+    flags.DEFINE_list("loads", None, f"Of {', '.join(traffic.LOADS)}; by default all.")
     flags.DEFINE_string("torch_python", "", "Interpreter for the torch peers; empty = without.")
     flags.DEFINE_string("tunix_python", "", "Interpreter for the Tunix peer; empty = without it.")
     flags.DEFINE_bool("torch_continuous", True, "Also run transformers' continuous batching.")
-    flags.DEFINE_integer("rounds", 3, "Timed runs of each contestant.", lower_bound=1)
+    flags.DEFINE_integer("rounds", None, "Timed runs of each contestant.", lower_bound=1)
     flags.DEFINE_integer("threads", 0, "CPU threads of torch; 0 = one for each core.", 0)
     flags.DEFINE_integer("seed", 0, "Of weights and requests.")
     for name in traffic.ON_CPU:
@@ -342,7 +288,7 @@ def define_flags():
 def start_peers(stack, values, model, dtype, size):
     """Starts peers and loads the model; returns ({name: link.Peer}, {library: version})."""
     interpreters = {"torch": values.torch_python, "tunix": values.tunix_python}
-    names = [name for name, (program, _) in PEERS.items() if interpreters[program]]
+    names = [name for name, (program, _) in summary.PEERS.items() if interpreters[program]]
     if not values.torch_continuous:
         names = [name for name in names if name != "torch-continuous"]
     if not names:
@@ -352,7 +298,7 @@ def start_peers(stack, values, model, dtype, size):
     huggingface.save(folder, model, dtype=np.dtype(dtype))
     peers, versions = {}, {}
     for name in names:
-        program, how = PEERS[name]
+        program, how = summary.PEERS[name]
         peers[name] = stack.enter_context(
             link.Peer(program, interpreters[program], threads=threads, measured="engine")
         )
@@ -374,22 +320,40 @@ def peer_contestant(peer, load, page_size):
     return lambda number, load: prepared | peer.ask("run", chains=load.chains)
 
 
+def size_of(name, quick):
+    """Returns the EngineSize of a name; with --quick its trace has fewer questions."""
+    size = traffic.SIZES[name]
+    most = QUICK_QUESTIONS if quick else size.questions
+    return dataclasses.replace(size, questions=min(size.questions, most))
+
+
+def longest_of(size, names, seed):
+    """Returns the tokens of the longest request of several loads."""
+    return max(traffic.LOADS[name](size, seed, 0).longest[2] for name in names)
+
+
 def measure_size(name, values):
     """Measures all loads of one size; yields (load, its record: results and their settings)."""
-    size, on_cpu = traffic.SIZES[name], jax.default_backend() == "cpu"
+    size, on_cpu = size_of(name, values.quick), jax.default_backend() == "cpu"
     dtype = jnp.dtype(jnp.float32 if on_cpu else jnp.bfloat16)
-    settings = {key: values[key].value or size.engine[key] for key in traffic.ON_CPU}
     overlap = not on_cpu if values.overlap is None else values.overlap
+    settings = our_settings(
+        size,
+        longest_of(size, values.loads, values.seed),
+        measure.memory(),
+        dtype=dtype,
+        platform=jax.default_backend(),
+        chosen={key: getattr(values, key) for key in traffic.ON_CPU},
+    )
     make = jax.jit(functools.partial(qwen2.Qwen2, config=size.dims, dtype=dtype))
     model = jax.block_until_ready(make(jax.random.key(values.seed)))
     with contextlib.ExitStack() as stack:
         peers, versions = start_peers(stack, values, model, dtype, size)
+        ours = OurEngine(model, overlap=overlap, settings=settings)
         for load_name in values.loads:
             make_load = functools.partial(traffic.LOADS[load_name], size, values.seed)
             load = make_load(0)
-            with command.checking_config():
-                ours = OurEngine(model, size, load, dtype=dtype, overlap=overlap, settings=settings)
-            contestants = {OURS: ours.run} | {
+            contestants = {summary.OURS: ours.run} | {
                 peer_name: peer_contestant(peer, load, settings["page_size"])
                 for peer_name, peer in peers.items()
             }
@@ -402,12 +366,13 @@ def measure_size(name, values):
                 "prompt_tokens": load.prompt_tokens,
                 "new_tokens": load.new_tokens,
                 "slots": size.slots,
-                "engine": settings | {"overlap": overlap},
+                "engine": {key: settings[key] for key in (*traffic.ON_CPU, "cache_tokens")}
+                | {"overlap": overlap, "layout": ours.engine.layout},
                 "dtype": dtype.name,
                 "matmul_flops_per_second": rate,
                 "copy_bytes_per_second": bandwidth,
                 "versions": versions,
-                "results": summarise(reports, load, limit, size.slots),
+                "results": summary.summarise(reports, load, limit, size.slots),
             }
             measure.write_lines(
                 [
@@ -415,16 +380,21 @@ def measure_size(name, values):
                     f"{name}, {load_name}: {len(load.turns)} requests, {load.prompt_tokens:,} "
                     f"prompt and {load.new_tokens:,} new tokens, {size.slots} slots; {dtype.name}, "
                     f"matmul {rate / 1e12:.2f} TFLOP/s, copy {bandwidth / 1e9:,.0f} GB/s",
-                    *table(record["results"]),
+                    *summary.table(record["results"]),
                 ]
             )
             yield load_name, record
-            del ours, contestants
+        if values.trace:
+            found = ours.trace(traffic.uniform(size, values.seed, TRACED))
+            for what, kernels in found.items():
+                measure.write_lines(tracing.table(f"{name}, {what}", kernels))
+            yield "kernels", {"kernels": found}
 
 
 def main():
-    values = flags.FLAGS
-    default = ["nano"] if jax.default_backend() == "cpu" else ["7b"]
+    values = measure.settled(flags.FLAGS, USUAL, QUICK)
+    fits = lambda: traffic.largest_that_fits(measure.memory())
+    default = ["nano" if jax.default_backend() == "cpu" else fits()]
     models = measure.known("models", values.models or default, traffic.SIZES)
     measure.known("loads", values.loads, traffic.LOADS)
     about = measure.about(values, ("rounds", "threads", "seed"))

@@ -18,6 +18,7 @@ from models import published, qwen2
 FIRST, MEMORY, END, RESPONSE = 2_200, 750, 310, 350
 SPREAD = {"first": 0.1, "memory": 0.6, "response": 0.6}  # standard deviation of the logarithm
 MOST_PROMPT, MOST_RESPONSE = 18_432, 2_048  # of the paper's configuration
+ROOM = 0.95  # of the memory: what a step may take by estimate
 TURNS = (1, 1, 2, 2, 2, 2, 3, 3)  # of the rollouts of a question, in random order; G = 8
 
 
@@ -29,6 +30,8 @@ class UpdateSize:
     row, rows, batches: of the uniform load: tokens of a row, rows of a micro-batch, micro-batches.
     divide: divides the method's lengths in the log-normal load.
     questions: of the log-normal load.
+    token_bytes: what a token of a micro-batch takes on an accelerator, with remat="dots" in
+      bfloat16; from the largest memory in use on one H200.
     """
 
     dims: qwen2.Config
@@ -38,6 +41,34 @@ class UpdateSize:
     divide: int
     questions: int
     rank: int = 0
+    token_bytes: float = 0.0
+
+    @property
+    def bytes(self):
+        """Bytes that a step takes on an accelerator, about."""
+        dims = self.dims
+        heads = dims.num_attention_heads + dims.num_key_value_heads
+        widths = 4 * dims.hidden_size + 2 * dims.head_dim * heads  # in and out of q, k, v, o
+        widths += 3 * (dims.hidden_size + dims.intermediate_size)
+        embeddings = 1 if dims.tie_word_embeddings else 2
+        whole = dims.num_hidden_layers * dims.layer_parameters
+        whole += embeddings * dims.vocab_size * dims.hidden_size
+        trained = self.rank * widths * dims.num_hidden_layers if self.rank else whole
+        # float32 parameters, moments and gradients; the reference; weights and gradients cast.
+        lasting = 16 * trained + 2 * whole + (0 if self.rank else 4 * whole)
+        return lasting + self.token_bytes * self.rows * self.row
+
+    def fitted(self, memory):
+        """Returns the same load in micro-batches of as many rows as fit; None if not one does.
+
+        memory: bytes; None for no limit.
+        """
+        size = self
+        while memory is not None and size.bytes > ROOM * memory:
+            if size.rows == 1:
+                return None
+            size = dataclasses.replace(size, rows=size.rows // 2, batches=2 * size.batches)
+        return size
 
 
 SIZES = {
@@ -58,13 +89,36 @@ SIZES = {
         divide=16,
         questions=1,
     ),
+    "0.5b": UpdateSize(
+        published.SIZES["0.5b"],
+        row=4_096,
+        rows=4,
+        batches=4,
+        divide=5,
+        questions=8,
+        token_bytes=0.7e6,  # not measured
+    ),
     "1.5b": UpdateSize(
-        published.SIZES["1.5b"], row=4_096, rows=4, batches=4, divide=5, questions=8
+        published.SIZES["1.5b"],
+        row=4_096,
+        rows=4,
+        batches=4,
+        divide=5,
+        questions=8,
+        token_bytes=1.45e6,
     ),
     "7b-lora": UpdateSize(
-        published.SIZES["7b"], row=4_096, rows=4, batches=4, divide=5, questions=8, rank=64
+        published.SIZES["7b"],
+        row=4_096,
+        rows=4,
+        batches=4,
+        divide=5,
+        questions=8,
+        rank=64,
+        token_bytes=5.7e6,
     ),
 }
+ON_ACCELERATOR = (("1.5b", "0.5b"), ("7b-lora",))  # of each, the first that fits
 
 
 @dataclasses.dataclass(frozen=True)

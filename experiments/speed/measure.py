@@ -10,6 +10,7 @@ import platform
 import resource
 import sys
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,11 @@ def peak_bytes():
     statistics = jax.local_devices()[0].memory_stats() or {}
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return statistics.get("peak_bytes_in_use", host)
+
+
+def memory():
+    """Returns the bytes that JAX may use on a device; None where they are not told, as on CPUs."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
 def matmul_rate(dtype):
@@ -86,6 +92,18 @@ def known(flag, names, valid):
     return list(names)
 
 
+def settled(values, usual, quick):
+    """Returns flags as a namespace: those not given as --quick or its absence wants them.
+
+    usual, quick: {name: value}, of flags whose default is None.
+    """
+    defaults = usual | quick if values.quick else usual
+    found = {name: values[name].value for name in values}
+    return types.SimpleNamespace(
+        **found | {name: value for name, value in defaults.items() if found[name] is None}
+    )
+
+
 def about(values, names):
     """Returns what a result depends on: time, machine, versions, and flags by name."""
     return {
@@ -95,5 +113,5 @@ def about(values, names):
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "jax": jax.__version__,
-        "settings": {name: values[name].value for name in names},
+        "settings": {name: getattr(values, name) for name in names},
     }

@@ -4,6 +4,7 @@ A load is a list of chains of turns, see peers/drive.py. Lengths and waits depen
 the tokens on the round too, so that no round finds its prompts in the cache.
 """
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -39,7 +40,43 @@ class EngineSize:
     tool_seconds: float
     engine: dict
 
+    def weights(self, itemsize):
+        """Bytes of the model with numbers of so many bytes, about."""
+        embeddings = 1 if self.dims.tie_word_embeddings else 2
+        layers = self.dims.num_hidden_layers * self.dims.layer_parameters
+        return itemsize * (layers + embeddings * self.dims.vocab_size * self.dims.hidden_size)
 
+    def cache_tokens(self, longest, memory, itemsize, *, separate):
+        """Returns how many tokens the engine's cache is to hold.
+
+        Room for running requests, and as much again for remembered ones, as far as there is memory.
+
+        Args:
+          longest: tokens of the longest request. memory: bytes for model and engine; None for no
+            limit. itemsize: bytes of a number.
+          separate: whether the engine has layers of its own.
+
+        Raises:
+          ValueError: not even two such requests fit.
+        """
+        wanted = 2 * self.slots * longest
+        if memory is None:
+            return wanted
+        dims = self.dims
+        held = self.weights(itemsize)
+        if separate:
+            held += itemsize * dims.num_hidden_layers * dims.layer_parameters
+        position = 2 * dims.num_key_value_heads * dims.head_dim * dims.num_hidden_layers * itemsize
+        room = int(max(0.0, ROOM * memory - held) / position)
+        if room < 2 * longest:
+            raise ValueError(
+                f"Beside the weights {room:,} tokens fit into the cache, and a request has up to "
+                f"{longest:,}: choose a smaller model."
+            )
+        return min(wanted, room)
+
+
+ROOM = 0.85  # of the free memory: what layers and cache of the engine may take
 ON_CPU = dict(page_size=16, prefill_tokens=32, prefill_rows=8, prefill_calls=16, decode_steps=8)
 ON_GPU = dict(page_size=64, prefill_tokens=512, prefill_rows=2, prefill_calls=16, decode_steps=8)
 SMALL = dict(prompt=128, response=64, divide=10, engine=ON_CPU)
@@ -94,6 +131,21 @@ SIZES = {
         **LARGE,
     ),
 }
+ON_ACCELERATOR = ("7b", "1.5b", "0.5b")  # by default the first that fits
+
+
+def largest_that_fits(memory):
+    """Returns the name of the model to measure on an accelerator with so many bytes.
+
+    All running requests of the uniform load fit into its cache.
+    """
+    for name in ON_ACCELERATOR:
+        size = SIZES[name]
+        longest = size.prompt + size.response
+        with contextlib.suppress(ValueError):
+            if size.cache_tokens(longest, memory, 2, separate=True) >= size.slots * longest:
+                return name
+    return ON_ACCELERATOR[-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +204,12 @@ def uniform(size, seed, turn_of):
     return EngineLoad(tuple((turn(),) for _ in range(size.slots)))
 
 
+def prefill(size, seed, turn_of):
+    """Makes the prompts of `uniform`, each to be answered with one token: no step decodes."""
+    load = uniform(size, seed, turn_of)
+    return EngineLoad(tuple((turn._replace(new=1),) for (turn,) in load.chains))
+
+
 def queue(size, seed, turn_of):
     """Makes more requests than slots, of mixed lengths, all at once; no prefix is shared."""
     drawn = _Requests(size, seed, turn_of)
@@ -200,7 +258,7 @@ def first_tokens(load, count):
     return EngineLoad(tuple((chain[0]._replace(new=2),) for chain in load.chains[:count]))
 
 
-LOADS = {"uniform": uniform, "queue": queue, "trace": trace, "single": single}
+LOADS = {"prefill": prefill, "uniform": uniform, "queue": queue, "trace": trace, "single": single}
 
 
 def common_prefixes(prompts, page_size):

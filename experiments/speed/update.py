@@ -2,11 +2,15 @@
 
     python -m experiments.benchmark update --models=nano,20m \\
         --torch_python=.venv/bin/python --tunix_python=tunix/bin/python --out=update.json
-    python -m experiments.benchmark update --models=1.5b,7b-lora --out=update.json
+    python -m experiments.benchmark update --quick --trace --out=update.json
 
-The second line is for one accelerator with 139 GiB and takes less than ten minutes. The peers are
-optional (on a GPU, set XLA_PYTHON_CLIENT_PREALLOCATE=false to leave them memory). Each runs in an
-environment of its own, made by
+The second line is for one accelerator: the largest models that fit (1.5B or 0.5B in full, 7B by
+LoRA), in as large micro-batches as fit, without peers. It is meant to take three minutes on one
+H100; on CPU it takes the nano size. On a GPU, JAX takes three quarters of the memory unless
+XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 is set; with peers, XLA_PYTHON_CLIENT_PREALLOCATE=false leaves
+them some. For devices that are absent, see `experiments.benchmark ahead`.
+
+The peers are optional. Each runs in an environment of its own, made by
 
     python3 -m venv tunix && tunix/bin/pip install google-tunix jax==0.10.2 flax==0.12.8
     make test        (its .venv holds torch and transformers)
@@ -34,9 +38,10 @@ packing of the policy's pass. Logits: torch makes them at response positions, Tu
     done             the same share for the FLOPs that are really needed: unembedding at response
                      positions only, and the forward pass of the reference.
 
+--trace shows the time of each kernel in one of our steps.
+
 Dimensions:
-  Q questions    G rollouts of a question    S samples (turns)    B rows    T tokens in a row
-  A response tokens of a row    D model width    V vocabulary
+  T tokens in a row
 """
 
 import contextlib
@@ -46,7 +51,6 @@ import json
 import os
 import pathlib
 import tempfile
-import time
 
 import jax
 import jax.numpy as jnp
@@ -54,20 +58,16 @@ import numpy as np
 from absl import flags, logging
 
 from experiments.running import command
-from experiments.speed import loads, measure
+from experiments.speed import chunks, loads, measure, step, tracing
 from experiments.speed.peers import link
-from flow_grpo_jax import files, logprobs, loss, optimizer, packing, update
-from models import huggingface, lora, qwen2
-from models.attention import kernels
+from flow_grpo_jax import files, packing
 
-LOSS = dict(clip_low=0.2, clip_high=0.3, dual_clip=3.0, kl_coef=1e-3)
-# Too small to change a weight: every step starts from the same ones.
-OPTIMIZER = dict(lr=1e-12, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip_norm=1.0)
 # Largest relative difference of policy loss and KL, by compute dtype. Measured: 1e-6 in float32.
 AGREEMENT = {"float32": 1e-4, "bfloat16": 5e-2}
 PEERS = {"torch": "torch", "tunix": "tunix", "tunix-packed": "tunix"}
 SAME_LOSS = ("torch", "tunix")  # packed rows change what Tunix's loss averages over
-PROBE_VOCABULARY, PROBE_WIDTH, PROBE_TOKENS = 151_936, 256, (1_024, 4_096)
+USUAL = {"loads": list(loads.LOADS), "rounds": 5, "logprobs": True, "layouts": packing.LAYOUTS}
+QUICK = USUAL | {"rounds": 2, "logprobs": False, "layouts": ("tree",)}
 
 
 # ---- what is measured --------------------------------------------------------------------------
@@ -89,157 +89,38 @@ class Contestant:
     reports: list = dataclasses.field(default_factory=list)
 
 
-class OurUpdate:
-    """The update of this repository on one size."""
-
-    def __init__(self, size, *, dtype, remat, attend, chunk, seed):
-        key_model, key_reference, key_adapters = jax.random.split(jax.random.key(seed), 3)
-        make = functools.partial(qwen2.Qwen2, config=size.dims)
-        assemble = update.whole_model
-        if size.rank:
-            self.frozen = jax.jit(functools.partial(make, dtype=dtype))(key_model)
-            settings = lora.Settings(size.rank, 2.0 * size.rank, tuple(lora.TARGETS))
-            params = jax.jit(functools.partial(lora.init, settings=settings))(
-                self.frozen, key_adapters
-            )
-            assemble = lora.combine
-        else:
-            params = jax.jit(make)(key_model)
-            # Near the policy, as in training: far from it everyone bounds KL in another way.
-            mix = lambda ours, other: (0.9 * ours + 0.1 * other).astype(dtype)
-            self.frozen = jax.jit(lambda *keys: jax.tree.map(mix, *map(make, keys)))(
-                key_model, key_reference
-            )
-        adamw = optimizer.make(warmup_steps=0, moment_dtype="float32", **OPTIMIZER)
-        self.state = update.init(params, adamw)
-        self.make_update = functools.partial(
-            update.Update,
-            adamw,
-            numbers=loss.Numbers(sequence_ratio=False, tis_cap=0.0, **LOSS),
-            execution=qwen2.Execution(dtype=dtype, remat=remat, attend=kernels.make(attend)),
-            temperature=1.0,
-            chunk=chunk,
-            assemble=assemble,
-            epochs=1,
-            old_logprobs="sampler",
-            donate_params=True,
-        )
-
-    def save(self, folder):
-        """Writes policy and reference as Hugging Face folders; returns their paths."""
-        paths = {"folder": folder / "policy", "reference": folder / "reference"}
-        huggingface.save(paths["folder"], self.state.params)
-        huggingface.save(paths["reference"], self.frozen, dtype=np.float32)
-        return {name: str(path) for name, path in paths.items()}
-
-    def step(self, run, batches):
-        """Runs one optimizer step by an Update from `make_update`."""
-        jax.block_until_ready(self.state)
-        started = time.perf_counter()
-        self.state, metrics = run(self.state, self.frozen, [batches])
-        jax.block_until_ready(self.state)
-        return {
-            "seconds": time.perf_counter() - started,
-            "policy": metrics["loss/policy"],
-            "kl": metrics["loss/kl"],
-            "grad_norm": metrics["optim/grad_norm"],
-            "compiled": run.compile_count,
-            "peak_bytes": measure.peak_bytes(),
-        }
-
-
-def useful_flops(size, *, tokens, pairs, sampled):
-    """Returns FLOPs of training (by the usual formula, really needed).
-
-    Args:
-      tokens: how many must be computed. pairs: how many pairs of a query and a key that it sees
-        these have. sampled: how many of the tokens carry loss.
-    """
-    dims = size.dims
-    layers = dims.num_hidden_layers * dims.layer_parameters
-    head = dims.vocab_size * dims.hidden_size
-    width = dims.num_hidden_layers * dims.num_attention_heads * dims.head_dim
-    passes = 4 if size.rank else 6
-    usual = passes * (layers + head) * tokens + 12 * width * pairs
-    reference = 2 * layers * tokens + 2 * head * sampled + 4 * width * pairs
-    done = passes * (layers * tokens + head * sampled) + 12 * width * pairs + reference
-    return float(usual), float(done)
-
-
-def flops_alone(size, load):
-    """Returns `useful_flops` of the samples, each on its own."""
-    length_S = np.array([len(s.prompt_tokens) + len(s.response_tokens) for s in load.samples])
-    return useful_flops(
-        size,
-        tokens=int(length_S.sum()),
-        pairs=int((length_S * (length_S + 1) // 2).sum()),
-        sampled=load.sampled_tokens,
-    )
-
-
-def flops_of_batches(size, batches):
-    """Returns `useful_flops` of TurnBatches: a shared prefix counts once."""
-    tokens = pairs = 0
-    for batch in batches:
-        # Of each key: the queries that see it.
-        seen_by_BT = batch.until_BT - np.arange(batch.until_BT.shape[1])
-        real_BT = batch.until_BT > 0
-        tokens += int(real_BT.sum())
-        pairs += int(seen_by_BT[real_BT].sum())
-    return useful_flops(
-        size, tokens=tokens, pairs=pairs, sampled=sum(int(b.mask_BA.sum()) for b in batches)
-    )
-
-
-def logprob_temporaries(chunk):
-    """Returns temporary bytes of log-probs, forward and backward, by method and tokens.
-
-    The programs are only compiled. V is Qwen's vocabulary; D is small, so that logits dominate.
-    """
-    config = qwen2.Config(PROBE_VOCABULARY, PROBE_WIDTH, PROBE_WIDTH, 1, 4, 1, 64)
-    model = jax.eval_shape(lambda: qwen2.Qwen2(jax.random.key(0), config))
-
-    def ours(model, hidden_BAD, target_BA):
-        how = dict(temperature=1.0, chunk=chunk)
-        mask_BA = jnp.ones(target_BA.shape, bool)
-        return logprobs.token_logprobs(model, hidden_BAD, target_BA, mask_BA, **how)[0].sum()
-
-    def naive(model, hidden_BAD, target_BA):
-        logp_BAV = jax.nn.log_softmax(model.logits(hidden_BAD))
-        return jnp.take_along_axis(logp_BAV, target_BA[:, :, None], axis=-1).sum()
-
-    temporaries = {}
-    for name, function in (("ours", ours), ("naive", naive)):
-        for tokens in PROBE_TOKENS:
-            arguments = (
-                model,
-                jax.ShapeDtypeStruct((1, tokens, PROBE_WIDTH), jnp.float32),
-                jax.ShapeDtypeStruct((1, tokens), jnp.int32),
-            )
-            compiled = jax.jit(jax.grad(function, argnums=(0, 1))).lower(*arguments).compile()
-            temporaries[f"{name} {tokens}"] = compiled.memory_analysis().temp_size_in_bytes
-    return temporaries
-
-
 # ---- one load ----------------------------------------------------------------------------------
 
 
-def our_contestants(ours, size, load, name):
+def our_batches(size, load, layout, *, uniform):
+    """Returns the TurnBatches of our step on a load.
+
+    uniform: whether all samples are as long as a row.
+    """
+    T, tokens = -(-load.longest // 64) * 64, size.row * size.rows
+    shapes = {(T, tokens // T)}
+    if not uniform:  # what does not fill the large micro-batch goes into single rows
+        shapes |= {(T // 4, 1), (T, 1)}
+    lengths, rows = zip(*sorted(shapes), strict=True)
+    return loads.micro_batches(load, layout, row_lengths=lengths, rows=rows)
+
+
+def layouts_of(load_name, layouts):
+    """Returns those of several layouts that differ on a load: rows of one length are all alike."""
+    return ("padded",) if load_name == "uniform" else layouts
+
+
+def our_contestants(ours, size, load, name, layouts):
     """Returns {name: Contestant} of the layouts that differ on this load."""
     contestants = {}
-    for layout in packing.LAYOUTS if name == "lognormal" else ("padded",):
-        T, tokens = -(-load.longest // 64) * 64, size.row * size.rows
-        shapes = {(T, tokens // T)}
-        if name == "lognormal":  # what does not fill the large micro-batch goes into single rows
-            shapes |= {(T // 4, 1), (T, 1)}
-        lengths, rows = zip(*sorted(shapes), strict=True)
-        batches = loads.micro_batches(load, layout, row_lengths=lengths, rows=rows)
+    for layout in layouts_of(name, layouts):
+        batches = our_batches(size, load, layout, uniform=name == "uniform")
         shapes = sorted({batch.token_BT.shape for batch in batches})
         contestants[f"ours {layout}"] = Contestant(
             functools.partial(ours.step, ours.make_update(), batches),
             sum(batch.token_BT.size for batch in batches),
             f"{len(batches)} micro-batches of {' or '.join('x'.join(map(str, s)) for s in shapes)}",
-            flops_of_batches(size, batches),
+            step.flops_of_batches(size, batches),
         )
     return contestants
 
@@ -263,8 +144,12 @@ def peer_contestant(peer, name, size, load):
         max_response=load.most_response,
         packed=load.longest if name == "tunix-packed" else 0,
     )
-    step = functools.partial(peer.ask, "step")
-    return Contestant(step, reply["computed_tokens"], reply["layout"], flops_alone(size, load))
+    return Contestant(
+        functools.partial(peer.ask, "step"),
+        reply["computed_tokens"],
+        reply["layout"],
+        step.flops_alone(size, load),
+    )
 
 
 def check_agreement(contestants, dtype):
@@ -370,25 +255,33 @@ def table(results):
 
 
 def define_flags():
+    flags.DEFINE_bool("quick", False, "Two rounds: uniform rows and, not for LoRA, trees.")
+    flags.DEFINE_bool("trace", False, "Also show the time of each kernel of our steps.")
     flags.DEFINE_list("models", None, f"Of {', '.join(loads.SIZES)}. By default what fits here.")
-    flags.DEFINE_list("loads", list(loads.LOADS), f"Of {', '.join(loads.LOADS)}.")
+    flags.DEFINE_list("loads", None, f"Of {', '.join(loads.LOADS)}; by default both.")
+    flags.DEFINE_list("layouts", None, f"Ours, of {', '.join(packing.LAYOUTS)}; by default all.")
     flags.DEFINE_string("torch_python", "", "Interpreter for the torch peer; empty = without it.")
     flags.DEFINE_string("tunix_python", "", "Interpreter for the Tunix peers; empty = without.")
     flags.DEFINE_bool("tunix_packed", True, "Also run Tunix with its sequence packing.")
     flags.DEFINE_bool("torch_compile", False, "Compile the torch peer's models.")
-    flags.DEFINE_integer("rounds", 5, "Timed steps of each contestant.", lower_bound=1)
+    flags.DEFINE_integer("rounds", None, "Timed steps of each contestant.", lower_bound=1)
     flags.DEFINE_integer("threads", 0, "CPU threads of torch; 0 = one for each core.", 0)
     flags.DEFINE_string("attention", "auto", "Of models/attention/kernels.py.")
     flags.DEFINE_string("remat", "dots", "What our backward pass recomputes; models/qwen2.py.")
     flags.DEFINE_integer("chunk", 512, "Tokens whose logits we hold at once.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Of weights and samples.")
-    flags.DEFINE_bool("logprobs", True, "Also measure the memory of log-probs.")
+    flags.DEFINE_bool("logprobs", None, "Also measure the memory of log-probs.")
     flags.DEFINE_string("out", "", "JSON file to write.")
 
 
 def measure_size(name, values):
     """Measures all loads of one size; returns {load: results}."""
-    size = loads.SIZES[name]
+    size = loads.SIZES[name].fitted(measure.memory())
+    if size is None:
+        raise command.ConfigError(
+            f"--models={name} does not fit into the {measure.memory() / 2**30:.1f} GiB that JAX "
+            "has here. Choose a smaller model, or on a GPU set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95."
+        )
     on_cpu = jax.default_backend() == "cpu"
     dtype = jnp.dtype(jnp.float32 if on_cpu else jnp.bfloat16)
     interpreters = {"torch": values.torch_python, "tunix": values.tunix_python}
@@ -408,7 +301,7 @@ def measure_size(name, values):
             for peer, python in pythons.items()
         }
         with command.checking_config():
-            ours = OurUpdate(
+            ours = step.OurUpdate(
                 size,
                 dtype=dtype,
                 remat=values.remat,
@@ -425,14 +318,14 @@ def measure_size(name, values):
                 threads=threads,
                 compiled=values.torch_compile,
                 remat=not on_cpu,
-                optimizer=OPTIMIZER,
-                loss=LOSS,
+                optimizer=step.OPTIMIZER,
+                loss=step.LOSS,
             )
             for peer in peers.values():
                 versions |= peer.ask("load", **paths, **settings)["versions"]
-        for load_name in values.loads:
+        for load_name in values.loads[:1] if values.quick and size.rank else values.loads:
             load = loads.LOADS[load_name](size, values.seed)
-            contestants = our_contestants(ours, size, load, load_name)
+            contestants = our_contestants(ours, size, load, load_name, values.layouts)
             for peer_name, peer in peers.items():
                 if not (peer_name == "tunix-packed" and load_name == "uniform"):
                     contestants[peer_name] = peer_contestant(peer, peer_name, size, load)
@@ -443,6 +336,7 @@ def measure_size(name, values):
                 "sampled_tokens": load.sampled_tokens,
                 "matmul_flops_per_second": rate,
                 "peer_versions": versions,
+                "micro_batch_rows": size.rows,
                 "results": summarise(contestants, load, rate),
             }
             measure.write_lines(
@@ -454,14 +348,39 @@ def measure_size(name, values):
                     *table(records[load_name]["results"]),
                 ]
             )
+            if values.trace:
+                records[load_name]["kernels"] = traced = {
+                    contestant: tracing.kernels(contestants[contestant].step)
+                    for contestant in contestants
+                    if contestant.startswith("ours")
+                }
+                for contestant, found in traced.items():
+                    title = f"{name}, {load_name}, {contestant}"
+                    measure.write_lines(tracing.table(title, found))
     return records
 
 
+def models_that_fit(memory):
+    """Returns the names of the models to measure on an accelerator with so many bytes."""
+    fitting = [
+        [name for name in names if loads.SIZES[name].fitted(memory)]
+        for names in loads.ON_ACCELERATOR
+    ]
+    return [names[0] for names in fitting if names]
+
+
+def default_models(quick):
+    if jax.default_backend() == "cpu":
+        return ["nano"] if quick else ["nano", "20m"]
+    return models_that_fit(measure.memory())
+
+
 def main():
-    values = flags.FLAGS
-    default = ["nano", "20m"] if jax.default_backend() == "cpu" else ["1.5b", "7b-lora"]
-    models = measure.known("models", values.models or default, loads.SIZES)
+    values = measure.settled(flags.FLAGS, USUAL, QUICK)
+    models = values.models or default_models(values.quick)
+    measure.known("models", models, loads.SIZES)
     measure.known("loads", values.loads, loads.LOADS)
+    measure.known("layouts", values.layouts, packing.LAYOUTS)
     report = measure.about(values, ("rounds", "remat", "attention", "chunk", "seed")) | {
         "models": {}
     }
@@ -475,14 +394,14 @@ def main():
         report["models"][name] = measure_size(name, values)
         save()
     if values.logprobs:
-        report["logprob_temporaries"] = temporaries = logprob_temporaries(values.chunk)
-        few, many = PROBE_TOKENS
+        report["logprob_temporaries"] = temporaries = chunks.temporaries(values.chunk)
+        few, many = chunks.TOKENS
         of_naive = temporaries[f"ours {many}"] / temporaries[f"naive {many}"]
         of_few = temporaries[f"ours {many}"] / temporaries[f"ours {few}"]
         measure.write_lines(
             [
                 "",
-                f"log-probs, V = {PROBE_VOCABULARY:,}: temporary MiB, forward and backward",
+                f"log-probs, V = {chunks.VOCABULARY:,}: temporary MiB, forward and backward",
                 *[f"{name:<12} {size / 2**20:10,.0f}" for name, size in temporaries.items()],
                 f"ours / naive at {many:,} tokens: {of_naive:.3f}; ours at {many:,} / "
                 f"{few:,} tokens: {of_few:.3f}",

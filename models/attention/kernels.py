@@ -87,7 +87,7 @@ def make(name="auto", *, mesh=None):
 
     def attend(q_BTNH, k_BTKH, v_BTKH, until_BT):
         traits = (q_BTNH.dtype.name, q_BTNH.shape[2] // k_BTKH.shape[2], q_BTNH.shape[3])
-        fails = lambda name: here and name not in PLAIN and _failure(name, platform, *traits)
+        fails = lambda name: here and name not in PLAIN and failure(name, platform, *traits)
         if name == "auto":
             chosen = next(x for x in candidates(platform, q_BTNH, mesh) if not fails(x))
         else:
@@ -117,7 +117,7 @@ def candidates(platform, q_BTNH, mesh=None):
 
 
 @functools.cache
-def _failure(name, platform, dtype, shared, head_size):
+def failure(name, platform, dtype, shared, head_size):
     """Returns why a kernel must not be used on this device, "" if it may be; logs it once."""
     reason = proof.failure(_run(name, platform, None), jnp.dtype(dtype), shared, head_size)
     if reason:

@@ -11,7 +11,21 @@ import pytest
 
 from experiments import benchmark
 from experiments.configs import quickstart
-from experiments.speed import decoding, engine, loads, measure, rollout, sandbox, traffic, update
+from experiments.planning import benchmarks, programs
+from experiments.speed import (
+    chunks,
+    decoding,
+    engine,
+    loads,
+    measure,
+    rollout,
+    sandbox,
+    step,
+    summary,
+    tracing,
+    traffic,
+    update,
+)
 from experiments.speed.peers import drive, link
 from models import qwen2
 
@@ -37,7 +51,9 @@ def test_an_unknown_benchmark_is_refused_with_the_valid_names(arguments, capsys)
     with pytest.raises(SystemExit) as stop:
         benchmark.main(arguments)
     assert stop.value.code == 2
-    assert "valid: engine, loading, rollout, sandbox, search, update" in capsys.readouterr().err
+    assert (
+        "valid: ahead, engine, loading, rollout, sandbox, search, update" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
@@ -133,21 +149,21 @@ def test_flops_of_a_model_small_enough_to_count_by_hand():
     # D 4, F 6, 2 layers, 2 query heads and 1 kv head of 2: a layer has
     # 4*4 (q) + 4*2 (k) + 4*2 (v) + 4*4 (o) + 3*4*6 = 120 weights; the head has 10*4 = 40.
     size = loads.UpdateSize(qwen2.Config(10, 4, 6, 2, 2, 1, 2), 8, 1, 1, 1, 1)
-    usual, done = update.useful_flops(size, tokens=5, pairs=15, sampled=2)
+    usual, done = step.useful_flops(size, tokens=5, pairs=15, sampled=2)
     # A pair costs 2 products of 2 numbers in 2 heads of 2 layers, forward: 4 * 2 * 4 = 32.
     assert usual == 6 * (240 + 40) * 5 + 3 * 32 * 15
     assert done == 6 * (240 * 5 + 40 * 2) + 3 * 32 * 15 + (2 * (240 * 5 + 40 * 2) + 32 * 15)
     adapters = loads.UpdateSize(size.dims, 8, 1, 1, 1, 1, rank=1)
-    assert update.useful_flops(adapters, tokens=5, pairs=15, sampled=2)[0] == 4 * 280 * 5 + 1440
+    assert step.useful_flops(adapters, tokens=5, pairs=15, sampled=2)[0] == 4 * 280 * 5 + 1440
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
 def test_flops_do_not_depend_on_the_layout_unless_prefixes_are_shared(layout):
     load = loads.lognormal(TOY, seed=0)
     shapes = dict(row_lengths=(64, load.longest), rows=(4, 2))
-    alone = update.flops_alone(TOY, load)
-    assert update.flops_of_batches(TOY, loads.micro_batches(load, layout, **shapes)) == alone
-    tree = update.flops_of_batches(TOY, loads.micro_batches(load, "tree", **shapes))
+    alone = step.flops_alone(TOY, load)
+    assert step.flops_of_batches(TOY, loads.micro_batches(load, layout, **shapes)) == alone
+    tree = step.flops_of_batches(TOY, loads.micro_batches(load, "tree", **shapes))
     assert tree[0] < 0.7 * alone[0]
 
 
@@ -178,6 +194,111 @@ def test_steps_that_differ_are_not_compared():
     update.check_agreement(same | {"tunix-packed": contestant([1], policy=7.0)}, dtype)
     with pytest.raises(RuntimeError, match="torch computes policy = 1.01"):
         update.check_agreement(same | {"torch": contestant([1], policy=1.01)}, dtype)
+
+
+# ---- what fits, what is quick ------------------------------------------------------------------
+
+GiB = 2**30
+
+
+def test_micro_batches_of_the_update_fit_into_the_memory():
+    size = loads.SIZES["1.5b"]
+    parameters = 28 * (2 * 1536 * 14 * 128 + 3 * 1536 * 8960) + 151_936 * 1536
+    assert size.bytes == pytest.approx(22 * parameters + 1.45e6 * 16_384)  # 52.9 GiB were in use
+    lora = loads.SIZES["7b-lora"]
+    assert lora.bytes / GiB == pytest.approx(103.4, rel=0.01)  # in use on one H200
+    rows = lambda size, memory: (f := size.fitted(memory * GiB)) and (f.rows, f.batches)
+    assert [rows(lora, memory) for memory in (139, 75, 59, 39)] == [(4, 4), (2, 8), (1, 16), None]
+    assert lora.fitted(None) is lora
+    found = [update.models_that_fit(memory * GiB) for memory in (139, 75, 39, 15.75, 4)]
+    assert found == [["1.5b", "7b-lora"]] * 2 + [["0.5b"]] * 2 + [[]]
+
+
+def test_the_cache_of_the_engine_fits_into_the_memory():
+    found = [traffic.largest_that_fits(memory * GiB) for memory in (139, 75, 59, 39, 15.75)]
+    assert found == ["7b", "7b", "7b", "1.5b", "0.5b"]
+    size = traffic.SIZES["7b"]
+    layers, head = 28 * (2 * 3584 * 32 * 128 + 3 * 3584 * 18944), 2 * 152_064 * 3584
+    room = 0.85 * 59 * GiB - 2 * (2 * layers + head)
+    position = 2 * 4 * 128 * 28 * 2
+    assert size.cache_tokens(8_192, 59 * GiB, 2, separate=True) == int(room / position)
+    assert size.cache_tokens(8_192, None, 2, separate=True) == 2 * 64 * 8_192
+    with pytest.raises(
+        ValueError, match="tokens fit into the cache, and a request has up to 8,192"
+    ):
+        size.cache_tokens(8_192, 31 * GiB, 2, separate=True)
+
+
+def test_flags_that_are_not_given_are_as_quick_wants_them():
+    flag = lambda value: types.SimpleNamespace(value=value)
+
+    class Flags(dict):
+        quick = property(lambda self: self["quick"].value)
+
+    usual, quick = {"rounds": 3, "loads": ["a", "b"]}, {"rounds": 1}
+    given = dict(rounds=flag(None), loads=flag(None), seed=flag(0))
+    found = [
+        measure.settled(Flags(quick=flag(wanted), **given | other), usual, quick)
+        for wanted, other in ((False, {}), (True, {}), (True, {"rounds": flag(7)}))
+    ]
+    assert [(values.rounds, values.loads, values.seed) for values in found] == [
+        (3, ["a", "b"], 0),
+        (1, ["a", "b"], 0),
+        (7, ["a", "b"], 0),
+    ]
+
+
+def profile(plane, line, *events):
+    events = [types.SimpleNamespace(name=name, duration_ns=ns) for name, ns in events]
+    return types.SimpleNamespace(
+        name=plane, lines=[types.SimpleNamespace(name=line, events=events)]
+    )
+
+
+def test_kernels_of_a_profile_are_summed_by_name():
+    found = tracing.summed(
+        [
+            profile("/device:GPU:0", "Stream #14(Compute)", ("gemm", 2e6), ("copy", 1e6)),
+            profile("/device:GPU:0", "Stream #15", ("gemm", 3e6)),
+            profile("/device:GPU:0", "XLA Modules", ("jit_decode", 9e6)),
+            profile("/host:CPU", "python", ("step", 9e6)),
+            profile("/host:CPU", "tf_XLAEigen/1", ("fusion", 4e6), ("end: fusion", 1e6)),
+            profile("Task Environment", "Stream", ("x", 1e6)),
+        ]
+    )
+    assert found["by_name"] == [["gemm", 0.005, 2], ["fusion", 0.004, 1], ["copy", 0.001, 1]]
+    assert found["kernels"] == pytest.approx(0.01)
+    lines = tracing.table("decode", found | {"wall": 0.02})
+    assert lines[1] == "decode: 20.0 ms, kernels 10.0 ms"
+    assert lines[3].split() == ["gemm", "5.000", "50.0%", "2"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "v5e:1x1",
+            marks=pytest.mark.skipif(not programs.has_libtpu(), reason="libtpu is missing"),
+        ),
+    ],
+)
+def test_programs_of_the_benchmarks_are_compiled_ahead_of_time(monkeypatch, device):
+    monkeypatch.setitem(loads.SIZES, "toy", TOY)
+    monkeypatch.setitem(traffic.SIZES, "tiny", TINY)
+    dtype = np.dtype(np.float32)
+    if device != "cpu":
+        dtype = jax.numpy.dtype(jax.numpy.bfloat16)
+        [device] = programs.devices(benchmarks.hardware.topology(device))
+    else:
+        device = jax.devices()[0]
+    found = dict(benchmarks.engine_programs("tiny", device, None, dtype))
+    assert list(found) == ["prefill", "decode"] and min(found.values()) > 0
+    found = dict(benchmarks.update_programs("toy", device, None, dtype))
+    assert list(found)[-2:] == ["accumulate 4 x 64", "finish"]
+    weights = 97 * 32 * 2 + 2 * (2 * 32 * 6 * 8 + 3 * 32 * 48)
+    assert found["accumulate 4 x 64"] > 16 * weights  # with moments, gradients and parameters
 
 
 # ---- peers -------------------------------------------------------------------------------------
@@ -215,7 +336,10 @@ def test_a_whole_run_at_toy_size_against_torch(monkeypatch):
     """All layouts and the torch peer must agree on policy loss, KL and gradient norm."""
     monkeypatch.setitem(loads.SIZES, "toy", TOY)
     values = types.SimpleNamespace(
+        quick=False,
+        trace=False,
         loads=["uniform", "lognormal"],
+        layouts=["padded", "packed", "tree"],
         torch_python=sys.executable,
         torch_compile=False,
         tunix_python="",
@@ -240,7 +364,7 @@ def test_a_whole_run_at_toy_size_against_torch(monkeypatch):
 
 @pytest.mark.slow
 def test_memory_of_logprobs_does_not_grow_with_tokens():
-    found = update.logprob_temporaries(chunk=512)
+    found = chunks.temporaries(chunk=512)
     assert found["ours 4096"] <= found["naive 4096"] / 8
     assert found["ours 4096"] <= 1.05 * found["ours 1024"]
 
@@ -334,8 +458,9 @@ TINY = traffic.EngineSize(
 
 def test_loads_of_the_engine_have_exact_counts():
     load = {name: make(TINY, 0, 1) for name, make in traffic.LOADS.items()}
-    assert [len(load[name].chains) for name in load] == [4, 9, 8, 1]
-    assert [len(load[name].turns) for name in load] == [4, 9, 24, 2]
+    assert [len(load[name].chains) for name in load] == [4, 4, 9, 8, 1]
+    assert [len(load[name].turns) for name in load] == [4, 4, 9, 24, 2]
+    assert load["prefill"].prompt_tokens == 4 * 12 and load["prefill"].new_tokens == 4
     assert load["uniform"].prompt_tokens == 4 * 12 and load["uniform"].new_tokens == 4 * 6
     assert load["single"].longest == (12, 6, 18)
     assert len({len(turn.prompt) for turn in load["queue"].turns}) > 3
@@ -398,9 +523,11 @@ def test_our_engine_does_all_of_a_tiny_trace():
     load = traffic.trace(TINY, 0, 1)
     make = functools.partial(qwen2.Qwen2, config=TINY.dims)
     model = jax.jit(make)(jax.random.key(0))
-    ours = engine.OurEngine(
-        model, TINY, load, dtype=np.float32, overlap=False, settings=dict(TINY.engine)
-    )
+    settings = engine.our_settings(
+        TINY, load.longest[2], None, dtype=np.dtype(np.float32), platform="cpu",
+        chosen=dict.fromkeys(TINY.engine),
+    )  # fmt: skip
+    ours = engine.OurEngine(model, overlap=False, settings=settings)
     report = ours.run(1, load)
     engine.check_same_work({"ours": report}, load)
     assert report["hits_in_pages"] == 1.0 and 0.8 < report["hits"] <= 1.0
@@ -409,9 +536,15 @@ def test_our_engine_does_all_of_a_tiny_trace():
     longest_tools = max(sum(turn.wait for turn in chain) for chain in load.chains)
     assert report["seconds"] > longest_tools
     limit = decoding.Limit(TINY.dims, 1e12, 1e12, 4)
-    results = engine.summarise({"ours": [report]}, load, limit, TINY.slots)
+    results = summary.summarise({"ours": [report]}, load, limit, TINY.slots)
     assert 0 < results["ours"]["limit"] <= 1
-    assert len(set(map(len, engine.table(results)))) == 1
+    assert len(set(map(len, summary.table(results)))) == 1
+    alone = ours.run(2, traffic.prefill(TINY, 0, 2))
+    assert (alone["fill"], alone["decode_calls"], len(alone["tokens"])) == (None, 0, 4)
+    found = ours.trace(traffic.uniform(TINY, 0, engine.TRACED))
+    assert not ours.engine.pending
+    for kernels in found.values():
+        assert kernels["by_name"] and kernels["kernels"] > 0 and kernels["wall"] > 0
     report["tokens"][0][2] -= 1
     with pytest.raises(RuntimeError, match="ours generated .* in 24 requests"):
         engine.check_same_work({"ours": report}, load)

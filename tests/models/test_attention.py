@@ -474,10 +474,10 @@ def wrong(monkeypatch):
     actual = kernels._kernel
     monkeypatch.setattr(kernels, "_kernel", kernel_of)
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    for cached in (kernels.make, kernels._failure):
+    for cached in (kernels.make, kernels.failure):
         cached.cache_clear()
     yield done
-    for cached in (kernels.make, kernels._failure):
+    for cached in (kernels.make, kernels.failure):
         cached.cache_clear()
 
 
