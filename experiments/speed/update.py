@@ -41,7 +41,7 @@ packing of the policy's pass. Logits: torch makes them at response positions, Tu
 --trace shows the time of each kernel in one of our steps.
 
 Dimensions:
-  T tokens in a row
+  Q questions    G rollouts of a question    B rows    T tokens in a row
 """
 
 import contextlib
