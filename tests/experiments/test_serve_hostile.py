@@ -195,7 +195,7 @@ def test_no_body_is_a_defect(known):
         ({"model": "\x1b[2J\u202e" * 100_000}, 404, r"no model '\\x1b\[2J\\u202e"),
         ({"model": [[["x"] * 10] * 100] * 100}, 404, "no model"),
         ({"x" * 100_000: 1}, 400, "Unknown field 'xxx"),
-        ({"nothing": nested(800)}, 400, "Unknown field 'nothing'"),
+        ({"nothing": nested(800)}, 400, "nested too deeply: 801 brackets"),
         ({"nothing": "y" * 100_000}, 400, "Unknown field 'nothing'"),
         ({"n": 10**4299}, 400, "n must be an integer from 1 to 2147483647"),
         ({"max_tokens": 10**4299}, 400, "max_tokens must be"),
