@@ -16,7 +16,7 @@ import time
 import pytest
 
 from tests.tools import sandboxes
-from tools.sandbox import helper, layers, seccomp
+from tools.sandbox import layers, seccomp, server
 
 pytestmark = pytest.mark.slow  # all together
 
@@ -471,7 +471,7 @@ def test_programs_do_not_see_each_other(world):
     other.start()
     code = (
         "import os, time\ntime.sleep(0.3)\nhere, found = os.path.abspath('..'), []\n"
-        f"for i in range({helper.PROGRAMS}):\n"
+        f"for i in range({server.PROGRAMS}):\n"
         "    try: found.append(open(f'{here}/{i}/secret').read())\n    except OSError: pass\n"
         "print(found)"
     )
