@@ -112,6 +112,8 @@ def run(
         )
     except UnicodeEncodeError as error:
         raise ToolError(f"The program is not valid text: {error.reason}.") from None
+    except client.NotStarted as error:  # others may use up what there is
+        raise ToolError(f"The program was not started, as there is no process: {error}.") from error
     if result.stopped == "time":
         reason = f"Timed out after {seconds:g} s."
     elif result.stopped:

@@ -36,6 +36,10 @@ class HelperDied(Exception):
     """The helper ended, or does not answer."""
 
 
+class NotStarted(Exception):
+    """The kernel has no process for a program now; the message is its reason."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Result:
     """The end of a program.
@@ -89,7 +93,8 @@ class Sandbox:
 
         Raises:
           UnicodeEncodeError: the code is no text.
-          RuntimeError: the helper died twice, or could not start this program.
+          NotStarted: the kernel has no process for it now.
+          RuntimeError: the helper died twice, or could not restrict this program.
         """
         source = code.encode("utf-8")
         with self._places:
@@ -185,6 +190,8 @@ class _Helper:
                 theirs.close()
             kept = _Output(output, max_output_bytes)
             told, is_flood = _follow(call, kept, patience=WAIT_SECONDS + seconds + END_SECONDS)
+            if "refused" in told:
+                raise NotStarted(told["refused"])
             if "failed" in told:
                 raise RuntimeError(f"A program could not be started: {told['failed']}")
             kept.drain()

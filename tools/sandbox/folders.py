@@ -10,26 +10,29 @@ import os
 import stat
 
 BYTES, FILES = 64 * 2**20, 2048  # in all, of one program
+PATH = 512  # characters; where folders are measured, since longer ones take more time
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def is_too_large(folder):
-    """Whether it holds more than one of the limits; looks at no more files than the limit."""
+    """Whether it holds more than one of the limits; looks at no more than the limits."""
     waiting, size, files = [folder], 0, 0
     while waiting:
+        path = waiting.pop()
         try:
-            with os.scandir(waiting.pop()) as entries:
-                for entry in entries:
-                    files += 1
-                    size += entry.stat(follow_symlinks=False).st_blocks * 512
-                    if size > BYTES or files > FILES:
+            here = os.open(path, _OPEN)
+        except OSError:
+            continue  # it has just gone, or its owner cannot enter it: nothing can lie in it
+        with _closing(here), contextlib.suppress(FileNotFoundError), os.scandir(here) as entries:
+            for entry in entries:
+                files += 1
+                size += entry.stat(follow_symlinks=False).st_blocks * 512
+                if size > BYTES or files > FILES:
+                    return True
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(f"{path}/{entry.name}")
+                    if len(waiting[-1]) > len(folder) + PATH:
                         return True
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
-        except (FileNotFoundError, PermissionError):
-            continue  # it has just gone; nothing can lie in a folder that its owner cannot enter
-        except OSError:  # a path that is too long
-            return True
     return False
 
 
@@ -39,11 +42,8 @@ def is_clean(folder):
         here = os.open(folder, _OPEN)
     except OSError:
         return False
-    try:
-        with os.scandir(here) as entries:
-            return next(entries, None) is None and os.fstat(here).st_mode & 0o700 == 0o700
-    finally:
-        os.close(here)
+    with _closing(here), os.scandir(here) as entries:
+        return next(entries, None) is None and os.fstat(here).st_mode & 0o700 == 0o700
 
 
 def renew(folder):
@@ -72,16 +72,14 @@ def _make_again(path):
 def _empty(folder):
     """Empties it: folders inside are moved to its top before they are emptied."""
     prefix, moved = os.urandom(16).hex(), itertools.count()
-    top = os.open(folder, _OPEN)
-    try:
+    with _closing(os.open(folder, _OPEN)) as top:
         while entries := _entries(top):
             for entry in entries:
                 if not entry.is_dir(follow_symlinks=False):
                     os.unlink(entry.name, dir_fd=top)
                     continue
                 os.chmod(entry.name, 0o700, dir_fd=top)
-                inner = os.open(entry.name, _OPEN, dir_fd=top)
-                try:
+                with _closing(os.open(entry.name, _OPEN, dir_fd=top)) as inner:
                     for each in _entries(inner):
                         if each.is_dir(follow_symlinks=False):
                             os.chmod(each.name, 0o700, dir_fd=inner)
@@ -89,11 +87,15 @@ def _empty(folder):
                             os.rename(each.name, name, src_dir_fd=inner, dst_dir_fd=top)
                         else:
                             os.unlink(each.name, dir_fd=inner)
-                finally:
-                    os.close(inner)
                 os.rmdir(entry.name, dir_fd=top)
+
+
+@contextlib.contextmanager
+def _closing(descriptor):
+    try:
+        yield descriptor
     finally:
-        os.close(top)
+        os.close(descriptor)
 
 
 def _entries(descriptor):

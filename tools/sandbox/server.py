@@ -22,7 +22,7 @@ PROGRAMS = 32  # at once
 SPARE_FOLDERS = 8  # for new programs while those of others are emptied
 CLEANERS = 4  # processes that empty folders at once
 FILE_BYTES = 16 * 2**20
-WRITTEN_BYTES = 512 * 2**20  # in all, of one program whose folder is on disk
+WRITTEN_BYTES = 256 * 2**20  # in all, of one program whose folder is on disk
 OPEN_FILES = 64
 THREADS = 128
 # Of all processes of this user together, as far as programs start them: timers of the kernel.
@@ -167,7 +167,7 @@ class Server:
                 os.close(source)
                 os.close(output)
                 with socket.socket(fileno=call) as call:
-                    self._tell(call, {"failed": f"no process for it: {error.strerror}"})
+                    self._tell(call, {"refused": error.strerror})
                 continue
             if not process:
                 self._become_program(waiting.request, source, output, call, folder)
