@@ -206,8 +206,8 @@ def _published(name: str, marks: Sequence[str], needed: Sequence[str], convert) 
 
 
 _QA = ("_id|id", "question", "answer")
-_CONTEXT = ("_id", "supporting_facts", "context")
-_HOPS = ("paragraphs", "question_decomposition", "answerable", "answer_aliases")
+_CONTEXT = ("_id", "id", "type", "supporting_facts", "context")
+_HOPS = ("id", "paragraphs", "question_decomposition", "answerable", "answer_aliases")
 _INCORRECT = tuple(f"Incorrect Answer {i}" for i in (1, 2, 3))
 _TWO_WIKI = (*_CONTEXT, "answer_id", "answer_aliases", "evidences")
 _PUBLISHED = {
@@ -232,13 +232,17 @@ def _forms_of(name: str) -> tuple[Form, ...]:
     if name == "medqa":  # the authors keep its fields
         needed = formats.FORMATS[name].fields
         return (Form("format medqa", ("options", "choices"), needed, _medqa),)
-    forms = [_published(name, *_PUBLISHED[name])]
-    if name in _FLASHRAG:
-        convert, needed = functools.partial(_flashrag, name=name), ("question", "golden_answers")
-        forms.append(Form("format flashrag", ("golden_answers",), needed, convert))
-    convert = functools.partial(_authors, name=name)
-    needed = formats.FORMATS[name].fields
-    return (*forms, Form("the authors' form", ("query", "question"), needed, convert))
+    authors = Form(
+        "the authors' form",
+        ("query", "question"),
+        formats.FORMATS[name].fields,
+        functools.partial(_authors, name=name),
+    )
+    own = _published(name, *_PUBLISHED[name])
+    if name not in _FLASHRAG:
+        return own, authors
+    needed, convert = ("question", "golden_answers"), functools.partial(_flashrag, name=name)
+    return Form("format flashrag", ("golden_answers",), needed, convert), own, authors
 
 
 NAMES = (*formats.BENCHMARKS, "medqa")
