@@ -10,6 +10,7 @@ import os
 import stat
 
 BYTES, FILES = 64 * 2**20, 2048  # in all, of one program
+FEW = 8  # files that are removed sooner than a process for it starts
 PATH = 512  # characters; where folders are measured, since longer ones take more time
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -37,13 +38,20 @@ def is_too_large(folder):
 
 
 def is_clean(folder):
-    """Whether it is as it was made: a folder, empty, open to its owner."""
+    """Whether it is a folder, empty, and open to its owner, once a few files are removed."""
     try:
-        here = os.open(folder, _OPEN)
-    except OSError:
+        with _closing(os.open(folder, _OPEN)) as here:
+            if os.fstat(here).st_mode & 0o700 != 0o700:
+                return False
+            with os.scandir(here) as entries:
+                found = list(itertools.islice(entries, FEW + 1))
+            if len(found) > FEW or any(entry.is_dir(follow_symlinks=False) for entry in found):
+                return False
+            for entry in found:
+                os.unlink(entry.name, dir_fd=here)
+            return True
+    except OSError:  # no folder any more, or what is in it changes
         return False
-    with _closing(here), os.scandir(here) as entries:
-        return next(entries, None) is None and os.fstat(here).st_mode & 0o700 == 0o700
 
 
 def renew(folder):
