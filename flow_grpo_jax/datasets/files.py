@@ -6,6 +6,7 @@ that one error can name all of them; a file that cannot be read raises ValueErro
 
 import decimal
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Iterator, Mapping
@@ -181,6 +182,11 @@ def _tfds_rows(path):
             ".jsonl or .parquet."
         )
     [split] = splits
+    for shard in builder.info.splits[split].filepaths:  # dataset_info.json says how they are named
+        if os.path.dirname(os.path.abspath(shard)) != os.path.abspath(path):
+            raise ValueError(
+                f"{path}/dataset_info.json names {shard}, which is not in that folder."
+            )
     for number, row in enumerate(builder.as_data_source(split)):
         try:
             row = {name: _from_tfds(value) for name, value in row.items()}

@@ -83,6 +83,7 @@ def test_fields_that_nobody_knows_are_left_out_and_named(tmp_path, caplog):
         ("backends.judge.extra", None),
         ("backends.judge.extra", "a"),
     ],
+    ids=lambda part: str(part)[:20],
 )
 def test_a_value_of_another_type_is_refused(tmp_path, name, value):
     def damaged(values):

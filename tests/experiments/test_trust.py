@@ -396,6 +396,18 @@ def test_a_data_folder_imports_no_class_that_it_names(tmp_path, monkeypatch, fea
     assert "evil_features" not in sys.modules
 
 
+@pytest.mark.parametrize("template", ["/etc/{SPLIT}", "../{SPLIT}", "{SPLIT}/a"])
+@pytest.mark.parametrize("split", ["train", "../../train"])
+def test_a_data_folder_names_no_file_elsewhere(tmp_path, template, split):
+    folder = tfds_folder(tmp_path / "data", feature("featuresDict", {"features": {"id": TEXT}}))
+    path = folder / "dataset_info.json"
+    shards = {"shardLengths": ["1"], "numBytes": "1"}
+    shards |= {"name": split, "filepathTemplate": template + ".array_record-{SHARD_X_OF_Y}"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"splits": [shards]}))
+    with pytest.raises(ValueError, match="dataset_info.json names .* not in that folder"):
+        data.read_questions(folder)
+
+
 def test_code_of_a_models_folder_is_neither_run_nor_asked_about(tmp_path, monkeypatch):
     from models import tokenizer
 
