@@ -22,6 +22,7 @@ PACKAGES = [
     "experiments.speed.peers",
     "flow_grpo_jax",
     "flow_grpo_jax.answers",
+    "flow_grpo_jax.benchmarks",
     "flow_grpo_jax.bounds",
     "flow_grpo_jax.datasets",
     "models",

@@ -146,7 +146,7 @@ class Tokenizer:
         if not any(has.values()):
             raise FileNotFoundError(
                 f"{location} holds no tokenizer: none of {', '.join(tokenizer_folder.BACKENDS)} "
-                "exists. Download the tokenizer's files beside the weights."
+                "is there. Download the tokenizer's files beside the weights."
             )
         if list(filter(has.get, tokenizer_folder.BACKENDS)) == [tokenizer_folder.SENTENCEPIECE]:
             saved_class = "PreTrainedTokenizerFast"

@@ -19,7 +19,7 @@ def check(path):
 
     Replacements, one after another, would otherwise turn a line into gigabytes.
     """
-    values = json_text.read_object(path)
+    values = json_text.read_object(path, advice=json_text.DOWNLOAD)
     for name in STEPS:
         growths = []
         for part in _objects(values.get(name)):
@@ -54,7 +54,10 @@ def failures(what):
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise ValueError(f"{what}: {str(error)[:500] or type(error).__name__}") from error
+        why = str(error)[:500] or type(error).__name__
+        if isinstance(error, LookupError | TypeError | AttributeError):
+            why = f"it describes no tokenizer ({type(error).__name__}: {why})"
+        raise ValueError(f"{what}: {why}") from error
 
 
 def check_ids(ids, place):

@@ -48,6 +48,7 @@ FLOORS = {
     "models.engine.layouts": 3,
     "flow_grpo_jax": 4,
     "flow_grpo_jax.answers": 5,
+    "flow_grpo_jax.benchmarks": 2,
     "flow_grpo_jax.bounds": 2,
     "flow_grpo_jax.datasets": 2,
     "experiments": 5,

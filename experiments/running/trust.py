@@ -31,6 +31,7 @@ HELP = (  # of the flag
     "Do what the run folder says even if somebody else made it: commands, addresses, keys, files "
     "elsewhere, links."
 )
+PARTS = ("config.json", "metrics.jsonl", "trajectories", "checkpoints")  # of a run, any of them
 SHOWN_LINKS, SHOWN_CHARACTERS = 5, 500  # in a message
 PATHS = {  # fields with a path: what is done with what lies there
     "model.path": "a model that is not in the folder is read",
@@ -93,7 +94,7 @@ def check_links(workdir, *, trusted):
     Raises:
       ConfigError: lists them, unless the folder is trusted; or a folder in it cannot be listed.
     """
-    if trusted:
+    if trusted or not any(os.path.lexists(os.path.join(workdir, name)) for name in PARTS):
         return
     found, root = [], os.path.realpath(workdir)
     for folder, folders, names in os.walk(workdir, onerror=_cannot_list):

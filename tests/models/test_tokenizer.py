@@ -338,7 +338,9 @@ def test_vocab_and_merges_alone_load(folder, tmp_path):
 
 
 def test_empty_folder_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match="none of tokenizer.json, vocab.json or tokenizer"):
+    with pytest.raises(
+        FileNotFoundError, match="none of tokenizer.json, vocab.json, tokenizer.model is"
+    ):
         tokenizer.Tokenizer.load(tmp_path)
 
 
@@ -346,9 +348,8 @@ def test_empty_folder_is_an_error(tmp_path):
     ("name", "text", "why"),
     [
         ("tokenizer.json", "{", "Expecting property name"),
-        ("tokenizer.json", "{}", "it describes no tokenizer"),
         ("tokenizer_config.json", "", "Expecting value"),
-        ("generation_config.json", "[]", "it holds no object"),
+        ("generation_config.json", "[]", "it holds a list, not an object"),
     ],
 )
 def test_damaged_files_are_named(folder, tmp_path, name, text, why):
@@ -356,6 +357,12 @@ def test_damaged_files_are_named(folder, tmp_path, name, text, why):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=f"/{name} is damaged: {why}.*Download it again"):
+        tokenizer.Tokenizer.load(tmp_path)
+
+
+def test_a_file_of_something_else_is_no_tokenizer(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match="cannot be used: it describes no tokenizer"):
         tokenizer.Tokenizer.load(tmp_path)
 
 
