@@ -31,7 +31,7 @@ HELP = (  # of the flag
     "Do what the run folder says even if somebody else made it: commands, addresses, keys, files "
     "elsewhere, links."
 )
-PARTS = ("config.json", "metrics.jsonl", "trajectories", "checkpoints")  # of a run, any of them
+PARTS = ("config.json", "metrics.jsonl", "trajectories", "checkpoints", "tensorboard")  # of a run
 SHOWN_LINKS, SHOWN_CHARACTERS = 5, 500  # in a message
 PATHS = {  # fields with a path: what is done with what lies there
     "model.path": "a model that is not in the folder is read",

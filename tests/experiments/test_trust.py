@@ -305,6 +305,12 @@ def test_a_folder_that_cannot_be_listed_hides_links_and_is_refused(tmp_path, mon
     trust.check_links(tmp_path / "run", trusted=True)
 
 
+def test_a_link_that_training_would_write_through_makes_a_folder_a_run(tmp_path):
+    (tmp_path / "tensorboard").symlink_to("/elsewhere")
+    text = refusal(lambda: trust.check_links(tmp_path, trusted=False))
+    assert "is a link to '/elsewhere'" in text
+
+
 def test_a_file_is_not_written_through_a_link_that_waits_for_it(tmp_path):
     outside = tmp_path / "outside"
     outside.write_text("as it was")
