@@ -21,8 +21,9 @@ def check(path):
     Replacements, one after another, would otherwise turn a line into gigabytes.
     """
     values = json_text.read_object(path)
-    model = values.get("model")
-    for name in AFFIXES if isinstance(model, dict) else ():
+    if not isinstance(model := values.get("model"), dict):
+        raise ValueError(f"{path} is damaged: it describes no tokenizer. Download it again.")
+    for name in AFFIXES:
         if len(str(model.get(name))) > MAX_GROWTH:
             raise ValueError(f"{path}: {name} has more than {MAX_GROWTH} characters.")
     for name in STEPS:
