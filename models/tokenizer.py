@@ -310,7 +310,7 @@ class Tokenizer:
         self._kept += len(line) + KEPT_LINE
         return ids
 
-    def _encode_plain(self, text, most):
+    def _encode_plain(self, text, most=None):
         """Encodes like `encode`, but special tokens in the text are not recognised."""
         return self._encode_in_parts(self._plain, text, most)
 

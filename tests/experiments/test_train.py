@@ -338,7 +338,7 @@ BAD_INPUT = [
     (
         ["--config.model.path={folder}"],
         2,
-        "/config.json is damaged: it holds a list, not an object",
+        "/config.json is damaged: it holds a list",
     ),
     (["--config.data.train=/nowhere.jsonl"], 2, "There is no file or folder /nowhere.jsonl."),
     (["--config.data.train=gs://bucket/q.jsonl"], 2, "data.train=gs://bucket/q.jsonl is a URL"),
