@@ -13,7 +13,7 @@ from experiments.reporting import trajectories as records
 from experiments.running import dotted
 from flow_grpo_jax import files
 from flow_grpo_jax.bounds import json_text
-from flow_grpo_jax.metrics import wilson_interval
+from flow_grpo_jax.statistics import wilson_interval
 
 ASSETS = pathlib.Path(__file__).parent / "assets"
 MAX_POINTS = 1500
