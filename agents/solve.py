@@ -56,9 +56,8 @@ def solve(
         raise ValueError(f"max_turns={max_turns} is less than 1.")
     questions.refuse_images(question)
     start, query = clock(), question["question"]
-    memory, turns, analysis, answer = Memory(), [], "", ""
-    status, stop, error = Status.OK, Stop.BUDGET, ""
-    earlier = {}
+    memory, turns, analysis, earlier = Memory(), [], "", {}
+    status, stop = Status.OK, Stop.BUDGET
 
     def ended(**how):
         return Trajectory(

@@ -24,6 +24,7 @@ UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # surrogates: bytes that ar
 EXTRAS = {
     "serve": ("prometheus_client", "starlette", "uvicorn"),
     "grammar": ("llguidance",),
+    "plots": ("matplotlib",),
 }
 
 

@@ -1,0 +1,123 @@
+"""What an evaluation's folder was begun with; its ledger goes on only with the same.
+
+`evaluation.json` holds the config, the seed, the questions' hashes, the weights' fingerprints and
+the tools. Further benchmarks, modes, budgets and trials may be added to a folder at any time.
+"""
+
+import importlib.metadata
+import json
+import pathlib
+import platform
+
+import jax
+
+from experiments.evaluating import exports
+from experiments.running import command, dotted, stored
+from flow_grpo_jax import files
+from flow_grpo_jax.bounds import json_text
+
+NAME = "evaluation.json"
+# Sections of a config that decide on trajectories and verdicts; others may change.
+DECIDING = ("seed", "model", "tools", "rollout", "engine", "backends", "eval", "reward")
+DISTRIBUTION, UNKNOWN = "flow-grpo-jax", "unknown"
+PACKAGES = (DISTRIBUTION, "jax", "jaxlib", "flax", "numpy", "transformers", "tokenizers")
+
+
+def read(folder):
+    """Returns what a folder was begun with, {} of a new one.
+
+    Raises:
+      ConfigError: the file is damaged.
+    """
+    path = pathlib.Path(folder) / NAME
+    if not path.exists():
+        return {}
+    try:
+        found = json_text.read_object(path)
+        dict(dotted.flat(found["config"])), found["questions"].items(), found["weights"].items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise command.ConfigError(f"{path} is damaged; use a new --out.") from error
+    return found
+
+
+def check(before, folder, *, config, benchmarks):
+    """Refuses to go on in a folder with another config or other questions.
+
+    Raises:
+      ConfigError: names what differs.
+    """
+    if not before:
+        return
+    old, new = (dict(dotted.flat(values)) for values in (before["config"], _deciding(config)))
+    if changed := sorted(n for n in {**old, **new} if old.get(n) != new.get(n)):
+        raise command.ConfigError(
+            f"{folder} holds an evaluation with another config; it differs in "
+            f"{', '.join(changed)}. Use a new --out."
+        )
+    for benchmark in benchmarks:
+        known = before["questions"].get(benchmark.name, benchmark.hash)
+        if known != benchmark.hash:
+            raise command.ConfigError(
+                f"{folder} evaluated other questions of {benchmark.name} than {benchmark.path} "
+                "holds now (or another --questions). Use a new --out."
+            )
+
+
+def check_weights(before, folder, weights):
+    """Refuses weights other than those that the folder's trajectories are of."""
+    for mode, facts in weights.items():
+        known = before.get("weights", {}).get(mode, facts)
+        same = "fingerprint" if "fingerprint" in facts else "model"
+        if known.get(same) != facts[same]:
+            raise command.ConfigError(
+                f"{folder} evaluated other {mode} weights: {_told(known)}, now {_told(facts)}. "
+                "Use a new --out, or give the --step of before."
+            )
+
+
+def write(folder, before, *, config, benchmarks, answering):
+    """Writes what the folder's trajectories are of; returns it."""
+    hashes = {benchmark.name: benchmark.hash for benchmark in benchmarks}
+    found = {
+        "version": 1,
+        "config_hash": stored.hash_of(_deciding(config)),
+        "config": _deciding(config),
+        "seed": config.seed,
+        "questions": before.get("questions", {}) | hashes,
+        "weights": before.get("weights", {}) | answering.weights,
+        "parameters": answering.parameters,
+        "tools": exports.describe(answering.system.tools),
+        "sandbox": _sandbox(answering.system.tools),
+        "versions": versions(),
+    }
+    path = pathlib.Path(folder) / NAME
+    files.replace_text(path, json.dumps(found, indent=2) + "\n")
+    return found
+
+
+def versions():
+    """Returns versions of what results depend on, and the devices."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = UNKNOWN
+    devices = jax.devices()
+    return found | {"devices": f"{len(devices)} x {devices[0].device_kind}"}
+
+
+def _deciding(config):
+    return {name: json.loads(json.dumps(_plain(config[name]))) for name in DECIDING}
+
+
+def _plain(value):
+    return value.to_dict() if hasattr(value, "to_dict") else value
+
+
+def _sandbox(tools):
+    return dict(tools["python_coder"].facts) if "python_coder" in tools else {}
+
+
+def _told(facts):
+    return ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
