@@ -9,7 +9,7 @@ import json
 import pathlib
 import re
 import string
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import grain
 from absl import logging
@@ -57,6 +57,32 @@ def read_questions(
     rows = list(files.rows(path))
     if format == AUTO:
         format = _recognised(path, rows)
+
+    def question_of(row, index):
+        row = row if format == OWN else formats.converted(row, format, index)
+        return as_question(row, index_base=index_base, judged=judged)
+
+    found, bad = collected(rows, question_of)
+    if bad:
+        names = formats.suggested(rows) if format == OWN else []
+        hint = f"Did you mean --config.data.format={' or '.join(names)}?" if names else ""
+        message = refusal(path, bad, len(rows), hint=hint)
+        if bad_rows == "refuse":
+            raise ValueError(message)
+        logging.warning("%s\nThey are left out.", message)
+    if not found:
+        raise ValueError(f"{path} holds no questions.")
+    _warn_of_hidden_choices(path, found)
+    return found
+
+
+def collected(
+    rows: Iterable[tuple[str, object]], question_of: Callable[[Mapping, int], dict]
+) -> tuple[list[dict], list[str]]:
+    """Returns (questions, what is wrong with each row that is none) of rows and their places.
+
+    question_of: function (row, its number) -> question; it may raise BadField.
+    """
     found, bad, first_place = [], [], {}
     for index, (place, row) in enumerate(rows):
         try:
@@ -64,9 +90,7 @@ def read_questions(
                 raise row
             if not isinstance(row, Mapping):
                 raise BadField(f"is {shown(row)}, not an object with fields")
-            if format != OWN:
-                row = formats.converted(row, format, index)
-            question = as_question(row, index_base=index_base, judged=judged)
+            question = question_of(row, index)
             if question["id"] in first_place:
                 raise BadField(
                     f"field 'id' is {shown(question['id'])}, "
@@ -75,20 +99,18 @@ def read_questions(
             first_place[question["id"]] = place
             found.append(question)
         except BadField as problem:
-            bad.append(f"  {place}: {problem}")
-    if bad:
-        more = [f"  ... and {len(bad) - _SHOWN} more"] if len(bad) > _SHOWN else []
-        names = formats.suggested(rows) if format == OWN else []
-        more += [f"Did you mean --config.data.format={' or '.join(names)}?"] if names else []
-        message = f"{path}: {len(bad)} of {len(rows)} rows are not questions:\n"
-        message += "\n".join(bad[:_SHOWN] + more)
-        if bad_rows == "refuse":
-            raise ValueError(message)
-        logging.warning("%s\nThey are left out.", message)
-    if not found:
-        raise ValueError(f"{path} holds no questions.")
-    _warn_of_hidden_choices(path, found)
-    return found
+            bad.append(f"{place}: {problem}")
+    return found, bad
+
+
+def refusal(
+    path: pathlib.Path, bad: Sequence[str], total: int, *, what: str = "questions", hint: str = ""
+) -> str:
+    """Returns the error that names the first of the bad rows of a file, with a hint below."""
+    lines = [f"{path}: {len(bad)} of {total} rows are not {what}:", *bad[:_SHOWN]]
+    if len(bad) > _SHOWN:
+        lines.append(f"... and {len(bad) - _SHOWN} more")
+    return "\n  ".join(lines) + (f"\n{hint}" if hint else "")
 
 
 def check_options(**options: str) -> None:

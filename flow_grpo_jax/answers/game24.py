@@ -1,6 +1,7 @@
 """Answers of the game of 24: an expression that uses every number once."""
 
 import ast
+import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -62,6 +63,33 @@ def expression_value(text: str, numbers: Sequence[int]) -> Fraction | None:
         return _value(ast.parse(text, mode="eval").body)
     except (SyntaxError, ZeroDivisionError, MemoryError, RecursionError):
         return None
+
+
+def solution(numbers: Sequence[int]) -> str | None:
+    """Returns an expression that uses each number once and is worth 24, or None if there is none.
+
+    numbers: two to four; the time grows a hundredfold with each.
+    """
+    found = _solved([(float(number), str(number)) for number in numbers], numbers)
+    return found and found[1:-1]
+
+
+def _solved(terms: Sequence[tuple[float, str]], numbers: Sequence[int]) -> str | None:
+    """Returns the solution that joins all terms (value, text): floats find it, fractions decide."""
+    if len(terms) == 1:
+        value, text = terms[0]
+        near = abs(value - 24) < 1e-6
+        return text if near and expression_value(text, numbers) == 24 else None
+    for i, j in itertools.permutations(range(len(terms)), 2):
+        (a, left), (b, right) = terms[i], terms[j]
+        rest = [term for k, term in enumerate(terms) if k not in (i, j)]
+        joined = [(a - b, "-")] + ([(a / b, "/")] if b else [])
+        joined += [(a + b, "+"), (a * b, "*")] if i < j else []
+        for value, sign in joined:
+            found = _solved([*rest, (value, f"({left}{sign}{right})")], numbers)
+            if found:
+                return found
+    return None
 
 
 def _value(node: ast.expr) -> Fraction | None:

@@ -1,10 +1,12 @@
-"""Rows of JSONL, JSON and Parquet files and of TFDS folders, with their places.
+"""Rows of JSONL, JSON, CSV and Parquet files and of TFDS folders, with their places.
 
 Every reader yields (place, row). A row that cannot be read comes as the `BadField` to report, so
 that one error can name all of them; a file that cannot be read raises ValueError.
 """
 
+import csv
 import decimal
+import io
 import json
 import pathlib
 import sys
@@ -36,6 +38,34 @@ def rows(path: pathlib.Path) -> Iterator[tuple[str, object]]:
     return readers[path.suffix](path)
 
 
+def csv_rows(path: pathlib.Path) -> Iterator[tuple[str, object]]:
+    """Yields (place, row) of a .csv file that begins with the names of its columns.
+
+    All values are texts, and a row has no field where its cell is empty. Of columns of one name the
+    first counts.
+    """
+    try:
+        text = _decoded(files.read_bytes(path, most=MAX_LIST).removeprefix(_BOM))
+    except BadField as problem:
+        raise ValueError(f"{path} {problem}.") from None
+    cells_of = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header, line = None, 1
+    try:
+        for cells in cells_of:
+            place, line = f"line {line}", cells_of.line_num + 1
+            if not cells:
+                continue
+            if header is None:
+                header = [name.strip() for name in cells]
+            elif len(cells) != len(header):
+                yield place, BadField(f"has {len(cells)} cells; the first line has {len(header)}")
+            else:
+                pairs = reversed(list(zip(header, cells, strict=True)))
+                yield place, {name: cell for name, cell in pairs if cell}
+    except csv.Error as problem:
+        raise ValueError(f"{path}, line {line}, is not CSV: {problem}.") from None
+
+
 def json_lines(path: pathlib.Path) -> Iterator[tuple[int, object]]:
     """Yields (line number from 1, value) for every line that is not blank, one at a time."""
     with path.open("rb") as file:
@@ -59,8 +89,19 @@ def _parsed(data: bytes, most: int):
 
     Raises JSONDecodeError; BadField for what is JSON, but cannot be read.
     """
+    text = _decoded(data)
     try:
-        text = data.decode("utf-8")
+        return json_text.parse(text, most=most, parse_int=_whole_number)
+    except (json.JSONDecodeError, BadField):
+        raise
+    except ValueError as problem:
+        raise BadField(f"cannot be read: {problem}") from None
+
+
+def _decoded(data: bytes) -> str:
+    """Returns text in UTF-8; raises BadField."""
+    try:
+        return data.decode("utf-8")
     except UnicodeDecodeError as problem:
         before = data[: problem.start]
         number = before.count(b"\n") + 1
@@ -69,12 +110,6 @@ def _parsed(data: bytes, most: int):
             f"is not UTF-8: byte 0x{data[problem.start]:02x}{line} after "
             f"{shown(before[-20:].decode('utf-8', 'replace'))}; save it as UTF-8"
         ) from None
-    try:
-        return json_text.parse(text, most=most, parse_int=_whole_number)
-    except (json.JSONDecodeError, BadField):
-        raise
-    except ValueError as problem:
-        raise BadField(f"cannot be read: {problem}") from None
 
 
 def _whole_number(digits: str) -> int:

@@ -50,24 +50,23 @@ class Format:
     signs: tuple[str, ...] = ()
     mark: str = ""
 
-    def missing(self, row: Mapping) -> list[str]:
-        return [
-            name
-            for name in self.fields
-            if all(row.get(option) is None for option in name.split("|"))
-        ]
-
 
 def converted(row: Mapping, name: str, index: int) -> dict:
     """Returns the question of row `index` of a file in the format `name`; raises BadField."""
     form = FORMATS[name]
-    if missing := form.missing(row):
-        lacks = ", ".join(field.replace("|", " or ") for field in missing)
-        has = ", ".join(map(str, row)) or "none"
-        raise BadField(f"is no row of format {name}: it lacks {lacks} (it has the fields {has})")
+    require(row, form.fields, f"format {name}")
     question = form.convert(row, index)
     held = {field: row[field] for field in questions.IMAGE_FIELDS if row.get(field)}
     return {**question, **held}
+
+
+def require(row: Mapping, names: Sequence[str], form: str):
+    """Raises BadField unless `row` has a value in every field; "a|b" stands for either."""
+    missing = [name for name in names if all(row.get(option) is None for option in name.split("|"))]
+    if missing:
+        lacks = ", ".join(name.replace("|", " or ") for name in missing)
+        has = ", ".join(map(str, row)) or "none"
+        raise BadField(f"is no row of {form}: it lacks {lacks} (it has the fields {has})")
 
 
 def recognised(row: Mapping) -> list[str]:
