@@ -52,7 +52,7 @@ def wilson_interval(correct, total, *, z=Z):
     centre = share + z * z / (2 * total)
     half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     scale = 1 + z * z / total
-    return (centre - half) / scale, (centre + half) / scale
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
 def average(scores_QK):
@@ -95,14 +95,15 @@ def difference(first_QK, second_QK):
     """Returns the `Difference` of two sets of scores on the same questions, in the same order.
 
     Each question is compared with itself, so what makes it hard for both does not count as spread.
-    The numbers of trials may differ.
+    Where all gain alike there is no spread, and the interval is as wide as Wilson's of 0 of Q. The
+    numbers of trials may differ.
     """
     first_QK, second_QK = _checked(first_QK), _checked(second_QK)
     if len(first_QK) != len(second_QK):
         raise ValueError(f"{len(first_QK)} and {len(second_QK)} questions cannot be paired.")
     gain_Q = second_QK.mean(1) - first_QK.mean(1)
     mean, error = float(gain_Q.mean()), _error(gain_Q)
-    half = Z * error if error is not None else math.inf
+    half = Z * error if error else wilson_interval(0, len(gain_Q))[1]
     changed = np.abs(gain_Q) > 1e-12
     return Difference(
         mean=mean,
@@ -116,13 +117,22 @@ def difference(first_QK, second_QK):
 
 
 def mean_of(estimates):
-    """Returns the `Estimate` of the mean of several sets of questions, each of equal weight."""
+    """Returns the `Estimate` of the mean of several sets of questions, each of equal weight.
+
+    The distances to the bounds are added as squares (Zou and Donner 2008), so that Wilson's
+    intervals keep their sides.
+    """
+    count = len(estimates)
+    value = sum(estimate.value for estimate in estimates) / count
+    root = lambda distances: math.sqrt(sum(d * d for d in distances)) / count
     errors = [estimate.error for estimate in estimates]
-    value, count = sum(e.value for e in estimates) / len(estimates), len(estimates)
-    error = None if None in errors else math.sqrt(sum(e * e for e in errors)) / count
-    half = Z * error if error is not None else math.inf
-    questions = sum(estimate.questions for estimate in estimates)
-    return Estimate(value, error, max(0.0, value - half), min(1.0, value + half), questions)
+    return Estimate(
+        value=value,
+        error=None if None in errors else root(errors),
+        low=value - root(estimate.value - estimate.low for estimate in estimates),
+        high=value + root(estimate.high - estimate.value for estimate in estimates),
+        questions=sum(estimate.questions for estimate in estimates),
+    )
 
 
 def agreement(first, second):

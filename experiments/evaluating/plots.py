@@ -27,7 +27,6 @@ def write(charts, folder):
         draw = _draw_bars if "bars" in chart else _draw_lines
         draw(axes, chart)
         axes.set_title(chart["title"], loc="left")
-        axes.set_prop_cycle(color=COLOURS)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.3)
         if chart["unit"] == "share":

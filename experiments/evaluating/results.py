@@ -110,7 +110,7 @@ def row(benchmark, arm, turns, outcomes_QK, *, beside, count_unsupported):
     scores = {name: scores_of(outcomes_QK, name) + [[0.0] * trials] * extra for name in names}
     official = scores[names[0]]
     if arm.protocol == "authors":
-        estimates = {"authors'": _authors(outcomes_QK, beside)}
+        estimates = {"authors'": _of_outputs(outcomes_QK, beside)}
     else:
         estimates = {name: statistics.average(found) for name, found in scores.items()}
     usable = [outcome for outcome in flat if outcome.status != Status.INFRA_ERROR]
@@ -125,6 +125,7 @@ def row(benchmark, arm, turns, outcomes_QK, *, beside, count_unsupported):
         "trials": trials,
         "official": next(iter(estimates)),
         "scores": {name: _shown(estimate) for name, estimate in estimates.items()},
+        "of_outputs": _of_outputs(outcomes_QK, "").value,
         "solved": sum(value == 1 for group in official for value in group),
         "pass_at": {
             str(k): _shown(statistics.pass_at(official, k)) for k in _powers(trials) if trials > 1
@@ -158,8 +159,11 @@ def scores_of(outcomes_QK, name):
     return [[outcome.scores[name] for outcome in group] for group in outcomes_QK]
 
 
-def _authors(outcomes_QK, beside):
-    """Returns the `Estimate` as the authors count: a share of the outputs that exist."""
+def _of_outputs(outcomes_QK, beside):
+    """Returns the `Estimate` as the authors count: a share of the outputs that exist.
+
+    beside: "judge" takes the judge's verdicts where it has one, else the official score counts.
+    """
     counted = []
     for group in outcomes_QK:
         values = [

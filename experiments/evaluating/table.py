@@ -82,7 +82,8 @@ def _notes(results):
         + ("avg@1" if trials == 1 else f"avg@{trials}, errors clustered by question")
         + "; the denominator is every question, and what has no answer is not solved.",
         "infra, late: trajectories that infrastructure or the deadline ended. They are in the "
-        "denominator; the same command asks the former again.",
+        'denominator; "of outputs" is the score without them. The same command asks the former '
+        "again.",
         "left out: questions with attachments or images"
         + (", counted as not solved." if results["count_unsupported"] else "."),
     ]
@@ -96,6 +97,8 @@ def _cells(row):
     score = row["scores"][official]
     others = [f"{name} {_percent(one['value'])}" for name, one in row["scores"].items()]
     others = others[1:]
+    if row["infra_errors"] or row["timeouts"]:
+        others.append(f"of outputs {_percent(row['of_outputs'])}")
     others += [f"pass@{k} {_percent(one['value'])}" for k, one in row["pass_at"].items()][1:]
     if "beside" in row:
         beside = row["beside"]
@@ -113,8 +116,8 @@ def _cells(row):
         f"{_percent(score['low'])}–{_percent(score['high'])}",
         f"{row['solved']}/{row['questions'] * row['trials']}",
         ", ".join(others),
-        f"{row['turns']:.2f}",
-        _percent(row["tool_error_rate"]),
+        f"{row['turns']:.2f}" if row["max_turns"] else "–",
+        _percent(row["tool_error_rate"]) if row["max_turns"] else "–",
         str(row["infra_errors"]),
         str(row["timeouts"]),
         str(row["unsupported"]),
@@ -123,8 +126,7 @@ def _cells(row):
 
 
 def _mean_cells(row):
-    known = row["error"] is not None
-    bounds = f"{_percent(row['low'])}–{_percent(row['high'])}" if known else ""
+    bounds = f"{_percent(row['low'])}–{_percent(row['high'])}"
     first = ("mean", _planner(row), str(row["max_turns"] or "–"), _percent(row["value"]), bounds)
     return (*first, *([""] * (len(TITLES) - len(first) - 1)), _paper(row))
 

@@ -72,7 +72,11 @@ def test_a_difference_is_paired():
     assert found.low == pytest.approx(0.125 - 1.96 * found.error)
     assert (found.better, found.worse, found.questions) == (2, 1, 4)
     # Hard and easy questions alike gain 0.5: no spread, however far apart they lie.
-    assert statistics.difference([[0, 0], [0.5, 0.5]], [[0, 1], [1, 1]]).error == 0
+    alike = statistics.difference([[0, 0], [0.5, 0.5]], [[0, 1], [1, 1]])
+    assert (alike.mean, alike.error) == (0.5, 0)
+    none = statistics.difference([[1]] * 20 + [[0]] * 10, [[1]] * 20 + [[0]] * 10)
+    bound = scipy.stats.binomtest(0, 30).proportion_ci(method="wilson").high
+    assert (none.low, none.high) == pytest.approx((-bound, bound), abs=1e-4)
     with pytest.raises(ValueError, match="4 and 3 questions"):
         statistics.difference(first_QK, second_QK[:3])
 
@@ -84,6 +88,9 @@ def test_the_mean_of_sets_gives_each_the_same_weight():
     assert found.error == pytest.approx(np.hypot(0.5, 0.01) / 2)
     assert found.questions == 102
     assert statistics.mean_of([small, statistics.average([[1]])]).error is None
+    below, above = (0.5 - small.low, 0.01 - large.low), (small.high - 0.5, large.high - 0.01)
+    assert found.low == pytest.approx(found.value - np.hypot(*below) / 2)
+    assert found.high == pytest.approx(found.value + np.hypot(*above) / 2)
 
 
 def test_agreement_is_over_known_verdicts():
