@@ -90,7 +90,7 @@ def evaluate(config, out, wanted, source, *, should_stop=lambda: False):
         logging.info("%d of %d trajectories are to be made", left, total)
         deciders = any(results.decider(config, benchmark) for benchmark in found)
         answering = None
-        if left or deciders or not about:
+        if left or deciders or not identity.same_source(about, source):
             if source.step is None and source.workdir:
                 known = about.get("weights", {}).get("trained", {}).get("step")
                 source = dataclasses.replace(source, step=known)
@@ -161,6 +161,7 @@ def define_flags():
     flags.DEFINE_string("url", None, "Server of OpenAI's API that answers for every module.")
     flags.DEFINE_string("api_key_variable", None, "Environment variable with the server's key.")
     flags.DEFINE_bool("trust", False, trust.HELP)
+    flags.DEFINE_float("temperature", None, "Of the planner, instead of eval.temperature.", 0.0)
     flags.DEFINE_integer("trials", 1, "Trajectories of each question: avg@k, pass@k.", 1)
     flags.DEFINE_list("modes", [], f"Of {', '.join(plan.MODES)}; all weights there are by default.")
     flags.DEFINE_list("max_turns", [], "Turn budgets, from one run: 3,5,7,10. The config's else.")
@@ -188,6 +189,9 @@ def main():
         api_key_variable=values.api_key_variable,
     )
     config = choose_config(values.config, source, trusted=values.trust)
+    if values.temperature is not None:
+        config.eval.temperature = values.temperature
+        fields.check(config)
     if values.prepare:
         for name in values.benchmarks:
             [found] = questions.read([name], values.data, config, most=values.questions)

@@ -29,12 +29,13 @@ def of_folders(folders):
             evaluations.append((name, reading.read(folder)[0]))
         elif (folder / "metrics.jsonl").exists():
             metrics, _ = report.read_metrics(folder / "metrics.jsonl")
-            runs.append((name, metrics, response_lengths(folder)))
+            listing = records.collect(folder / "trajectories", text_budget=0)
+            runs.append((name, report.with_lengths(metrics, listing.steps)))
         else:
             raise command.ConfigError(
                 f"{folder} holds neither a run (metrics.jsonl) nor an evaluation (results.json)."
             )
-    names = [name for name, *_ in runs + evaluations]
+    names = [name for name, _ in runs + evaluations]
     if len(set(names)) < len(names):
         raise command.ConfigError(
             f"Folders of one name cannot be told apart in plots: {', '.join(sorted(names))}."
@@ -45,47 +46,31 @@ def of_folders(folders):
     return charts + [*ablation(evaluations), *sizes(evaluations)]
 
 
-def response_lengths(folder):
-    """Returns {step: mean tokens of a planner's response} from a run's trajectories."""
-    found = {}
-    for step, held_out, path in records.files_of(pathlib.Path(folder) / "trajectories"):
-        if held_out:
-            continue
-        turns = [turn for line in records.read_lines(path) if line for turn in _turns(line)]
-        lengths = [records.number(turn.get("response_tokens")) for turn in turns]
-        lengths = [length for length in lengths if length is not None]
-        if lengths:
-            found[step] = sum(lengths) / len(lengths)
-    return found
-
-
 def of_training(runs):
     """Returns curves over the steps of runs.
 
-    runs: [(name, metrics by step, {step: response length})].
+    runs: [(name, [metrics of a step])].
     """
     told = (
         ("Reward", "share", "Mean outcome of the sampled trajectories.", "reward/mean"),
         ("Tool-call errors", "share", "Turns without a result.", "rollout/tool_error_rate"),
         ("Turns", "number", "Planner turns of a trajectory.", "rollout/turns"),
+        ("Response length", "number", "Planner's tokens in a turn.", "rollout/response_tokens"),
         ("Held-out success", "share", "Questions never trained on.", "eval/success"),
     )
     charts = []
     for title, unit, note, metric in told:
         series = [
-            _line(name, [(m["step"], m[metric]) for m in ms if metric in m]) for name, ms, _ in runs
+            _line(name, [(m["step"], m[metric]) for m in ms if metric in m]) for name, ms in runs
         ]
         charts.append(_chart(title, unit, note, "step", series))
-    series = [_line(name, sorted(lengths.items())) for name, _, lengths in runs]
-    note = "Tokens that the planner wrote in a turn."
-    charts.append(_chart("Response length", "number", note, "step", series))
     return [chart for chart in charts if chart["series"]]
 
 
 def tool_shares(runs, evaluations):
     """Returns bars of the tools' shares of the turns, before and after training."""
     shares = {}
-    for name, metrics, _ in runs:
+    for name, metrics in runs:
         trained = [one for one in metrics if any(n.startswith("tool/") for n in one)]
         for label, part in (("first", trained[:ENDS]), ("last", trained[-ENDS:])):
             if part:
@@ -206,11 +191,6 @@ def _planner(row):
 
 def _joined(name, label):
     return f"{name}, {label}" if name else label
-
-
-def _turns(line):
-    turns = line.get("turns")
-    return [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
 
 
 def _line(label, points):

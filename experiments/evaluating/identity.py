@@ -63,6 +63,16 @@ def check(before, folder, *, config, benchmarks):
             )
 
 
+def same_source(before, source):
+    """Whether a folder's weights are named as a `models.Source` does; only then they go unread."""
+    known = before.get("weights", {}).get("trained", {})
+    given = source.url or source.workdir or source.model
+    if source.url and known.get("model") != source.model:
+        return False
+    step = source.step is None or source.step == known.get("step")
+    return bool(before) and (given is None or known.get("source") == given) and step
+
+
 def check_weights(before, folder, weights):
     """Refuses weights other than those that the folder's trajectories are of."""
     for mode, facts in weights.items():

@@ -41,10 +41,8 @@ class Source:
         """Modes that it can answer for."""
         if self.url:
             return ("trained", "bare")
-        return ("trained", "untrained", "bare") if self.workdir or self.model else _UNTRAINED
-
-
-_UNTRAINED = ("untrained", "bare")
+        first = ("trained",) if self.workdir or self.model else ()
+        return (*first, "untrained", "bare")
 
 
 @dataclasses.dataclass

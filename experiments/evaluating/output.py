@@ -5,6 +5,9 @@ scores.jsonl         every question of every row: its score in each trial
 messages.jsonl       every trajectory as OpenAI's chat messages
 atif.jsonl           every trajectory in ATIF 1.4
 report.html          table, plots, and every trajectory turn by turn
+
+Dimensions:
+  Q questions    K trials of a question
 """
 
 import hashlib

@@ -72,7 +72,7 @@ def arms(config, *, modes, protocols, budgets, trials):
     if trials > 1 and temperature == 0:
         raise command.ConfigError(
             f"--trials={trials} would be the same {trials} times: eval.temperature is 0. Sample, "
-            "e.g. with --config.eval.temperature=0.6."
+            "e.g. with --temperature=0.6."
         )
     longest = config.rollout.max_response_tokens
     found = []

@@ -51,6 +51,12 @@ CHARTS = [
         "Planner turns of a trajectory.",
         {"rollout/turns": "training", "eval/turns": "held-out"},
     ),
+    (
+        "Response length",
+        "number",
+        "Tokens that the planner wrote in a turn.",
+        {"rollout/response_tokens": "training", "eval/response_tokens": "held-out"},
+    ),
     ("Tools chosen", "share", "Share of the turns that went to each tool.", {"tool/*/share": ""}),
     (
         "Groups without signal",
@@ -140,6 +146,7 @@ def write_report(workdir, out=None, *, text_budget=12_000_000):
     out = pathlib.Path(out) if out else workdir / "report.html"
     metrics, damaged = read_metrics(workdir / "metrics.jsonl")
     listing = records.collect(workdir / "trajectories", text_budget=text_budget)
+    metrics = with_lengths(metrics, listing.steps)
     if not metrics and not listing.steps:
         raise ValueError(
             f"{workdir} holds no run: found neither steps in metrics.jsonl nor files in "
@@ -175,6 +182,17 @@ def read_metrics(path):
             {name: value for name, value in values.items() if value is not None}
         )
     return [steps[step] | {"step": step} for step in sorted(steps)], damaged
+
+
+def with_lengths(metrics, steps):
+    """Returns metrics with the response lengths of a `Listing`'s steps."""
+    found = {step["step"]: step for step in metrics}
+    for step in steps:
+        prefix = "eval" if step["heldout"] else "rollout"
+        if step["response_tokens"] is not None and step["step"] in found:
+            length = {f"{prefix}/response_tokens": step["response_tokens"]}
+            found[step["step"]] = found[step["step"]] | length
+    return list(found.values())
 
 
 def read_config(path):

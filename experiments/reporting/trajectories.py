@@ -205,13 +205,14 @@ def _is_list(value):
 
 
 def _summary(groups, *, listed):
-    """Summarises a step: mean reward, and for each question [reward, turns, errors] a rollout."""
+    """Summarises a step: its means, and for each question [reward, turns, errors] a rollout."""
     trajectories = [t for rollouts in groups.values() for t in rollouts.values()]
     rewards = [t["reward"] for t in trajectories if t["reward"] is not None]
     summary = {
         "rollouts": len(trajectories),
         "scored": len(rewards),
         "mean": number(sum(rewards) / len(rewards)) if rewards else None,
+        "response_tokens": _mean_length(trajectories),
         "questions": len(groups),
         "texts": 0,
         "groups": [],
@@ -230,6 +231,13 @@ def _summary(groups, *, listed):
             question = text(first["question"], QUESTION_CHARACTERS)
             summary["groups"].append([name, question, rows])
     return summary
+
+
+def _mean_length(trajectories):
+    """Returns the mean tokens of a planner's response; None where none is known."""
+    lengths = [turn["response_tokens"] for one in trajectories for turn in one["turns"]]
+    lengths = [length for length in lengths if length is not None]
+    return number(sum(lengths) / len(lengths)) if lengths else None
 
 
 def _texts(groups, budget):
