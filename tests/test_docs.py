@@ -11,6 +11,7 @@ import pytest
 
 from agents import parsing, prompts
 from flow_grpo_jax import data
+from flow_grpo_jax.benchmarks import places
 from flow_grpo_jax.datasets import formats
 from tools import protocol, toolbox
 
@@ -20,6 +21,7 @@ PAGES = ("README.md",) + tuple(
     for name in (
         "algorithm",
         "backends",
+        "benchmarks",
         "commands",
         "data",
         "design",
@@ -186,6 +188,14 @@ def test_every_format_of_questions_is_documented():
     for name, row in examples:
         assert formats.recognised(json.loads(row)) == [name] * (name not in formats.BENCHMARKS)
         assert data.as_question(formats.converted(json.loads(row), name, 0))
+
+
+def test_every_benchmark_is_documented():
+    rows = [line.split(" | ") for line in read("docs/benchmarks.md").splitlines()]
+    cells = {row[0].strip("| `"): row[1:] for row in rows if len(row) == 5}
+    for name in places.FILES:
+        assert set(re.findall(r"`(.*?)`", cells[name][0].lower())) == set(places.FILES[name])
+        assert re.findall(r"`(.*?)`", cells[name][1]) == list(places.SPLITS[name])
 
 
 def test_every_metric_is_documented():

@@ -75,7 +75,7 @@ def read(name: str, folder: str | pathlib.Path, *, seed: int) -> Benchmark:
         raise ValueError(data.refusal(path, bad, len(rows), hint=f"They were read in {form.name}."))
     if len(found) not in SIZES[name]:
         sizes = " or ".join(f"{size:,}" for size in SIZES[name])
-        logging.warning("%s holds %d questions of %s, which has %s.", path, len(found), name, sizes)
+        logging.warning("%s: %d questions of %s, which has %s.", path, len(found), name, sizes)
     unsupported = [(row["id"], row["why"]) for row in found if "why" in row]
     return Benchmark(name, [row for row in found if "why" not in row], unsupported, path)
 

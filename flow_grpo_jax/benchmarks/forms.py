@@ -58,7 +58,7 @@ def _multihop(row: Mapping, index: int, seed: int) -> dict:
     hops = row.get("question_decomposition")
     hops = {"type": f"{len(hops)}hop"} if isinstance(hops, list) and hops else {}
     return {
-        "id": str(row["_id"] if row.get("_id") is not None else row["id"]),
+        "id": str(_first(row, "_id", "id")),
         "question": row["question"],
         "answer": [row["answer"], *aliases(row, "answer_aliases")],
         **hops,
@@ -100,7 +100,7 @@ def _gaia(row: Mapping, index: int, seed: int) -> dict:
 
 def _flashrag(row: Mapping, index: int, seed: int, *, name: str) -> dict:
     question = formats.converted(row, "flashrag", index)
-    return question | {"id": f"{name}-{row.get('id', index)}"}
+    return question | {"id": _numbered(name, row, "id", index)}
 
 
 # ----------------------------------------------------------------------------------- numbers
@@ -108,14 +108,14 @@ def _flashrag(row: Mapping, index: int, seed: int, *, name: str) -> dict:
 
 def _aime(row: Mapping, index: int, seed: int) -> dict:
     _check_year(row, "2024")
-    answer = row.get("Answer", row.get("answer"))
+    answer = _first(row, "Answer", "answer")
     whole = re.fullmatch(r"\s*(\d{1,3})(?:\.0*)?\s*", str(answer), re.ASCII)
     if whole is None or isinstance(answer, bool):
         raise BadField(f"field 'Answer' is {shown(answer)}; expected an integer from 0 to 999")
     own = row.get("ID")
     return {
-        "id": f"aime24-{row.get('id', index)}" if own is None else str(own),
-        "question": row.get("Problem", row.get("problem")),
+        "id": _numbered("aime24", row, "id", index) if own is None else str(own),
+        "question": _first(row, "Problem", "problem"),
         "answer": str(int(whole[1])),
     }
 
@@ -127,8 +127,8 @@ def _amc(row: Mapping, index: int, seed: int) -> dict:
     if numbers.parse_number(answer) is None:
         raise BadField(f"field 'answer' is {shown(row['answer'])}; expected a number")
     return {
-        "id": f"amc23-{row.get('id', index)}",
-        "question": row.get("problem", row.get("question")),
+        "id": _numbered("amc23", row, "id", index),
+        "question": _first(row, "problem", "question"),
         "answer": answer,
     }
 
@@ -153,7 +153,7 @@ def _puzzle(row: Mapping, index: int, seed: int) -> dict:
     if (solution := game24.solution(given)) is None:
         raise BadField(f"field 'Puzzles' is {shown(row['Puzzles'])}, of which nothing makes 24")
     return {
-        "id": f"gameof24-{row.get('Rank', index)}",
+        "id": _numbered("gameof24", row, "Rank", index),
         "question": GAME.format(given),
         "answer": solution,
         "numbers": given,
@@ -189,6 +189,17 @@ def _medqa(row: Mapping, index: int, seed: int) -> dict:
 
 def _authors(row: Mapping, index: int, seed: int, *, name: str) -> dict:
     return formats.converted(row, name, index) | _sorting(row, level="level", type="type")
+
+
+def _first(row: Mapping, *names: str):
+    """Returns the value of the first of the fields that has one, or None."""
+    return next((row[name] for name in names if row.get(name) is not None), None)
+
+
+def _numbered(name: str, row: Mapping, field: str, index: int) -> str:
+    """Returns an id of a benchmark's name and the row's own number, or else its place."""
+    own = row.get(field)
+    return f"{name}-{index if own is None else own}"
 
 
 def _sorting(row: Mapping, **names: str) -> dict[str, str]:

@@ -7,9 +7,7 @@ import math
 import re
 import string
 
-_TEMPLATE = re.compile(
-    r"final answer\s*:", re.I
-)  # "FINAL ANSWER: ..." ends a reply to GAIA's prompt
+_TEMPLATE = re.compile(r"final answer\s*:", re.I)  # ends a reply to GAIA's prompt
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -25,8 +23,8 @@ def is_right(answer: str, gold: str) -> bool:
     or semicolon is a list: as many parts, each equal to its own, in order; punctuation counts. Any
     other gold takes an answer equal to it without white space, punctuation and case.
 
-    Differs from the source where the gold is infinite or not a number: that is a text here, since
-    the source finds it equal to every text that is no number.
+    Differs from the source for the golds "inf" and "nan", which are texts here: the source finds
+    every text that is no number equal to the first, and nothing to the second.
     """
     if (number := _float(gold)) is not None:
         return _number(answer) == number

@@ -17,6 +17,7 @@ FILES = {
     "gpqa": ("gpqa", "gpqa_diamond", "gpqa_main", "gpqa_extended"),
     "medqa": ("medqa", "phrases_no_exclude_test"),
 }
+AUTHORS = "data"  # the authors have bamboogle/data/data.json
 # Splits that a file below the folder with the benchmark's name may be called after: "test.jsonl",
 # "test-00000-of-00001.parquet".
 SPLITS = {
@@ -67,5 +68,6 @@ def _is_below(path: pathlib.Path, own: pathlib.Path, name: str) -> bool:
     parts = path.relative_to(own).parts
     if any(part.startswith(".") for part in parts) or UNANSWERED.get(name) in parts:
         return False
-    splits = SPLITS[name] if path.stem.split("-")[0].lower() in SPLITS[name] else ()
-    return _is_called(path, (*FILES[name], *({path.stem.lower()} if splits else ())))
+    stem = path.stem.lower()
+    split = (stem,) if stem.split("-")[0] in SPLITS[name] else ()
+    return _is_called(path, (*FILES[name], AUTHORS, *split))

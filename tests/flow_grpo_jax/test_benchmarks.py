@@ -133,7 +133,15 @@ FORMS = [
     (
         "aime24",
         "aime24/data/train-00000-of-00001.parquet",
-        {"id": 60, "problem": "Find.", "solution": "", "answer": "033", "url": "", "year": "2024"},
+        {
+            "ID": None,
+            "id": 60,
+            "problem": "Find.",
+            "solution": "",
+            "answer": "033",
+            "url": "",
+            "year": "2024",
+        },
         {"id": "aime24-60", "answer": ("33",)},
     ),
     ("amc23", "amc23.parquet", AMC, {"id": "amc23-5", "question": "How far?", "answer": ("27",)}),
@@ -146,7 +154,7 @@ FORMS = [
         MEDQA,
         {"id": "medqa-0", "answer": ("Vitamin C",), "type": "step1"},
     ),
-    ("bamboogle", "bamboogle.json", AUTHORS, {"question": "Who?", "answer": ("Ann",)}),
+    ("bamboogle", "Bamboogle/data/data.json", AUTHORS, {"question": "Who?", "answer": ("Ann",)}),
     ("gaia", "gaia.json", {**AUTHORS, "level": 1}, {"id": "gaia-0", "level": "1"}),
     ("gpqa", "gpqa.json", {"query": "?", "answer": "B", "choices": ["x", "y"]}, {"answer": ("B",)}),
 ]
