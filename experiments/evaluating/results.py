@@ -149,9 +149,8 @@ def row(benchmark, arm, turns, outcomes_QK, *, beside, count_unsupported):
     for q, question in enumerate(benchmark.questions):
         if question.get("level"):
             by_level[str(question["level"])].append(official[q])
-    found["levels"] = {
-        level: _shown(statistics.average(by_level[level])) for level in sorted(by_level)
-    }
+    levels = sorted(by_level) if len(by_level) > 1 else []
+    found["levels"] = {level: _shown(statistics.average(by_level[level])) for level in levels}
     return found
 
 

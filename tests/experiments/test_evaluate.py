@@ -27,6 +27,7 @@ from experiments.evaluating import (
 from experiments.evaluating.ledger import Key, Ledger
 from experiments.running import command
 from flow_grpo_jax import rollout
+from flow_grpo_jax.benchmarks import catalogue
 from flow_grpo_jax.rewards import Reward
 from models import sharding
 from tools.protocol import Parameter, Tool
@@ -208,6 +209,7 @@ def test_the_authors_rows_stand_beside_the_honest_ones():
         ("trained, authors'", (10,), 0.7, 0.99),
         ("bare", (0,), 0.0, 1.0),
     ]
+    assert sorted(plan.PAPER) == sorted(catalogue.NAMES)
     assert plan.paper_figure("gaia", "untrained") == pytest.approx(0.172)
     assert plan.paper_figure("gaia", "bare") is plan.paper_figure("mine", "trained") is None
 
