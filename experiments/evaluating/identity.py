@@ -17,8 +17,14 @@ from flow_grpo_jax import files
 from flow_grpo_jax.bounds import json_text
 
 NAME = "evaluation.json"
-# Sections of a config that decide on trajectories and verdicts; others may change.
-DECIDING = ("seed", "model", "tools", "rollout", "engine", "backends", "eval", "reward")
+# Sections of a config that decide on trajectories and verdicts; others are not kept.
+KEPT = ("seed", "model", "tools", "rollout", "engine", "backends", "eval", "reward")
+# Of these, what may change: it decides on no trajectory, or is part of a trajectory's key.
+FREE = ("reward", "backends.judge", "eval.every", "eval.questions", "tools.workers")
+FREE += tuple(
+    f"rollout.{name}"
+    for name in ("max_turns", "temperature", "questions", "group", "in_flight", "infra_retries")
+)
 DISTRIBUTION, UNKNOWN = "flow-grpo-jax", "unknown"
 PACKAGES = (DISTRIBUTION, "jax", "jaxlib", "flax", "numpy", "transformers", "tokenizers")
 
@@ -48,7 +54,7 @@ def check(before, folder, *, config, benchmarks):
     """
     if not before:
         return
-    old, new = (dict(dotted.flat(values)) for values in (before["config"], _deciding(config)))
+    old, new = (_deciding(values) for values in (before["config"], _kept(config)))
     if changed := sorted(n for n in {**old, **new} if old.get(n) != new.get(n)):
         raise command.ConfigError(
             f"{folder} holds an evaluation with another config; it differs in "
@@ -90,8 +96,8 @@ def write(folder, before, *, config, benchmarks, answering):
     hashes = {benchmark.name: benchmark.hash for benchmark in benchmarks}
     found = {
         "version": 1,
-        "config_hash": stored.hash_of(_deciding(config)),
-        "config": _deciding(config),
+        "config_hash": stored.hash_of(_kept(config)),
+        "config": _kept(config),
         "seed": config.seed,
         "questions": before.get("questions", {}) | hashes,
         "weights": before.get("weights", {}) | answering.weights,
@@ -117,8 +123,17 @@ def versions():
     return found | {"devices": f"{len(devices)} x {devices[0].device_kind}"}
 
 
-def _deciding(config):
-    return {name: json.loads(json.dumps(_plain(config[name]))) for name in DECIDING}
+def _kept(config):
+    return {name: json.loads(json.dumps(_plain(config[name]))) for name in KEPT}
+
+
+def _deciding(values):
+    """Returns {dotted name: value} of what must stay."""
+    return {
+        name: value
+        for name, value in dotted.flat(values)
+        if not any(f"{name}.".startswith(f"{free}.") for free in FREE)
+    }
 
 
 def _plain(value):

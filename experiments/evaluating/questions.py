@@ -62,8 +62,10 @@ def prepared(benchmark):
     lines += [f"  unsupported {name}: {why}" for name, why in benchmark.unsupported[:SHOWN]]
     for question in benchmark.questions[:SHOWN]:
         lines.append(f"  {question['id']} ({question['kind']}, scored by {benchmark.official})")
-        shown = question["question"][:SHOWN_CHARACTERS].splitlines()
-        lines += [f"    {line}" for line in shown]
+        shown = question["question"]
+        if len(shown) > SHOWN_CHARACTERS:
+            shown = f"{shown[:SHOWN_CHARACTERS]}…"
+        lines += [f"    {line}" for line in shown.splitlines()]
         lines.append(f"    = {' | '.join(question['answer'])}")
     return "\n".join(ascii_controls(line) for line in lines) + "\n"
 

@@ -181,6 +181,30 @@ def test_a_server_answers_for_every_module_and_the_bare_model(tmp_path):
         evaluate.evaluate(config(), tmp_path / "o", wanted(data, modes=("untrained",)), source)
 
 
+def test_what_a_server_failed_at_is_shown_and_asked_again(tmp_path):
+    data, refuses = own_file(tmp_path / "data", capitals()), [True]
+
+    def behave(connection, request, server):
+        said = request[1]["messages"]
+        if refuses[0] and "Portugal" in said[1]["content"]:
+            return loopback.fails(400, "too long")(connection, request, server)
+        text = next(text for start, text in SAYS.items() if said[0]["content"].startswith(start))
+        return loopback.says(text)(connection, request, server)
+
+    with loopback.Loopback(behave) as server:
+        source = models.Source(url=server.url, model="m")
+        asked = wanted(data, max_turns=(1,))
+        failed = evaluate.evaluate(config(), tmp_path / "out", asked, source)
+        refuses[0], count = False, len(server.bodies())
+        whole = evaluate.evaluate(config(), tmp_path / "out", asked, source)
+        again = [body for body in server.bodies()[count:] if "Portugal" in str(body)]
+    before, after = failed["rows"][0], whole["rows"][0]
+    assert (before["infra_errors"], before["questions"], before["solved"]) == (1, 2, 1)
+    assert before["infra_retries"] == 1 and before["of_outputs"] == 1.0
+    assert (after["infra_errors"], after["solved"], after["no_answer"]) == (0, 1, 0)
+    assert again and len(server.bodies()) - count == 5  # the other question is not asked again
+
+
 # ---- plan and questions -------------------------------------------------------------------------
 
 
