@@ -305,14 +305,16 @@ def filled(tmp_path, answers, statuses=None, turns=None):
 
 def test_failures_of_infrastructure_are_counted_and_open(tmp_path):
     statuses = {(0, 1): Status.INFRA_ERROR, (1, 1): Status.TIMEOUT}
-    answers = [["Madrid", ""], ["Lisbon", ""]]
+    answers = [["Madrid", "Madrid"], ["Lisbon", ""]]  # an answer of a broken one counts for nothing
     benchmark, arm, ledger = filled(tmp_path, answers, statuses)
     assert run.missing([benchmark], [arm], 2, ledger) == (1, 4)  # the deadline has the last word
     found = results.outcomes(benchmark, arm, 3, 2, ledger, scorer=None)
     row = results.row(benchmark, arm, 3, found, beside="", count_unsupported=False)
-    assert (row["infra_errors"], row["timeouts"], row["no_answer"]) == (1, 1, 2)
+    assert (row["infra_errors"], row["timeouts"], row["no_answer"]) == (1, 1, 1)
     assert row["scores"]["rule"]["value"] == 0.5 and row["of_outputs"] == 1.0
     assert row["pass_at"]["2"]["value"] == 1.0
+    judged = results.outcomes(benchmark, arm, 3, 2, ledger, scorer=Judge())
+    assert [outcome.beside for outcome in judged[0]] == [1.0, None]
     authors = dataclasses.replace(arm, protocol="authors")
     theirs = results.row(benchmark, authors, 3, found, beside="", count_unsupported=False)
     assert theirs["scores"]["authors'"]["value"] == 1.0  # a crash is left out, as they do
