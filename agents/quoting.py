@@ -9,7 +9,9 @@ import re
 CONTINUED = "| "  # before each further line of a text
 # All that str.splitlines and the readers of prompts take for the end of a line.
 _BREAK = re.compile(r"\r\n|[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
-_BAR = re.compile("[|\uff5c]")  # the wide one too: some tokenizers read it as a bar
+# The bar, the wide one that some tokenizers read as it, and those that a reader takes for it.
+BARS = "|\uff5c\uffe8\u01c0\u2223\u23d0\u2502\u2503\u2758"
+_BAR = re.compile(f"[{BARS}]")
 
 
 def escaped(text):

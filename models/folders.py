@@ -104,7 +104,9 @@ class Folder:
         Raises:
           ValueError: it is damaged, or holds something else.
         """
-        return json_text.as_object(self.read(name), f"{self}/{name}") if self.has(name) else {}
+        if not self.has(name):
+            return {}
+        return json_text.as_object(self.read(name), f"{self}/{name}", advice=json_text.DOWNLOAD)
 
     def write(self, name, content):
         """Writes a file of bytes or text; makes the folder."""

@@ -31,6 +31,10 @@ FILTERS = (
     *("map", "max", "min", "reject", "rejectattr", "replace", "reverse", "safe", "select"),
     *("selectattr", "sort", "string", "title", "tojson", "trim", "unique", "upper", "wordcount"),
 )
+# What looks at no more than one value, however large it is.
+SHORT_FILTERS = ("count", "d", "default", "first", "last", "length")
+SHORT_TESTS = ("boolean", "defined", "integer", "iterable", "mapping", "none", "number", "sequence")
+SHORT_TESTS += ("string", "undefined")
 METHODS = {
     str: (
         *("capitalize", "count", "endswith", "find", "index", "isalnum", "isalpha", "isdigit"),
@@ -190,9 +194,11 @@ class Environment(ImmutableSandboxedEnvironment):
         checks["join"] = lambda parts, separator="", *_: _check_join(separator, parts)
         own = {"tojson": _tojson, "join": _join}
         known = {name: own.get(name, self.filters[name]) for name in FILTERS}
-        self.filters = {n: _bounded(call, checks.get(n)) for n, call in known.items()}
+        self.filters = {
+            n: _bounded(call, n in SHORT_FILTERS, checks.get(n)) for n, call in known.items()
+        }
         self.filters |= {"_counted": _counted, "_entered": _entered, "_paid": _pay, "_added": _add}
-        self.tests = {name: _bounded(test, None) for name, test in self.tests.items()}
+        self.tests = {n: _bounded(test, n in SHORT_TESTS, None) for n, test in self.tests.items()}
         self.globals = {
             "cycler": utils.Cycler,
             "dict": _mapping,
@@ -252,9 +258,14 @@ def _is_small_power(left, right):
     return all(isinstance(side, int | float) for side in (left, right))
 
 
-def _bounded(function, check):
-    """Returns a filter or test that pays for its arguments and its result."""
+def _bounded(function, is_short, check):
+    """Returns a filter or test that pays for its arguments and its result, one step if short."""
     skipped = 1 if hasattr(function, "jinja_pass_arg") else 0  # the context
+
+    @functools.wraps(function)
+    def short(*arguments, **named):
+        _spend(1)
+        return function(*arguments, **named)
 
     @functools.wraps(function)
     def bounded(*arguments, **named):
@@ -265,7 +276,7 @@ def _bounded(function, check):
         result = function(*arguments, **named)
         return iter(Counted(result, 1)) if inspect.isgenerator(result) else _paid(result)
 
-    return bounded
+    return short if is_short else bounded
 
 
 class _Bounds(visitor.NodeTransformer):

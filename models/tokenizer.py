@@ -146,7 +146,7 @@ class Tokenizer:
         if not any(has.values()):
             raise FileNotFoundError(
                 f"{location} holds no tokenizer: none of {', '.join(tokenizer_folder.BACKENDS)} "
-                "exists. Download the tokenizer's files beside the weights."
+                "is there. Download the tokenizer's files beside the weights."
             )
         if list(filter(has.get, tokenizer_folder.BACKENDS)) == [tokenizer_folder.SENTENCEPIECE]:
             saved_class = "PreTrainedTokenizerFast"
@@ -310,7 +310,7 @@ class Tokenizer:
         self._kept += len(line) + KEPT_LINE
         return ids
 
-    def _encode_plain(self, text, most):
+    def _encode_plain(self, text, most=None):
         """Encodes like `encode`, but special tokens in the text are not recognised."""
         return self._encode_in_parts(self._plain, text, most)
 

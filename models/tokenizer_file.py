@@ -12,6 +12,7 @@ MAX_PATTERN = 20_000  # characters of a regular expression; published ones have 
 MAX_GROWTH = 64  # of a text by replacements; published ones write 1 or 3 characters for one
 MAX_IDS = 2**24  # the largest published vocabularies have 2**18
 STEPS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")  # of a model, around each word
 
 
 def check(path):
@@ -19,11 +20,16 @@ def check(path):
 
     Replacements, one after another, would otherwise turn a line into gigabytes.
     """
-    values = json_text.read_object(path)
+    values = json_text.read_object(path, advice=json_text.DOWNLOAD)
+    if not isinstance(model := values.get("model"), dict):
+        raise ValueError(f"{path} is damaged: it describes no tokenizer. {json_text.DOWNLOAD}")
+    for name in AFFIXES:
+        if len(str(model.get(name))) > MAX_GROWTH:
+            raise ValueError(f"{path}: {name} has more than {MAX_GROWTH} characters.")
     for name in STEPS:
         growths = []
         for part in _objects(values.get(name)):
-            pattern, content = part.get("pattern"), part.get("content")
+            pattern, content = part.get("pattern"), part.get("content", part.get("prepend"))
             found = pattern.get("String", pattern.get("Regex")) if isinstance(pattern, dict) else ""
             if isinstance(found, str) and len(found) > MAX_PATTERN:
                 raise ValueError(
@@ -54,7 +60,10 @@ def failures(what):
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise ValueError(f"{what}: {str(error)[:500] or type(error).__name__}") from error
+        why = str(error)[:500] or type(error).__name__
+        if isinstance(error, LookupError | TypeError | AttributeError):
+            why = f"it describes no tokenizer ({type(error).__name__}: {why})"
+        raise ValueError(f"{what}: {why}") from error
 
 
 def check_ids(ids, place):

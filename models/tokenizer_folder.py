@@ -64,4 +64,4 @@ def _from_sentencepiece(folder, config, template):
 
 def read_json(path):
     """Returns the object in a JSON file; {} if there is no file."""
-    return json_text.read_object(path) if path.is_file() else {}
+    return json_text.read_object(path, advice=json_text.DOWNLOAD) if path.is_file() else {}

@@ -59,7 +59,7 @@ FLOORS = {
     "experiments.quickstart": 2,
     "experiments.reporting": 2,
     "experiments.running": 4,
-    "experiments.serving": 5,
+    "experiments.serving": 4,
     "experiments.solving": 1,
     "experiments.speed": 3,
     "experiments.speed.peers": 2,

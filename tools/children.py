@@ -63,15 +63,23 @@ class Children:
           RuntimeError: the process does not start.
         """
         with self._places:
-            with self._lock:
-                child = self._free.pop() if self._free else None
-            child = child or _Child(self._module, self._memory)
+            child = self._waiting() or _Child(self._module, self._memory)
             answer = child.ask(ask, seconds)
             if child.ended:
                 return None
             with self._lock:
                 self._free.append(child)
             return answer
+
+    def _waiting(self):
+        """Returns a child that waits for work, or None; one that was ended meanwhile is none."""
+        with self._lock:
+            while self._free:
+                child = self._free.pop()
+                if child.process.poll() is None:
+                    return child
+                child.end()
+        return None
 
     def processes(self):
         """Returns the numbers of the processes that wait for work."""
@@ -205,6 +213,6 @@ def _give_up_rights(memory_bytes):
             rights = dict(readable=readable, writable={"/dev/null": False}, version=version)
             layers.landlock_restrict(layers.landlock_ruleset(**rights))
     with contextlib.suppress(OSError):
-        filters = seccomp.Filters()
-        filters.install_common(layers.FOREIGN.prctl)
-        filters.install_own(os.getpid(), layers.FOREIGN.prctl)
+        filters = seccomp.Filters(asks=False)
+        filters.install_common(layers.FOREIGN)
+        filters.install_own(os.getpid(), layers.FOREIGN)

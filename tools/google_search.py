@@ -78,7 +78,7 @@ def make(
         try:
             return keys.masked(service.read(answer, top_k), key)
         except search_answers.Refused as error:
-            raise ToolError(str(error)) from error
+            raise ToolError(keys.masked(str(error), key)) from error
         except search_answers.Malformed as error:
             raise http_client.HttpError(
                 "format", f"{engine} answered in another form than expected."

@@ -5,11 +5,13 @@ import signal
 import textwrap
 
 from tools.protocol import Parameter, Tool, ToolError
-from tools.sandbox import client, helper, selftest
+from tools.sandbox import client, folders, selftest, server
 
 STOPPED = {
     "output": f"Stopped: more than {client.MAX_READ_BYTES // 2**20} MiB of output.",
-    "disk": f"Stopped: more than {helper.FOLDER_BYTES // 2**20} MiB of files.",
+    "disk": f"Stopped: more than {folders.BYTES // 2**20} MiB or {folders.FILES} files.",
+    "written": f"Stopped: more than {server.WRITTEN_BYTES // 2**20} MiB written.",
+    "threads": f"Stopped: more than {server.THREADS} threads at once.",
 }
 # A fence around a program. No program begins so; one that ends so has it in a comment at most.
 _BEGIN = re.compile(r"(?:`{3,}[ \t]*[\w.+#-]*|~{3,}[ \t]*(?:python3?|py3?)?)[ \t]*\r?\n")
@@ -110,6 +112,8 @@ def run(
         )
     except UnicodeEncodeError as error:
         raise ToolError(f"The program is not valid text: {error.reason}.") from None
+    except client.NotStarted as error:  # others may use up what there is
+        raise ToolError(f"The program was not started, as there is no process: {error}.") from error
     if result.stopped == "time":
         reason = f"Timed out after {seconds:g} s."
     elif result.stopped:

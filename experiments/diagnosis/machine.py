@@ -62,8 +62,11 @@ def versions():
 
 def extras():
     """Yields a Row for each optional set of packages."""
-    names = importlib.metadata.metadata(DISTRIBUTION).get_all("Provides-Extra") or []
-    for extra in names:
+    try:
+        about = importlib.metadata.metadata(DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        return  # `versions` says so
+    for extra in about.get_all("Provides-Extra") or []:
         if extra == DEVELOPMENT:
             continue
         missing = [p for r in _requirements(DISTRIBUTION, extra) if (p := _problem(r))]
@@ -113,7 +116,14 @@ def _commit():
 
 def devices():
     """Yields Rows on the devices that JAX found, their memory, and those that it did not find."""
-    found = jax.devices()
+    try:
+        found = jax.devices()
+    except (AssertionError, RuntimeError) as error:  # the former says nothing
+        asked = os.environ.get("JAX_PLATFORMS") or "its own choice"
+        reason = str(error) or "the package for it is missing, or it finds no device"
+        todo = "Install the extra for the device, or run without JAX_PLATFORMS."
+        yield Row("jax", BROKEN, f"JAX starts no device (JAX_PLATFORMS: {asked}): {reason}", todo)
+        return
     first, platform_name = found[0], found[0].platform
     memory = first.memory_stats() or {}
     facts = {

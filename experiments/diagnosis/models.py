@@ -43,11 +43,11 @@ def folder(location, what=""):
       what: to call it; "" calls it by the part that is looked at.
     """
     name = f"{what} " if what else ""
-    path = sessions.locate_model(location, root=pathlib.Path.cwd())
-    dims, row = _looked_at(f"{name}config", lambda: _config(path))
+    found, row = _looked_at(f"{name}config", lambda: _config(location))
     yield row
-    if dims is None:
+    if found is None:
         return
+    path, dims = found
     for part, look in (("tokenizer", _tokenizer), ("weights", _weights)):
         _, row = _looked_at(name + part, lambda look=look: (True, look(path, dims)))
         yield row
@@ -63,14 +63,16 @@ def _looked_at(what, look):
         return None, Row(what, BROKEN, str(error), todo)
 
 
-def _config(path):
+def _config(location):
+    """Returns ((path, qwen2.Config), text)."""
+    path = sessions.locate_model(location, root=pathlib.Path.cwd())
     dims = huggingface.config_from_dict(huggingface.read_config(path))
     size = 2 * _parameters(dims)
     text = f"{path}: {_count(dims)} parameters, {size / hardware.GiB:.3g} GiB in bfloat16"
     room = hardware.free_bytes(jax.local_devices()[0])
     if room is not None and size > room:
         text += "; a device has less free: python -m experiments.plan says on which it fits"
-    return dims, text
+    return (path, dims), text
 
 
 def _tokenizer(path, dims):

@@ -7,6 +7,7 @@ import tempfile
 from experiments.configs import common
 from experiments.diagnosis.rows import ABSENT, BROKEN, NOTE, OK, REPORT, Row
 from tools import google_search, knowledge_search, text_index
+from tools import keys as api_keys
 from tools.sandbox import client, selftest
 
 # Beside those of the search engines: of the server, of the hub, and the usual one of a backend.
@@ -65,7 +66,12 @@ def keys():
     """Yields a Row for each variable of a key: whether it is set, and never what it holds."""
     engines = {engine.key_variable: name for name, engine in google_search.ENGINES.items()}
     for variable in sorted({*engines, *KEYS} - {""}):
-        if os.environ.get(variable, "").strip():
-            yield Row(variable, OK, "set")
-        else:
+        if not os.environ.get(variable, "").strip():
             yield Row(variable, ABSENT, "not set")
+            continue
+        try:
+            api_keys.api_key(variable)
+        except ValueError as error:
+            yield Row(variable, NOTE, str(error))
+        else:
+            yield Row(variable, OK, "set")

@@ -21,6 +21,7 @@ FAILED, BAD_FLAGS = 1, 2
 PATHS = ("workdir", "out")  # flags that name files and folders to write
 URL = r"[A-Za-z][\w+.-]+:/"
 UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # surrogates: bytes that are not UTF-8
+UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # steer terminals
 EXTRAS = {
     "serve": ("prometheus_client", "starlette", "uvicorn"),
     "grammar": ("llguidance",),
@@ -278,5 +279,6 @@ def _text(error):
 
 
 def _stop(message, code):
+    message = UNSEEN.sub(lambda found: ascii(found[0])[1:-1], message)
     sys.stderr.write(f"error: {message}\n")
     sys.exit(code)

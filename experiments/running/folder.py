@@ -206,9 +206,12 @@ def _text(holder):
 def _read(path):
     """Returns the Holder of a lock, None if the file is damaged."""
     try:
-        return Holder(**json_text.read_object(path, most=2**16))
+        holder = Holder(**json_text.read_object(path, most=2**16))
     except (ValueError, TypeError):
         return None
+    fields = dataclasses.fields(Holder)
+    whole = all(type(getattr(holder, field.name)) is field.type for field in fields)
+    return holder if whole and holder.pid > 0 else None
 
 
 def _is_alive(there, here):

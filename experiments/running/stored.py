@@ -107,7 +107,7 @@ def _as_config(stored, workdir):
     for name, value in dotted.flat(stored["config"]):
         try:
             unknown += [n for n in RENAMED.get(name, (name,)) if not _set(config, n, value)]
-        except TypeError as error:
+        except (TypeError, OverflowError) as error:
             raise command.ConfigError(f"{path}: {ascii(name)[1:-1]}={value!r}: {error}") from error
     if unknown:
         logging.warning(
@@ -166,8 +166,12 @@ def _set(config, name, value):
             return False
     if field not in config and not free:
         return False
-    with config.unlocked():
-        config[field] = value
+    section = isinstance(config.get(field), ConfigDict)
+    if (value is None and not free) or (section and value != {}):
+        raise TypeError(f"it must be {'a section' if section else 'a value'}")
+    if not section:  # an empty one changes nothing
+        with config.unlocked():
+            config[field] = value
     return True
 
 

@@ -31,6 +31,7 @@ HELP = (  # of the flag
     "Do what the run folder says even if somebody else made it: commands, addresses, keys, files "
     "elsewhere, links."
 )
+PARTS = ("config.json", "metrics.jsonl", "trajectories", "checkpoints", "tensorboard")  # of a run
 SHOWN_LINKS, SHOWN_CHARACTERS = 5, 500  # in a message
 PATHS = {  # fields with a path: what is done with what lies there
     "model.path": "a model that is not in the folder is read",
@@ -39,6 +40,11 @@ PATHS = {  # fields with a path: what is done with what lies there
     "tools.*.index": "a file that is not in the folder is read",
     "tools.record": "a folder elsewhere is read and written",
     "backends.*.cache": "a file elsewhere is read and written",
+}
+MOST = {  # numbers up to which programs of the model may take what they want
+    "tools.python_coder.seconds": 60.0,
+    "tools.python_coder.memory_bytes": 2**32,
+    "tools.python_coder.max_output_bytes": 2**20,
 }
 VALUES = {  # other fields
     "compile_cache": "the compiled programs in it are run",
@@ -86,12 +92,12 @@ def check_links(workdir, *, trusted):
     """Refuses a folder with links that lead out of it, or with pipes and devices.
 
     Raises:
-      ConfigError: lists them, unless the folder is trusted.
+      ConfigError: lists them, unless the folder is trusted; or a folder in it cannot be listed.
     """
-    if trusted:
+    if trusted or not any(os.path.lexists(os.path.join(workdir, name)) for name in PARTS):
         return
     found, root = [], os.path.realpath(workdir)
-    for folder, folders, names in os.walk(workdir):
+    for folder, folders, names in os.walk(workdir, onerror=_cannot_list):
         for path in (os.path.join(folder, name) for name in (*folders, *names)):
             real = os.path.realpath(path)
             if os.path.islink(path) and os.path.commonpath((root, real)) != root:
@@ -105,6 +111,16 @@ def check_links(workdir, *, trusted):
             + "\nWhat is read or written there could be any file of yours. Replace the links by "
             "what they lead to; or, if you trust who made the folder, add --trust."
         )
+
+
+def _cannot_list(error):
+    """Refuses a folder in which links could hide: what is in it may still be opened by name."""
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        raise command.ConfigError(
+            f"{_shown(error.filename)} cannot be listed ({error.strerror}), and links in it could "
+            "lead anywhere. Give yourself the right to read it, chmod u+rx; or, if you trust who "
+            "made the folder, add --trust."
+        ) from error
 
 
 def remember(values):
@@ -151,6 +167,9 @@ def _why(name, value, config, workdir):
         return "; ".join(asking.values())
     if name == "tools.python_coder.sandbox":
         return "programs of the model run where the sandbox holds little" * (value == "minimal")
+    if name in MOST:
+        fits = value <= MOST[name]  # nan does not
+        return "" if fits else f"programs of the model may take more than {MOST[name]:,}"
     if why := _matching(PATHS, name):
         named = name == "model.path" and _is_name(value)
         return "" if named or not isinstance(value, str) or _lies_in(value, workdir) else why
@@ -169,6 +188,8 @@ def _is_name(path):
 def _lies_in(path, workdir):
     if not path:
         return True
+    if "\0" in path:
+        return False
     real, places = (ROOT / path).resolve(), (SHIPPED, pathlib.Path(workdir))
     return "://" not in path and any(real.is_relative_to(place.resolve()) for place in places)
 

@@ -1,6 +1,7 @@
 """Shapes answers as OpenAI's API has them."""
 
 import dataclasses
+import json
 import time
 import uuid
 
@@ -142,3 +143,8 @@ def usage(ask, choices):
         "total_tokens": given + drawn,
         "prompt_tokens_details": {"cached_tokens": sum(cached)},
     }
+
+
+def to_json(value):
+    """Encodes a JSON value as ASCII bytes, so that no text of a client can break it."""
+    return json.dumps(value, allow_nan=False).encode()

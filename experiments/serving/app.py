@@ -8,7 +8,7 @@ import re
 
 from starlette import applications, exceptions, requests, responses, routing
 
-from experiments.serving import answers, monitoring, protocol
+from experiments.serving import answers, errors, monitoring, protocol
 from experiments.serving.framing import MAX_BODY_BYTES
 
 GONE = 499  # unread: the client has left
@@ -19,7 +19,7 @@ STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 class Json(responses.JSONResponse):
     def render(self, content):
-        return protocol.to_json(content)
+        return answers.to_json(content)
 
 
 def make(service, *, api_key, created, facts):
@@ -42,7 +42,7 @@ def make(service, *, api_key, created, facts):
             routing.Route("/metrics", routes.metrics),
         ],
         exception_handlers={
-            protocol.ApiError: _api_error,
+            errors.ApiError: _api_error,
             exceptions.HTTPException: _http_error,
             requests.ClientDisconnect: _gone,
             Exception: _defect,
@@ -90,9 +90,9 @@ class Routes:
 
     def _check_model(self, name):
         if name != self._service.model:
-            raise protocol.ApiError(
+            raise errors.ApiError(
                 404,
-                f"There is no model {protocol.shown(name)} here; this server has "
+                f"There is no model {errors.shown(name)} here; this server has "
                 f"{self._service.model!r}.",
                 param="model",
                 code="model_not_found",
@@ -133,7 +133,7 @@ class Routes:
                     yield answer.chunk([answer.piece(index, new, entries, finish)], **more)
             if ask.include_usage:
                 yield answer.chunk([], usage=answers.usage(ask, choices))
-        except protocol.ApiError as error:
+        except errors.ApiError as error:
             yield error.body
 
 
@@ -161,7 +161,7 @@ class EventStream(responses.Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
         async with contextlib.aclosing(self._events) as events:
             async for event in events:
-                await write(b"data: " + protocol.to_json(event) + b"\n\n")
+                await write(b"data: " + answers.to_json(event) + b"\n\n")
         await write(b"data: [DONE]\n\n")
         await write(b"", more=False)
 
@@ -200,17 +200,17 @@ class Gate:
             host = request.headers.get("host", "")
             if names_this_machine(host):
                 return None
-            return protocol.ApiError(
+            return errors.ApiError(
                 403,
                 "This server has no API key and answers to local names only, not to "
-                f"{protocol.shown(host)}.",
+                f"{errors.shown(host)}.",
                 code="host_not_allowed",
             )
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         known = hmac.compare_digest(key.strip().encode("latin-1"), self._api_key)
         if scheme.lower() == "bearer" and known:
             return None
-        return protocol.ApiError(
+        return errors.ApiError(
             401,
             "The API key is missing or wrong; send it as `Authorization: Bearer KEY`.",
             code="invalid_api_key",
@@ -239,14 +239,14 @@ async def _body(request):
     """The body of a request. A page of another site cannot send this content type unasked."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        raise protocol.ApiError(415, "Send the body as content-type: application/json.")
+        raise errors.ApiError(415, "Send the body as content-type: application/json.")
     body, size = bytearray(), 0
     async for part in request.stream():  # to its end: many clients read no answer before that
         size += len(part)
         if size <= MAX_BODY_BYTES:
             body += part
     if size > MAX_BODY_BYTES:
-        raise protocol.ApiError(413, f"The body exceeds {MAX_BODY_BYTES} bytes.")
+        raise errors.ApiError(413, f"The body exceeds {MAX_BODY_BYTES} bytes.")
     return bytes(body)
 
 
@@ -274,10 +274,10 @@ def _api_error(request, error):
 def _http_error(request, error):
     """Answers errors of the router: no such path, or another method."""
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
-    path = protocol.shown(request.scope["path"])  # request.url fails with a wrong host
-    message = f"{error.detail}: {protocol.shown(request.method)} {path}."
+    path = errors.shown(request.scope["path"])  # request.url fails with a wrong host
+    message = f"{error.detail}: {errors.shown(request.method)} {path}."
     return _api_error(
-        request, protocol.ApiError(error.status_code, message, code=code, headers=error.headers)
+        request, errors.ApiError(error.status_code, message, code=code, headers=error.headers)
     )
 
 
@@ -287,4 +287,4 @@ def _gone(request, error):
 
 def _defect(request, error):
     """Answers for a defect, whose traceback the server logs."""
-    return _api_error(request, protocol.ApiError(500, "The server has failed on this request."))
+    return _api_error(request, errors.ApiError(500, "The server has failed on this request."))

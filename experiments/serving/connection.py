@@ -6,7 +6,7 @@ import resource
 
 from uvicorn.protocols.http import h11_impl
 
-from experiments.serving import framing, protocol
+from experiments.serving import answers, errors, framing
 
 # Seconds in which a client must send a head from its first byte, and a body; and in which it must
 # take WRITTEN_BYTES of its answer, or all that waits.
@@ -53,7 +53,7 @@ class Connection(h11_impl.H11Protocol):
             min(waiting, key=lambda each: each._since).transport.close()
         else:
             self._refuse(
-                protocol.ApiError(
+                errors.ApiError(
                     503,
                     f"The server holds {self._most} connections, which is the most.",
                     code="too_many_connections",
@@ -74,7 +74,7 @@ class Connection(h11_impl.H11Protocol):
         self._pump()
 
     def send_400_response(self, message):
-        self._refuse(protocol.invalid("This is no valid HTTP request."))
+        self._refuse(errors.invalid("This is no valid HTTP request."))
 
     # ---- in between ----------------------------------------------------------------------------
 
@@ -98,7 +98,7 @@ class Connection(h11_impl.H11Protocol):
                 self._last = self.cycle
             try:
                 piece = self._framing.take()
-            except protocol.ApiError as error:
+            except errors.ApiError as error:
                 self._refuse(error)
                 return
             if not piece:
@@ -109,7 +109,7 @@ class Connection(h11_impl.H11Protocol):
         """Answers with an error, if the request has no other answer, and reads nothing more."""
         self._closing = True
         if self.cycle is self._last or not self.cycle.response_started:
-            body = protocol.to_json(error.body)
+            body = answers.to_json(error.body)
             fields = {
                 "content-type": "application/json",
                 "content-length": len(body),
@@ -150,7 +150,7 @@ class Connection(h11_impl.H11Protocol):
                 self.transport.close()
             else:
                 message = f"The request's {stage} took more than {SECONDS[stage]} s to come."
-                self._refuse(protocol.ApiError(408, message))
+                self._refuse(errors.ApiError(408, message))
 
     def _check_reader(self, now):
         unread = self.transport.get_write_buffer_size()

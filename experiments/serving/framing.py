@@ -7,7 +7,7 @@ old forms of writing that some readers take and others do not.
 
 import re
 
-from experiments.serving import protocol
+from experiments.serving import errors
 
 HEAD_BYTES = 16 * 2**10
 MAX_BODY_BYTES = 8 * 2**20
@@ -58,14 +58,14 @@ class Framing:
 
     def _head(self):
         if self.held and not self.held[:1].isalpha():
-            raise protocol.invalid("This is no HTTP: a request begins with its method.")
+            raise errors.invalid("This is no HTTP: a request begins with its method.")
         end = self.held.find(b"\r\n\r\n", max(0, self._searched - 3))
         size = len(self.held) if end < 0 else end + 4
         if LONE.search(self.held, max(0, self._searched - 1), size):
-            raise protocol.invalid("A line of the request's head does not end with CR LF.")
+            raise errors.invalid("A line of the request's head does not end with CR LF.")
         if size > HEAD_BYTES:
             status, what = (431, "head") if b"\r\n" in self.held[:HEAD_BYTES] else (414, "address")
-            raise protocol.ApiError(status, f"The request's {what} exceeds {HEAD_BYTES} bytes.")
+            raise errors.ApiError(status, f"The request's {what} exceeds {HEAD_BYTES} bytes.")
         if end < 0:
             self._searched = size
             return b""
@@ -77,20 +77,20 @@ class Framing:
         """Learns the length of the body."""
         first, *lines = head.split(b"\r\n")
         if not REQUEST_LINE.fullmatch(first):
-            raise protocol.invalid("The request's first line must be: METHOD /path HTTP/1.1.")
+            raise errors.invalid("The request's first line must be: METHOD /path HTTP/1.1.")
         if any(line[:1] in (b" ", b"\t") for line in lines):
-            raise protocol.invalid("A header goes on in another line; write it in one.")
+            raise errors.invalid("A header goes on in another line; write it in one.")
         fields = [line.partition(b":") for line in lines]
         lengths, codings = (
             [value.strip(b" \t") for name, _, value in fields if name.lower() == wanted]
             for wanted in (b"content-length", b"transfer-encoding")
         )
         if len(lengths) + len(codings) > 1:
-            raise protocol.invalid("Send one content-length or transfer-encoding header, not two.")
+            raise errors.invalid("Send one content-length or transfer-encoding header, not two.")
         if lengths and not LENGTH.fullmatch(lengths[0]):
-            raise protocol.invalid("content-length must be a number of bytes, digits only.")
+            raise errors.invalid("content-length must be a number of bytes, digits only.")
         if codings and (codings[0].lower() != b"chunked" or first.endswith(b"1.0")):
-            raise protocol.invalid("The only transfer-encoding is chunked, with HTTP/1.1.")
+            raise errors.invalid("The only transfer-encoding is chunked, with HTTP/1.1.")
         self._left = int(lengths[0]) if lengths else 0
         self._check_size(self._left)
         self._chunked, self._chunks, self._received = bool(codings), 0, 0
@@ -108,13 +108,13 @@ class Framing:
             line = SIZE.match(self.held, at)
             if line is None:
                 if len(self.held) - at >= LONGEST_SIZE or b"\n" in self.held[at:]:
-                    raise protocol.invalid("A chunk's size is not written as in RFC 9112.")
+                    raise errors.invalid("A chunk's size is not written as in RFC 9112.")
                 break
             size = int(line[1], 16)
             if size == 0:
                 end = self.held[line.end() : line.end() + 2]
                 if not b"\r\n".startswith(end):
-                    raise protocol.invalid("Headers after the body (trailers) are not taken.")
+                    raise errors.invalid("Headers after the body (trailers) are not taken.")
                 if len(end) == 2:
                     self.between = True
                     at = line.end() + 2
@@ -123,11 +123,11 @@ class Framing:
             self._received += size
             self._check_size(self._received)
             if self._chunks > CHUNKS:
-                raise protocol.invalid(f"The body has more than {CHUNKS} chunks; send larger ones.")
+                raise errors.invalid(f"The body has more than {CHUNKS} chunks; send larger ones.")
             self._left = size + len(b"\r\n")
             at = line.end()
         return at
 
     def _check_size(self, size):
         if size > READ_BYTES:
-            raise protocol.ApiError(413, f"The body exceeds {MAX_BODY_BYTES} bytes.")
+            raise errors.ApiError(413, f"The body exceeds {MAX_BODY_BYTES} bytes.")

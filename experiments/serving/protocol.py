@@ -7,17 +7,15 @@ error. Knows neither HTTP nor threads.
 import dataclasses
 import difflib
 import functools
-import itertools
-import json
 
 from experiments.serving import answers
+from experiments.serving.errors import MOST_SHOWN, as_json, invalid, shown
 from flow_grpo_jax.bounds import json_text
 from models.engine import types
 
 COMPLETION_TOKENS = 16  # of a completion that does not say max_tokens
 MOST_STOPS, LONGEST_STOP = 16, 256
 MOST_MARKS = 500_000  # brackets, braces and quotes of a body
-MOST_SHOWN = 80  # characters of a client's value in an error
 
 # Accepted and without effect here.
 WITHOUT_EFFECT = (
@@ -97,37 +95,6 @@ MESSAGE_FIELDS = ("role", "content", "name", "refusal")  # the last two have no 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
-class ApiError(Exception):
-    """An answer that is an error.
-
-    Args:
-      status: HTTP status.
-      message: the mistake, and what to do.
-      param: field of the request.
-      code: OpenAI's word for it.
-      headers: more headers of the answer.
-    """
-
-    TYPES = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
-
-    def __init__(self, status, message, *, param=None, code=None, headers=None):
-        super().__init__(message)
-        self.status, self.headers = status, headers or {}
-        self.body = {
-            "error": {
-                "message": message,
-                "type": self.TYPES.get(status, "invalid_request_error"),
-                "param": param,
-                "code": code,
-            }
-        }
-
-
-def invalid(message, *, param=None, code=None):
-    """Returns the ApiError of a request that must be changed."""
-    return ApiError(400, message, param=param, code=code)
-
-
 @dataclasses.dataclass(frozen=True)
 class Ask:
     """The work that one HTTP request asks for.
@@ -181,7 +148,8 @@ class Fields:
         value = self._pop(name, default)
         if type(value) not in (int, float) or not low <= value <= high:
             raise invalid(
-                f"{name} must be a number from {low} to {high}, not {shown(value)}.", param=name
+                f"{name} must be a number from {low} to {high}, not {shown(value)}.",
+                param=name,
             )
         return float(value)
 
@@ -190,7 +158,8 @@ class Fields:
         value = self._pop(name, default)
         if value is not default and (type(value) is not int or not low <= value <= high):
             raise invalid(
-                f"{name} must be an integer from {low} to {high}, not {shown(value)}.", param=name
+                f"{name} must be an integer from {low} to {high}, not {shown(value)}.",
+                param=name,
             )
         return value
 
@@ -206,9 +175,9 @@ class Fields:
             if name in without_effect or any(_equal(value, nothing) for nothing in nothings):
                 continue
             if name in neutral:
-                only = f", or send {' or '.join(map(_as_json, nothings))}" if nothings else ""
+                only = f", or send {' or '.join(map(as_json, nothings))}" if nothings else ""
                 raise invalid(
-                    f"{name} is not supported here, and its value {_as_json(value)} asks for "
+                    f"{name} is not supported here, and its value {as_json(value)} asks for "
                     f"something; leave it out{only}.",
                     param=name,
                 )
@@ -217,7 +186,7 @@ class Fields:
             meant = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {meant[0]}? If not, leave it out" if meant else "leave it out"
             raise invalid(
-                f"Unknown field {shown(name)} with the value {_as_json(value)}; {hint}.",
+                f"Unknown field {shown(name)} with the value {as_json(value)}; {hint}.",
                 param=name,
             )
 
@@ -423,39 +392,6 @@ def _text(value, name):
     except UnicodeEncodeError:
         raise invalid(f"{name} is no valid Unicode: it holds half a surrogate pair.") from None
     return value
-
-
-def shown(value):
-    """Returns the beginning of a JSON value as a message may show it, escaped."""
-    return _short(ascii(_beginning(value)))
-
-
-def _as_json(value):
-    return _short(json.dumps(_beginning(value)))
-
-
-def _beginning(value, depth=4, width=8):
-    """Returns a JSON value without what is too long or too deep to be shown."""
-    if isinstance(value, str):
-        return value[:MOST_SHOWN]
-    if not isinstance(value, (list, dict)):
-        return value
-    if not depth:
-        return "..."
-    if isinstance(value, list):
-        first = [_beginning(each, depth - 1) for each in value[:width]]
-        return first if len(value) <= width else [*first, "..."]
-    fields = itertools.islice(value.items(), width)
-    return {name[:MOST_SHOWN]: _beginning(each, depth - 1) for name, each in fields}
-
-
-def _short(text):
-    return text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 3] + "..."
-
-
-def to_json(value):
-    """Encodes a JSON value as ASCII bytes, so that no text of a client can break it."""
-    return json.dumps(value, allow_nan=False).encode()
 
 
 def from_json(body):

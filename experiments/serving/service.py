@@ -11,7 +11,7 @@ import itertools
 import secrets
 import time
 
-from experiments.serving import answers, monitoring, protocol, text
+from experiments.serving import answers, errors, monitoring, text
 from models.engine import types
 
 SEEDED, UNSEEDED = 0, 1  # the first part of an address
@@ -69,7 +69,7 @@ class Service:
             raise self._unavailable()
         wanted = len(ask.prompts) * ask.choices
         if self._taken + wanted > self._places:
-            raise protocol.ApiError(
+            raise errors.ApiError(
                 429,
                 f"{self._taken} answers are under way and {self._places} is the most. Try again "
                 "later, or start the server with more --slots or a longer --queue.",
@@ -117,14 +117,14 @@ class Service:
 
     def _unavailable(self):
         if self.failure is not None:
-            return protocol.ApiError(500, f"The engine has failed: {self.failure}")
-        return protocol.ApiError(503, "The server is shutting down.", code="shutting_down")
+            return errors.ApiError(500, f"The engine has failed: {self.failure}")
+        return errors.ApiError(503, "The server is shutting down.", code="shutting_down")
 
     async def _constraint(self, schema):
         if schema is None:
             return None
         if self._grammars is None:
-            raise protocol.invalid(
+            raise errors.invalid(
                 "This server cannot follow a response_format: it needs the extra `grammar` (pip "
                 "install '.[grammar]') and must not be started with --nogrammar.",
                 param="response_format",
@@ -133,9 +133,9 @@ class Service:
             return await asyncio.to_thread(self._grammars.json_schema, schema)
         except RecursionError as error:
             message = "The JSON schema is nested too deeply."
-            raise protocol.invalid(message, param="response_format") from error
+            raise errors.invalid(message, param="response_format") from error
         except ValueError as error:
-            raise protocol.invalid(str(error), param="response_format") from error
+            raise errors.invalid(str(error), param="response_format") from error
 
     def _requests(self, ask, constraint):
         """Yields the engine's requests, choice by choice of each prompt.
@@ -193,10 +193,10 @@ class Work:
         left = len(self._constraints)
         while left:
             index, update = await self._updates.get()
-            if isinstance(update, protocol.ApiError):
+            if isinstance(update, errors.ApiError):
                 raise update
             if update.error:
-                raise protocol.invalid(update.error)
+                raise errors.invalid(update.error)
             if update.tokens and self._stream and not self._first:
                 self._first = True
                 monitor.first_token.observe(time.monotonic() - self._began)
@@ -205,7 +205,7 @@ class Work:
                 monitor.whole.observe(time.monotonic() - self._began)
                 constraint = self._constraints[index]
                 if constraint is not None and constraint.error:
-                    raise protocol.invalid(
+                    raise errors.invalid(
                         f"The JSON schema could not be followed: {constraint.error}",
                         param="response_format",
                     )

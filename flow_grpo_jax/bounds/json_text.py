@@ -12,6 +12,7 @@ import numpy as np
 from flow_grpo_jax.bounds import files
 
 MAX_DEPTH = 100  # brackets open at once; files of the hub have 8, schemas of tools 20
+DOWNLOAD = "Download it again."  # advice on a file that came from elsewhere
 MAX_VALUES = 20_000_000  # the largest tokenizer.json have 2 million
 
 _BLOCK = 2**22  # bytes that are looked at at once
@@ -60,22 +61,24 @@ def _check(text):
         raise ValueError(f"it is nested too deeply: {deepest:,} brackets, {MAX_DEPTH} at most")
 
 
-def read_object(path: str | os.PathLike, *, most: int = files.MAX_BYTES) -> dict:
-    """Returns the object in a JSON file.
+def read_object(path: str | os.PathLike, *, most: int = files.MAX_BYTES, advice: str = "") -> dict:
+    """Returns the object in a JSON file; `advice` is a sentence that ends an error.
 
     Raises:
       OSError: it cannot be read.
       ValueError: it holds something else, or is over a bound; the message names the file.
     """
-    return as_object(files.read_bytes(path, most=most), path)
+    return as_object(files.read_bytes(path, most=most), path, advice=advice)
 
 
-def as_object(data: bytes | str, place) -> dict:
+def as_object(data: bytes | str, place, *, advice: str = "") -> dict:
     """Returns the object that a JSON text holds; a ValueError names its `place`, such as a file."""
+    advice = advice and f" {advice}"
     try:
         value = parse(data)
     except ValueError as error:
-        raise ValueError(f"{place} is damaged: {error}.") from error
+        raise ValueError(f"{place} is damaged: {error}.{advice}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{place} is damaged: it holds a {type(value).__name__}, not an object.")
+        kind = type(value).__name__
+        raise ValueError(f"{place} is damaged: it holds a {kind}, not an object.{advice}")
     return value

@@ -8,6 +8,7 @@ import csv
 import decimal
 import io
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Iterator, Mapping
@@ -216,6 +217,11 @@ def _tfds_rows(path):
             ".jsonl or .parquet."
         )
     [split] = splits
+    for shard in builder.info.splits[split].filepaths:  # dataset_info.json says how they are named
+        if os.path.dirname(os.path.abspath(shard)) != os.path.abspath(path):
+            raise ValueError(
+                f"{path}/dataset_info.json names {shard}, which is not in that folder."
+            )
     for number, row in enumerate(builder.as_data_source(split)):
         try:
             row = {name: _from_tfds(value) for name, value in row.items()}

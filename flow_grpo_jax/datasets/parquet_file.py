@@ -11,6 +11,7 @@ Source: parquet.thrift of the Apache Parquet format; the Thrift compact protocol
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,8 @@ FOOTER = 2**24  # bytes; a thousand groups of rows with a hundred columns have a
 _DAMAGED = (AttributeError, IndexError, KeyError, RecursionError, TypeError)
 SPELT = 4  # times so many bytes may the upper bound for nested texts be
 DICTIONARY = 2  # kind of a page
-BY_DICTIONARY, BY_PREFIX = (2, 8), 7  # encodings; in the latter a text begins as the one before it
+# Encodings: numbers of a dictionary; all lengths, then all texts; a text begins as the one before.
+BY_DICTIONARY, BY_LENGTH, BY_PREFIX = (2, 8), 6, 7
 CODECS = {1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
 MAGIC = b"PAR1"  # first and last bytes of a file
 
@@ -47,21 +49,25 @@ def batches(path: pathlib.Path, *, columns: Sequence[str] | None = None) -> Iter
             opened = lambda **how: stack.enter_context(
                 parquet.ParquetFile(path, thrift_string_size_limit=FOOTER, **how)
             )
-            schema = opened().schema
+            about = opened()
+            schema, tops = about.schema, about.schema_arrow.names
             leaves = [schema.column(i) for i in range(len(schema.names))]
             texts = [leaf.physical_type == "BYTE_ARRAY" for leaf in leaves]
             nested = ["." in leaf.path and text for leaf, text in zip(leaves, texts, strict=True)]
-            _check_pages(raw, path, size, nested)
+            groups, by_length = _check_pages(raw, path, size, nested)
+            if by_length:  # pyarrow reads no dictionaries of these
+                nested = [inner or i in by_length for i, inner in enumerate(nested)]
+                _check_pages(raw, path, size, nested)
             flat = [
                 leaf.path
                 for leaf, text, inner in zip(leaves, texts, nested, strict=True)
                 if text and not inner
             ]
-            tops = {leaf.path.split(".")[0] for leaf in leaves}
             present = columns and [name for name in columns if name in tops]
             file = opened(read_dictionary=flat)
             left = BYTES + BYTES_OF_BYTE * size
-            for batch in file.iter_batches(BATCH, columns=present):
+            read = (file.iter_batches(BATCH, row_groups=[g], columns=present) for g in groups)
+            for batch in itertools.chain.from_iterable(read):
                 left -= sum(map(_expanded, batch.columns))
                 if left < 0:
                     raise ValueError(_grown(path, size, "bytes", BYTES + BYTES_OF_BYTE * size))
@@ -116,13 +122,17 @@ class Page:
 
 
 def _check_pages(raw, path, size, nested):
-    """Raises ValueError if a file's pages would grow too large.
+    """Returns ([group that has rows], {column with a page BY_LENGTH}), both by their numbers.
 
-    nested: for each column, whether it holds texts inside of lists or groups.
+    nested: for each column, whether its texts are spelt out: as those inside of lists or groups.
+
+    Raises:
+      ValueError: the file's pages would grow too large.
     """
     most_values, most_bytes = VALUES + VALUES_OF_BYTE * size, BYTES + BYTES_OF_BYTE * size
     try:
-        rows, chunks = _footer(raw, size, len(nested))
+        rows, groups, chunks = _footer(raw, size, len(nested))
+        by_length = set()
         values, grown, spelt, pages = max(rows, 0), 0, 0, PAGES + size // BYTES_OF_PAGE
         for column, start, end, codec in chunks:
             at, longest = start, 0
@@ -143,14 +153,20 @@ def _check_pages(raw, path, size, nested):
                         f"{path} has a column in the encoding DELTA_BYTE_ARRAY, which is not read. "
                         "Write it with another one, or as .jsonl."
                     )
+                if page.encoding == BY_LENGTH:
+                    by_length.add(column)
                 if pages < 0:
                     raise ValueError(f"{path} is damaged: its pages are too small.")
+        return groups, by_length
     except _DAMAGED:
         raise ValueError(f"{path} is damaged, or no Parquet file.") from None
 
 
 def _footer(raw, size, columns):
-    """Returns (rows, [(column, first byte of its pages, end, codec) for each group of rows]).
+    """Returns (rows, groups, chunks) of a file.
+
+    groups: numbers of the groups of rows that have any.
+    chunks: [(column, first byte of its pages, end, codec)] of all columns of these groups.
 
     Raises:
       one of _DAMAGED: it is no footer of so many columns.
@@ -162,10 +178,13 @@ def _footer(raw, size, columns):
         raise IndexError
     raw.seek(start)
     footer, _ = _struct(raw.read(size - 8 - start), 0, 0)
-    chunks = []
-    for group in footer[4]:
+    groups, chunks = [], []
+    for number, group in enumerate(footer[4]):
         if len(group[1]) != columns:
             raise IndexError
+        if group[3] < 1:  # what it says of its columns need not be true
+            continue
+        groups.append(number)
         for column, chunk in enumerate(group[1]):
             about = chunk[3]
             first = min(about.get(11) or about[9], about[9])  # of its dictionary, or its data
@@ -173,7 +192,7 @@ def _footer(raw, size, columns):
             if not 0 < first <= end <= start:
                 raise IndexError
             chunks.append((column, first, end, about[4]))
-    return footer[3] + 0, chunks
+    return footer[3] + 0, groups, chunks
 
 
 def _page(raw, at):

@@ -9,7 +9,7 @@ import pytest
 
 from experiments import doctor
 from experiments.configs import quickstart
-from experiments.diagnosis import kernels, machine, models, rows, sampler
+from experiments.diagnosis import kernels, machine, models, rows, sampler, surroundings
 from experiments.running import sessions
 from models import huggingface, qwen2
 from models.tokenizer import train_byte_bpe
@@ -139,6 +139,28 @@ def test_requirements_that_are_not_met(monkeypatch):
     assert problems("big") == ["quick is 2.5, not >=3"]
     versions["quick"] = "3.0"
     assert problems("big") == [""]
+
+
+def test_a_checkout_that_is_not_installed_and_a_jax_without_devices(monkeypatch):
+    def absent(name):
+        raise machine.importlib.metadata.PackageNotFoundError(name)
+
+    def none():
+        raise AssertionError
+
+    monkeypatch.setattr(machine.importlib.metadata, "metadata", absent)
+    monkeypatch.setattr(machine.importlib.metadata, "requires", absent)
+    monkeypatch.setattr(machine.jax, "devices", none)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setenv("OPENAI_API_KEY", f"{SECRET}\nsecond line")
+    checks = (machine.versions, machine.extras, machine.devices, surroundings.keys)
+    found = rows.run({check.__name__: check for check in checks})
+    assert [row.what for row in found["versions"] if row.todo] == ["packages"]
+    assert found["extras"] == [] and [row.state for row in found["devices"]] == ["broken"]
+    assert "JAX_PLATFORMS: cuda" in found["devices"][0].found
+    [key] = [row for row in found["keys"] if row.what == "OPENAI_API_KEY"]
+    assert key.state == "note" and "a header cannot carry" in key.found
+    assert SECRET not in str(found)
 
 
 def test_devices_are_known_by_their_kind():

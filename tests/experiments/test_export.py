@@ -1,6 +1,7 @@
 """The export of a run that was laid down by hand."""
 
 import json
+import pathlib
 import shutil
 
 import fsspec
@@ -104,11 +105,12 @@ def test_an_exported_planner_ends_its_replies_as_in_training(run, tmp_path):
 def test_the_base_is_the_snapshot_that_the_run_read_and_nothing_else(tmp_path, monkeypatch):
     """A name on the hub may mean a newer snapshot by now; a checkpoint may name any folder."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    model = pathlib.Path(sessions.resolve(smoke.get_config().model.path))
     old, new = (tmp_path / "models--A--B" / "snapshots" / name for name in ("old", "new"))
     other = tmp_path / "models--A--C" / "snapshots" / "old"
     for place in (old, new, other, tmp_path / "away"):
         place.mkdir(parents=True)
-        (place / "config.json").write_text("{}")
+        shutil.copy(model / "config.json", place)
     (tmp_path / "models--A--B" / "refs").mkdir()
     (tmp_path / "models--A--B" / "refs" / "main").write_text("new")
     config = common.base()

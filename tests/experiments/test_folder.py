@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import os
 import pathlib
 import subprocess
@@ -101,9 +102,14 @@ def test_a_lock_of_another_machine_holds_while_it_is_renewed(tmp_path, quick):
         assert folder._read(tmp_path / folder.LOCK).host != "far"
 
 
-@pytest.mark.parametrize("text", ["", "\0\0\0", '{"host": "x"}', "[]"])
-def test_a_damaged_lock_is_taken_over_after_a_while(tmp_path, quick, text):
-    (tmp_path / folder.LOCK).write_text(text)
+@pytest.mark.parametrize(
+    "damage", ["", "\0\0\0", '{"host": "x"}', "[]", {"pid": "1"}, {"pid": -1}, {"since": None}]
+)
+def test_a_damaged_lock_is_taken_over_after_a_while(tmp_path, quick, damage):
+    if isinstance(damage, dict):
+        holder = dataclasses.asdict(folder._this_process(tmp_path))
+        damage = json.dumps(holder | damage)
+    (tmp_path / folder.LOCK).write_text(damage)
     with folder.held(tmp_path):
         pass
 

@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from experiments.serving import protocol
+from experiments.serving import errors, protocol
 from models import tokenizer
 
 MODEL = pathlib.Path(__file__).parents[2] / "experiments/data/quickstart/model"
@@ -137,7 +137,7 @@ def test_what_is_not_supported_says_the_field_the_value_and_what_is_taken(
     parser, field, value, accepted
 ):
     for parse, body in ((parser.chat, CHAT), (parser.completion, TEXT)):
-        with pytest.raises(protocol.ApiError, match=accepted) as caught:
+        with pytest.raises(errors.ApiError, match=accepted) as caught:
             parse(body | {field: value})
         error = caught.value.body["error"]
         assert caught.value.status == 400 and error["param"] == field
@@ -154,22 +154,22 @@ def test_what_is_not_supported_says_the_field_the_value_and_what_is_taken(
 )
 def test_unknown_fields_have_a_sentence_of_their_own(parser, field, value, message):
     for parse, body in ((parser.chat, CHAT), (parser.completion, TEXT)):
-        with pytest.raises(protocol.ApiError) as caught:
+        with pytest.raises(errors.ApiError) as caught:
             parse(body | {field: value})
         assert message in str(caught.value) and caught.value.body["error"]["param"] == field
 
 
 @pytest.mark.parametrize("value", [-2, 1.5, True, "all"])
 def test_top_k_has_one_negative_value(parser, value):
-    with pytest.raises(protocol.ApiError, match="top_k must be an integer from -1"):
+    with pytest.raises(errors.ApiError, match="top_k must be an integer from -1"):
         parser.chat(CHAT | {"top_k": value})
 
 
 def test_options_of_a_stream_need_one(parser):
-    with pytest.raises(protocol.ApiError, match="stream_options needs stream"):
+    with pytest.raises(errors.ApiError, match="stream_options needs stream"):
         parser.chat(CHAT | {"stream_options": {"include_usage": True}})
     streaming = CHAT | {"stream": True}
     assert parser.chat(streaming | {"stream_options": {"include_usage": True}}).include_usage
     for name, message in (("continuous_usage_stats", "or send false"), ("x", "Unknown field 'x'")):
-        with pytest.raises(protocol.ApiError, match=message):
+        with pytest.raises(errors.ApiError, match=message):
             parser.chat(streaming | {"stream_options": {name: True}})

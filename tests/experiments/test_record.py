@@ -54,7 +54,7 @@ def trajectory(question, rollout):
 def said(caplog, monkeypatch):
     """The lines of the log."""
     monkeypatch.setattr(logging.getLogger("absl"), "propagate", True)
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="absl")
     return lambda: [entry.getMessage() for entry in caplog.records]
 
 

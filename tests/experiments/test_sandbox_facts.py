@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments.configs import common
+from experiments.configs import common, smoke
 from experiments.reporting import report
 from experiments.running import command, sessions, stored
 from tests.tools import sandboxes
@@ -30,10 +30,10 @@ def test_a_missing_layer_ends_the_command_and_is_named(without_landlock):
     assert "--config.tools.python_coder.sandbox=minimal" in str(error.value)
 
 
-def test_the_model_is_not_loaded_before_the_check(without_landlock, monkeypatch, tmp_path):
+def test_the_model_is_not_loaded_before_the_check(without_landlock, monkeypatch):
     monkeypatch.setattr(sessions, "load_weights", lambda *_: pytest.fail("loaded"))
     c = config_of("standard")
-    c.model.path = str(tmp_path)
+    c.model.path = smoke.get_config().model.path
     with pytest.raises(command.ConfigError, match="landlock"):
         sessions.build(c)
 

@@ -20,6 +20,7 @@ def written(folder, change, config=None):
 def test_a_config_comes_back_as_it_was(tmp_path):
     config = quickstart.get_config()
     config.backends.judge.extra.top_k = 5
+    config.backends.judge.extra.stop = None
     config.tools.mcp = ("a", "b")
     stored.write_config(config, tmp_path)
     again, digest = stored.read_config(tmp_path)
@@ -59,19 +60,40 @@ def test_fields_that_nobody_knows_are_left_out_and_named(tmp_path, caplog):
     def later(values):
         values["rollout"]["speculation"], values["new"] = 3, {"a": 1}
         values["steps"] = {"not": "a number"}
+        values["loss"] = {}
 
     written(tmp_path, later)
     config, _ = stored.read_config(tmp_path)
     assert "speculation" not in config.rollout and "new" not in config
-    assert config.steps == common.base().steps
+    assert config.steps == common.base().steps and config.loss == common.base().loss
     assert "left out: " in caplog.text
     for name in ("rollout.speculation", "new.a", "steps.not"):
         assert name in caplog.text
 
 
-def test_a_value_of_another_type_is_refused(tmp_path):
-    written(tmp_path, lambda values: values["rollout"].update(group="eight"))
-    with pytest.raises(command.ConfigError, match="rollout.group='eight'"):
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("rollout.group", "eight"),
+        ("rollout.group", None),
+        ("tools.names", None),
+        ("optim.lr", 10**400),
+        ("loss", "flow"),
+        ("backends", None),
+        ("backends.judge.extra", None),
+        ("backends.judge.extra", "a"),
+    ],
+    ids=lambda part: str(part)[:20],
+)
+def test_a_value_of_another_type_is_refused(tmp_path, name, value):
+    def damaged(values):
+        *sections, field = name.split(".")
+        for section in sections:
+            values = values[section]
+        values[field] = value
+
+    written(tmp_path, damaged)
+    with pytest.raises(command.ConfigError, match=f"config.json: {name}="):
         stored.read_config(tmp_path)
 
 

@@ -335,7 +335,11 @@ BAD_INPUT = [
         "valid: minimal, standard, strict",
     ),
     (["--config.model.path=/nowhere"], 2, "/nowhere holds no model: there is no config.json"),
-    (["--config.model.path={folder}"], 2, "/config.json is damaged: it holds no object"),
+    (
+        ["--config.model.path={folder}"],
+        2,
+        "/config.json is damaged: it holds a list",
+    ),
     (["--config.data.train=/nowhere.jsonl"], 2, "There is no file or folder /nowhere.jsonl."),
     (["--config.data.train=gs://bucket/q.jsonl"], 2, "data.train=gs://bucket/q.jsonl is a URL"),
     (["--config.tools.names=()"], 2, "every turn of the agent calls a tool"),

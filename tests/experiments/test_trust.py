@@ -38,6 +38,7 @@ HOSTILE = [
     ({"compile_cache": "{folder}/cache"}, "compile_cache"),
     ({"model.path": "/"}, "model.path"),
     ({"model.path": "gs://bucket/model"}, "model.path"),
+    ({"model.path": "a\0"}, "model.path"),
     ({"model.path": "../model"}, "model.path"),
     ({"model.path": "experiments/data/../../tests"}, "model.path"),
     ({"model.path": "{folder}/../other"}, "model.path"),
@@ -68,6 +69,10 @@ HOSTILE = [
         "tools.web_search.embeddings_key_variable",
     ),
     ({"tools.python_coder.sandbox": "minimal"}, "tools.python_coder.sandbox"),
+    ({"tools.python_coder.seconds": 61.0}, "tools.python_coder.seconds"),
+    ({"tools.python_coder.seconds": float("nan")}, "tools.python_coder.seconds"),
+    ({"tools.python_coder.memory_bytes": 2**33}, "tools.python_coder.memory_bytes"),
+    ({"tools.python_coder.max_output_bytes": 2**21}, "tools.python_coder.max_output_bytes"),
     ({"data.train": "/etc/passwd"}, "data.train"),
     ({"data.held_out": "gs://bucket/x.jsonl"}, "data.held_out"),
 ]
@@ -95,7 +100,9 @@ def foreign(folder, changes=None, *, base=quickstart):
         fill = lambda text: text.replace("{folder}", str(folder)).replace(
             "{evil}", str(folder.parent / "evil")
         )
-        section[field] = [fill(v) for v in value] if isinstance(value, list) else fill(value)
+        if isinstance(value, list | str):
+            value = [fill(v) for v in value] if isinstance(value, list) else fill(value)
+        section[field] = value
     folder.mkdir(parents=True, exist_ok=True)
     content = {"hash": stored.hash_of(values), "config": values}
     (folder / "config.json").write_text(json.dumps(content))
@@ -154,6 +161,13 @@ def test_all_that_is_refused_is_listed_and_cannot_steer_the_terminal(tmp_path):
     ]
     assert "\x1b" not in text and r"'\x1b[2J\nno'" in text and len(text) < 2_000
     assert text.endswith("Or give a config of your own instead: --config=FILE.")
+
+
+def test_no_error_steers_the_terminal(capsys):
+    with pytest.raises(SystemExit) as ended:
+        command._stop("a\x1b[2J\r\n\tb\x9b\u202e é", 2)
+    error = capsys.readouterr().err
+    assert error == "error: a\\x1b[2J\\r\n\tb\\x9b\\u202e é\n" and ended.value.code == 2
 
 
 def test_every_text_of_a_config_is_harmless_or_needs_the_users_word():
@@ -275,6 +289,28 @@ def test_pipes_are_refused_and_many_links_are_counted(tmp_path):
     trust.check_links(tmp_path / "absent", trusted=False)
 
 
+def test_a_folder_that_cannot_be_listed_hides_links_and_is_refused(tmp_path, monkeypatch):
+    hidden = tmp_path / "run" / "trajectories"
+    hidden.mkdir(parents=True)
+    scan = os.scandir
+
+    def denied(path):  # root may list all
+        if str(path) == str(hidden):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    text = refusal(lambda: trust.check_links(tmp_path / "run", trusted=False))
+    assert f"'{hidden}' cannot be listed (Permission denied)" in text and "add --trust" in text
+    trust.check_links(tmp_path / "run", trusted=True)
+
+
+def test_a_link_that_training_would_write_through_makes_a_folder_a_run(tmp_path):
+    (tmp_path / "tensorboard").symlink_to("/elsewhere")
+    text = refusal(lambda: trust.check_links(tmp_path, trusted=False))
+    assert "is a link to '/elsewhere'" in text
+
+
 def test_a_file_is_not_written_through_a_link_that_waits_for_it(tmp_path):
     outside = tmp_path / "outside"
     outside.write_text("as it was")
@@ -366,6 +402,18 @@ def test_a_data_folder_imports_no_class_that_it_names(tmp_path, monkeypatch, fea
     assert "evil_features" not in sys.modules
 
 
+@pytest.mark.parametrize("template", ["/etc/{SPLIT}", "../{SPLIT}", "{SPLIT}/a"])
+@pytest.mark.parametrize("split", ["train", "../../train"])
+def test_a_data_folder_names_no_file_elsewhere(tmp_path, template, split):
+    folder = tfds_folder(tmp_path / "data", feature("featuresDict", {"features": {"id": TEXT}}))
+    path = folder / "dataset_info.json"
+    shards = {"shardLengths": ["1"], "numBytes": "1"}
+    shards |= {"name": split, "filepathTemplate": template + ".array_record-{SHARD_X_OF_Y}"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"splits": [shards]}))
+    with pytest.raises(ValueError, match="dataset_info.json names .* not in that folder"):
+        data.read_questions(folder)
+
+
 def test_code_of_a_models_folder_is_neither_run_nor_asked_about(tmp_path, monkeypatch):
     from models import tokenizer
 
@@ -400,6 +448,6 @@ def test_a_chat_template_reaches_no_python(tmp_path, expression):
     (model / "model.safetensors").unlink()
     template = "{{ " + expression.replace("{evil}", str(tmp_path / "evil")) + " }}"
     (model / "chat_template.jinja").write_text(template)
-    with pytest.raises(ValueError, match="The chat template (refuses|leaves out)"):
+    with pytest.raises(ValueError, match="The chat template .*(refuses|leaves out)"):
         tokenizer.Tokenizer.load(model).check_conversation(("system", "user"))
     assert not (tmp_path / "evil").exists()

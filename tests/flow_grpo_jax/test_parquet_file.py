@@ -40,6 +40,8 @@ def test_rows_are_those_of_pyarrow(tmp_path, version, compression):
             "price": [decimal.Decimal("1.50")] * count,
             "pair": pa.array([[1.0, 2.0]] * count, pa.list_(pa.float32(), 2)),
             "empty": pa.nulls(count),
+            "with.dot": [f"{i % 3}" for i in range(count)],
+            "inner": pa.array([["a"]] * count, pa.list_(pa.dictionary(pa.int32(), pa.string()))),
         }
     )
     path = tmp_path / "x.parquet"
@@ -53,8 +55,18 @@ def test_rows_are_those_of_pyarrow(tmp_path, version, compression):
         data_page_size=1_000,
     )
     assert rows(path) == table.to_pylist()
-    picked = rows(path, columns=("number", "text", "absent"))
-    assert picked == table.select(["number", "text"]).to_pylist()
+    picked = rows(path, columns=("number", "with.dot", "absent"))
+    assert picked == table.select(["number", "with.dot"]).to_pylist()
+    parquet.write_table(table[:0], path)  # a group of no rows, whose pages begin nowhere
+    assert rows(path) == []
+
+
+@pytest.mark.parametrize("encoding", ["PLAIN", "DELTA_LENGTH_BYTE_ARRAY"])
+def test_texts_without_a_dictionary_are_read(tmp_path, encoding):
+    path, table = tmp_path / "x.parquet", pa.table({"a": ["x", None, "yy"], "b": [["z"]] * 3})
+    how = {"a": encoding, "b.list.element": encoding}  # as DuckDB writes version 2 of the format
+    parquet.write_table(table, path, use_dictionary=False, column_encoding=how)
+    assert rows(path) == table.to_pylist()
 
 
 def repeated(path):

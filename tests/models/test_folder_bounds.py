@@ -120,6 +120,14 @@ def replacing(values, times, content):
     [
         (lambda v: replacing(v, 1, "b" * 65), "normalizer may replace a character by 65"),
         (lambda v: replacing(v, 30, "aa"), "normalizer may replace a character by 1073741824"),
+        (
+            lambda v: v.update(normalizer={"type": "Prepend", "prepend": "b" * 65}),
+            "normalizer may replace a character by 65",
+        ),
+        (
+            lambda v: v["model"].update(end_of_word_suffix="b" * 65),
+            "end_of_word_suffix has more than 64 characters",
+        ),
         (lambda v: pattern(v, "a" * 20_001), "pre_tokenizer has a pattern of 20,001 characters"),
         (lambda v: pattern(v, "("), "cannot be used: .*unmatched parenthesis"),
         (lambda v: v["model"]["vocab"].update(zz=2**31), "has the token id 2147483648; ids go"),
@@ -142,7 +150,7 @@ def test_a_pattern_that_gives_up_is_an_error_of_the_text(folder):
     edit(folder, "tokenizer.json", lambda values: pattern(values, "(a+)+$"))
     words = tokenizer.Tokenizer.load(folder)
     assert words.decode(words.encode("aaab")) == "aaab"
-    for encode in (words.encode, words._encode_plain):
+    for encode in (words.encode, lambda text: words._encode_plain(text, None)):
         with pytest.raises(ValueError, match="cannot encode a text: .*retry-limit-in-match"):
             encode("a" * 40 + "b")
 

@@ -132,6 +132,52 @@ def test_an_unusable_schema_is_refused(schema, message):
         grammars().json_schema(schema)
 
 
+def letters(count):
+    """A form in which patterns that are joined cost most."""
+    return {"type": "string", "pattern": f".*[a-z]{{{count}}}.*"}
+
+
+def nested(field):
+    schema = {"type": "string"}
+    for count in range(1, 13):
+        schema = letters(count) | {field: [schema]}
+    return schema
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"allOf": [letters(count) for count in range(1, 13)]},
+        {"allOf": [{"type": "object", "properties": {"a": letters(c)}} for c in range(1, 13)]},
+        nested("allOf"),
+        nested("anyOf"),
+        nested("oneOf"),
+        {"$ref": "#/$defs/1"}
+        | {"$defs": {f"{c}": letters(c) | {"$ref": f"#/$defs/{c + 1}"} for c in range(1, 13)}},
+    ],
+)
+def test_patterns_that_are_joined_are_counted_before_they_are_compiled(schema, monkeypatch):
+    compile_ = lambda *_, **__: pytest.fail("it takes more than a second, then minutes")
+    monkeypatch.setattr(grammar.llguidance.LLMatcher, "grammar_from_json_schema", compile_)
+    compiled = grammars()
+    with pytest.raises(ValueError, match="has 12 different patterns .* most are 10"):
+        compiled.json_schema(schema)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {f"{count}": letters(count) for count in range(1, 13)}},
+        {"anyOf": [letters(count) for count in range(1, 13)], "title": "one of them"},
+        {"allOf": [letters(1), *({"$ref": "#/$defs/b"} for _ in range(12))]}
+        | {"$defs": {"b": letters(2)}},
+        {"type": "object", "properties": {"allOf": letters(1), "$ref": letters(2)}},
+    ],
+)
+def test_patterns_of_other_values_and_repeated_ones_may_be_many(schema):
+    assert allowed_ids(grammars().json_schema(schema)) != {EOS}
+
+
 @pytest.mark.parametrize(
     "answer, valid",
     [("yes, 12", True), ("no, 7", True), ("yes", False), ("no, 1234", False), ("so: no, 7", False)],

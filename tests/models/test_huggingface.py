@@ -766,7 +766,7 @@ def test_folder_without_safetensors_names_what_is_there(reference, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no config.json"):
         huggingface.load(tmp_path)
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(ValueError, match="config.json is damaged: it holds no object"):
+    with pytest.raises(ValueError, match="config.json is damaged: it holds a list, not an object"):
         huggingface.load(tmp_path)
     shutil.copy(reference("tied").folder / "config.json", tmp_path)
     (tmp_path / "pytorch_model.bin").touch()

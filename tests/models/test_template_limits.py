@@ -119,6 +119,13 @@ def test_a_template_that_does_too_much_is_ended(template, message):
         rendered(template)
 
 
+def test_what_looks_at_one_value_costs_one_step_however_long_the_conversation_is():
+    text = "{% for m in messages %}{% set left = (messages | length - 1) - loop.index0 %}"
+    text += "{% if m is mapping and m.content is string %}{{ left }} {% endif %}{% endfor %}"
+    many = [{"role": "user", "content": "a" * 500}] * 1_000  # as Qwen3's template counts them
+    assert template_limits.render(text, messages=many).split()[-2:] == ["1", "0"]
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [

@@ -338,7 +338,9 @@ def test_vocab_and_merges_alone_load(folder, tmp_path):
 
 
 def test_empty_folder_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match="none of tokenizer.json, vocab.json or tokenizer"):
+    with pytest.raises(
+        FileNotFoundError, match="none of tokenizer.json, vocab.json, tokenizer.model is"
+    ):
         tokenizer.Tokenizer.load(tmp_path)
 
 
@@ -348,7 +350,7 @@ def test_empty_folder_is_an_error(tmp_path):
         ("tokenizer.json", "{", "Expecting property name"),
         ("tokenizer.json", "{}", "it describes no tokenizer"),
         ("tokenizer_config.json", "", "Expecting value"),
-        ("generation_config.json", "[]", "it holds no object"),
+        ("generation_config.json", "[]", "it holds a list, not an object"),
     ],
 )
 def test_damaged_files_are_named(folder, tmp_path, name, text, why):

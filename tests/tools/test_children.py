@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import os
+import signal
 import socket
 import sys
 
@@ -38,6 +39,14 @@ def test_what_ends_it_is_no_answer_and_the_next_work_is_done(made, name):
     assert job(made, "echo", "again") == "again" and made.processes() != [before]
     with pytest.raises(ProcessLookupError):
         os.kill(before, 0)
+
+
+def test_one_that_was_ended_between_two_pieces_of_work_costs_no_answer(made):
+    job(made, "echo")
+    (before,) = made.processes()
+    os.kill(before, signal.SIGKILL)
+    os.waitid(os.P_PID, before, os.WEXITED | os.WNOWAIT)
+    assert job(made, "echo", 1) == 1 and made.processes() != [before]
 
 
 def test_it_knows_nothing_of_our_environment(made, monkeypatch):

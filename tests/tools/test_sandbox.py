@@ -11,7 +11,7 @@ import time
 import pytest
 
 from tests.tools import sandboxes
-from tools.sandbox import client, helper, selftest
+from tools.sandbox import client, selftest, server
 
 ORDINARY = {
     "functions": (
@@ -207,7 +207,7 @@ def test_no_environment_is_inherited(monkeypatch):
 
 
 def test_many_threads_do_not_mix_up_their_programs():
-    with concurrent.futures.ThreadPoolExecutor(helper.PROGRAMS + 8) as pool:
+    with concurrent.futures.ThreadPoolExecutor(server.PROGRAMS + 8) as pool:
         results = list(pool.map(sandboxes.run, [f"print({i})" for i in range(120)]))
     assert [result.output for result in results] == [str(i) for i in range(120)]
 

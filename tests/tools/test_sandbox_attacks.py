@@ -16,7 +16,7 @@ import time
 import pytest
 
 from tests.tools import sandboxes
-from tools.sandbox import helper, layers, seccomp
+from tools.sandbox import layers, seccomp, server
 
 pytestmark = pytest.mark.slow  # all together
 
@@ -209,8 +209,8 @@ class World:
     def close(self):
         self.victim.kill()
         self.victim.wait()
-        for server in self.sockets:
-            server.close()
+        for waiting in self.sockets:
+            waiting.close()
 
 
 @pytest.fixture
@@ -365,12 +365,22 @@ def test_time_is_bounded(code):
     assert sandboxes.run(code, seconds=0.4).stopped == "time"
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGXCPU, signal.SIGALRM])
+def test_a_program_cannot_say_that_its_time_is_over(number):
+    """Layer: process."""
+    result = sandboxes.run(f"import os\nos.kill(os.getpid(), {int(number)})")
+    assert (result.status, result.stopped) == (-number, "")
+
+
 def test_processor_time_is_bounded():
-    """Layer: limits; the order to kill never comes here."""
-    result = sandboxes.run(
-        "import resource as r\nr.setrlimit(r.RLIMIT_CPU, (1, 2))\nwhile True: pass"
+    """Layer: limits, as all threads together use more than the clock shows."""
+    code = (
+        "import ctypes, threading\nbusy = ctypes.CDLL(None).memset\nspace = bytearray(10**8)\n"
+        "where = (ctypes.c_char * 10**8).from_buffer(space)\n"
+        "def work():\n    while True: busy(where, 1, 10**8)\n"
+        "for _ in range(8): threading.Thread(target=work).start()"
     )
-    assert (result.status, result.stopped) == (-signal.SIGXCPU, "time")
+    assert sandboxes.run(code, seconds=1.0).stopped == "time"
 
 
 @pytest.mark.parametrize(
@@ -471,7 +481,7 @@ def test_programs_do_not_see_each_other(world):
     other.start()
     code = (
         "import os, time\ntime.sleep(0.3)\nhere, found = os.path.abspath('..'), []\n"
-        f"for i in range({helper.PROGRAMS}):\n"
+        f"for i in range({server.PROGRAMS}):\n"
         "    try: found.append(open(f'{here}/{i}/secret').read())\n    except OSError: pass\n"
         "print(found)"
     )

@@ -22,9 +22,9 @@ FORK = 0x01200000 | signal.SIGCHLD  # what glibc passes to clone for fork and fo
 THREAD = 0x3D0F00
 
 
-def filters_of(machine, monkeypatch):
+def filters_of(machine, monkeypatch, *, asks=True):
     monkeypatch.setattr(seccomp.platform, "machine", lambda: machine)
-    return seccomp.Filters()
+    return seccomp.Filters(asks=asks)
 
 
 def numbers(machine):
@@ -34,7 +34,7 @@ def numbers(machine):
 
 
 def verdict(assembled, machine, number, *arguments, architecture=None):
-    """What the kernel would do: "allow", "kill" or the number of an error."""
+    """What the kernel would do: "allow", "ask", "kill" or the number of an error."""
     code, offsets = bytearray(assembled[0]), assembled[1]
     for offset in offsets:
         struct.pack_into("=I", code, offset, PROCESS)
@@ -53,6 +53,8 @@ def verdict(assembled, machine, number, *arguments, architecture=None):
             at += yes if value == constant else no
         elif constant == seccomp.ALLOW:
             return "allow"
+        elif constant == seccomp.ASK:
+            return "ask"
         else:
             return "kill" if constant == seccomp.KILL else constant & 0xFFFF
 
@@ -86,12 +88,20 @@ def test_arguments_decide(machine, monkeypatch):
         assert own("kill", other, 9) == own("tgkill", other, 1, 9) == refused
     assert own("getsid", 0) == own("getsid", PROCESS) == "allow"
     assert own("getsid", 1) == own("sched_getaffinity", 1) == refused
-    assert own("clone", THREAD) == common("clone", THREAD) == "allow"
+    assert (own("clone", THREAD), common("clone", THREAD)) == ("allow", "ask")
+    counted = filters_of(machine, monkeypatch, asks=False)
+    assert verdict(counted._common, machine, known["clone"], THREAD) == "allow"
+    for shared in (0x100, 0x200, 0x400, 0x800, 0x10000):  # memory, folder, files, handlers, thread
+        assert own("clone", THREAD & ~shared) == refused
+    assert common("close_range", 3, 9, 0) == common("close_range", 3, 9, 4) == "allow"
+    assert common("close_range", 3, 9, 2) == common("close_range", 3, 9, 6) == refused
     assert (own("clone", FORK), common("clone", FORK)) == (refused, "allow")  # the helper forks
     for namespace in (0x80, 0x20000, 0x2000000, 0x10000000, 0x20000000, 0x40000000):
         assert common("clone", THREAD | namespace) == refused
     assert (own("prctl", 1, 0), common("prctl", 1, 0)) == (refused, "allow")
-    assert own("prctl", 4, 1) == common("prctl", 4, 1) == refused
+    assert (own("prctl", 4, 1), common("prctl", 4, 1)) == (refused, "allow")
+    assert (own("pidfd_open", 1), common("pidfd_open", 1)) == (refused, "allow")
+    assert common("prctl", 38, 1) == refused
     assert own("setsid") == own("landlock_restrict_self") == refused
     stream, datagram = socket.SOCK_STREAM, socket.SOCK_DGRAM
     assert common("socketpair", socket.AF_UNIX, stream | socket.SOCK_CLOEXEC) == "allow"

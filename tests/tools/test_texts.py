@@ -101,6 +101,15 @@ def test_search_results(server, monkeypatch, engine):
     assert " ".join(CLEAN.split()) in " ".join(protocol.call(tool, {"query": "q"}).split())
 
 
+def test_a_key_in_the_reason_of_a_refusal_is_masked(server, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "SECRET_OF_MINE")
+    tool = settings.make("google_search", url=server.url, key_variable="MY_KEY", per_second=0)
+    path = "/v1beta/models/gemini-2.5-flash:generateContent"
+    server.answer(path, {"promptFeedback": {"blockReason": "SECRET_OF_MINE"}})
+    with pytest.raises(protocol.ToolError, match=r"refuses this query \(\*\*\*\)"):
+        protocol.call(tool, {"query": "q"})
+
+
 def test_pages_of_wikipedia_and_articles_of_a_service(server):
     page = {"title": "T", "extract": DIRTY, "fullurl": "https://w"}
     server.answer("/api.php", {"query": {"pages": [page]}})

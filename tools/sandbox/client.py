@@ -11,8 +11,6 @@ import math
 import os
 import pathlib
 import select
-import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +18,7 @@ import threading
 import time
 import weakref
 
-from tools.sandbox import helper, program
+from tools.sandbox import folders, program, server
 
 FLAGS = ("-s", "-S", "-P", "-B", "-u", "-X", "utf8")  # -u: output before a kill
 START = (
@@ -28,13 +26,18 @@ START = (
 )
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 START_SECONDS = 60.0
-END_SECONDS = 5.0  # from the order to kill a program to its end
+WAIT_SECONDS = 30.0  # for the start of a program: others may have left much to remove
+END_SECONDS = 5.0  # from the time to kill a program to its end
 MAX_READ_BYTES = 16 * 2**20  # a program that writes more is killed
 TRUNCATED = "\n[output truncated]"
 
 
 class HelperDied(Exception):
     """The helper ended, or does not answer."""
+
+
+class NotStarted(Exception):
+    """The kernel has no process for a program now; the message is its reason."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +47,8 @@ class Result:
     status: exit status, or minus the number of the signal that killed it; told by the kernel.
     output: its text, at most the bytes asked for.
     explanation: its traceback or last words, by its own account.
-    stopped: the limit for which it was killed: "time", "output", "disk", or "".
+    stopped: the limit for which it was killed, or "": "time", "output", "threads", "disk" (files in
+      its folder), "written" (to any files in all).
     """
 
     status: int
@@ -62,7 +66,7 @@ class Sandbox:
 
     def __init__(self, *, without=()):
         self._without = tuple(without)
-        self._places = threading.BoundedSemaphore(helper.PROGRAMS)
+        self._places = threading.BoundedSemaphore(server.PROGRAMS)
         self._lock = threading.Lock()
         self._helper = _Helper(self._without)
 
@@ -80,7 +84,7 @@ class Sandbox:
 
         Args:
           code: the source text.
-          seconds: wall time.
+          seconds: wall time, from its start.
           max_output_bytes: the first bytes of the output that are kept.
           memory_bytes: address space beyond what the helper has mapped.
 
@@ -89,7 +93,8 @@ class Sandbox:
 
         Raises:
           UnicodeEncodeError: the code is no text.
-          RuntimeError: the helper died twice.
+          NotStarted: the kernel has no process for it now.
+          RuntimeError: the helper died twice, or could not restrict this program.
         """
         source = code.encode("utf-8")
         with self._places:
@@ -142,8 +147,8 @@ class _Helper:
                 env=_environment(),
             )
             theirs.close()
-            folders = []  # of programs, on disk
-            self.close = weakref.finalize(self, _stop, self.process, self._control, folders)
+            homes = []  # folders of all programs, on disk
+            self.close = weakref.finalize(self, _stop, self.process, self._control, homes)
             self._control.settimeout(START_SECONDS)
             try:
                 ready = self._control.recv(65536)
@@ -157,7 +162,7 @@ class _Helper:
                 )
         self._control.settimeout(None)
         self.facts = json.loads(ready)
-        folders += filter(None, [self.facts["folder"]])
+        homes += filter(None, [self.facts["folder"]])
 
     def last_words(self):
         """Returns the end of the helper's standard error, "" if it wrote nothing."""
@@ -166,7 +171,7 @@ class _Helper:
 
     def run(self, source, *, seconds, max_output_bytes, memory_bytes):
         """Runs a program, see `Sandbox.run`; raises HelperDied."""
-        request = {"memory_bytes": memory_bytes, "cpu_seconds": math.ceil(seconds) + 1}
+        request = {"memory_bytes": memory_bytes, "seconds": seconds}
         with contextlib.ExitStack() as stack:
             text = os.memfd_create("program", os.MFD_CLOEXEC)
             stack.callback(os.close, text)
@@ -184,31 +189,32 @@ class _Helper:
                 os.close(output_start)
                 theirs.close()
             kept = _Output(output, max_output_bytes)
-            told, stopped = _follow(call, kept, deadline=time.monotonic() + seconds)
+            told, is_flood = _follow(call, kept, patience=WAIT_SECONDS + seconds + END_SECONDS)
+            if "refused" in told:
+                raise NotStarted(told["refused"])
             if "failed" in told:
-                raise RuntimeError(f"A program could not be restricted: {told['failed']}")
+                raise RuntimeError(f"A program could not be started: {told['failed']}")
             kept.drain()
             said = os.pread(text, program.EXPLANATION_BYTES, len(source))
-        if told["status"] == -signal.SIGXCPU:
-            stopped = "time"
         explanation = said.decode("utf-8", "replace")
-        return Result(told["status"], kept.text(), explanation, told["stopped"] or stopped)
+        stopped = told["stopped"] or ("output" if is_flood else "")
+        return Result(told["status"], kept.text(), explanation, stopped)
 
 
-def _follow(call, output, *, deadline):
-    """Reads the output until the helper tells the end; returns (what it told, limit broken)."""
+def _follow(call, output, *, patience):
+    """Reads the output until the helper tells the end; returns (what it told, was it too much).
+
+    patience: seconds after which the helper has to have told it.
+    """
     poll = select.poll()
     for file in (output.file, call.fileno()):
         poll.register(file, select.POLLIN)
-    stopped = ""
+    is_flood, deadline = False, time.monotonic() + patience
     while True:
         remaining = deadline - time.monotonic()
-        if remaining <= 0 and not stopped:
-            stopped, deadline = "time", time.monotonic() + END_SECONDS
-            _order_kill(call)
-        elif remaining <= 0:
-            raise HelperDied(f"a program did not end within {END_SECONDS:g} s of its kill")
-        for file, _ in poll.poll(math.ceil(max(remaining, 0) * 1000)):
+        if remaining <= 0:
+            raise HelperDied("it did not tell the end of a program in time")
+        for file, _ in poll.poll(math.ceil(remaining * 1000)):
             if file == call.fileno():
                 try:
                     message = call.recv(4096)
@@ -216,11 +222,11 @@ def _follow(call, output, *, deadline):
                     raise HelperDied(str(error)) from error
                 if not message:
                     raise HelperDied("it ended while a program ran")
-                return json.loads(message), stopped
+                return json.loads(message), is_flood
             if output.read() == b"":
                 poll.unregister(file)
-            elif output.seen > MAX_READ_BYTES and not stopped:
-                stopped, deadline = "output", time.monotonic() + END_SECONDS
+            elif output.seen > MAX_READ_BYTES and not is_flood:
+                is_flood, deadline = True, time.monotonic() + END_SECONDS
                 _order_kill(call)
 
 
@@ -229,15 +235,15 @@ def _order_kill(call):
         call.shutdown(socket.SHUT_WR)  # a message, if not read, would undo what the helper sent
 
 
-def _stop(process, control, folders):
+def _stop(process, control, homes):
     control.close()
     try:
         process.wait(timeout=END_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    for folder in folders:  # a helper that ended by itself has removed it
-        shutil.rmtree(folder, ignore_errors=True)
+    for home in homes:  # a helper that ended by itself has removed it
+        folders.remove(home)
 
 
 def _environment():

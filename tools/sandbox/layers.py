@@ -66,6 +66,11 @@ def hide_memory():
     prctl(PR_SET_DUMPABLE, 0)
 
 
+def show_memory():
+    """Opens them again to processes of the same user, which Landlock keeps from each other."""
+    prctl(PR_SET_DUMPABLE, 1)
+
+
 def die_with_parent():
     prctl(PR_SET_PDEATHSIG, 9)
 
@@ -77,6 +82,16 @@ def limit(**values):
     """Sets hard limits by name: limit(CPU=3, NOFILE=64)."""
     for name, value in values.items():
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
+
+
+def open_kill_order():
+    """Returns a descriptor by which `set_kill_order` can change that of this process."""
+    return os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
+
+
+def set_kill_order(descriptor, score):
+    """Sets how early the kernel kills this process when memory runs out: 1000 is first."""
+    os.pwrite(descriptor, str(score).encode(), 0)
 
 
 # ---- namespaces ----------------------------------------------------------------------------------
