@@ -25,6 +25,7 @@ FREE += tuple(
     f"rollout.{name}"
     for name in ("max_turns", "temperature", "questions", "group", "in_flight", "infra_retries")
 )
+FREE += ("rollout.min_valid_share", "rollout.empty_steps")
 DISTRIBUTION, UNKNOWN = "flow-grpo-jax", "unknown"
 PACKAGES = (DISTRIBUTION, "jax", "jaxlib", "flax", "numpy", "transformers", "tokenizers")
 
@@ -96,9 +97,7 @@ def write(folder, before, *, config, benchmarks, answering):
     hashes = {benchmark.name: benchmark.hash for benchmark in benchmarks}
     found = {
         "version": 1,
-        "config_hash": stored.hash_of(_kept(config)),
-        "config": _kept(config),
-        "seed": config.seed,
+        **of_config(config),
         "questions": before.get("questions", {}) | hashes,
         "weights": before.get("weights", {}) | answering.weights,
         "parameters": answering.parameters,
@@ -109,6 +108,12 @@ def write(folder, before, *, config, benchmarks, answering):
     path = pathlib.Path(folder) / NAME
     files.replace_text(path, json.dumps(found, indent=2) + "\n")
     return found
+
+
+def of_config(config):
+    """Returns what is kept of a config, its hash and the seed, JSON-able."""
+    kept = _kept(config)
+    return {"config_hash": stored.hash_of(kept), "config": kept, "seed": config.seed}
 
 
 def versions():

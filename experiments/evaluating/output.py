@@ -54,10 +54,9 @@ def write(
                 lines += _score_lines(place, ids, found)
     pairs = results.within(scores)
     if against:
-        pairs += _against(against, about, scores)
+        pairs += _against(against, scores)
     values = {
         "version": 1,
-        "seed": config.seed,
         "trials": trials,
         "count_unsupported": count_unsupported,
         "rows": rows,
@@ -65,7 +64,8 @@ def write(
         "differences": results.differences(scores, pairs),
         "against": str(against) if against else None,
         "setup": plan.differences(config, benchmarks, arms, trials),
-        **{name: value for name, value in about.items() if name not in ("version", "seed")},
+        **{name: value for name, value in about.items() if name != "version"},
+        **identity.of_config(config),
         "recorded": _recorded(config),
         "unsupported": {b.name: [list(one) for one in b.unsupported] for b in benchmarks},
         "files": {benchmark.name: benchmark.path.name for benchmark in benchmarks},
@@ -93,7 +93,7 @@ def _score_lines(place, ids, outcomes_QK):
         yield json.dumps(line) + "\n"
 
 
-def _against(folder, about, scores):
+def _against(folder, scores):
     _, before = reading.read(folder)
     name = pathlib.Path(folder).resolve().name
     return [

@@ -7,7 +7,6 @@ from experiments.reporting import trajectories as records
 from experiments.running import dotted
 
 TEXT_BUDGET = 12_000_000  # bytes of trajectory texts
-UNCHANGED = ("benchmark", "planner")
 
 
 def make(folder, values, benchmarks, arms, trials, ledger):

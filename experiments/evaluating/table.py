@@ -140,12 +140,13 @@ def _paper(row):
 
 
 def _difference(one):
-    turns = one["second"][3]
+    _, _, protocol, turns = one["second"]
+    authors = ", authors'" if protocol == "authors" else ""
     error = "" if one["error"] is None else f" ± {100 * one['error']:.1f}"
     text = (
-        f"{one['benchmark']}, turns ≤ {turns or '–'}, {one['compared']}: {100 * one['mean']:+.1f}"
-        f"{error} ({100 * one['low']:+.1f} to {100 * one['high']:+.1f}), better {one['better']}, "
-        f"worse {one['worse']} of {one['questions']}"
+        f"{one['benchmark']}, turns ≤ {turns or '–'}, {one['compared']}{authors}: "
+        f"{100 * one['mean']:+.1f}{error} ({100 * one['low']:+.1f} to {100 * one['high']:+.1f}), "
+        f"better {one['better']}, worse {one['worse']} of {one['questions']}"
     )
     return text + (f"; {one['unpaired']} without a partner" if one["unpaired"] else "")
 
