@@ -12,6 +12,7 @@ PACKAGES = [
     "experiments",
     "experiments.configs",
     "experiments.diagnosis",
+    "experiments.evaluating",
     "experiments.planning",
     "experiments.quickstart",
     "experiments.reporting",
@@ -74,6 +75,7 @@ EXTRAS = {
     "mcp": MCP,
     "math": ["math-verify>=0.8", "sympy>=1.13"],
     "tensorboard": ["tensorboardX>=2.6"],
+    "plots": ["matplotlib>=3.9"],  # PNG and SVG of experiments.evaluate --analyse
     # torch is the reference that tests compare with. This version also admits the small CPU build
     # 2.13.0+cpu, which pip prefers where an index offers it.
     "dev": [
