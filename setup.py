@@ -21,6 +21,8 @@ PACKAGES = [
     "experiments.solving",
     "experiments.speed",
     "experiments.speed.peers",
+    "experiments.sweeping",
+    "experiments.tracking",
     "flow_grpo_jax",
     "flow_grpo_jax.answers",
     "flow_grpo_jax.benchmarks",
@@ -63,6 +65,7 @@ SERVE = ["prometheus-client>=0.21,<1", "starlette>=0.46,<2", "uvicorn>=0.34,<1"]
 MCP = ["mcp>=2.3,<3"]
 GRAMMAR = ["llguidance>=1.8,<2"]
 PLOTS = ["matplotlib>=3.9,<4"]
+TENSORBOARD = ["tensorboardX>=2.6"]
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda12": ["jax[cuda12]"],
@@ -75,7 +78,9 @@ EXTRAS = {
     "web": ["trafilatura>=2,<3", "lxml_html_clean>=0.4,<1"],  # the main text of pages
     "mcp": MCP,
     "math": ["math-verify>=0.8", "sympy>=1.13"],
-    "tensorboard": ["tensorboardX>=2.6"],
+    "tensorboard": TENSORBOARD,
+    "wandb": ["wandb>=0.22"],
+    "trackio": ["trackio>=0.20"],
     "plots": PLOTS,  # PNG and SVG of experiments.evaluate --analyse
     # torch is the reference that tests compare with. This version also admits the small CPU build
     # 2.13.0+cpu, which pip prefers where an index offers it.
@@ -84,6 +89,7 @@ EXTRAS = {
         *GRAMMAR,
         *MCP,
         *PLOTS,
+        *TENSORBOARD,
         "httpx>=0.27,<1",
         "hypothesis>=6.100",
         "openai>=1.70",

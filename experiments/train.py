@@ -46,6 +46,7 @@ from experiments.running import (
     sessions,
     stored,
     tokens,
+    trackers,
     trust,
 )
 from experiments.running.record import Record, progress
@@ -77,6 +78,7 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
       rollout.Stopped: `should_stop` said so.
     """
     variant = limits.check(config)
+    trackers.need(config.trackers)
     trust.check_links(workdir, trusted=trusted)
     if not force:
         stored.check_config(config, workdir)
@@ -102,8 +104,9 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
     if meta:
         session.serve(state.params)
         logging.info("resumed after step %d", done)
+    watchers = trackers.start(config, workdir, first_step=done + 1)
     saved = dict(resumed_after=done, saved=meta.get("metrics")) if meta else {}
-    record = Record(workdir, steps=config.steps, **saved)
+    record = Record(workdir, steps=config.steps, watchers=watchers, **saved)
     evaluation = Evaluation(held_out, config, session, record, should_stop)
     settings = sessions.rollout_settings(config, temperature=config.rollout.temperature)
     rollouts = config.rollout.group
@@ -177,7 +180,7 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
             record.write_trajectories(
                 "step", batch, trajectories_QG, scores_QG, step=step, adv_QG=adv_QG
             )
-            record.write(step, values)
+            record.write(step, values, whole=stopped is None)
             if stopped:
                 raise stopped
             if step % config.checkpoint.every == 0 or step == config.steps:

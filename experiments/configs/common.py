@@ -6,6 +6,9 @@ MODULES = ("analyst", "executor", "verifier", "generator", "base_generator")  # 
 # Sections whose fields are not fixed here: the warm start's own, and fields of a server's requests.
 FREE = ("warmstart", *(f"backends.{name}.extra" for name in (*MODULES, "judge")))
 MIXED = ("engine.stop_ids",)  # tuples whose items are texts or whole numbers
+WHOLE = ("trace.steps", "profile.steps")  # tuples of whole numbers that are empty by default
+# What only watches a run, which goes on with others.
+WATCHING = ("trackers", "tracking.", "trace.", "profile.")
 
 
 def backend(kind="frozen"):
@@ -187,6 +190,13 @@ def base():
     c.eval.temperature = 0.0
 
     c.checkpoint = ConfigDict({"every": 10, "keep": 2})
+
+    c.trackers = ()  # "tensorboard", "wandb", "trackio": each is an extra; docs/tracking.md
+    c.tracking = ConfigDict({"project": "flow-grpo-jax", "name": ""})  # "": that of the run folder
+    c.tracking.trajectories = 8  # of a step, in its table; 0 = no table
+    c.tracking.seconds = 60.0  # that the end of the run waits for a tracker
+    c.trace = ConfigDict({"steps": ()})  # steps whose phases and solvers are drawn, as a file
+    c.profile = ConfigDict({"steps": ()})  # steps that jax.profiler records
     return lock(c)
 
 

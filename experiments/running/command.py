@@ -26,6 +26,9 @@ EXTRAS = {
     "serve": ("prometheus_client", "starlette", "uvicorn"),
     "grammar": ("llguidance",),
     "plots": ("matplotlib",),
+    "tensorboard": ("tensorboardX",),
+    "wandb": ("wandb",),
+    "trackio": ("trackio",),
 }
 
 
@@ -133,10 +136,11 @@ def installed(extra):
     return all(importlib.util.find_spec(name) for name in EXTRAS[extra])
 
 
-def need(extra):
-    """Raises ConfigError where an extra is not installed."""
+def need(extra, what="This"):
+    """Raises ConfigError where an extra that `what` needs is not installed."""
     if not installed(extra):
-        raise ConfigError(f"This needs {' and '.join(EXTRAS[extra])}: pip install '.[{extra}]'.")
+        packages = " and ".join(EXTRAS[extra])
+        raise ConfigError(f"{what} needs {packages}: pip install '.[{extra}]'.")
 
 
 def _parsed(argv, required):

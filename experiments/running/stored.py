@@ -38,7 +38,7 @@ RENAMED = {
 def check_config(config, workdir):
     """Refuses a folder that holds a run with another config.
 
-    `steps` may differ: a run may be continued for longer.
+    `steps` may differ: a run may be continued for longer. So may what only watches it.
     """
     if not (workdir / "config.json").exists():
         return
@@ -46,8 +46,9 @@ def check_config(config, workdir):
         {name: value for name, value in dotted.flat(_values(each)) if value != {}}
         for each in (read_config(workdir)[0], config)
     )
+    free = lambda name: name == "steps" or name.startswith(common.WATCHING)
     changed = sorted(
-        name for name in {**before, **now} if name != "steps" and before.get(name) != now.get(name)
+        name for name in {**before, **now} if not free(name) and before.get(name) != now.get(name)
     )
     if changed:
         raise command.ConfigError(

@@ -32,6 +32,7 @@ HELP = (  # of the flag
     "elsewhere, links."
 )
 PARTS = ("config.json", "metrics.jsonl", "trajectories", "checkpoints", "tensorboard")  # of a run
+PARTS += ("tracking", "traces", "profiles")
 SHOWN_LINKS, SHOWN_CHARACTERS = 5, 500  # in a message
 PATHS = {  # fields with a path: what is done with what lies there
     "model.path": "a model that is not in the folder is read",
