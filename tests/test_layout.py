@@ -63,6 +63,8 @@ FLOORS = {
     "experiments.solving": 1,
     "experiments.speed": 3,
     "experiments.speed.peers": 2,
+    "experiments.sweeping": 2,
+    "experiments.tracking": 3,
 }
 FILE_LINES, FUNCTION_LINES = 500, 120
 LONGER = {"experiments.train.train": 130}  # the loop of training, top to bottom

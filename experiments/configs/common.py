@@ -72,6 +72,33 @@ def tools():
     return c
 
 
+def optim():
+    """Returns the arguments of `optimizer.make`."""
+    c = ConfigDict()
+    c.lr = 1e-6
+    c.warmup_steps = 0
+    c.b1 = 0.9
+    c.b2 = 0.999
+    c.eps = 1e-8
+    c.weight_decay = 0.01
+    c.clip_norm = 1.0
+    c.moment_dtype = "float32"  # or "bfloat16": saves 4 bytes a parameter
+    return c
+
+
+def watching():
+    """Returns what only watches a run: trackers, traces, profiles (docs/tracking.md)."""
+    c = ConfigDict()
+    c.trackers = ()  # "tensorboard", "wandb", "trackio": each is an extra
+    c.tracking = ConfigDict({"project": "flow-grpo-jax"})
+    c.tracking.run_name = ""  # "" = that of the run folder
+    c.tracking.trajectories = 8  # of a step, in its table; 0 = no table
+    c.tracking.seconds = 60.0  # that the end of the run waits for a tracker
+    c.trace = ConfigDict({"steps": ()})  # steps whose phases and solvers are drawn, as a file
+    c.profile = ConfigDict({"steps": ()})  # steps that jax.profiler records
+    return c
+
+
 def base():
     """Returns all fields with their defaults, locked: an unknown field is an error."""
     c = ConfigDict()
@@ -174,15 +201,7 @@ def base():
     c.loss.mini_batches = 1  # parts by questions
     c.loss.mini_batch_turns = 0  # instead: about so many turns a step, shuffled; 0 = off
 
-    c.optim = ConfigDict()
-    c.optim.lr = 1e-6
-    c.optim.warmup_steps = 0
-    c.optim.b1 = 0.9
-    c.optim.b2 = 0.999
-    c.optim.eps = 1e-8
-    c.optim.weight_decay = 0.01
-    c.optim.clip_norm = 1.0
-    c.optim.moment_dtype = "float32"  # or "bfloat16": saves 4 bytes a parameter
+    c.optim = optim()
 
     c.eval = ConfigDict()
     c.eval.every = 0  # steps; 0 = only before and after
@@ -190,13 +209,7 @@ def base():
     c.eval.temperature = 0.0
 
     c.checkpoint = ConfigDict({"every": 10, "keep": 2})
-
-    c.trackers = ()  # "tensorboard", "wandb", "trackio": each is an extra; docs/tracking.md
-    c.tracking = ConfigDict({"project": "flow-grpo-jax", "name": ""})  # "": that of the run folder
-    c.tracking.trajectories = 8  # of a step, in its table; 0 = no table
-    c.tracking.seconds = 60.0  # that the end of the run waits for a tracker
-    c.trace = ConfigDict({"steps": ()})  # steps whose phases and solvers are drawn, as a file
-    c.profile = ConfigDict({"steps": ()})  # steps that jax.profiler records
+    c.update(watching())
     return lock(c)
 
 

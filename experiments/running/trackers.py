@@ -20,13 +20,13 @@ import jax
 from absl import logging
 
 from experiments.running import command
+from experiments.tracking import process
 from flow_grpo_jax import processes
 
 NAMES = ("tensorboard", "wandb", "trackio")
-MODULE = "experiments.tracking.process"
 ROOT = pathlib.Path(__file__).parents[2]
 GIB = 2**30
-LOG_BYTES = 2_000  # of the end of a tracker's log, where the reason stands
+LOG_BYTES = 20_000  # of the end of a tracker's log, where the reason stands
 
 
 def check(names):
@@ -69,7 +69,7 @@ class Trackers:
                 "tracker": name,
                 "folder": str(workdir.absolute()),
                 "project": config.tracking.project,
-                "name": config.tracking.name or workdir.absolute().name,
+                "name": config.tracking.run_name or workdir.absolute().name,
                 "trajectories": config.tracking.trajectories,
                 "seconds": config.tracking.seconds,
                 "first_step": first_step,
@@ -83,22 +83,22 @@ class Trackers:
     def tell(self, step):
         """Says that the metrics and trajectories of a step are written, and will not change."""
         line = json.dumps({"step": step, "machine": machine()}) + "\n"
-        for name, process in [*self._running.items()]:
-            if process.poll() is not None:
+        for name, child in [*self._running.items()]:
+            if child.poll() is not None:
                 self._lose(name)
                 continue
             # A full pipe is that of a tracker that lags: it finds the step when it reads the next.
             with contextlib.suppress(BlockingIOError, BrokenPipeError):
-                os.write(process.stdin.fileno(), line.encode())
+                os.write(child.stdin.fileno(), line.encode())
 
     def close(self):
         """Lets the trackers end; kills those that take longer than `tracking.seconds`."""
         deadline = time.monotonic() + self._seconds
-        for process in self._running.values():
-            process.stdin.close()
-        for name, process in [*self._running.items()]:
+        for child in self._running.values():
+            child.stdin.close()
+        for name, child in [*self._running.items()]:
             try:
-                process.wait(max(0.0, deadline - time.monotonic()))
+                child.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 logging.warning(
                     "tracker %s was not done %.0f s after the run and was stopped; what it has "
@@ -107,9 +107,9 @@ class Trackers:
                     self._seconds,
                     self._folder,
                 )
-                _kill(process)
+                _kill(child)
                 continue
-            if process.returncode:
+            if child.returncode:
                 self._lose(name)
         self._running = {}
 
@@ -117,8 +117,8 @@ class Trackers:
         self._folder.mkdir(exist_ok=True)
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         with (self._folder / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", MODULE],
+            child = subprocess.Popen(
+                [sys.executable, "-m", process.__name__],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -126,28 +126,29 @@ class Trackers:
                 bufsize=0,
                 start_new_session=True,  # Ctrl-C is for the training, which tells it to end
             )
-        process.stdin.write(json.dumps(about).encode() + b"\n")
-        os.set_blocking(process.stdin.fileno(), False)
-        return process
+        child.stdin.write(json.dumps(about).encode() + b"\n")
+        os.set_blocking(child.stdin.fileno(), False)
+        return child
 
     def _lose(self, name):
         """Warns of a tracker that ended by itself, and forgets it."""
-        process = self._running.pop(name)
-        process.stdin.close()
+        child = self._running.pop(name)
+        child.stdin.close()
         log = self._folder / f"{name}.log"
         lines = log.read_bytes()[-LOG_BYTES:].decode(errors="replace").splitlines()
+        reasons = [line[len(process.FAILED) :] for line in lines if line.startswith(process.FAILED)]
         logging.warning(
             "tracker %s failed, and the run goes on without: %s (%s)",
             name,
-            lines[-1] if lines else f"exit code {process.returncode}",
+            reasons[-1] if reasons else f"exit code {child.returncode}",
             log,
         )
 
 
-def _kill(process):
+def _kill(child):
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
 
 
 def machine():

@@ -16,6 +16,8 @@ import uuid
 from experiments.tracking import libraries, private, tables
 from flow_grpo_jax import files
 
+FAILED = "failed: "  # begins the line of the log that says why
+
 
 class State:
     """The id of a run at its tracker and the last step that was sent, in a file.
@@ -104,10 +106,16 @@ class Follower:
 
 def main():
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    follower = Follower(json.loads(sys.stdin.readline()))
-    for text in sys.stdin:
-        follower.told(**json.loads(text))
-    follower.close()
+    try:
+        follower = Follower(json.loads(sys.stdin.readline()))
+        for text in sys.stdin:
+            follower.told(**json.loads(text))
+        follower.close()
+    except Exception as error:  # libraries write more of their own after it
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        sys.stdout.write(f"{FAILED}{private.hider(os.environ)(reason)}\n")
+        sys.stdout.flush()
+        raise
 
 
 if __name__ == "__main__":

@@ -84,6 +84,7 @@ def finished(tmp_path_factory):
     c = small_config()
     c.steps = 2
     c.mesh.update(data=2, fsdp=4)
+    c.trace.steps = (2,)
     with concurrent.futures.ThreadPoolExecutor(1) as notebook:  # no signal handlers, so any thread
         notebook.submit(train.train, c, workdir).result()
     return workdir
@@ -133,6 +134,25 @@ def test_a_run_leaves_everything_the_design_names(finished):
         trajectories[0]
     )
     assert (finished / "trajectories" / "heldout_000002.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_a_trace_has_the_phases_and_each_solver_on_a_lane(finished):
+    (path,) = (finished / "traces").iterdir()
+    events = json.loads(path.read_text())["traceEvents"]
+    titles = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    spans = [e for e in events if e["ph"] == "X"]
+    phases = [e["name"] for e in spans if titles[e["tid"]] == "phases"]
+    assert phases == ["rollout", "reward", "rows", "update", "evaluation", "save"]
+    solvers = {tid for tid, title in titles.items() if title.startswith("question ")}
+    assert len(solvers) == 8
+    for tid in solvers:
+        lane = [e for e in spans if e["tid"] == tid]
+        names = [e["name"] for e in lane]
+        assert names[:3] == ["analyst", "planner", "executor"] and names[-1] == "generator"
+        assert "tool" in {e["cat"] for e in lane}
+        ends = [(e["ts"], e["ts"] + e["dur"]) for e in lane]
+        assert all(a[1] <= b[0] + 0.002 for a, b in zip(ends, ends[1:], strict=False))
 
 
 @pytest.mark.slow
