@@ -34,7 +34,8 @@ def check(names):
     unknown = [name for name in names if name not in NAMES]
     if unknown or len(set(names)) < len(names):
         raise command.ConfigError(
-            f"trackers={','.join(names)} must name each of {', '.join(NAMES)} once at most."
+            f"trackers={','.join(names)} must name each of {', '.join(NAMES)} once at most, "
+            "several as --config.trackers=\"('tensorboard', 'wandb')\"."
         )
 
 
@@ -101,11 +102,10 @@ class Trackers:
                 child.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 logging.warning(
-                    "tracker %s was not done %.0f s after the run and was stopped; what it has "
-                    "is in %s",
+                    "tracker %s was not done %.0f s after the run and was stopped; see %s",
                     name,
                     self._seconds,
-                    self._folder,
+                    self._folder / f"{name}.log",
                 )
                 _kill(child)
                 continue

@@ -33,7 +33,11 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of W&B with its own system metrics, those of the training's process."""
+    """A run of W&B with its own system metrics, those of the training's process.
+
+    Its files are where the library has them, in WANDB_DIR or ./wandb: they hold links that lead
+    elsewhere, which a run folder may not.
+    """
 
     def __init__(self, about, *, id, first_step, config):
         import wandb
@@ -45,7 +49,6 @@ class WeightsAndBiases:
             id=id,
             resume="allow",
             config=config,
-            dir=str(pathlib.Path(about["folder"]) / "tracking"),
             settings=wandb.Settings(
                 console="off",
                 disable_git=True,

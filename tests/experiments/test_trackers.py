@@ -153,7 +153,7 @@ def test_a_tracker_is_sent_each_step_once_also_over_resumptions(noted, tmp_path,
             "raises",
             "tracker wandb failed, and the run goes on without: ConnectionError: the",
         ),
-        ("hangs", "tracker wandb was not done 0 s after the run and was stopped; what it has is"),
+        ("hangs", "tracker wandb was not done 0 s after the run and was stopped; see /"),
     ],
 )
 def test_one_that_fails_or_hangs_is_one_warning(how, told, noted, tmp_path, said, monkeypatch):
@@ -268,11 +268,12 @@ def test_wandb_offline_keeps_the_id_and_each_step_once(tmp_path, monkeypatch):
 
     for name, value in {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     workdir, config = tmp_path / "run", config_of("wandb", run_name="nice")
     run(workdir, config, [0, 1, 2])
     run(workdir, config, [2, 3], resumed_after=1)
     steps, ids, names, counted = [], set(), set(), 0
-    for path in sorted(workdir.glob("tracking/wandb/offline-run-*/*.wandb")):
+    for path in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb")):
         for entry in map(Record.FromString, blocks(path.read_bytes())):
             if entry.HasField("run"):
                 ids.add(entry.run.run_id)
