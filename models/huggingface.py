@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from models import folders, qwen2, tokenizer, weights
+from models import decoder, folders, tokenizer, weights
 
 REQUIRED = (
     "vocab_size",
@@ -26,7 +26,7 @@ REQUIRED = (
     "num_attention_heads",
     "num_key_value_heads",
 )
-# Assumed by transformers where config.json is silent (qwen2.Config has the published values).
+# Assumed by transformers where config.json is silent (decoder.Config has the published values).
 ABSENT = {
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": False,
@@ -68,7 +68,7 @@ MAX_SHARD_BYTES = 5 * 10**9
 
 
 def config_from_dict(values, place=CONFIG):
-    """Returns the qwen2.Config of a parsed `config.json`, written by transformers 4 or 5.
+    """Returns the decoder.Config of a parsed `config.json`, written by transformers 4 or 5.
 
     place: of the values, as an error names it.
 
@@ -96,10 +96,10 @@ def config_from_dict(values, place=CONFIG):
     problems += rope_problems
     if problems:
         raise ValueError(
-            f"{place} describes a model that models/qwen2.py would not reproduce: "
+            f"{place} describes a model that models/decoder.py would not reproduce: "
             f"{'; '.join(problems)}. Use a Qwen2 or Qwen2.5 checkpoint in its published form."
         )
-    return qwen2.Config(
+    return decoder.Config(
         **{key: values[key] for key in REQUIRED},
         **{key: values.get(key, default) for key, default in ABSENT.items()},
         head_dim=values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"],
@@ -118,7 +118,7 @@ def _rope(values):
         kind = rope.pop("rope_type", kind)
         if rope.get("partial_rotary_factor") == 1.0:
             del rope["partial_rotary_factor"]
-        known = {field.name for field in dataclasses.fields(qwen2.Yarn)} if kind == "yarn" else ()
+        known = {field.name for field in dataclasses.fields(decoder.Yarn)} if kind == "yarn" else ()
         if kind not in ("default", "yarn") or set(rope) - set(known):
             problems.append(f"{key}={values[key]!r} (supported: rope_type 'default' or 'yarn')")
             continue
@@ -142,7 +142,7 @@ def _yarn(rope, values):
     # As in transformers, 0 means the same as none.
     names = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim")
     optional |= {name: float(rope[name]) for name in names if rope.get(name)}
-    yarn = qwen2.Yarn(float(factor), int(original), **optional)
+    yarn = decoder.Yarn(float(factor), int(original), **optional)
     problems = []
     if yarn.factor < 1:
         problems.append(f"factor {yarn.factor} is less than 1")
@@ -154,7 +154,7 @@ def _yarn(rope, values):
 
 
 def config_to_dict(config, *, dtype="float32", original=None):
-    """Returns `config.json` of a qwen2.Config, readable by transformers 4 and 5 and by vLLM.
+    """Returns `config.json` of a decoder.Config, readable by transformers 4 and 5 and by vLLM.
 
     What the two versions call by different names is written under both: `rope_theta` and
     `rope_scaling` are read by 4, `rope_parameters` by 5; so are `torch_dtype` and `dtype`. A name
@@ -219,7 +219,7 @@ def read_config(folder):
 
 
 def model_config(folder):
-    """Returns the qwen2.Config of a folder; raises as `read_config` and `config_from_dict`."""
+    """Returns the decoder.Config of a folder; raises as `read_config` and `config_from_dict`."""
     return config_from_dict(read_config(folder), f"{folder}/{CONFIG}")
 
 
@@ -243,7 +243,7 @@ def _wrong(values):
 
 
 def load(folder, *, dtype=None, shardings=None):
-    """Reads a Hugging Face folder into a Qwen2.
+    """Reads a Hugging Face folder into a Decoder.
 
     Args:
       folder: path or URL; holds config.json and model.safetensors, or its shards and their index.
@@ -255,7 +255,7 @@ def load(folder, *, dtype=None, shardings=None):
         unexpected or of another shape or dtype; all of them are listed.
     """
     config = model_config(folder)
-    model = jax.eval_shape(lambda key: qwen2.Qwen2(key, config), jax.random.key(0))
+    model = jax.eval_shape(lambda key: decoder.Decoder(key, config), jax.random.key(0))
     return weights.read(folders.Folder(folder), model, dtype=dtype, shardings=shardings)
 
 
@@ -278,7 +278,7 @@ def save(
 
     Args:
       folder: path or URL; made if it does not exist; files of these names in it are replaced.
-      model: a Qwen2 without adapters, on one device or sharded.
+      model: a Decoder without adapters, on one device or sharded.
       base_folder: folder of the model it was trained from. What its config.json says stays, its
         licence is copied, and it is the tokenizer_folder if none is given.
       tokenizer_folder: copies the tokenizer's files from there; the generation configuration is

@@ -6,11 +6,11 @@ The general, Instruct, Coder and Math models of one size share their shape. A fo
 Source: the models' `config.json` files.
 """
 
-from models import qwen2
+from models import decoder
 
 
 def _config(vocabulary, width, feed_forward, layers, heads, kv_heads, *, head_size=128, tied=False):
-    return qwen2.Config(
+    return decoder.Config(
         vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=feed_forward,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import huggingface, qwen2
+from models import decoder, huggingface
 from models.attention import masks
 
 TOLERANCE = 1e-4  # of the largest logit
@@ -107,7 +107,7 @@ def interleaved_rotation(model, monkeypatch):
         pair = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
         return pair.reshape(x_BTNH.shape)
 
-    monkeypatch.setattr(qwen2, "rotate", wrong)
+    monkeypatch.setattr(decoder, "rotate", wrong)
 
 
 def small_norm_eps(model, monkeypatch):
@@ -184,14 +184,14 @@ def test_gradients_equal_torch_with_and_without_remat(reference):
     (theirs * torch.tensor(weight_BTV)).sum().backward()
 
     def loss(model, remat):
-        execution = qwen2.Execution(jnp.float32, remat)
+        execution = decoder.Execution(jnp.float32, remat)
         x_BTD = model.hidden(token_BT, np.full_like(token_BT, 16), execution)
         return (model.logits(x_BTD) * weight_BTV).sum()
 
     grad = jax.jit(jax.grad(loss), static_argnums=1)
     model = huggingface.load(expected.folder)
     kept = grad(model, "none")
-    for remat in set(qwen2.REMAT) - {"none"}:
+    for remat in set(decoder.REMAT) - {"none"}:
         recomputed = grad(model, remat)
         for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(recomputed), strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * float(jnp.abs(a).max()))
@@ -215,7 +215,7 @@ def test_gradients_equal_torch_with_and_without_remat(reference):
 def test_unknown_remat_names_the_valid_ones():
     message = "remat='half' is unknown; valid: none, dots, attention, full"
     with pytest.raises(ValueError, match=message):
-        qwen2.Execution(jnp.float32, remat="half")
+        decoder.Execution(jnp.float32, remat="half")
 
 
 def published(**changes):
@@ -255,5 +255,5 @@ def test_published_parameter_counts(size):
             tie_word_embeddings=tied,
         )
     )
-    shapes = jax.eval_shape(lambda key: qwen2.Qwen2(key, config), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: decoder.Decoder(key, config), jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count

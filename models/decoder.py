@@ -315,7 +315,7 @@ class Head(nnx.Module):
         self.w_DV = _normal(key, (config.hidden_size, config.vocab_size), config, dtype)
 
 
-class Qwen2(nnx.Module):
+class Decoder(nnx.Module):
     """The language model. Arrays hold `dtype` (normally float32 masters)."""
 
     def __init__(self, key, config, dtype=jnp.float32):
