@@ -35,7 +35,7 @@ RULES = [  # first match wins
     (r"lora_(q|k|v|gate|up)/b_PO$", P(None, None, "tensor")),
     (r"lora_(o|down)/a_IP$", P(None, "tensor", None)),
     (r"lora_(o|down)/b_PO$", P(None, None, "fsdp")),
-    (r"norm/scale_D$", P()),
+    (r"norm/scale_(D|H)$", P()),
     (r"head/w_DV$", P("fsdp", "tensor")),
 ]
 

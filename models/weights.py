@@ -9,7 +9,7 @@ Dimensions (parameter names end in them, as in models/decoder.py):
   L layers    D model width    F feed-forward width    V vocabulary
   N query heads    K key/value heads    H head size
 
-Source: `Qwen2ForCausalLM` in transformers. A `Linear` there holds [out, in] with heads and head
+Source: the models of transformers that `models/decoder.py` names. A `Linear` there holds [out, in] with heads and head
 size merged; here a matrix is [in..., out...] and layers are stacked.
 """
 
@@ -41,6 +41,8 @@ LAYOUT = {
     "blocks/attn/b_q_NH": (LAYER + "self_attn.q_proj.bias", 0),
     "blocks/attn/b_k_KH": (LAYER + "self_attn.k_proj.bias", 0),
     "blocks/attn/b_v_KH": (LAYER + "self_attn.v_proj.bias", 0),
+    "blocks/attn/q_norm/scale_H": (LAYER + "self_attn.q_norm.weight", 0),
+    "blocks/attn/k_norm/scale_H": (LAYER + "self_attn.k_norm.weight", 0),
     "blocks/mlp_norm/scale_D": (LAYER + "post_attention_layernorm.weight", 0),
     "blocks/mlp/w_gate_DF": (LAYER + "mlp.gate_proj.weight", 1),
     "blocks/mlp/w_up_DF": (LAYER + "mlp.up_proj.weight", 1),

@@ -1,4 +1,4 @@
-"""The model against transformers' Qwen2ForCausalLM.
+"""The model against those of transformers.
 
 Dimensions:
   B rows    T tokens in a row    D model width    V vocabulary
@@ -14,6 +14,7 @@ import pytest
 
 from models import decoder, huggingface
 from models.attention import masks
+from tests.models import conftest
 
 TOLERANCE = 1e-4  # of the largest logit
 
@@ -40,9 +41,7 @@ def gap(ours, theirs):
     return np.abs(ours - theirs).max() / np.abs(theirs).max()
 
 
-@pytest.mark.parametrize(
-    "shape", ["tied", "untied", "low_theta", "one_kv_head", "all_kv_heads", "wide_heads"]
-)
+@pytest.mark.parametrize("shape", conftest.SHAPES)
 def test_logits_equal_transformers(reference, shape):
     expected = reference(shape)
     token_BT = tokens(2, 24)
