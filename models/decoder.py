@@ -1,8 +1,9 @@
 """The decoder of Qwen2.5, Qwen3, Llama and Mistral: a Flax NNX module used as a plain pytree.
 
-They are one architecture; `Config` says where they differ. One definition of the block serves training and sampling: the caller hands in `attend`, which
-training makes from a segment mask and the engine from its cache. Layers are stacked: every array
-below `blocks` has a leading layer axis (L) and `hidden` walks it with one `lax.scan`.
+They are one architecture; `Config` says where they differ. One definition of the block serves
+training and sampling: the caller hands in `attend`, which training makes from a segment mask and
+the engine from its cache. Layers are stacked: every array below `blocks` has a leading layer axis
+(L) and `hidden` walks it with one `lax.scan`.
 
 Source: Qwen2.5, Qwen3 and Llama 3 technical reports (arXiv 2412.15115, 2505.09388, 2407.21783);
 `Qwen2ForCausalLM`, `Qwen3ForCausalLM`, `LlamaForCausalLM` and `MistralForCausalLM` in transformers.
@@ -200,7 +201,7 @@ def rope_frequencies(config):
 def _yarn(plain_H, theta, yarn):
     """Returns the mean of the plain frequency and of it divided by `factor`.
 
-    It is weighted by a ramp over the dimensions that turn between `beta_fast` and `beta_slow` times.
+    The weights are a ramp over the dimensions that turn between `beta_fast` and `beta_slow` times.
     """
     H = 2 * len(plain_H)
 
@@ -219,7 +220,7 @@ def _yarn(plain_H, theta, yarn):
 
 
 def _llama3(plain_H, scaling):
-    """Returns the mean of the plain frequency and of it divided by `factor`, by turns; see Llama3."""
+    """Returns the mean of the plain frequency and of it divided by `factor`, weighted by turns."""
     turns_H = scaling.original_max_position_embeddings * plain_H / (2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     kept_H = np.clip((turns_H - low) / (high - low), 0, 1)

@@ -9,8 +9,8 @@ Dimensions (parameter names end in them, as in models/decoder.py):
   L layers    D model width    F feed-forward width    V vocabulary
   N query heads    K key/value heads    H head size
 
-Source: the models of transformers that `models/decoder.py` names. A `Linear` there holds [out, in] with heads and head
-size merged; here a matrix is [in..., out...] and layers are stacked.
+Source: the models of transformers that `models/decoder.py` names. A `Linear` there holds [out, in]
+with heads and head size merged; here a matrix is [in..., out...] and layers are stacked.
 """
 
 import collections
@@ -88,8 +88,8 @@ def parts(model):
     unknown = sorted(set(names) - set(LAYOUT))
     if unknown:
         raise ValueError(
-            f"A Hugging Face file has no place for {', '.join(unknown)}. Adapters are merged first, or "
-            "kept in a folder of their own (models/lora.py)."
+            f"A Hugging Face file has no place for {', '.join(unknown)}. Adapters are merged "
+            "first, or kept in a folder of their own (models/lora.py)."
         )
     shape_of = {name: leaf.shape for name, leaf in zip(names, jax.tree.leaves(model), strict=True)}
     before, layers, after = {}, {}, {}

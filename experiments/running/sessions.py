@@ -193,7 +193,7 @@ def locate_model(path, *, root=ROOT):
 def model_folder(config):
     if not config.model.path:
         raise command.ConfigError(
-            "model.path is empty; give the Hugging Face folder of a Qwen2.5 model, e.g. "
+            "model.path is empty; give the Hugging Face folder of a model, e.g. "
             "--config.model.path=/models/Qwen2.5-7B-Instruct, or the name on the hub of one that "
             "was downloaded: Qwen/Qwen2.5-7B-Instruct."
         )
@@ -236,6 +236,7 @@ def build(config, *, training=True):
     vocabulary = tokens.load(
         folder,
         stops=config.engine.stop_ids,
+        thinks=config.model.thinking,
         conversations=(tokens.CONVERSATION, *((tokens.REPAIR,) if judged else ())),
     )
     with command.checking_config():

@@ -118,6 +118,22 @@ def head_from_embedding(model, monkeypatch):
     model.config = dataclasses.replace(model.config, tie_word_embeddings=True)
 
 
+def without_head_norms(model, monkeypatch):
+    monkeypatch.setattr(decoder.HeadNorm, "__call__", lambda self, x_BTNH: x_BTNH)
+
+
+def swapped_head_norms(model, monkeypatch):
+    attn = model.blocks.attn
+    attn.q_norm, attn.k_norm = attn.k_norm, attn.q_norm
+
+
+def half_of_llama3(model, monkeypatch):
+    """Divides all slow frequencies by the factor, as if nothing lay between the two bounds."""
+    scaling = model.config.rope_scaling
+    scaling = dataclasses.replace(scaling, low_freq_factor=scaling.high_freq_factor - 1e-6)
+    model.config = dataclasses.replace(model.config, rope_scaling=scaling)
+
+
 BUGS = {
     "nothing": None,
     "rope_theta": configured(rope_theta=1e4),
@@ -131,6 +147,20 @@ BUGS = {
     "norm_eps": small_norm_eps,
     "tie": head_from_embedding,
 }
+FAMILY_BUGS = {
+    ("qwen3", "no norms"): without_head_norms,
+    ("qwen3", "norms swapped"): swapped_head_norms,
+    ("llama3", "plain frequencies"): configured(rope_scaling=None),
+    ("llama3", "no ramp"): half_of_llama3,
+}
+
+
+@pytest.mark.parametrize(("shape", "bug"), FAMILY_BUGS)
+def test_parity_of_families_would_notice(reference, monkeypatch, shape, bug):
+    expected, token_BT = reference(shape), tokens(2, 24)
+    model = huggingface.load(expected.folder)
+    FAMILY_BUGS[shape, bug](model, monkeypatch)
+    assert gap(logits(model, token_BT), expected.logits(token_BT)) > 10 * TOLERANCE
 
 
 @pytest.mark.parametrize("bug", BUGS)
