@@ -14,10 +14,11 @@ from absl import logging
 from agents import prompts
 from experiments.running import backends, command, compiled, determinism, tokens
 from flow_grpo_jax import batching, judge, loss, optimizer, rollout, scoring, symbolic, update
-from models import decoder, folders, hardware, hub, huggingface, lora, sharding
+from models import decoder, hardware, hub, huggingface, lora, sharding
 from models.attention import kernels
 from models.engine import cache, placement, shapes
 from models.engine.replicas import Replicas
+from models.gguf import folder as gguf_folder
 from tools import toolbox
 from tools.sandbox import selftest
 
@@ -203,7 +204,7 @@ def model_folder(config):
 def model_files(config):
     """Returns (config.json, names of the files) of the model's folder."""
     folder = model_folder(config)
-    return huggingface.read_config(folder), folders.Folder(folder).names()
+    return huggingface.read_config(folder), gguf_folder.opened(folder).names()
 
 
 def make_grammars(vocabulary, *, vocab_size):
