@@ -113,6 +113,11 @@ def export(workdir, out, *, step=None, dtype=None, base_model=None, adapter=Fals
             f"The run in {workdir} has no adapter: with model.lora.rank=0 all parameters were "
             "trained. Leave out --adapter to write them."
         )
+    if adapter and not base_model and sessions.is_gguf(config):
+        raise command.ConfigError(
+            f"An adapter needs a base that PEFT reads, and {config.model.path} is a GGUF model. "
+            "Give the name of the same model on the hub as --base_model, or leave out --adapter."
+        )
     dtype = np.dtype(sessions.DTYPES[dtype] if dtype else sessions.compute_dtype(config))
     restore = stored.restore_params if adapter else stored.restore_policy
     step, params, meta = restore(workdir, config, step=step)

@@ -122,11 +122,10 @@ def _file_shape(template, inputs, shape):
 
 
 def read(folder, model, *, dtype=None, shardings=None):
-    """Returns the arrays of a folder's safetensors files.
+    """Returns the arrays of a folder's safetensors or GGUF files.
 
     Args:
-      folder: folders.Folder with model.safetensors, or its shards and their index; or a
-        gguf.folder.GgufFolder.
+      folder: folders.Folder with model.safetensors, or its shards and their index; or GgufFolder.
       model: Decoder of shapes (`jax.eval_shape`).
       dtype: dtype of the arrays; None keeps that of the file, the widest where layers differ.
       shardings: pytree from `sharding.parameter_shardings`; None puts all on the default device.

@@ -207,6 +207,10 @@ def model_files(config):
     return huggingface.read_config(folder), gguf_folder.opened(folder).names()
 
 
+def is_gguf(config):
+    return isinstance(gguf_folder.opened(model_folder(config)), gguf_folder.GgufFolder)
+
+
 def make_grammars(vocabulary, *, vocab_size):
     """Returns the `Grammars` of a Tokenizer; needs the extra `grammar`.
 

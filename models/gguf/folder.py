@@ -37,6 +37,7 @@ FIELDS = {
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "rope.freq_base": "rope_theta",
 }
+FLOATS = ("attention.layer_norm_rms_epsilon", "rope.freq_base")
 REQUIRED = ("context_length", "embedding_length", "feed_forward_length", "block_count")
 REQUIRED += ("attention.head_count", "attention.layer_norm_rms_epsilon")
 # Values that are looked at, or that say nothing about what the model computes.
@@ -189,7 +190,7 @@ def _config(values, shapes, place, rope_factors):
       ValueError: lists what this implementation would not follow.
     """
     kind = values.get("general.architecture")
-    if kind not in ARCHITECTURES:
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise ValueError(
             f"{place} holds a model of architecture {kind!r:.80}; read are "
             f"{', '.join(ARCHITECTURES)}."
@@ -204,7 +205,7 @@ def _config(values, shapes, place, rope_factors):
     problems += [
         f"{kind}.{key}={own[key]!r:.80} (supported: a number)"
         for key in FIELDS
-        if key in own and type(own[key]) not in (int, float)
+        if key in own and type(own[key]) is not (float if key in FLOATS else int)
     ]
     if "token_embd.weight" not in shapes:
         problems.append("token_embd.weight is missing")
@@ -212,7 +213,7 @@ def _config(values, shapes, place, rope_factors):
         config = {FIELDS[key]: _short(own[key]) for key in FIELDS if key in own}
         heads = config["num_attention_heads"]
         config.setdefault("num_key_value_heads", heads)
-        config.setdefault("head_dim", int(config["hidden_size"] // max(heads, 1)))
+        config.setdefault("head_dim", config["hidden_size"] // max(heads, 1))
         for key in ("attention.value_length", "rope.dimension_count"):
             if own.get(key, config.get("head_dim")) != config.get("head_dim"):
                 problems.append(f"{kind}.{key}={own[key]!r:.80} (supported: that of a head)")

@@ -41,7 +41,7 @@ def files(values, place):
     tokens, merges = values.get(f"{VALUES}tokens"), values.get(f"{VALUES}merges")
     kinds, model = values.get(f"{VALUES}token_type"), values.get(f"{VALUES}model")
     cut = values.get(f"{VALUES}pre")
-    if model != BYTE_LEVEL or cut not in CUTS:
+    if model != BYTE_LEVEL or str(cut) not in CUTS:
         raise ValueError(
             f"{place} has a tokenizer of kind {model!r:.40}, cut by {cut!r:.40}; read are "
             f"{BYTE_LEVEL!r} with {', '.join(CUTS)}. Put the model's tokenizer.json and "

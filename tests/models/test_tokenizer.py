@@ -434,6 +434,46 @@ def test_sentencepiece_file_gives_its_own_ids_and_text(tmp_path, options):
         assert loaded.decode(ids) == processor.decode(ids), text
 
 
+@pytest.mark.parametrize("stated", ["GPT2Tokenizer", None])
+def test_what_is_copied_is_read_by_transformers_as_its_file_says(folder, tmp_path, stated):
+    """SmolLM2 names a class that forgets how its digits are parted."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    made = trained_again(folder, {"type": "Sequence", "pretokenizers": splits.SMOLLM}, TEXTS)
+    made.save(source)
+    values = {"eos_token": "<|im_end|>"} | ({"tokenizer_class": stated} if stated else {})
+    (source / "tokenizer_config.json").write_text(json.dumps(values))
+    tokenizer.copy_files(source, target)
+    for place in (source, target):
+        (place / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    theirs, theirs_before = map(transformers.AutoTokenizer.from_pretrained, (target, source))
+    ids = [made.encode(text) for text in TEXTS]
+    assert ids == [theirs.encode(text, add_special_tokens=False) for text in TEXTS]
+    assert ids != [theirs_before.encode(text, add_special_tokens=False) for text in TEXTS]
+
+
+QWEN3 = """{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% if enable_thinking is defined and enable_thinking is false %}<think>
+
+</think>
+
+{% endif %}{% endif %}"""
+
+
+def test_switches_reach_the_template_that_asks_for_them(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    load = lambda place, on: tokenizer.Tokenizer.load(place, switches={"enable_thinking": on})
+    messages = [{"role": "user", "content": "hi"}]
+    plain = load(folder, False)
+    assert plain.switches == () and plain.chat(messages) == load(folder, True).chat(messages)
+    (tmp_path / "chat_template.jinja").write_text(QWEN3)
+    off, on = load(tmp_path, False), load(tmp_path, True)
+    assert off.switches == ("enable_thinking",)
+    assert off.decode(off.chat(messages)) == "user\nhi\nassistant\n<think>\n\n</think>\n\n"
+    assert on.decode(on.chat(messages)) == "user\nhi\nassistant\n"
+
+
 def test_sentencepiece_survives_saving_copying_and_a_model_beside_it(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
