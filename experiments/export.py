@@ -40,7 +40,7 @@ trajectory.
 | held-out success | {held_out}; before training {before} |
 | dtype | {dtype}; trained in float32 |
 | a reply ends at | {ends} |
-| chat template | {thinking} |
+| chat template | {switches} |
 
 ## Use
 {use}
@@ -122,7 +122,8 @@ def export(workdir, out, *, step=None, dtype=None, base_model=None, adapter=Fals
     restore = stored.restore_params if adapter else stored.restore_policy
     step, params, meta = restore(workdir, config, step=step)
     base, stops = stored.base_folder(config, meta), config.engine.stop_ids
-    vocabulary = tokens.load(base, stops=stops, thinks=config.model.thinking, conversations=())
+    switches = tokens.switches(config.model)
+    vocabulary = tokens.load(base, stops=stops, switches=switches, conversations=())
     known = model_card.of_base(base, name=base_model)
     temperature = config.rollout.temperature
     use = USE_ADAPTER if adapter else USE_WEIGHTS
@@ -144,7 +145,7 @@ def export(workdir, out, *, step=None, dtype=None, base_model=None, adapter=Fals
         before=_held_out(workdir, 0),
         dtype=dtype.name,
         ends=tokens.describe_ends(vocabulary),
-        thinking=_thinking(config, vocabulary),
+        switches=_stated(switches, vocabulary),
         use=use.format(temperature=temperature, rank=rank, base=known.get("base_model", base)),
         prompts=config.rollout.prompts,
     )
@@ -181,10 +182,9 @@ def _deciders(config):
     return ", ".join(["exact checkers by question kind", *named])
 
 
-def _thinking(config, vocabulary):
-    """Returns a text that says how the chat template was used."""
-    values = {"enable_thinking": config.model.thinking}
-    stated = [f"{name}={values[name]}" for name in vocabulary.switches]
+def _stated(switches, vocabulary):
+    """Returns a text that says which of the switches the chat template asked for."""
+    stated = [f"{name}={switches[name]!r}" for name in vocabulary.switches]
     return f"with {', '.join(stated)}" if stated else "without switches"
 
 

@@ -241,7 +241,7 @@ def build(config, *, training=True):
     vocabulary = tokens.load(
         folder,
         stops=config.engine.stop_ids,
-        thinks=config.model.thinking,
+        switches=tokens.switches(config.model),
         conversations=(tokens.CONVERSATION, *((tokens.REPAIR,) if judged else ())),
     )
     with command.checking_config():
