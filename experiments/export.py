@@ -48,11 +48,11 @@ The prompts are those of flow_grpo_jax (`{prompts}`); with others the planner wa
 """
 USE_WEIGHTS = """
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 folder = "."  # this one
 model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
 ```
 
 ```
@@ -67,11 +67,11 @@ This is a LoRA adapter of rank {rank}; it needs its base.
 
 ```python
 from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerFast
 
 folder = "."  # this one
 model = AutoPeftModelForCausalLM.from_pretrained(folder, dtype="auto")
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
 ```
 
 ```

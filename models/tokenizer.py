@@ -370,8 +370,8 @@ def copy_files(source, target):
     The class that it names becomes the one that follows tokenizer.json, except Qwen2's: others of
     transformers 5, such as the GPT2Tokenizer that SmolLM2 names, cut texts as they always do.
 
-    Read a SentencePiece one with transformers' `PreTrainedTokenizerFast`: beside a Qwen2 model,
-    AutoTokenizer turns every tokenizer into a byte-level one.
+    Read one that is not Qwen2's with transformers' `PreTrainedTokenizerFast`: beside a Qwen2 model,
+    AutoTokenizer keeps only vocabulary and merges.
 
     Args:
       source, target: path or URL.
