@@ -16,9 +16,10 @@ CONVERSATION, REPAIR = ("system", "user"), ("system", "user", "assistant", "user
 
 
 def switches(model):
-    """Returns {name: value} that the chat template sees beside the messages; model: `config.model`.
+    """Returns {name: value} that the chat template sees beside the messages.
 
-    The day is always the same one: a resumed run sees the prompts of the day before.
+    model: `config.model`. Qwen3's template asks whether to think; Llama 3's writes a date, which is
+      the same every day, so that a run resumed tomorrow sees the prompts of today.
     """
     return {"enable_thinking": model.thinking, "date_string": model.date}
 
