@@ -83,7 +83,7 @@ def base():
     c.model.path = ""
     c.model.dtype = "float32"  # compute dtype; masters are float32
     c.model.remat = "none"  # or "dots", "attention", "full": what is kept; models/decoder.py
-    c.model.thinking, c.model.date = False, "26 Jul 2024"  # for the chat template; running/tokens.py
+    c.model.thinking, c.model.date = False, "26 Jul 2024"  # running/tokens.py:switches
     c.model.attention = "auto"  # or a backend by name; models/attention/kernels.py
     c.model.lora = ConfigDict({"rank": 0, "alpha": 32.0})  # rank 0: all parameters are trained
     c.model.lora.targets = ("q_proj", "k_proj", "v_proj", "o_proj")
