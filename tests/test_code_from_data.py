@@ -60,6 +60,7 @@ ALLOWED = {
     ("tools/sandbox/program.py", "compile"): "the model's program, inside the sandbox",
     ("tools/sandbox/program.py", "exec"): "the model's program, inside the sandbox",
     ("models/gguf/tensors.py", "importlib"): "imports a package that is named here",
+    ("models/gguf/tensors.py", "import_module"): "the package gguf, by its name",
     ("models/chat_template.py", "jinja2"): "its errors; transformers renders, in jinja's sandbox",
     (
         "models/tokenizer_folder.py",
