@@ -31,6 +31,8 @@ def solve(
     max_turns,
     budget=prompts.Budget(),  # noqa: B008  immutable
     rollout=0,
+    analysis=None,
+    before=(),
     clock=time.monotonic,
     on_refusal=lambda refusal: None,
 ):
@@ -46,6 +48,9 @@ def solve(
       max_turns: turn budget, at least 1.
       budget: `prompts.Budget` of every prompt.
       rollout: index among the trajectories of the question.
+      analysis: known already, so that it is not asked for; None is not known.
+      before: `Turn`s that are taken already. Nothing of them is asked or called again: the solver
+        goes on from their memory.
       clock: seconds; only for the record.
       on_refusal: called with a `Refusal` for every module text that its parser refuses.
     """
@@ -53,15 +58,16 @@ def solve(
         raise ValueError(f"max_turns={max_turns} is less than 1.")
     questions.refuse_images(question)
     start, query = clock(), question["question"]
-    memory, turns, analysis, answer = Memory(), [], "", ""
+    memory, turns, answer = _remembered(before), [*before], ""
     status, stop, error = Status.OK, Stop.BUDGET, ""
     try:
-        messages, _ = prompts.fit(
-            lambda _: prompts.analyst(prompt_set, tools, query), memory, budget
-        )
-        analysis = (yield ModelRequest("analyst", messages)).text.strip()
+        if analysis is None:
+            messages, _ = prompts.fit(
+                lambda _: prompts.analyst(prompt_set, tools, query), memory, budget
+            )
+            analysis = (yield ModelRequest("analyst", messages)).text.strip()
         task = _Task(query, analysis, tools, prompt_set, budget, clock, on_refusal)
-        for index in range(1, max_turns + 1):
+        for index in range(len(before) + 1, max_turns + 1):
             turn, memory = yield from _turn(task, index, memory)
             turns.append(turn)
             if not turn.finished:
@@ -88,7 +94,7 @@ def solve(
     return Trajectory(
         question_id=question["id"],
         rollout=rollout,
-        analysis=analysis,
+        analysis=analysis or "",
         turns=tuple(turns),
         answer=answer,
         status=status,
@@ -96,6 +102,23 @@ def solve(
         seconds=clock() - start,
         error=error,
     )
+
+
+def _remembered(turns):
+    """Returns the Memory after turns, as `_turn` left it."""
+    entries = (
+        Entry(
+            sub_goal=turn.sub_goal,
+            tool=turn.tool,
+            command=turn.command,
+            result=turn.result,
+            error=turn.tool_error,
+            verdict=turn.verdict,
+            seconds=turn.seconds,
+        )
+        for turn in turns
+    )
+    return Memory(tuple(entries))
 
 
 def _turn(task, index, memory):

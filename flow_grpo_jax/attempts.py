@@ -5,7 +5,8 @@ import dataclasses
 import time
 from typing import Any
 
-from agents.trajectory import Status, Stop, Trajectory
+from agents.trajectory import Branch, Status, Stop, Trajectory
+from flow_grpo_jax import branches
 
 
 @dataclasses.dataclass(eq=False)
@@ -14,8 +15,10 @@ class Question:
 
     step, index: the training step and the place in the batch that it was added with.
     address: (step, id, copy), the beginning of its requests' random addresses.
+    branching: None if all rollouts start at the question.
     analysis: the `Ticket` that will bring its `Reply`, or that; None before and after a failure.
     finished: rollout -> Trajectory.
+    branches: rollout -> Branch, of those whose parent is finished.
     """
 
     fields: dict
@@ -23,8 +26,54 @@ class Question:
     index: int
     group: int
     address: tuple
+    branching: branches.Branching | None = None
     analysis: Any = None
     finished: dict = dataclasses.field(default_factory=dict)
+    branches: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def roots(self):
+        """How many rollouts start at the question; they are the first ones."""
+        return self.branching.roots(self.group) if self.branching else self.group
+
+    def branch(self, root):
+        """Lists the branches of a Trajectory that is a finished root; returns their rollouts.
+
+        Where there is nothing to draw anew, because it took no turn or infrastructure broke it, the
+        rollouts in their place are finished too, as it is.
+        """
+        of_point = self.branching.branches(root.rollout, self.group)
+        rollouts = sum(of_point, [])
+        if root.broken or not root.turns:
+            copies = {g: dataclasses.replace(root, rollout=g, seconds=0.0) for g in rollouts}
+            self.finished |= copies
+            return []
+        turns = self.branching.turns(len(root.turns), (*self.address, root.rollout))
+        for turn, siblings in zip(turns, of_point, strict=True):
+            self.branches |= {g: Branch(root.rollout, turn) for g in siblings}
+        return rollouts
+
+    def start_of(self, rollout):
+        """Returns the arguments of `solve.solve` that say where a rollout starts."""
+        branch = self.branches.get(rollout)
+        if branch is None:
+            return dict(rollout=rollout)
+        parent = self.finished[branch.parent]
+        before = parent.turns[: branch.turn - 1]
+        return dict(rollout=rollout, analysis=parent.analysis, before=before)
+
+    def draws_as(self, rollout, request):
+        """Returns the rollout in the random address of a `ModelRequest`.
+
+        The analysis is one for all. A branch has its parent's address, so that what follows is
+        drawn alike, but for the action that it is there to draw anew.
+        """
+        branch = self.branches.get(rollout)
+        if request.role == "analyst":
+            return 0
+        if branch is None or (request.role, request.turn) == ("planner", branch.turn):
+            return rollout
+        return branch.parent
 
 
 @dataclasses.dataclass(eq=False)

@@ -108,6 +108,7 @@ def collect(
     on_finished=lambda trajectory: None,
     on_event=lambda event: None,
     timer=None,
+    branching=None,
 ):
     """Solves every question `group` times; of several processes, each solves its share of them.
 
@@ -116,6 +117,7 @@ def collect(
       group: G, trajectories of each question.
       step: training step, part of every request's random address.
       system, settings, on_finished, on_event, timer: of `Driver`.
+      branching: None, or the `branches.Branching` of the G trajectories.
       should_stop: polled while running; True raises `Stopped`.
 
     Returns:
@@ -124,7 +126,8 @@ def collect(
     """
     timer = timer or timing.Timer()
     driver = Driver(system, settings, on_finished=on_finished, on_event=on_event, timer=timer)
-    driver.add(questions, group=group, step=step, share=processes.share(len(questions)))
+    share = processes.share(len(questions))
+    driver.add(questions, group=group, step=step, share=share, branching=branching)
 
     def solve_share():
         with timer.on("driver"):
@@ -177,7 +180,7 @@ class Driver:
         self._late_check = 0.0  # when to look for late ones next
         self._last_prompt = (), ()  # messages, their token ids
 
-    def add(self, batch, *, group, step, share=None):
+    def add(self, batch, *, group, step, share=None, branching=None):
         """Queues `group` rollouts of each question of a batch.
 
         Args:
@@ -185,6 +188,7 @@ class Driver:
           step: training step, part of every request's random address.
           share: indices of the questions to solve; None is all of them. The others only count as
             copies: a batch may hold a question twice, which must not be solved alike.
+          branching: of `collect`.
 
         Raises:
           ValueError: a question holds more than text.
@@ -194,8 +198,8 @@ class Driver:
         ids = [zlib.crc32(question["id"].encode()) for question in batch]
         for index in range(len(batch)) if share is None else share:
             address = step, ids[index], ids[:index].count(ids[index])
-            question = attempts.Question(batch[index], step, index, group, address)
-            self._queue.extend((question, rollout, 0) for rollout in range(group))
+            question = attempts.Question(batch[index], step, index, group, address, branching)
+            self._queue.extend((question, rollout, 0) for rollout in range(question.roots))
 
     @property
     def busy(self):
@@ -250,8 +254,8 @@ class Driver:
             prompt_set=self.settings.prompt_set,
             max_turns=self.settings.max_turns,
             budget=self._budget,
-            rollout=rollout,
             on_refusal=self.on_event,
+            **question.start_of(rollout),
         )
         attempt = attempts.Attempt(solver, question, rollout, number, time.monotonic())
         self._running[attempt] = None
@@ -295,8 +299,13 @@ class Driver:
             if attempt.number < self.settings.infra_retries:
                 self._queue.appendleft((question, rollout, attempt.number + 1))
                 return
-        trajectory = dataclasses.replace(trajectory, attempts=attempt.number + 1)
+        branch = question.branches.get(rollout)
+        trajectory = dataclasses.replace(trajectory, attempts=attempt.number + 1, branch=branch)
         question.finished[rollout] = trajectory
+        if question.branching and rollout < question.roots:
+            # Next, while the pages of the prompts that they share are in the cache.
+            started = ((question, g, 0) for g in reversed(question.branch(trajectory)))
+            self._queue.extendleft(started)
         if len(question.finished) == question.group:
             self._ready.append(question)
         self.on_finished(trajectory)
@@ -333,7 +342,6 @@ class Driver:
                 return self._wait_for(attempts.Ticket([attempt]), call)
         tokens = self._tokens_of(request.messages)
         planner = request.role == "planner"
-        analyst = request.role == "analyst"
         settings = self.settings
         sampling = Sampling(
             max_tokens=settings.max_response_tokens if planner else settings.max_module_tokens,
@@ -342,7 +350,7 @@ class Driver:
         )
         address = (
             *attempt.question.address,
-            0 if analyst else attempt.rollout,
+            attempt.question.draws_as(attempt.rollout, request),
             request.turn,
             effects.ROLES.index(request.role),
         )

@@ -158,6 +158,11 @@ def base():
 
     c.loss = ConfigDict()
     c.loss.variant = "flow"
+    # Of the variant "turns": rollout.group is a multiple of 1 + points * siblings.
+    c.loss.turns = ConfigDict()
+    c.loss.turns.points = 1  # turns of a root rollout whose action is drawn anew
+    c.loss.turns.siblings = 3  # times that each is drawn anew
+    c.loss.turns.broadcast = 0.0  # share of the gradient from the roots' outcomes; needs two roots
     c.loss.clip_low = 0.2
     c.loss.clip_high = 0.3
     c.loss.dual_clip = 3.0
