@@ -37,21 +37,23 @@ class Question:
         return self.branching.roots(self.group) if self.branching else self.group
 
     def branch(self, root):
-        """Lists the branches of a Trajectory that is a finished root; returns their rollouts.
+        """Lists the branches of a Trajectory that is a finished root.
 
-        Where there is nothing to draw anew, because it took no turn or infrastructure broke it, the
-        rollouts in their place are finished too, as it is.
+        Returns:
+          (rollouts, copies): branches to start; and, where there is nothing to draw anew because
+          the root took no turn or infrastructure broke it, copies of it, which are finished in
+          their place.
         """
         of_point = self.branching.branches(root.rollout, self.group)
         rollouts = sum(of_point, [])
         if root.broken or not root.turns:
-            copies = {g: dataclasses.replace(root, rollout=g, seconds=0.0) for g in rollouts}
-            self.finished |= copies
-            return []
+            copies = [dataclasses.replace(root, rollout=g, seconds=0.0) for g in rollouts]
+            self.finished |= {copy.rollout: copy for copy in copies}
+            return [], copies
         turns = self.branching.turns(len(root.turns), (*self.address, root.rollout))
         for turn, siblings in zip(turns, of_point, strict=True):
             self.branches |= {g: Branch(root.rollout, turn) for g in siblings}
-        return rollouts
+        return rollouts, []
 
     def start_of(self, rollout):
         """Returns the arguments of `solve.solve` that say where a rollout starts."""

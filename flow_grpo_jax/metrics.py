@@ -1,7 +1,7 @@
 """Metrics of a batch of trajectories, and the file they are written to.
 
 Dimensions:
-  Q questions    G rollouts of a question
+  Q questions    G rollouts of a question    P points where rollouts branch
 """
 
 import json

@@ -302,13 +302,16 @@ class Driver:
         branch = question.branches.get(rollout)
         trajectory = dataclasses.replace(trajectory, attempts=attempt.number + 1, branch=branch)
         question.finished[rollout] = trajectory
+        ended = [trajectory]
         if question.branching and rollout < question.roots:
+            started, copies = question.branch(trajectory)
             # Next, while the pages of the prompts that they share are in the cache.
-            started = ((question, g, 0) for g in reversed(question.branch(trajectory)))
-            self._queue.extendleft(started)
+            self._queue.extendleft((question, g, 0) for g in reversed(started))
+            ended += copies
         if len(question.finished) == question.group:
             self._ready.append(question)
-        self.on_finished(trajectory)
+        for each in ended:
+            self.on_finished(each)
 
     def _requeue(self, attempt):
         """Requeues a trajectory whose server was down before it was asked."""

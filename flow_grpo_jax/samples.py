@@ -1,7 +1,7 @@
 """Which trajectories and turns of a rollout are trained on.
 
 Dimensions:
-  Q questions    G rollouts of a question
+  Q questions    G rollouts of a question    S samples (turns)
 """
 
 import collections
