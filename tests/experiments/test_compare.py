@@ -1,0 +1,101 @@
+"""The comparison of ways to train: what is run, and the table by hand."""
+
+import json
+import pathlib
+import subprocess
+
+import pytest
+
+from experiments import compare
+from experiments.configs import smoke
+from experiments.running import command
+
+
+def test_success_is_interpolated_in_tokens():
+    curve = compare.Curve([0.0, 100.0, 300.0], [0.1, 0.5, 0.7], 4)
+    found = [curve.at(tokens) for tokens in (0, 50, 100, 150, 300)]
+    assert found == pytest.approx([0.1, 0.3, 0.5, 0.55, 0.7])
+    assert compare.Curve([0.0], [0.2], 0).at(0) == 0.2
+
+
+def test_arms_are_names_and_fields():
+    assert compare.parse("flow") == ("flow", {})
+    text = "turns_1: steps=80 loss.variant=turns data.train='a b.jsonl'"
+    expected = {"steps": "80", "loss.variant": "turns", "data.train": "a b.jsonl"}
+    assert compare.parse(text) == ("turns_1", expected)
+    for wrong in ("", "a/b", "../x: steps=1", "x: steps", "x: =1", "x:steps 80"):
+        with pytest.raises(command.ConfigError, match="must be a name of letters"):
+            compare.parse(wrong)
+
+
+RUNS = {  # workdir -> [(tokens of the step, held-out success)]
+    "a-seed0": [(0, 0.1), (100, 0.5), (100, 0.7)],
+    "a-seed5": [(0, 0.1), (100, 0.3), (100, 0.5)],
+    "b-seed0": [(0, 0.1), (60, 0.6), (90, 0.9)],
+    "b-seed5": [(0, 0.1), (75, 0.4), (75, 0.8)],
+}
+TABLE = """Held-out success after 150 generated tokens.
+
+| arm | before | seed 0 | seed 5 | mean ± error | less a ± error | tokens a step |
+| --- | --- | --- | --- | --- | --- | --- |
+| a | 0.100 | 0.600 | 0.400 | 0.500 ± 0.100 |  | 100 |
+| b | 0.100 | 0.900 | 0.800 | 0.850 ± 0.050 | +0.350 ± 0.050 | 75 |
+"""
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Compares trainings that only write RUNS; returns (table, what they were asked for)."""
+    asked = []
+
+    def fake(arguments):
+        workdir = tmp_path / arguments[4].rpartition("/")[2]
+        asked.append((workdir.name, arguments[5:]))
+        if workdir.name not in RUNS:
+            return subprocess.CompletedProcess(arguments, 75)
+        workdir.mkdir(exist_ok=True)
+        lines = (
+            {"step": step, "tokens/generated": tokens, "eval/success": success}
+            for step, (tokens, success) in enumerate(RUNS[workdir.name])
+        )
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (workdir / "metrics.jsonl").write_text(text)
+        return subprocess.CompletedProcess(arguments, 0)
+
+    def start(*arms, seeds=(0,), source="", tokens=0):
+        monkeypatch.setattr(compare.subprocess, "run", fake)
+        changes, config = {"optim.lr": 0.5}, smoke.get_config()
+        how = dict(arms=[*map(compare.parse, arms)], seeds=seeds, source=source, tokens=tokens)
+        return compare.run("smoke.py", changes, config, **how, out=tmp_path), asked
+
+    return start
+
+
+def test_every_arm_is_trained_with_every_seed_and_compared_at_equal_tokens(run, tmp_path):
+    text, asked = run("a", "b: steps=3", seeds=(0, 5))
+    assert text == TABLE == (tmp_path / "comparison.md").read_text()
+    assert [name for name, _ in asked] == ["a-seed0", "b-seed0", "a-seed5", "b-seed5"]
+    assert asked[1][1] == ["--config.optim.lr=0.5", "--config.steps=3", "--config.seed=0"]
+    found = json.loads((tmp_path / "comparison.json").read_text())
+    assert found["tokens"] == 150 and found["arms"]["b"]["success"] == pytest.approx([0.9, 0.8])
+    assert "| a | 0.100 | 0.300 | 0.300 |  | 100 |" in run("a", tokens=50)[0]
+    with pytest.raises(command.ConfigError, match="--tokens=201, but a run has generated 200 up"):
+        run("a", tokens=201)
+    with pytest.raises(command.ConfigError, match="Two of --arm have the same name"):
+        run("a", "a: steps=3")
+
+
+def test_a_training_that_stops_ends_the_command_with_its_code(run):
+    with pytest.raises(SystemExit) as stopped:
+        run("c")
+    assert stopped.value.code == 75
+
+
+def test_questions_of_one_source_alone(run):
+    _, [(_, asked)] = run("a", source="quickstart/3-hop")
+    paths = [part.partition("=")[2] for part in asked if part.endswith(".jsonl")]
+    rows = [[*map(json.loads, pathlib.Path(p).read_text().splitlines())] for p in paths]
+    assert [len(part) for part in rows] == [200, 40]
+    assert {row["source"] for part in rows for row in part} == {"quickstart/3-hop"}
+    with pytest.raises(command.ConfigError, match="data.train has no question of --source=none"):
+        run("a", source="none")
