@@ -7,6 +7,7 @@ import dataclasses
 import pathlib
 import threading
 import time
+import zlib
 
 import loopback
 import numpy as np
@@ -527,13 +528,15 @@ def call_of_the_sub_goal(request):
     return f'search(query="{text.split("Sub-goal: ")[1].split()[0]}")'
 
 
+PLAN = branches.Branching(points=2, siblings=2, broadcast=0.0, seed=5)
+
+
 def branched(run=lambda query: "It is", **how):
     """(engine, groups) of two roots with two points of two siblings, three turns each."""
     engine = ScriptedEngine(
         {"plan": drawn, "call": call_of_the_sub_goal, "verify": "Verdict: CONTINUE"}
     )
-    plan = branches.Branching(points=2, siblings=2, broadcast=0.0, seed=5)
-    how = dict(group=10, max_turns=3, branching=plan, infra_retries=0) | how
+    how = dict(group=10, max_turns=3, branching=PLAN, infra_retries=0) | how
     return engine, collect(engine, run, **how)
 
 
@@ -545,10 +548,12 @@ def test_a_branch_draws_one_action_anew_and_all_that_follows_like_its_root():
     calls = []
     engine, groups = branched(lambda query: calls.append(query) or "It is")
     seen = collections.Counter()
-    for group in groups:
+    for q, group in enumerate(groups):
         assert [t.rollout for t in group] == [*range(10)]
-        assert [t.branch for t in group[:2]] == [None] * 2
-        assert [t.branch.parent for t in group[2:]] == [0] * 4 + [1] * 4
+        places = [PLAN.turns(3, (7, zlib.crc32(b"q%d" % q), 0, root)) for root in range(2)]
+        assert [t.branch for t in group] == [None] * 2 + [
+            Branch(root, turn) for root in range(2) for turn in places[root] for _ in range(2)
+        ]
         for g, trajectory in enumerate(group):
             branch = trajectory.branch or Branch(g, 1)
             expected = [f"{branch.parent}.{turn}" for turn in (1, 2, 3)]
