@@ -42,12 +42,12 @@ class Branching:
         roots, rest = divmod(group, family)
         least = 2 if self.broadcast else 1
         if rest or roots < least:
-            fits = family * max(roots + bool(rest), least)
+            also = f" loss.turns.broadcast={self.broadcast} compares roots: it needs two."
             raise ValueError(
-                f"rollout.group={group} does not hold {least} or more roots with their branches: "
-                f"with loss.turns.points={self.points}, loss.turns.siblings={self.siblings} and "
-                f"loss.turns.broadcast={self.broadcast} it must be a multiple of {family}, and at "
-                f"least {least * family}, such as {fits}."
+                f"rollout.group={group} must be a multiple of {family}, such as "
+                f"{family * max(roots + bool(rest), least)}: a root and its branches are 1 + "
+                f"loss.turns.points * loss.turns.siblings = {family} rollouts."
+                f"{also if self.broadcast else ''}"
             )
         return roots
 

@@ -136,7 +136,9 @@ def test_a_group_that_does_not_hold_roots_and_branches_is_refused(caplog):
     assert (plan.points, plan.siblings, plan.broadcast, plan.roots(8)) == (1, 3, 0.0, 2)
     assert not caplog.text
     config.loss.turns.siblings = 4
-    with pytest.raises(command.ConfigError, match="rollout.group=8 does not hold 1 .* such as 10"):
+    with pytest.raises(
+        command.ConfigError, match="rollout.group=8 must be a multiple of 5, such as 10: a"
+    ):
         limits.check(config)
     config.loss.variant = "flow"
     assert limits.branching(config, limits.check(config)) is None
