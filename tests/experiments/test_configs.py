@@ -137,7 +137,7 @@ def test_a_group_that_does_not_hold_roots_and_branches_is_refused(caplog):
     assert not caplog.text
     config.loss.turns.siblings = 4
     with pytest.raises(
-        command.ConfigError, match="rollout.group=8 must be a multiple of 5, such as 10: a"
+        command.ConfigError, match="rollout.group=8 must be a multiple of 5, such as 10"
     ):
         limits.check(config)
     config.loss.variant = "flow"
