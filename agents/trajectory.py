@@ -77,6 +77,7 @@ class Trajectory:
     seconds: wall-clock; of a branch, from there on.
     error: what ended a trajectory that is not ok, or "".
     attempts: times it was started; more than 1 after infrastructure failures.
+    earlier: turn budget -> what the same solver would have returned with that smaller budget.
     branch: None for a trajectory that began at the question.
     """
 
@@ -90,6 +91,7 @@ class Trajectory:
     seconds: float
     error: str = ""
     attempts: int = 1
+    earlier: dict = dataclasses.field(default_factory=dict)
     branch: Branch | None = None
 
     @property

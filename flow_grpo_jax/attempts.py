@@ -3,10 +3,32 @@
 import concurrent.futures
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 
+from agents import solve
 from agents.trajectory import Branch, Status, Stop, Trajectory
 from flow_grpo_jax import branches
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How a question is solved, and who is told.
+
+    settings: `rollout.Settings`; the driver's own decide on seconds, retries and `in_flight`.
+    on_finished: called with each trajectory as it ends.
+    planner: what answers the planner: a weight set of the engine or a remote model.
+    top_p: of the planner, as in `Sampling`.
+    solver: makes the generator that solves it; takes what `solve.solve` takes.
+    branching: how all its rollouts branch; None if each starts at the question.
+    """
+
+    settings: Any
+    on_finished: Callable
+    planner: Any = "policy"
+    top_p: float = 1.0
+    solver: Callable = solve.solve
+    branching: branches.Branching | None = None
 
 
 @dataclasses.dataclass(eq=False)
@@ -14,8 +36,8 @@ class Question:
     """A question and how far its rollouts are.
 
     step, index: the training step and the place in the batch that it was added with.
+    rollouts: numbers of those that are wanted.
     address: (step, id, copy), the beginning of its requests' random addresses.
-    branching: None if all rollouts start at the question.
     analysis: the `Ticket` that will bring its `Reply`, or that; None before and after a failure.
     finished: rollout -> Trajectory.
     branches: rollout -> Branch, of those whose parent is finished.
@@ -24,17 +46,18 @@ class Question:
     fields: dict
     step: int
     index: int
-    group: int
+    rollouts: tuple
     address: tuple
-    branching: branches.Branching | None = None
+    way: Way
     analysis: Any = None
     finished: dict = dataclasses.field(default_factory=dict)
     branches: dict = dataclasses.field(default_factory=dict)
 
     @property
     def roots(self):
-        """How many rollouts start at the question; they are the first ones."""
-        return self.branching.roots(self.group) if self.branching else self.group
+        """The rollouts that start at the question."""
+        branching = self.way.branching
+        return self.rollouts[: branching.roots(len(self.rollouts)) if branching else None]
 
     def branch(self, root):
         """Lists the branches of a Trajectory that is a finished root.
@@ -44,13 +67,14 @@ class Question:
           the root took no turn or infrastructure broke it, copies of it, which are finished in
           their place.
         """
-        of_point = self.branching.branches(root.rollout, self.group)
+        branching = self.way.branching
+        of_point = branching.branches(root.rollout, len(self.rollouts))
         rollouts = sum(of_point, [])
         if root.broken or not root.turns:
             copies = [dataclasses.replace(root, rollout=g, seconds=0.0) for g in rollouts]
             self.finished |= {copy.rollout: copy for copy in copies}
             return [], copies
-        turns = self.branching.turns(len(root.turns), (*self.address, root.rollout))
+        turns = branching.turns(len(root.turns), (*self.address, root.rollout))
         for turn, siblings in zip(turns, of_point, strict=True):
             self.branches |= {g: Branch(root.rollout, turn) for g in siblings}
         return rollouts, []

@@ -5,7 +5,6 @@ Dimensions:
 """
 
 import json
-import math
 import pathlib
 
 import numpy as np
@@ -95,17 +94,6 @@ def of_rollouts(trajectories_QG, turns, tool_names, roots):
         "branch/infra_errors": sum(t.status == Status.INFRA_ERROR for t in branches),
     }
     return values | {name: float(value) for name, value in of_branches.items()}
-
-
-def wilson_interval(correct, total, *, z=1.96):
-    """Returns the 95 % confidence interval of a share (Wilson 1927)."""
-    if not total:
-        return 0.0, 1.0
-    share = correct / total
-    centre = share + z * z / (2 * total)
-    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    return (centre - half) / scale, (centre + half) / scale
 
 
 class MetricsFile:

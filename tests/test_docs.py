@@ -25,6 +25,7 @@ PAGES = ("README.md",) + tuple(
         "commands",
         "data",
         "design",
+        "evaluate",
         "security",
         "serving",
         "tools",
