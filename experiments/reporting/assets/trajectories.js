@@ -47,8 +47,7 @@ function chip(text, kind = "") {
 // Says which turns a branch took from its parent, and which it drew anew.
 function originOf(branch, index) {
   if (!branch || index >= branch.turn) return null;
-  const place = `rollout ${branch.parent}`;
-  return chip(index + 1 < branch.turn ? `taken from ${place}` : `drawn anew, else as ${place}`);
+  return chip(index + 1 < branch.turn ? `taken from rollout ${branch.parent}` : "drawn anew");
 }
 
 function turnCard(turn, index, origin) {
