@@ -1,13 +1,17 @@
 """Trains in several ways, each with several seeds, and compares them at equal generated tokens.
 
     python -m experiments.compare --config=experiments/configs/quickstart.py --out=runs/credit \\
-        --config.eval.every=5 --source=quickstart/3-hop --seeds=0,1,2 \\
-        --arm="flow: steps=60" --arm="turns: steps=80 loss.variant=turns"
+        --config.steps=40 --config.eval.every=5 --source=quickstart/3-hop --tokens=400000 \\
+        --seeds=0,1,2 --arm=flow --arm="turns: loss.variant=turns"
 
-An arm is a name and the fields of the config that are its own. Its runs are OUT/NAME-seedN. Started
-again, the command goes on: runs that are done stay as they are. Held-out success between two
-evaluations is interpolated in tokens, so evaluate often. Exit codes: 0 done, 2 bad flags, else that
-of the run that failed, 75 where a signal stopped it after saving.
+An arm is a name and the fields of the config that are its own. Its runs are OUT/NAME-seedN. With
+--tokens each goes on after its steps until it has generated so many. Held-out success between two
+evaluations is interpolated in tokens, so evaluate often. Intervals are Student's, 95 %, over the
+seeds; the difference to the first arm is paired by seed. All held-out questions are the same.
+
+Started again, the command goes on: runs that are done stay as they are. Needs the extra `plots`.
+Exit codes: 0 done, 2 bad flags, else that of the run that failed, 75 where a signal stopped it
+after saving.
 """
 
 import dataclasses
@@ -21,9 +25,14 @@ import sys
 
 from absl import flags, logging
 from ml_collections import config_flags
+from scipy import special
 
-from experiments.running import command, dataset, fields
+from experiments.evaluating import plots
+from experiments.running import command, dataset, fields, limits
 from flow_grpo_jax import files, metrics
+
+LINES = 8  # in a chart
+PLACES = 40  # where a line is drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +56,10 @@ def main():
     values, flag = flags.FLAGS, flags.FLAGS["config"]
     fields.check(values.config)
     command.check_out(values.out, folder=True)
+    command.need("plots")
     found = run(
         config_flags.get_config_filename(flag),
         dict(config_flags.get_override_values(flag)),
-        values.config,
         arms=[parse(text) for text in values.arm],
         seeds=values.seeds,
         source=values.source,
@@ -60,30 +69,56 @@ def main():
     sys.stdout.write(found)
 
 
-def run(file, changes, config, *, arms, seeds, source, tokens, out):
-    """Trains what is not trained yet; writes and returns the table.
+def run(file, changes, *, arms, seeds, source, tokens, out):
+    """Trains what is not trained yet; writes the results and returns the table.
 
     Args:
-      file, changes, config: the config's file, {field: value} that the command line changes in it,
-        and what comes of both.
+      file, changes: the config's file, and {field: value} that the command line changes in it.
       arms: [(name, {field: value})]; the first is what the others are compared with.
       seeds, source, tokens, out: as the flags.
     """
     if len(dict(arms)) < len(arms):
         raise command.ConfigError("Two of --arm have the same name.")
+    if len(set(seeds)) < len(seeds) or not all(seed.isdecimal() for seed in seeds):
+        raise command.ConfigError(f"--seeds={','.join(seeds)} must be different whole numbers.")
+    configs = [resolved(file, changes | own, name) for name, own in arms]
     if source:
-        changes = changes | only(source, config, out / "questions")
+        changes = changes | only(source, configs[0], out / "questions")
     curves = {name: [] for name, _ in arms}
     for seed in seeds:
-        for name, own in arms:
-            workdir = out / f"{name}-seed{seed}"
-            train(file, changes | own | {"seed": seed}, workdir)
-            curves[name].append(read(workdir))
+        for (name, own), config in zip(arms, configs, strict=True):
+            whole = changes | own | {"seed": seed}
+            how = dict(steps=config.steps, tokens=tokens)
+            curves[name].append(train(file, whole, out / f"{name}-seed{seed}", **how))
     found = compare(curves, tokens=tokens)
     text = table(found, seeds)
     files.replace_text(out / "comparison.json", json.dumps(found, indent=2) + "\n")
     files.replace_text(out / "comparison.md", text)
+    plots.write(charts(curves, found), out / "plots")
     return text
+
+
+def resolved(file, changes, name):
+    """Returns the config of an arm, as its trainings will read it.
+
+    Raises:
+      ConfigError: no training could start with it.
+    """
+    values, line = flags.FlagValues(), ["", f"--config={file}", *overrides(changes)]
+    how = dict(lock_config=True, flag_values=values, sys_argv=line)
+    config_flags.DEFINE_config_file("config", **how)
+    try:
+        values(line)
+        limits.check(values.config)
+    except (AttributeError, KeyError) as error:  # ml_collections: a field that is not there
+        raise command.ConfigError(f"--arm={name}: {command.unknown_field(str(error))}") from error
+    except (command.ConfigError, flags.Error, TypeError, ValueError) as error:
+        raise command.ConfigError(f"--arm={name}: {error}") from error
+    return values.config
+
+
+def overrides(changes):
+    return [f"--config.{field}={value}" for field, value in changes.items()]
 
 
 def parse(text):
@@ -112,13 +147,23 @@ def only(source, config, folder):
     return found
 
 
-def train(file, changes, workdir):
-    """Runs or resumes one training in a process of its own."""
-    logging.info("%s", workdir)
-    arguments = [f"--config.{field}={value}" for field, value in changes.items()]
+def train(file, changes, workdir, *, steps, tokens):
+    """Runs or resumes one training, in processes of its own; returns its Curve.
+
+    steps: those of its config.    tokens: it goes on until it has generated so many.
+    """
     start = [sys.executable, "-m", "experiments.train", f"--config={file}", f"--workdir={workdir}"]
-    if code := subprocess.run([*start, *arguments]).returncode:
-        sys.exit(code)
+    while True:
+        logging.info("%s: %d steps", workdir, steps)
+        if code := subprocess.run([*start, *overrides(changes | {"steps": steps})]).returncode:
+            sys.exit(code)
+        curve = read(workdir)
+        if curve.tokens[-1] >= tokens:
+            return curve
+        if not curve.tokens[-1]:
+            raise command.ConfigError(f"{workdir} generated no token in {curve.steps} steps.")
+        # A little more: responses may grow shorter.
+        steps = max(curve.steps + 1, math.ceil(1.02 * curve.steps * tokens / curve.tokens[-1]))
 
 
 def read(workdir):
@@ -143,11 +188,6 @@ def compare(curves, *, tokens):
       tokens: at which to compare; 0 is the most that all runs have generated.
     """
     least = min(curve.tokens[-1] for runs in curves.values() for curve in runs)
-    if tokens > least:
-        raise command.ConfigError(
-            f"--tokens={tokens}, but a run has generated {least:.0f} up to its last evaluation. "
-            "Give its arm more steps, or compare at fewer tokens."
-        )
     tokens, arms = tokens or least, {}
     first = next(iter(curves.values()))
     for name, runs in curves.items():
@@ -156,28 +196,31 @@ def compare(curves, *, tokens):
         arms[name] = {
             "before": statistics.fmean(curve.success[0] for curve in runs),
             "success": success,
-            "mean": spread(success),
-            "difference": spread(paired),
+            "mean": interval(success),
+            "difference": interval(paired),
             "tokens a step": statistics.fmean(c.tokens[-1] / max(c.steps, 1) for c in runs),
         }
     return {"tokens": tokens, "arms": arms}
 
 
-def spread(values):
-    """Returns [mean, standard error of it]; the error of a single value is None."""
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return [statistics.fmean(values), error]
+def interval(values):
+    """Returns [mean, half of its 95 % interval by Student's t]; a single value has none: None."""
+    mean, count = statistics.fmean(values), len(values)
+    if count == 1:
+        return [mean, None]
+    error = statistics.stdev(values) / math.sqrt(count)
+    return [mean, float(special.stdtrit(count - 1, 0.975)) * error]
 
 
 def table(found, seeds):
     """Returns the comparison as Markdown."""
     first = next(iter(found["arms"]))
     heads = ["arm", "before", *(f"seed {seed}" for seed in seeds)]
-    rows = [[*heads, "mean ± error", f"less {first} ± error", "tokens a step"]]
+    rows = [[*heads, "mean ± 95 %", f"less {first} ± 95 %", "tokens a step"]]
     rows.append(["---"] * len(rows[0]))
     for name, arm in found["arms"].items():
         numbers = [f"{value:.3f}" for value in (arm["before"], *arm["success"])]
-        ends = [_with_error(arm["mean"], ""), _with_error(arm["difference"], "+")]
+        ends = [_with_half(arm["mean"], ""), _with_half(arm["difference"], "+")]
         if name == first:
             ends[1] = ""
         rows.append([name, *numbers, *ends, f"{arm['tokens a step']:.0f}"])
@@ -185,17 +228,48 @@ def table(found, seeds):
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows), ""])
 
 
-def _with_error(pair, sign):
-    mean, error = pair
-    return f"{mean:{sign}.3f}" + ("" if error is None else f" ± {error:.3f}")
+def _with_half(pair, sign):
+    mean, half = pair
+    return f"{mean:{sign}.3f}" + ("" if half is None else f" ± {half:.3f}")
+
+
+def charts(curves, found):
+    """Returns charts of `experiments.evaluating.plots`: success by tokens, and at the end.
+
+    Each chart of lines has the first arm and up to seven others.
+    """
+    end, (first, *others) = found["tokens"], curves
+    places = [end * i / PLACES for i in range(PLACES + 1)]
+    lines = []
+    for start in range(0, max(len(others), 1), LINES - 1):
+        names = [first, *others[start : start + LINES - 1]]
+        series = [
+            {"label": name, "x": places, "points": False}
+            | _bounded([interval([c.at(x) for c in curves[name]]) for x in places])
+            for name in names
+        ]
+        lines.append({"title": "Held-out success", "axis": "generated tokens", "series": series})
+    bars = _bounded([arm["mean"] for arm in found["arms"].values()]) | {"label": "mean of seeds"}
+    title = f"Held-out success after {end:,.0f} tokens"
+    ends = {"title": title, "bars": list(curves), "series": [bars]}
+    return [chart | {"unit": "share"} for chart in (*lines, ends)]
+
+
+def _bounded(pairs):
+    """Returns the y of a chart's series, and its bounds where every mean has an interval."""
+    y = [mean for mean, _ in pairs]
+    if any(half is None for _, half in pairs):
+        return {"y": y}
+    low, high = ([mean + sign * half for mean, half in pairs] for sign in (-1, 1))
+    return {"y": y, "low": low, "high": high}
 
 
 def define_flags():
     config_flags.DEFINE_config_file("config", lock_config=True)
-    flags.DEFINE_string("out", None, "Folder of the runs and of comparison.md and .json.")
+    flags.DEFINE_string("out", None, "Folder of the runs, of comparison.md and .json, and plots.")
     flags.DEFINE_multi_string("arm", None, 'NAME: FIELD=VALUE …, such as "short: steps=20".')
     flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of each arm.")
-    flags.DEFINE_integer("tokens", 0, "Compare here; 0: where the first run ended.", 0)
+    flags.DEFINE_integer("tokens", 0, "Train up to these, compare there; 0: where a run ended.", 0)
     flags.DEFINE_string("source", "", "Questions of this source alone.")
 
 

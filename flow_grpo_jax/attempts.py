@@ -64,14 +64,15 @@ class Question:
 
         Returns:
           (rollouts, copies): branches to start; and, where there is nothing to draw anew because
-          the root took no turn or infrastructure broke it, copies of it, which are finished in
-          their place.
+          the root took no turn or infrastructure broke it, copies of its end, without its turns,
+          which are finished in their place.
         """
         branching = self.way.branching
         of_point = branching.branches(root.rollout, len(self.rollouts))
         rollouts = sum(of_point, [])
         if root.broken or not root.turns:
-            copies = [dataclasses.replace(root, rollout=g, seconds=0.0) for g in rollouts]
+            bare = dataclasses.replace(root, turns=(), seconds=0.0)  # the turns are the root's own
+            copies = [dataclasses.replace(bare, rollout=g) for g in rollouts]
             self.finished |= {copy.rollout: copy for copy in copies}
             return [], copies
         turns = branching.turns(len(root.turns), (*self.address, root.rollout))

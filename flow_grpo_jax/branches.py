@@ -38,16 +38,18 @@ class Branching:
         Raises:
           ValueError: the rollouts do not divide, or there is no other root to compare with.
         """
-        family = 1 + self.points * self.siblings
+        family, least = 1 + self.points * self.siblings, 2 if self.broadcast else 1
         roots, rest = divmod(group, family)
-        least = 2 if self.broadcast else 1
-        if rest or roots < least:
-            also = f" loss.turns.broadcast={self.broadcast} compares roots: it needs two."
+        if rest:
             raise ValueError(
                 f"rollout.group={group} must be a multiple of {family}, such as "
-                f"{family * max(roots + bool(rest), least)}: a root and its branches are 1 + "
+                f"{family * max(roots + 1, least)}: a root and its branches are 1 + "
                 f"loss.turns.points * loss.turns.siblings = {family} rollouts."
-                f"{also if self.broadcast else ''}"
+            )
+        if roots < least:
+            raise ValueError(
+                f"rollout.group={group} holds one root, and loss.turns.broadcast={self.broadcast} "
+                f"compares roots: use two or more, such as {family * least} rollouts."
             )
         return roots
 

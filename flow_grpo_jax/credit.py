@@ -134,6 +134,13 @@ def weigh_turns(tokens_S, trajectory_S, micro_S, *, among_S, steps, constant_len
     return 1.0 / (among_S / steps * turns_S)
 
 
+def weigh_last_turn(tokens_S, trajectory_S, micro_S, *, among_S, steps, constant_length):
+    """Gives the mean over trajectories of their last turn, which is the last one in the order."""
+    _, from_end = np.unique(trajectory_S[::-1], return_index=True)
+    last_S = np.isin(np.arange(len(trajectory_S)), len(trajectory_S) - 1 - from_end)
+    return last_S / (among_S / steps)
+
+
 def weigh_rollout_tokens(tokens_S, trajectory_S, micro_S, *, among_S, steps, constant_length):
     """Gives the mean over trajectories of the mean over all tokens of the trajectory."""
     total_S = np.bincount(trajectory_S, weights=tokens_S)[trajectory_S]

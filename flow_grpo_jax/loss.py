@@ -68,6 +68,8 @@ VARIANTS = {
     "dr_grpo": Variant(credit.dr_grpo, credit.weigh_constant_length),
     # arXiv 2507.18071; its ε are smaller than those of token ratios by about the turn's length.
     "gspo": Variant(credit.flow, credit.weigh_turns, sequence_ratio=True),
+    # As if only what was done last led to the outcome.
+    "last_turn": Variant(credit.flow, credit.weigh_last_turn),
     # Each turn against others in its place.
     "turns": Variant(None, credit.weigh_constant_length),
 }

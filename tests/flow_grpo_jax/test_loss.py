@@ -104,6 +104,8 @@ def reference_loss(rollouts_QG, variant, micro_batches=None, tis_cap=0.0, **numb
     over_rollouts = lambda value: mean([mean([value(t) for t in terms_G]) for terms_G in terms_QG])
     if variant in ("flow", "gspo"):
         return over_rollouts(lambda turns: mean([mean(terms) for terms in turns]))
+    if variant == "last_turn":
+        return over_rollouts(lambda turns: mean(turns[-1]))
     if variant == "per_rollout_mean":
         return over_rollouts(lambda turns: mean(flat(turns)))
     if variant == "token_mean":

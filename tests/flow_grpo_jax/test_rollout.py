@@ -629,6 +629,8 @@ def test_a_branch_that_breaks_leaves_its_siblings_and_a_root_takes_its_branches_
     ended = []
     broken, _ = broken_by("0.1", on_finished=ended.append)
     assert broken == [0, 2, 3, 4, 5] and sorted(t.rollout for t in ended) == [*range(10)]
+    broken, group = broken_by("0.2")  # its turns are tokens that were generated once
+    assert broken == [0, 2, 3, 4, 5] and [len(group[g].turns) for g in broken] == [1, 0, 0, 0, 0]
 
 
 def test_a_root_without_a_turn_stands_for_its_branches():
