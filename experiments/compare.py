@@ -28,7 +28,7 @@ from ml_collections import config_flags
 from scipy import special
 
 from experiments.evaluating import plots
-from experiments.running import command, dataset, fields, limits
+from experiments.running import command, dataset, fields, limits, signals
 from flow_grpo_jax import files, metrics
 
 LINES = 8  # in a chart
@@ -155,7 +155,7 @@ def train(file, changes, workdir, *, steps, tokens):
     start = [sys.executable, "-m", "experiments.train", f"--config={file}", f"--workdir={workdir}"]
     while True:
         logging.info("%s: %d steps", workdir, steps)
-        if code := subprocess.run([*start, *overrides(changes | {"steps": steps})]).returncode:
+        if code := launch([*start, *overrides(changes | {"steps": steps})]):
             sys.exit(code)
         curve = read(workdir)
         if curve.tokens[-1] >= tokens:
@@ -164,6 +164,13 @@ def train(file, changes, workdir, *, steps, tokens):
             raise command.ConfigError(f"{workdir} generated no token in {curve.steps} steps.")
         # A little more: responses may grow shorter.
         steps = max(curve.steps + 1, math.ceil(1.02 * curve.steps * tokens / curve.tokens[-1]))
+
+
+def launch(arguments):
+    """Runs a command; returns its exit code. The first signal to stop is passed on to it."""
+    with subprocess.Popen(arguments, start_new_session=True) as process:
+        signals.StopSignal(*signals.STOPPING, on_first=process.send_signal)()
+        return process.wait()
 
 
 def read(workdir):

@@ -2,12 +2,13 @@
 
 import json
 import pathlib
-import subprocess
+import signal
+import sys
 
 import pytest
 
 from experiments import compare
-from experiments.running import command
+from experiments.running import command, signals
 
 # ml_collections loads the config's file in an old way.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -57,7 +58,7 @@ def run(monkeypatch, tmp_path):
         workdir = tmp_path / arguments[4].rpartition("/")[2]
         asked.append((workdir.name, arguments[5:]))
         if workdir.name not in RUNS:
-            return subprocess.CompletedProcess(arguments, 75)
+            return 75
         workdir.mkdir(exist_ok=True)
         (last,) = (int(a.partition("=")[2]) for a in arguments if a.startswith("--config.steps="))
         lines = (
@@ -66,10 +67,10 @@ def run(monkeypatch, tmp_path):
         )
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (workdir / "metrics.jsonl").write_text(text)
-        return subprocess.CompletedProcess(arguments, 0)
+        return 0
 
     def start(*arms, seeds=("0",), source="", tokens=0):
-        monkeypatch.setattr(compare.subprocess, "run", fake)
+        monkeypatch.setattr(compare, "launch", fake)
         how = dict(arms=[*map(compare.parse, arms)], seeds=seeds, source=source, tokens=tokens)
         asked.clear()
         return compare.run(SMOKE, {"optim.lr": "0.5"}, **how, out=tmp_path), asked
@@ -130,6 +131,25 @@ def test_a_training_that_stops_ends_the_command_with_its_code(run):
     with pytest.raises(SystemExit) as stopped:
         run("c")
     assert stopped.value.code == 75
+
+
+STOPS_ITS_PARENT = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+time.sleep(0.3)
+os.kill(os.getppid(), signal.SIGTERM)
+time.sleep(30)
+"""
+
+
+def test_a_signal_goes_to_the_training_which_saves_and_ends():
+    kept = {number: signal.getsignal(number) for number in signals.STOPPING}
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        assert compare.launch([sys.executable, "-c", STOPS_ITS_PARENT]) == 75
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
 
 
 def test_questions_of_one_source_alone(run):
