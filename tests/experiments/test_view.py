@@ -366,7 +366,10 @@ def test_a_branch_keeps_its_place_and_turns_their_own_advantages(tmp_path):
         turn["advantage"] = advantage
     lines = (json.dumps(each) + "\n" for each in (plain, branch))
     (tmp_path / "step_000001.jsonl").write_text("".join(lines))
-    [[first, second]] = json.loads(trajectories.collect(tmp_path, text_budget=50_000).texts[0])
+    listing = trajectories.collect(tmp_path, text_budget=50_000)
+    [[first, second]] = json.loads(listing.texts[0])
+    lengths = [turn["response_tokens"] for turn in first["turns"]]
+    assert listing.steps[0]["response_tokens"] == pytest.approx(sum(lengths) / len(lengths))
     assert "branch" not in first and "advantage" not in first["turns"][0]
     assert second["branch"] == {"parent": 0, "turn": 2} and second["advantage"] is None
     assert [turn["advantage"] for turn in second["turns"]] == [None, -0.5]
