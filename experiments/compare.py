@@ -9,7 +9,8 @@ An arm is a name and the fields of the config that are its own. Its runs are OUT
 evaluations is interpolated in tokens, so evaluate often. Intervals are Student's, 95 %, over the
 seeds; the difference to the first arm is paired by seed. All held-out questions are the same.
 
-Started again, the command goes on: runs that are done stay as they are. Needs the extra `plots`.
+The table and the plots are written after every seed. Started again, the command goes on: runs that
+are done stay as they are. Needs the extra `plots`.
 Exit codes: 0 done, 2 bad flags, else that of the run that failed, 75 where a signal stopped it
 after saving.
 """
@@ -28,7 +29,7 @@ from ml_collections import config_flags
 from scipy import special
 
 from experiments.evaluating import plots
-from experiments.running import command, dataset, fields, limits, signals
+from experiments.running import command, dataset, fields, limits, signals, stored
 from flow_grpo_jax import files, metrics
 
 LINES = 8  # in a chart
@@ -70,7 +71,7 @@ def main():
 
 
 def run(file, changes, *, arms, seeds, source, tokens, out):
-    """Trains what is not trained yet; writes the results and returns the table.
+    """Trains what is not trained yet; writes the results after every seed, returns the table.
 
     Args:
       file, changes: the config's file, and {field: value} that the command line changes in it.
@@ -85,16 +86,11 @@ def run(file, changes, *, arms, seeds, source, tokens, out):
     if source:
         changes = changes | only(source, configs[0], out / "questions")
     curves = {name: [] for name, _ in arms}
-    for seed in seeds:
-        for (name, own), config in zip(arms, configs, strict=True):
-            whole = changes | own | {"seed": seed}
-            how = dict(steps=config.steps, tokens=tokens)
-            curves[name].append(train(file, whole, out / f"{name}-seed{seed}", **how))
-    found = compare(curves, tokens=tokens)
-    text = table(found, seeds)
-    files.replace_text(out / "comparison.json", json.dumps(found, indent=2) + "\n")
-    files.replace_text(out / "comparison.md", text)
-    plots.write(charts(curves, found), out / "plots")
+    for done, seed in enumerate(seeds, start=1):
+        for name, own in arms:
+            whole, workdir = changes | own | {"seed": seed}, out / f"{name}-seed{seed}"
+            curves[name].append(train(file, whole, workdir, tokens=tokens))
+        text = write(curves, seeds[:done], out, tokens=tokens)
     return text
 
 
@@ -147,23 +143,30 @@ def only(source, config, folder):
     return found
 
 
-def train(file, changes, workdir, *, steps, tokens):
+def train(file, changes, workdir, *, tokens):
     """Runs or resumes one training, in processes of its own; returns its Curve.
 
-    steps: those of its config.    tokens: it goes on until it has generated so many.
+    tokens: after the steps of its config it goes on until it has generated so many.
     """
+    config = resolved(file, changes, workdir.name)
+    stored.check_config(config, workdir)
     start = [sys.executable, "-m", "experiments.train", f"--config={file}", f"--workdir={workdir}"]
-    while True:
+    curve, steps = read(workdir), config.steps
+    while curve.steps < steps or curve.tokens[-1] < tokens:
+        if curve.steps >= steps:
+            # A little more: responses may grow shorter.
+            share = 1.02 * tokens / max(curve.tokens[-1], 1)
+            steps = max(curve.steps + 1, math.ceil(curve.steps * share))
         logging.info("%s: %d steps", workdir, steps)
         if code := launch([*start, *overrides(changes | {"steps": steps})]):
             sys.exit(code)
         curve = read(workdir)
-        if curve.tokens[-1] >= tokens:
-            return curve
-        if not curve.tokens[-1]:
-            raise command.ConfigError(f"{workdir} generated no token in {curve.steps} steps.")
-        # A little more: responses may grow shorter.
-        steps = max(curve.steps + 1, math.ceil(1.02 * curve.steps * tokens / curve.tokens[-1]))
+        if not any(curve.tokens[1:]):
+            raise command.ConfigError(
+                f"{workdir} has no evaluation after generated tokens: set data.held_out, and "
+                "steps above 0."
+            )
+    return curve
 
 
 def launch(arguments):
@@ -174,17 +177,26 @@ def launch(arguments):
 
 
 def read(workdir):
-    """Returns the Curve of a run."""
-    tokens, curve = 0.0, Curve([], [], 0)
-    lines = metrics.read(workdir / "metrics.jsonl")
-    for line in lines:
+    """Returns the Curve of a run; one of -1 steps where nothing was trained yet."""
+    path = workdir / "metrics.jsonl"
+    tokens, curve, step = 0.0, Curve([], [], -1), -1
+    for line in metrics.read(path) if path.exists() else ():
+        step = line["step"]
         tokens += line.get("tokens/generated", 0.0)
         if "eval/success" in line:
             curve.tokens.append(tokens)
             curve.success.append(line["eval/success"])
-    if not curve.tokens:
-        raise command.ConfigError(f"{workdir} was never evaluated: set data.held_out.")
-    return dataclasses.replace(curve, steps=lines[-1]["step"])
+    return dataclasses.replace(curve, steps=step)
+
+
+def write(curves, seeds, out, *, tokens):
+    """Writes the comparison of the seeds so far; returns the table."""
+    found = compare(curves, tokens=tokens)
+    text = table(found, seeds)
+    files.replace_text(out / "comparison.json", json.dumps(found, indent=2) + "\n")
+    files.replace_text(out / "comparison.md", text)
+    plots.write(charts(curves, found), out / "plots")
+    return text
 
 
 def compare(curves, *, tokens):

@@ -36,6 +36,7 @@ RUNS = {  # workdir -> [(tokens of the step, held-out success)]
     "a-seed5": [(0, 0.1), (100, 0.3), (100, 0.5)],
     "b-seed0": [(0, 0.1), (60, 0.6), (90, 0.9)],
     "b-seed5": [(0, 0.1), (75, 0.4), (75, 0.8)],
+    "empty-seed0": [(0, 0.1)] * 3,
 }
 TABLE = """Held-out success after 150 generated tokens.
 
@@ -73,17 +74,18 @@ def run(monkeypatch, tmp_path):
         monkeypatch.setattr(compare, "launch", fake)
         how = dict(arms=[*map(compare.parse, arms)], seeds=seeds, source=source, tokens=tokens)
         asked.clear()
-        return compare.run(SMOKE, {"optim.lr": "0.5"}, **how, out=tmp_path), asked
+        return compare.run(SMOKE, {"optim.lr": "0.5", "steps": "2"}, **how, out=tmp_path), asked
 
     return start
 
 
 def test_every_arm_is_trained_with_every_seed_and_compared_at_equal_tokens(run, tmp_path):
     pytest.importorskip("matplotlib")
-    text, asked = run("a", "b: steps=4", seeds=("0", "5"))
+    text, asked = run("a", "b: loss.kl_coef=0", seeds=("0", "5"))
     assert text == TABLE == (tmp_path / "comparison.md").read_text()
     assert [name for name, _ in asked] == ["a-seed0", "b-seed0", "a-seed5", "b-seed5"]
-    assert asked[1][1] == ["--config.optim.lr=0.5", "--config.steps=4", "--config.seed=0"]
+    changes = ("optim.lr=0.5", "steps=2", "loss.kl_coef=0", "seed=0")
+    assert asked[1][1] == [f"--config.{change}" for change in changes]
     found = json.loads((tmp_path / "comparison.json").read_text())
     assert found["tokens"] == 150 and found["arms"]["b"]["success"] == pytest.approx([0.9, 0.8])
     assert len([*(tmp_path / "plots").glob("*.png")]) == 2
@@ -94,6 +96,10 @@ def test_a_run_goes_on_until_it_has_generated_the_tokens(run, tmp_path):
     text, asked = run("a: steps=1", tokens=130)
     assert [changes[1] for _, changes in asked] == ["--config.steps=1", "--config.steps=2"]
     assert "| a | 0.100 | 0.560 | 0.560 |  | 100 |" in text
+    again, asked = run("a: steps=1", tokens=130)
+    assert again == text and not asked  # what is done is not started again
+    with pytest.raises(command.ConfigError, match="empty-seed0 has no evaluation after"):
+        run("empty")
 
 
 def test_what_no_training_could_start_with_is_refused_before_the_first(run):
