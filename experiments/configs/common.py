@@ -69,6 +69,18 @@ def tools():
     return c
 
 
+def turns():
+    """Returns how rollouts branch under loss.variant="turns".
+
+    rollout.group is a multiple of 1 + points * siblings: so many rollouts are a root and branches.
+    """
+    c = ConfigDict()
+    c.points = 1  # turns of a root whose action is drawn anew
+    c.siblings = 3  # times that each is
+    c.broadcast = 0.0  # share of the gradient that comes from the outcomes of roots; needs two
+    return c
+
+
 def base():
     """Returns all fields with their defaults, locked: an unknown field is an error."""
     c = ConfigDict()
@@ -159,6 +171,7 @@ def base():
 
     c.loss = ConfigDict()
     c.loss.variant = "flow"
+    c.loss.turns = turns()
     c.loss.clip_low = 0.2
     c.loss.clip_high = 0.3
     c.loss.dual_clip = 3.0
