@@ -136,9 +136,8 @@ def base():
     c.engine.tensor = 1  # devices that split the heads of one replica
     c.engine.replicas = 0  # engines of each process; 0 = as many as its devices allow
     c.engine.slots = 64  # of a replica, for each named weight set
-    c.engine.cache_tokens = (
-        262_144  # of a replica; 0 = slots * longest request, for each weight set
-    )
+    # Of a replica; 0 = slots * longest request, for each weight set.
+    c.engine.cache_tokens = 262_144
     c.engine.page_size = 64
     c.engine.prefill_tokens = 256  # of a row: prompts are cut into rows
     c.engine.prefill_rows = 8
