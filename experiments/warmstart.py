@@ -41,7 +41,7 @@ CHAT_TEMPLATE = (
 )
 FRONT = {"library_name": "transformers", model_card.PROMPTS: "compact"}
 CARD = """
-# Nano model of the quickstart
+# Nano model of the {worlds}
 
 Qwen2.5 architecture, made by `experiments.warmstart` of flow_grpo_jax from demonstrations. It knows
 the forms of the agent's modules and the facts of no question; it is of no use outside the agent.
@@ -244,7 +244,7 @@ def warmstart(config, workdir):
                     workdir / "model",
                     model,
                     tokenizer_folder=folder,
-                    card=model_card.render(FRONT, CARD),
+                    card=model_card.render(FRONT, CARD.format(worlds=", ".join(settings.worlds))),
                 )
     return shares
 

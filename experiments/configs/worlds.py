@@ -51,7 +51,7 @@ def get_config(arg="all"):
         start=quickstart.get_config().model.path,
         train_questions=300,
         held_out_questions=60,
-        steps=200 * len(worlds),
+        steps=120 * len(worlds),
         rows=8,
         row_length=row,
         copy_samples=0,
@@ -59,6 +59,6 @@ def get_config(arg="all"):
         lr=1e-3,
         warmup_steps=20,
         probes=80,
-        probe_every=50,
+        probe_every=60,
     )
     return common.lock(c)

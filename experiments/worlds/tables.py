@@ -29,8 +29,8 @@ OPERATIONS = {
 DATES = "from datetime import *; d = date.fromisoformat; "
 DAYS = (datetime.date(1900, 1, 1).toordinal(), datetime.date(2049, 12, 31).toordinal())
 # A first program that is right, then the first one again: 1 of 3 questions is solved so.
-FIRST = {"right": 0.55, "ask": 0.45}
-NEXT = {"right": 0.3, "ask": 0.25, "again": 0.45}
+FIRST = {"right": 0.65, "ask": 0.35}
+NEXT = {"right": 0.25, "ask": 0.25, "again": 0.5}
 
 
 def operate(operation, table):

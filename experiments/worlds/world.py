@@ -75,8 +75,8 @@ class Stage:
 class Problem:
     """A question with its solution.
 
-    answer, kind, source: of the question's row (docs/data.md). The source begins with the world's
-      name and a slash.
+    answer, kind, source: of the question's row (docs/data.md). The source is the world's name,
+      or begins with it and a slash.
     analysis: what the analyst says: the needs in their order.
     stages: met in their order.
     numbers: of a game of 24.
