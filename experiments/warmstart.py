@@ -244,7 +244,7 @@ def warmstart(config, workdir):
                     workdir / "model",
                     model,
                     tokenizer_folder=folder,
-                    card=model_card.render(FRONT, CARD.format(worlds=", ".join(settings.worlds))),
+                    card=model_card.render(FRONT, CARD.format(worlds=settings.worlds)),
                 )
     return shares
 

@@ -39,7 +39,7 @@ def get_config():
 
     c.unlock()
     c.warmstart = dict(
-        worlds=("quickstart",),
+        worlds="quickstart",  # of experiments/worlds, divided by commas
         start="",  # folder of a model to go on from, instead of `model` and its tokenizer
         seed=0,
         model=dict(

@@ -47,7 +47,7 @@ def get_config(arg="all"):
     if arg == "all":
         c.data.mixture = dict.fromkeys(worlds, 1.0)
     c.warmstart.update(
-        worlds=worlds,
+        worlds=",".join(worlds),
         start=quickstart.get_config().model.path,
         train_questions=300,
         held_out_questions=60,

@@ -6,18 +6,19 @@ WORLDS = {each.WORLD.name: each.WORLD for each in (quickstart, game24, chains, t
 
 
 def choose(names, *, tools):
-    """Returns the worlds of these names.
+    """Returns the worlds of these names, which commas divide.
 
     tools: names of those that the agent has.
 
     Raises:
-      ValueError: a world is unknown, or there are none, or its solutions need a further tool.
+      ValueError: a world is unknown, or its solutions need a further tool.
     """
-    if not names or set(names) - set(WORLDS):
-        raise ValueError(f"worlds={tuple(names)} must be some of {', '.join(WORLDS)}.")
-    for name in names:
+    chosen = names.split(",")
+    if set(chosen) - set(WORLDS):
+        raise ValueError(f"worlds={names!r} must be one or more of {','.join(WORLDS)}.")
+    for name in chosen:
         if lacking := set(WORLDS[name].tools) - set(tools):
             raise ValueError(
                 f"The world {name} needs {', '.join(sorted(lacking))}; add it to tools.names."
             )
-    return [WORLDS[name] for name in names]
+    return [WORLDS[name] for name in chosen]

@@ -361,11 +361,11 @@ def test_a_name_that_several_share_has_no_page():
 
 
 def test_worlds_are_chosen_by_name():
-    assert catalogue.choose(("chains",), tools=("knowledge_search", "python_coder"))
+    assert catalogue.choose("chains", tools=("knowledge_search", "python_coder"))
     for names, tools, message in (
-        ((), (), "must be some of quickstart, game24, chains, tables"),
-        (("chess",), (), "chess"),
-        (("chains",), ("knowledge_search",), "needs python_coder; add it to tools.names"),
+        ("", (), "must be one or more of quickstart,game24,chains,tables"),
+        ("chains,chess", (), "chess"),
+        ("tables,chains", ("knowledge_search",), "needs python_coder; add it to tools.names"),
     ):
         with pytest.raises(ValueError, match=message):
             catalogue.choose(names, tools=tools)
@@ -417,6 +417,6 @@ def test_warmstart_goes_on_from_a_model(tmp_path, tokenizer):
     index = text_index.Index.open(tmp_path / "articles.db")
     assert index.search("country of Tolstoy", top_k=1)[0].title == "Tolstoy"
     index.close()
-    c.warmstart.worlds = ("chess",)
+    c.warmstart.worlds = "chess"
     with pytest.raises(command.ConfigError, match="chess"):
         warmstart.warmstart(c, tmp_path)
