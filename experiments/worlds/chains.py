@@ -22,8 +22,6 @@ ODDS = {
     "anew": {"right": 0.25, "ask": 0.15, "code": 0.1, "again": 0.5},
     "computation": {"right": 0.5, "ask": 0.3, "again": 0.2},
 }
-
-
 LISTS = (("work", "author", "works"), ("place", "country", "places"))
 PAGES = {  # kind of a page that only names another article -> its text
     "family": "{0} is the family name of {1}.",
@@ -106,6 +104,7 @@ def chosen(articles, rng, kind, fits=lambda article: True):
 
 
 def is_long(what):
+    """Returns whether a page lists several titles, and none that ends a text in a program."""
     return lambda page: "," in page.facts[what] and "'" not in page.facts[what]
 
 
@@ -126,10 +125,12 @@ def governed(articles, rng):
 
 def symbols(articles, rng):
     title = chosen(articles, rng, "symbol")
+    other = chosen(articles, rng, "symbol", lambda page: page.title != title)
+    if title is None:
+        return None
     steps = anew(articles, title, "number")
     if rng.random() < 0.4:
         return f"What is the atomic number of the element with the {title}?", steps
-    other = chosen(articles, rng, "symbol", lambda page: page.title != title)
     if other is None or rng.random() < 0.3:
         constant = str(rng.randint(2, 60))
         steps += (compute("add", steps[-1].value, constant),)

@@ -39,7 +39,7 @@ def test_every_source_has_its_share_at_every_length():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_random_shares_are_never_a_whole_question_off(seed):
-    """The rule of the largest remainder, for one, is off by more with weights such as these."""
+    """To serve the source that is furthest behind is off by more with weights such as these."""
     rng = random.Random(seed)
     weights = {str(i): Fraction(rng.choice((1, 2, 7, 50, 999))) for i in range(rng.randint(2, 12))}
     counts, total = dict.fromkeys(weights, 0), sum(weights.values())
