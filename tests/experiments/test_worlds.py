@@ -17,7 +17,7 @@ from agents import drive, effects, parsing, prompts, solve
 from experiments import warmstart
 from experiments.configs import quickstart as quickstart_config
 from experiments.configs import worlds as worlds_config
-from experiments.running import command, sessions
+from experiments.running import command, limits, sessions
 from experiments.worlds import catalogue, chains, game24, tables, world
 from flow_grpo_jax import data, rewards
 from flow_grpo_jax.answers import game24 as answers_game24
@@ -27,6 +27,7 @@ from tools import knowledge_base, protocol, text_index
 
 DATA = "experiments/data/quickstart"
 NAMES = tuple(catalogue.WORLDS)
+TOOLS = quickstart_config.get_config().tools.names
 QUICKSTART = catalogue.WORLDS["quickstart"]
 ARTICLES = {article.title: article for article in knowledge_base.articles()}
 
@@ -369,6 +370,16 @@ def test_worlds_are_chosen_by_name():
     ):
         with pytest.raises(ValueError, match=message):
             catalogue.choose(names, tools=tools)
+
+
+@pytest.mark.parametrize("arg", [*NAMES, "all"])
+def test_the_config_of_each_world_is_whole(arg):
+    config = worlds_config.get_config(arg)
+    limits.check(config)
+    names = {each.name for each in catalogue.choose(config.warmstart.worlds, tools=TOOLS)}
+    assert names == (set(NAMES) if arg == "all" else {arg}) == set(config.data.mixture or {arg})
+    with pytest.raises(ValueError, match="'chess'; valid: quickstart, game24, chains, tables, all"):
+        worlds_config.get_config("chess")
 
 
 # ---- warm start ----------------------------------------------------------------------------------
