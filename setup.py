@@ -12,6 +12,7 @@ PACKAGES = [
     "experiments",
     "experiments.configs",
     "experiments.diagnosis",
+    "experiments.evaluating",
     "experiments.planning",
     "experiments.reporting",
     "experiments.running",
@@ -61,6 +62,7 @@ REQUIRES = [
 SERVE = ["prometheus-client>=0.21,<1", "starlette>=0.46,<2", "uvicorn>=0.34,<1"]
 MCP = ["mcp>=2.3,<3"]
 GRAMMAR = ["llguidance>=1.8,<2"]
+PLOTS = ["matplotlib>=3.9,<4"]
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda12": ["jax[cuda12]"],
@@ -74,12 +76,14 @@ EXTRAS = {
     "mcp": MCP,
     "math": ["math-verify>=0.8", "sympy>=1.13"],
     "tensorboard": ["tensorboardX>=2.6"],
+    "plots": PLOTS,  # PNG and SVG of experiments.evaluate --analyse
     # torch is the reference that tests compare with. This version also admits the small CPU build
     # 2.13.0+cpu, which pip prefers where an index offers it.
     "dev": [
         *SERVE,
         *GRAMMAR,
         *MCP,
+        *PLOTS,
         "httpx>=0.27,<1",
         "hypothesis>=6.100",
         "openai>=1.70",

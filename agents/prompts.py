@@ -120,6 +120,11 @@ INSTRUCT = Prompts(
 
 SETS = {"compact": COMPACT, "instruct": INSTRUCT}
 
+BARE = (
+    "Answer the question. Think step by step, then end with one line:\n"
+    "Answer: the answer alone, as short as possible"
+)
+
 
 class PromptTooLong(Exception):
     """The prompt does not fit although every older entry was shortened."""
@@ -171,6 +176,11 @@ def generator(prompt_set, question, analysis, memory):
 
 def base(prompt_set, ask):
     return _messages(prompt_set.system["base"], ask)
+
+
+def bare(prompt_set, question):
+    """The model alone, without the agent."""
+    return _messages(BARE, f"Question: {prompt_set.quote(question)}")
 
 
 def fit(build, memory, budget):

@@ -29,6 +29,7 @@ def solve(
     tools,
     prompt_set,
     max_turns,
+    answer_at=(),
     budget=prompts.Budget(),  # noqa: B008  immutable
     rollout=0,
     clock=time.monotonic,
@@ -44,6 +45,8 @@ def solve(
       tools: dict name -> `tools.protocol.Tool`.
       prompt_set: `prompts.Prompts`.
       max_turns: turn budget, at least 1.
+      answer_at: smaller turn budgets. What they would have ended with is kept in `earlier`: a
+        budget changes no prompt but the generator's, which is asked once more at each of them.
       budget: `prompts.Budget` of every prompt.
       rollout: index among the trajectories of the question.
       clock: seconds; only for the record.
@@ -53,8 +56,19 @@ def solve(
         raise ValueError(f"max_turns={max_turns} is less than 1.")
     questions.refuse_images(question)
     start, query = clock(), question["question"]
-    memory, turns, analysis, answer = Memory(), [], "", ""
-    status, stop, error = Status.OK, Stop.BUDGET, ""
+    memory, turns, analysis, earlier = Memory(), [], "", {}
+    status, stop = Status.OK, Stop.BUDGET
+
+    def ended(**how):
+        return Trajectory(
+            question_id=question["id"],
+            rollout=rollout,
+            analysis=analysis,
+            turns=tuple(turns),
+            seconds=clock() - start,
+            **how,
+        )
+
     try:
         messages, _ = prompts.fit(
             lambda _: prompts.analyst(prompt_set, tools, query), memory, budget
@@ -69,33 +83,38 @@ def solve(
             if turn.verdict == "STOP":
                 stop = Stop.VERIFIED
                 break
+            if index in answer_at and index < max_turns:
+                how = yield from _answer(task, memory, status, stop)
+                earlier[index] = ended(**how)
+        how = yield from _answer(task, memory, status, stop)
+    except prompts.PromptTooLong as too_long:
+        how = dict(answer="", status=Status.TRUNCATED, stop=stop, error=str(too_long))
+    except Interrupted as interrupted:
+        if interrupted.status == Status.TIMEOUT:
+            stop = Stop.DEADLINE
+        how = dict(answer="", status=interrupted.status, stop=stop, error=str(interrupted))
+    final = ended(**how)
+    earlier |= {turns: final for turns in answer_at if turns not in earlier and turns < max_turns}
+    return dataclasses.replace(final, earlier=earlier)
+
+
+def _answer(task, memory, status, stop):
+    """Asks for the final answer. Returns answer, status, stop and error of the trajectory."""
+    answer, error = "", ""
+    try:
         messages, _ = prompts.fit(
-            lambda m: prompts.generator(prompt_set, query, analysis, m),
+            lambda m: prompts.generator(task.prompt_set, task.query, task.analysis, m),
             memory,
-            budget,
+            task.budget,
         )
-        try:
-            wrote = yield ModelRequest("generator", messages, form=forms.ANSWER)
-            answer = parsing.answer(wrote.text)
-        except parsing.ParseError as refused:
-            on_refusal(Refusal("generator", str(refused)))
-            stop = Stop.PARSE_ERROR
+        wrote = yield ModelRequest("generator", messages, form=forms.ANSWER)
+        answer = parsing.answer(wrote.text)
     except prompts.PromptTooLong as too_long:
         status, error = Status.TRUNCATED, str(too_long)
-    except Interrupted as interrupted:
-        status, error = interrupted.status, str(interrupted)
-        stop = Stop.DEADLINE if status == Status.TIMEOUT else stop
-    return Trajectory(
-        question_id=question["id"],
-        rollout=rollout,
-        analysis=analysis,
-        turns=tuple(turns),
-        answer=answer,
-        status=status,
-        stop=stop,
-        seconds=clock() - start,
-        error=error,
-    )
+    except parsing.ParseError as refused:
+        task.on_refusal(Refusal("generator", str(refused)))
+        stop = Stop.PARSE_ERROR
+    return dict(answer=answer, status=status, stop=stop, error=error)
 
 
 def _turn(task, index, memory):

@@ -66,6 +66,7 @@ class Trajectory:
     seconds: wall-clock.
     error: what ended a trajectory that is not ok, or "".
     attempts: times it was started; more than 1 after infrastructure failures.
+    earlier: turn budget -> what the same solver would have returned with that smaller budget.
     """
 
     question_id: str
@@ -78,6 +79,7 @@ class Trajectory:
     seconds: float
     error: str = ""
     attempts: int = 1
+    earlier: dict = dataclasses.field(default_factory=dict)
 
     @property
     def broken(self):

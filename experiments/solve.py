@@ -39,7 +39,6 @@ ADVICE = {
     errors.Retryable: "See that the server runs and has room at --url, then ask again.",
 }
 DESCRIBE_SECONDS = 5.0
-BYTES_PER_TOKEN = 3  # of a model whose tokenizer is not here; fewer than text usually has
 
 
 def solve(
@@ -95,8 +94,8 @@ def solve_by_servers(config, query, *, on_event=lambda event: None):
     settings = sessions.rollout_settings(config, temperature=0.0)
     made = backends.build(config.backends)
     try:
-        planner = dataclasses.replace(made.models["base"], role="planner", structured=False)
-        models, tools = made.models | {"planner": planner}, sessions.start_tools(config)
+        models = made.models | {"planner": backends.planner(made)}
+        tools = sessions.start_tools(config)
         for attempt in range(1, settings.infra_retries + 2):
             deadline = time.monotonic() + settings.trajectory_seconds
             try:
@@ -126,7 +125,7 @@ def _attempt(query, models, tools, settings, deadline, on_event):
         tools=tools,
         prompt_set=settings.prompt_set,
         max_turns=settings.max_turns,
-        budget=prompts.Budget(settings.max_prompt_tokens, _estimated_tokens),
+        budget=prompts.Budget(settings.max_prompt_tokens, backends.estimated_tokens),
         on_refusal=on_event,
     )
     return drive.to_the_end(solver, ask=ask, tools=tools, on_event=on_event)
@@ -139,11 +138,6 @@ def what_to_do(failed):
 
 def _question(query):
     return {"id": "query", "question": query}
-
-
-def _estimated_tokens(messages):
-    size = sum(len(message["content"].encode("utf-8", "replace")) for message in messages)
-    return size // BYTES_PER_TOKEN + 8 * len(messages) + 8
 
 
 def check_query(query):
@@ -188,9 +182,7 @@ def choose_config(config, *, model, url, workdir, api_key_variable, trusted=Fals
     else:
         config = for_one_question(folder) if model else quickstart.get_config()
     if url:
-        served = {"kind": "server", "url": url, "model": model}
-        for name in backends.ROLES:
-            config.backends[name].update(served | {"api_key_variable": api_key_variable or ""})
+        backends.serve_all(config, url=url, model=model, api_key_variable=api_key_variable)
         config.backends.judge.kind = "none"
     elif model:
         config.model.path = folder

@@ -3,9 +3,29 @@
 import concurrent.futures
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 
+from agents import solve
 from agents.trajectory import Status, Stop, Trajectory
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How a question is solved, and who is told.
+
+    settings: `rollout.Settings`; the driver's own decide on seconds, retries and `in_flight`.
+    on_finished: called with each trajectory as it ends.
+    planner: what answers the planner: a weight set of the engine or a remote model.
+    top_p: of the planner, as in `Sampling`.
+    solver: makes the generator that solves it; takes what `solve.solve` takes.
+    """
+
+    settings: Any
+    on_finished: Callable
+    planner: Any = "policy"
+    top_p: float = 1.0
+    solver: Callable = solve.solve
 
 
 @dataclasses.dataclass(eq=False)
@@ -13,6 +33,7 @@ class Question:
     """A question and how far its rollouts are.
 
     step, index: the training step and the place in the batch that it was added with.
+    rollouts: numbers of those that are wanted.
     address: (step, id, copy), the beginning of its requests' random addresses.
     analysis: the `Ticket` that will bring its `Reply`, or that; None before and after a failure.
     finished: rollout -> Trajectory.
@@ -21,8 +42,9 @@ class Question:
     fields: dict
     step: int
     index: int
-    group: int
+    rollouts: tuple
     address: tuple
+    way: Way
     analysis: Any = None
     finished: dict = dataclasses.field(default_factory=dict)
 

@@ -5,7 +5,6 @@ Dimensions:
 """
 
 import json
-import math
 import pathlib
 
 import numpy as np
@@ -63,17 +62,6 @@ def of_rewards(rewards_QG, valid_QG):
         "group/zero_variance": float(np.mean(flat)) if flat else 0.0,
         "rollout/valid_share": float(valid_QG.mean()),
     }
-
-
-def wilson_interval(correct, total, *, z=1.96):
-    """Returns the 95 % confidence interval of a share (Wilson 1927)."""
-    if not total:
-        return 0.0, 1.0
-    share = correct / total
-    centre = share + z * z / (2 * total)
-    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    return (centre - half) / scale, (centre + half) / scale
 
 
 class MetricsFile:

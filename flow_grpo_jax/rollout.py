@@ -22,7 +22,7 @@ from typing import Any
 
 from absl import logging
 
-from agents import drive, effects, prompts, questions, solve
+from agents import drive, effects, prompts, questions
 from agents.backends import errors
 from agents.trajectory import KINDS, Status
 from flow_grpo_jax import attempts, processes, timing
@@ -164,9 +164,7 @@ class Driver:
     timer: timing.Timer = dataclasses.field(default_factory=timing.Timer)
 
     def __post_init__(self):
-        self._budget = prompts.Budget(
-            self.settings.max_prompt_tokens, lambda messages: len(self._tokens_of(messages))
-        )
+        self._way = attempts.Way(self.settings, self.on_finished)
         models = map(self.system.model_of, effects.ROLES)
         self._remote = [model for model in models if not isinstance(model, str)]
         self._queue = collections.deque()  # (Question, rollout, number of the attempt)
@@ -177,7 +175,7 @@ class Driver:
         self._late_check = 0.0  # when to look for late ones next
         self._last_prompt = (), ()  # messages, their token ids
 
-    def add(self, batch, *, group, step, share=None):
+    def add(self, batch, *, group, step, share=None, rollouts=None, way=None):
         """Queues `group` rollouts of each question of a batch.
 
         Args:
@@ -185,17 +183,22 @@ class Driver:
           step: training step, part of every request's random address.
           share: indices of the questions to solve; None is all of them. The others only count as
             copies: a batch may hold a question twice, which must not be solved alike.
+          rollouts: numbers below `group` of those that are wanted; None is all.
+          way: `attempts.Way`; None is the driver's: the policy plans.
 
         Raises:
           ValueError: a question holds more than text.
         """
         for question in batch:
             questions.refuse_images(question)
+        way, wanted = way or self._way, tuple(range(group) if rollouts is None else rollouts)
+        if not isinstance(way.planner, str) and way.planner not in self._remote:
+            self._remote.append(way.planner)
         ids = [zlib.crc32(question["id"].encode()) for question in batch]
         for index in range(len(batch)) if share is None else share:
             address = step, ids[index], ids[:index].count(ids[index])
-            question = attempts.Question(batch[index], step, index, group, address)
-            self._queue.extend((question, rollout, 0) for rollout in range(group))
+            question = attempts.Question(batch[index], step, index, wanted, address, way)
+            self._queue.extend((question, rollout, 0) for rollout in wanted)
 
     @property
     def busy(self):
@@ -205,7 +208,7 @@ class Driver:
     def ready(self):
         """Hands out the groups that ended since the last call: [(step, index, trajectories_G)]."""
         ended, self._ready = self._ready, []
-        return [(q.step, q.index, [q.finished[g] for g in range(q.group)]) for q in ended]
+        return [(q.step, q.index, [q.finished[g] for g in q.rollouts]) for q in ended]
 
     def round(self):
         """Starts what may start, advances the engine, hands out results, ends what is late."""
@@ -244,12 +247,13 @@ class Driver:
         return len(self._running) < self.settings.in_flight
 
     def _start(self, question, rollout, number):
-        solver = solve.solve(
+        settings = question.way.settings
+        solver = question.way.solver(
             question.fields,
             tools=self.system.tools,
-            prompt_set=self.settings.prompt_set,
-            max_turns=self.settings.max_turns,
-            budget=self._budget,
+            prompt_set=settings.prompt_set,
+            max_turns=settings.max_turns,
+            budget=prompts.Budget(settings.max_prompt_tokens, self._length),
             rollout=rollout,
             on_refusal=self.on_event,
         )
@@ -297,9 +301,9 @@ class Driver:
                 return
         trajectory = dataclasses.replace(trajectory, attempts=attempt.number + 1)
         question.finished[rollout] = trajectory
-        if len(question.finished) == question.group:
+        if len(question.finished) == len(question.rollouts):
             self._ready.append(question)
-        self.on_finished(trajectory)
+        question.way.on_finished(trajectory)
 
     def _requeue(self, attempt):
         """Requeues a trajectory whose server was down before it was asked."""
@@ -322,22 +326,24 @@ class Driver:
 
     def _ask(self, attempt, request):
         """Puts a request to what answers its role; returns the ticket."""
-        model = self.system.model_of(request.role)
+        planner = request.role == "planner"
+        way, settings = attempt.question.way, attempt.question.way.settings
+        model = way.planner if planner else self.system.model_of(request.role)
+        most = settings.max_response_tokens if planner else settings.max_module_tokens
         if not isinstance(model, str):
             with self.timer.on("calls"):
                 call = model.submit(
                     request.messages,
-                    max_tokens=self.settings.max_module_tokens,
+                    max_tokens=most,
                     deadline=attempt.started + self.settings.trajectory_seconds,
                 )
                 return self._wait_for(attempts.Ticket([attempt]), call)
         tokens = self._tokens_of(request.messages)
-        planner = request.role == "planner"
         analyst = request.role == "analyst"
-        settings = self.settings
         sampling = Sampling(
-            max_tokens=settings.max_response_tokens if planner else settings.max_module_tokens,
+            max_tokens=most,
             temperature=settings.temperature if planner else 0.0,
+            top_p=way.top_p if planner else 1.0,
             stop_ids=self.system.tokenizer.eos_ids,
         )
         address = (
@@ -376,6 +382,9 @@ class Driver:
         if ticket.call:
             ticket.call.add_done_callback(self._ended.put)
         return ticket
+
+    def _length(self, messages):
+        return len(self._tokens_of(messages))
 
     def _tokens_of(self, messages):
         """Returns the token ids of a prompt; keeps the last one: what was counted is sent next."""

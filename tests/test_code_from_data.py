@@ -37,6 +37,7 @@ FIND = "asks whether a package that is named here is installed"
 CHILD = "starts this interpreter on a module of this repository, no shell"
 PEER = "measures a peer in an environment of its own; never part of a run"
 ALLOWED = {
+    ("experiments/evaluating/identity.py", "importlib"): FIND,
     ("experiments/planning/programs.py", "importlib"): FIND,
     ("experiments/running/command.py", "importlib"): FIND,
     ("flow_grpo_jax/symbolic.py", "importlib"): FIND,

@@ -26,6 +26,7 @@ PAGES = ("README.md",) + tuple(
         "commands",
         "data",
         "design",
+        "evaluate",
         "security",
         "serving",
         "tools",

@@ -13,7 +13,7 @@ from experiments.reporting import trajectories as records
 from experiments.running import dotted
 from flow_grpo_jax import files
 from flow_grpo_jax.bounds import json_text
-from flow_grpo_jax.metrics import wilson_interval
+from flow_grpo_jax.statistics import wilson_interval
 
 ASSETS = pathlib.Path(__file__).parent / "assets"
 MAX_POINTS = 1500
@@ -50,6 +50,12 @@ CHARTS = [
         "number",
         "Planner turns of a trajectory.",
         {"rollout/turns": "training", "eval/turns": "held-out"},
+    ),
+    (
+        "Response length",
+        "number",
+        "Tokens that the planner wrote in a turn.",
+        {"rollout/response_tokens": "training", "eval/response_tokens": "held-out"},
     ),
     ("Tools chosen", "share", "Share of the turns that went to each tool.", {"tool/*/share": ""}),
     (
@@ -140,15 +146,26 @@ def write_report(workdir, out=None, *, text_budget=12_000_000):
     out = pathlib.Path(out) if out else workdir / "report.html"
     metrics, damaged = read_metrics(workdir / "metrics.jsonl")
     listing = records.collect(workdir / "trajectories", text_budget=text_budget)
+    metrics = with_lengths(metrics, listing.steps)
     if not metrics and not listing.steps:
         raise ValueError(
             f"{workdir} holds no run: found neither steps in metrics.jsonl nor files in "
             "trajectories/. Pass the folder given to experiments.train as --workdir."
         )
     config = read_config(workdir / "config.json")
-    page = _page(workdir.resolve().name, config, metrics, listing, damaged + listing.damaged)
+    shown = page(
+        workdir.resolve().name,
+        kind="run report",
+        table_title="Held-out questions",
+        table=_table(*comparison(metrics)),
+        facts=_facts(config, totals(metrics)),
+        notes=_notes(listing, damaged + listing.damaged),
+        charts=charts(metrics),
+        listing=listing,
+        config=config,
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
-    files.replace_text(out, page)
+    files.replace_text(out, shown)
     return out
 
 
@@ -167,6 +184,17 @@ def read_metrics(path):
     return [steps[step] | {"step": step} for step in sorted(steps)], damaged
 
 
+def with_lengths(metrics, steps):
+    """Returns metrics with the response lengths of a `Listing`'s steps."""
+    found = {step["step"]: step for step in metrics}
+    for step in steps:
+        prefix = "eval" if step["heldout"] else "rollout"
+        if step["response_tokens"] is not None and step["step"] in found:
+            length = {f"{prefix}/response_tokens": step["response_tokens"]}
+            found[step["step"]] = found[step["step"]] | length
+    return list(found.values())
+
+
 def read_config(path):
     """Returns {dotted name: value} of the resolved config; empty if there is none."""
     try:
@@ -177,7 +205,10 @@ def read_config(path):
 
 
 def charts(metrics):
-    """Returns JSON-ready charts: the named ones, then one for each other metric."""
+    """Returns JSON-ready charts: the named ones, then one for each other metric.
+
+    A chart may have "axis", what its x are called; they are steps by default.
+    """
     names = list(dict.fromkeys(name for step in metrics for name in step if name != "step"))
     used, shown = {"eval/correct", "eval/total"}, []
     for title, unit, note, wanted in CHARTS:
@@ -308,23 +339,32 @@ def _short(value):
     return f"{value:.0f}"
 
 
-def _page(name, config, metrics, listing, damaged):
+def page(name, *, kind, table_title, table, facts, notes, charts, listing, config):
+    """Returns the page.
+
+    name: its heading.    kind: what it is, in two words.
+    table, facts, notes: HTML, everything of others in it through `escape`.
+    charts: as `charts` returns them.    listing: `trajectories.Listing`.
+    config: {dotted name: value}.
+    """
     style = (ASSETS / "report.css").read_text(encoding="utf-8")
     script = "\n".join(
         (ASSETS / part).read_text(encoding="utf-8")
         for part in ("elements.js", "charts.js", "trajectories.js")
     )
-    blocks = {"charts": records.dump(charts(metrics)), "steps": records.dump(listing.steps)}
+    blocks = {"charts": records.dump(charts), "steps": records.dump(listing.steps)}
     blocks |= {f"texts-{index}": text for index, text in listing.texts.items()}
     parts = {
         "POLICY": (
             f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
             "base-uri 'none'; form-action 'none'"
         ),
-        "NAME": _escape(name),
-        "FACTS": _facts(config, totals(metrics)),
-        "TABLE": _table(*comparison(metrics)),
-        "NOTES": _notes(listing, damaged),
+        "NAME": escape(name),
+        "KIND": escape(kind),
+        "FACTS": facts,
+        "TABLE_TITLE": escape(table_title),
+        "TABLE": table,
+        "NOTES": notes,
         "CONFIG": _config(config),
         "STYLE": style,
         "DATA": "\n".join(
@@ -339,7 +379,8 @@ def _page(name, config, metrics, listing, damaged):
     return "".join(pieces)
 
 
-def _escape(value):
+def escape(value):
+    """Returns a text as HTML in which nothing hides."""
     return html.escape(records.visible(value))
 
 
@@ -354,16 +395,16 @@ def _facts(config, facts):
         value = config.get(key, config.get(f"config.{key}"))
         if value not in (None, "") and label not in known:
             shown.append((records.text(value, 60), label))
-    return "".join(f"<li><b>{_escape(value)}</b> {_escape(label)}</li>" for value, label in shown)
+    return "".join(f"<li><b>{escape(value)}</b> {escape(label)}</li>" for value, label in shown)
 
 
 def _table(titles, rows):
     if not rows:
         return '<p class="quiet">This run was not evaluated on held-out questions.</p>'
     heads = ["", *titles, "Change" if len(titles) > 1 else ""]
-    lines = ["<table><tr>", *(f"<th>{_escape(head)}</th>" for head in heads), "</tr>"]
+    lines = ["<table><tr>", *(f"<th>{escape(head)}</th>" for head in heads), "</tr>"]
     for row in rows:
-        cells = [cell.split("\n", 1) for cell in map(_escape, row)]
+        cells = [cell.split("\n", 1) for cell in map(escape, row)]
         lines += ["<tr>", *(_cell_html(*cell) for cell in cells), "</tr>"]
     return "".join([*lines, "</table>"])
 
@@ -389,12 +430,12 @@ def _notes(listing, damaged):
             f"{damaged:,} damaged or unfinished lines of the run's files were left out, as after "
             "a killed process."
         )
-    return "".join(f'<p class="note">{_escape(note)}</p>' for note in notes)
+    return "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
 
 
 def _config(config):
     rows = "".join(
-        f"<tr><td>{_escape(key)}</td><td>{_escape(records.text(value, 400))}</td></tr>"
+        f"<tr><td>{escape(key)}</td><td>{escape(records.text(value, 400))}</td></tr>"
         for key, value in config.items()
     )
     return f"<table>{rows}</table>" if rows else '<p class="quiet">No config.json.</p>'

@@ -5,6 +5,7 @@ first and the last steps and for steps spread evenly between them, until the bud
 """
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -117,38 +118,52 @@ def files_of(folder):
 
 
 def collect(folder, *, text_budget, listed_rollouts=200_000):
-    """Returns the `Listing` of a run's `trajectories/` folder, which may be missing.
+    """Returns the `Listing` of a run's `trajectories/` folder, which may be missing; as `listing`.
 
-    text_budget: bytes of trajectory texts to keep, at most a quarter of them for one step, so that
-      both ends of training and of the evaluations are there. A step that does not fit whole keeps
-      its first questions, at least one while anything is left.
-    listed_rollouts: rollouts whose reward is listed; the means of all other steps remain.
+    The texts of training and of evaluations are chosen in turns.
     """
     files = files_of(folder)
     held = [i for i, (_, is_held, _) in enumerate(files) if is_held]
     trained = [i for i, (_, is_held, _) in enumerate(files) if not is_held]
     by_kind = [[kind[i] for i in spread(len(kind))] for kind in (held, trained)]
     order = [kind[i] for i in range(len(files)) for kind in by_kind if i < len(kind)]
+    parts = [
+        ({"step": step, "heldout": is_held}, functools.partial(read_lines, path))
+        for step, is_held, path in files
+    ]
+    return listing(parts, order, text_budget=text_budget, listed_rollouts=listed_rollouts)
 
+
+def listing(parts, order, *, text_budget, listed_rollouts=200_000):
+    """Returns the `Listing` of parts: steps of a run, or rows of an evaluation.
+
+    parts: [(what the page is told of a part, function that yields its trajectories as JSON objects
+      and None for a damaged line)]. "step" places a part on the axis of the charts.
+    order: of the parts, by importance of their texts.
+    text_budget: bytes of trajectory texts to keep, at most a quarter of them for one part, so that
+      both ends of training and of the evaluations are there. A part that does not fit whole keeps
+      its first questions, at least one while anything is left.
+    listed_rollouts: rollouts whose reward is listed; the means of all other parts remain.
+    """
     steps, texts, damaged, left = {}, {}, 0, text_budget
     for index in order:
-        step, is_held, path = files[index]
-        groups, bad = _read_groups(path)
+        told, read = parts[index]
+        groups, bad = _groups(read())
         damaged += bad
         count = sum(len(rollouts) for rollouts in groups.values())
         listed_rollouts -= count
-        steps[index] = _summary(groups, step, is_held, listed=listed_rollouts >= 0)
+        steps[index] = told | _summary(groups, listed=listed_rollouts >= 0)
         if left > 0 and listed_rollouts >= 0 and groups:
             texts[index], kept = _texts(groups, min(left, text_budget // 4))
             left -= len(texts[index])
             steps[index]["texts"] = kept
-    return Listing([steps[i] for i in range(len(files))], texts, damaged)
+    return Listing([steps[i] for i in range(len(parts))], texts, damaged)
 
 
-def _read_groups(path):
+def _groups(lines):
     """Returns ({question id: {rollout: trajectory}}, damaged lines); a repeated line wins."""
     groups, damaged = {}, 0
-    for record in read_lines(path):
+    for record in lines:
         if record is None:
             damaged += 1
             continue
@@ -189,16 +204,15 @@ def _is_list(value):
     return isinstance(value, list)
 
 
-def _summary(groups, step, is_held, *, listed):
-    """Summarises a step: mean reward, and for each question [reward, turns, errors] a rollout."""
+def _summary(groups, *, listed):
+    """Summarises a step: its means, and for each question [reward, turns, errors] a rollout."""
     trajectories = [t for rollouts in groups.values() for t in rollouts.values()]
     rewards = [t["reward"] for t in trajectories if t["reward"] is not None]
     summary = {
-        "step": step,
-        "heldout": is_held,
         "rollouts": len(trajectories),
         "scored": len(rewards),
         "mean": number(sum(rewards) / len(rewards)) if rewards else None,
+        "response_tokens": _mean_length(trajectories),
         "questions": len(groups),
         "texts": 0,
         "groups": [],
@@ -217,6 +231,13 @@ def _summary(groups, step, is_held, *, listed):
             question = text(first["question"], QUESTION_CHARACTERS)
             summary["groups"].append([name, question, rows])
     return summary
+
+
+def _mean_length(trajectories):
+    """Returns the mean tokens of a planner's response; None where none is known."""
+    lengths = [turn["response_tokens"] for one in trajectories for turn in one["turns"]]
+    lengths = [length for length in lengths if length is not None]
+    return number(sum(lengths) / len(lengths)) if lengths else None
 
 
 def _texts(groups, budget):

@@ -17,6 +17,7 @@ ROLES = {
     "base_generator": "base",
 }
 ENGINE = ("frozen", "policy")
+BYTES_PER_TOKEN = 3  # of a model whose tokenizer is not here; fewer than text usually has
 
 
 @dataclasses.dataclass
@@ -41,6 +42,24 @@ class Backends:
             endpoint.close()
         for file in self.caches.values():
             file.close()
+
+
+def serve_all(config, *, url, model, api_key_variable):
+    """Sets one server of OpenAI's API as what answers for every module."""
+    served = {"kind": "server", "url": url, "model": model}
+    for name in ROLES:
+        config.backends[name].update(served | {"api_key_variable": api_key_variable or ""})
+
+
+def planner(made):
+    """Returns the server of the base generator as a planner, for where nothing is trained."""
+    return dataclasses.replace(made.models["base"], role="planner", structured=False)
+
+
+def estimated_tokens(messages):
+    """Returns the tokens of a prompt whose tokenizer is not here, rather too many."""
+    size = sum(len(message["content"].encode("utf-8", "replace")) for message in messages)
+    return size // BYTES_PER_TOKEN + 8 * len(messages) + 8
 
 
 def build(config):

@@ -25,6 +25,7 @@ UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]") 
 EXTRAS = {
     "serve": ("prometheus_client", "starlette", "uvicorn"),
     "grammar": ("llguidance",),
+    "plots": ("matplotlib",),
 }
 
 

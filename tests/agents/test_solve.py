@@ -1,8 +1,10 @@
 """The agent loop, driven by a list of strings."""
 
+import dataclasses
+
 import pytest
 
-from agents import effects, prompts, solve
+from agents import bare, effects, prompts, solve
 from agents.memory import Entry, Memory
 from tests.tools import settings
 
@@ -278,3 +280,49 @@ def test_the_compact_prompts_are_the_ones_in_the_weights():
         ["answer", state],
         ["base", "z"],
     ]
+
+
+def test_smaller_budgets_of_one_solver_end_as_solvers_of_their_own():
+    """What `answer_at` keeps, against one solver for each budget on the same replies."""
+    more = [PLAN, COMMAND, FOUND, "Verdict: CONTINUE"]
+    done = [PLAN, COMMAND, effects.ToolResult("Found."), "Verdict: STOP"]
+    texts = ["Answer: one", "no answer", "Answer: three", "Answer: four"]
+
+    def alone(turns):
+        script = ["capital", *sum([more, more, more, done][:turns], []), texts[turns - 1]]
+        return play(script, max_turns=turns, clock=lambda: 0)[0]
+
+    script = ["capital", *more, texts[0], *more, texts[1], *more, *done, texts[3]]
+    how = dict(max_turns=5, answer_at=(1, 2, 4), clock=lambda: 0)
+    found, seen = play(script, **how)
+    assert [getattr(effect, "role", "tool") for effect in seen].count("generator") == 3
+    assert {turns: found.earlier[turns] for turns in (1, 2)} == {1: alone(1), 2: alone(2)}
+    assert found.earlier[2].stop == "parse_error"
+    final = dataclasses.replace(found, earlier={})
+    assert final == found.earlier[4] == alone(4) and final.stop == "verified"
+
+    broken, _ = play(
+        [*script[:6], *more, effects.Interrupted("infra_error", "gone")],
+        max_turns=3,
+        answer_at=(1, 2),
+        clock=lambda: 0,
+    )
+    assert broken.earlier[1] == alone(1)
+    assert broken.status == broken.earlier[2].status == "infra_error"
+
+
+def test_the_bare_model_is_asked_once():
+    solver = bare.solve(
+        {"id": "q", "question": "2 + 2?"},
+        prompt_set=prompts.COMPACT,
+        budget=prompts.Budget(),
+        tools={},
+        max_turns=3,
+    )
+    request = next(solver)
+    assert (request.role, request.turn) == ("planner", 0)
+    assert request.messages[1]["content"] == "Question: 2 + 2?"
+    with pytest.raises(StopIteration) as ended:
+        solver.send(effects.Reply("Two and two.\nAnswer: 4"))
+    found = ended.value.value
+    assert (found.answer, found.turns, found.status, found.stop) == ("4", (), "ok", "budget")

@@ -43,12 +43,6 @@ def test_rewards_are_over_valid_trajectories():
     assert found["rollout/valid_share"] == pytest.approx(2 / 3)
 
 
-def test_wilson_interval_matches_published_values():
-    low, high = metrics.wilson_interval(81, 263)  # Newcombe 1998, table I, method 3
-    assert (low, high) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    assert metrics.wilson_interval(0, 20)[0] == pytest.approx(0.0, abs=1e-12)
-
-
 def test_file_is_truncated_to_the_restored_step_and_survives_a_cut_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     file = metrics.MetricsFile(path)

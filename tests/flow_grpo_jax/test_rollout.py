@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import threading
 import time
@@ -11,10 +12,10 @@ import loopback
 import numpy as np
 import pytest
 
-from agents import forms, prompts
+from agents import forms, prompts, solve
 from agents.backends import modules
 from agents.memory import Entry, Memory
-from flow_grpo_jax import rollout, scoring, timing
+from flow_grpo_jax import attempts, rollout, scoring, timing
 from flow_grpo_jax.evaluate import evaluate
 from models.engine.types import Completion
 from models.tokenizer import CHAT_TEMPLATE, Tokenizer
@@ -459,6 +460,34 @@ def test_a_group_is_ready_once_and_only_when_all_of_it_has_ended():
                 assert all(t in finished for t in group)
                 seen.append(index)
     assert sorted(seen) == [0, 2] and not driver.ready()
+
+
+def test_a_batch_may_be_solved_in_a_way_of_its_own():
+    engine = ScriptedEngine({"verify": "Verdict: CONTINUE"})
+    with system(engine) as answering:
+        told, usual = [], []
+        driver = rollout.Driver(answering, settings(), on_finished=usual.append)
+        way = attempts.Way(
+            settings(max_turns=3, temperature=0.25),
+            told.append,
+            planner="frozen",
+            top_p=0.5,
+            solver=functools.partial(solve.solve, answer_at=(1,)),
+        )
+        driver.add(numbered(1), group=4, step=0, rollouts=[1, 3], way=way)
+        while driver.busy:
+            driver.round()
+        assert [t.rollout for _, _, group in driver.ready() for t in group] == [1, 3]
+        assert not usual and [len(t.turns) for t in told] == [3, 3]
+        assert [len(t.earlier[1].turns) for t in told] == [1, 1]
+        planned = [request for request in engine.log if request.weights == "frozen"]
+        planned = [r for r in planned if "".join(map(chr, r.tokens)).startswith("plan")]
+        assert {(r.sampling.temperature, r.sampling.top_p) for r in planned} == {(0.25, 0.5)}
+        assert {r.address[3] for r in planned} == {1, 3} and len(planned) == 6
+        driver.add(numbered(1), group=1, step=0)
+        while driver.busy:
+            driver.round()
+        assert len(usual) == 1 and len(usual[0].turns) == 2
 
 
 def test_an_abandoned_driver_has_nothing_left_to_do():

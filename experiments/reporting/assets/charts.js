@@ -152,6 +152,7 @@ function nearest(xs, step) {
 
 function chartCard(chart, steps, onStep) {
   const values = chart.series.map(() => element("b"));
+  const axis = chart.axis || "step";
   const measured = measuredSteps(chart);
   const legend = element(
     "div",
@@ -177,11 +178,11 @@ function chartCard(chart, steps, onStep) {
   cursors.push((wanted) => {
     const step = wanted === null ? null : nearest(measured, wanted);
     moveLine(step);
-    legend.lastChild.textContent = step === null ? "" : `at step ${step}`;
+    legend.lastChild.textContent = step === null ? "" : `at ${axis} ${step}`;
     chart.series.forEach((series, index) => {
       const from = step === null ? series.x[series.x.length - 1] : nearest(series.x, step);
       const value = shown(series.y[series.x.indexOf(from)], chart.unit);
-      values[index].textContent = step === null || from === step ? value : `${value} (step ${from})`;
+      values[index].textContent = step === null || from === step ? value : `${value} (${axis} ${from})`;
     });
   });
   let drawn = 0;

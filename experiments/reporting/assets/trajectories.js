@@ -13,6 +13,7 @@ function rewardSquare(tag, reward, label, options = {}) {
 }
 
 function stepName(summary) {
+  if (summary.name) return visible(summary.name);
   if (!summary.heldout) return `Step ${summary.step}`;
   return summary.step ? `Held-out after step ${summary.step}` : "Held-out before training";
 }
