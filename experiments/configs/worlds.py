@@ -11,7 +11,7 @@ docs/worlds.md describes the worlds.
 from experiments.configs import common, quickstart
 
 # Steps of the warm start: forms that are further from the quickstart's take more.
-STEPS = {"quickstart": 400, "game24": 400, "chains": 800, "tables": 600}
+STEPS = {"quickstart": 400, "game24": 300, "chains": 800, "tables": 600}
 # Turns, and tokens of a prompt, of the planner's reply and of another module's.
 SIZES = {
     "quickstart": (3, 224, 32, 32),

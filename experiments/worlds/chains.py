@@ -19,7 +19,7 @@ NAME = "chains"
 ODDS = {
     "first": {"right": 0.6, "ask": 0.25, "code": 0.15},
     "next": {"right": 0.65, "ask": 0.1, "code": 0.05, "again": 0.2},
-    "anew": {"right": 0.3, "ask": 0.1, "code": 0.1, "again": 0.5},
+    "anew": {"right": 0.25, "ask": 0.05, "code": 0.05, "again": 0.65},
     "computation": {"right": 0.6, "ask": 0.25, "again": 0.15},
 }
 LISTS = (("work", "author", "works"), ("place", "country", "places"))
