@@ -54,7 +54,6 @@ from experiments.running.record import Record, progress
 from flow_grpo_jax import (
     batching,
     checkpoint,
-    data,
     files,
     metrics,
     processes,
@@ -89,7 +88,7 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
     goes_on = processes.of_first((workdir / "config.json").exists())
     session = sessions.build(config)
     questions = fitting.choose(questions, held_out, config, session.system, started=goes_on)
-    batches = data.QuestionBatches(questions, batch=config.rollout.questions, seed=config.seed)
+    batches = sessions.question_batches(config, questions)
     shapes = sessions.batch_shapes(config, session.mesh)
     sandbox = sessions.sandbox_facts(session.system.tools)
     step_program, state = sessions.start_update(config, variant, session)
@@ -108,7 +107,8 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
     record, watch = open_record(config, workdir, done, meta), watching.Watch(config, workdir)
     evaluation = Evaluation(held_out, config, session, record, watch, should_stop)
     settings = sessions.rollout_settings(config, temperature=config.rollout.temperature)
-    rollouts = config.rollout.group
+    rollouts, branching = config.rollout.group, limits.branching(config, variant)
+    roots = branching.roots(rollouts) if branching else rollouts
     last = done, state, {"data": batches.get_state(), **facts, "metrics": record.line(done)}
     try:
         # Also runs an evaluation that a stop signal cut off.
@@ -131,6 +131,7 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
                     should_stop=should_stop,
                     on_finished=advance,
                     timer=timer,
+                    branching=branching,
                 )
             rolled_out = time.monotonic()
             tokens.warn_if_nothing_ended(trajectories_QG, session.system.tokenizer, config)
@@ -142,17 +143,17 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
             valid_QG = samples.usable(
                 trajectories_QG, scores_QG, least=config.rollout.min_valid_share
             )
-            turns = samples.of_turns(trajectories_QG)
-            turns_QG = batching.turn_counts(turns, questions=len(batch), rollouts=rollouts)
-            adv_QG = variant.advantages(rewards_QG, valid_QG, turns_QG)
+            how = dict(variant=variant, branching=branching)
+            earned = samples.earned(trajectories_QG, rewards_QG, valid_QG, **how)
 
             # ---- update ------------------------------------------------------------------------
-            if cause := samples.why_none(trajectories_QG, scores_QG):
+            if cause := samples.why_none(trajectories_QG, scores_QG) or earned.missing:
                 updated = record.skip(step, cause, most=config.rollout.empty_steps)
             else:
                 watch.phase("rows")
                 how = shapes | sessions.weighting(config, variant, step)
-                parts = batching.build(turns, adv_QG=adv_QG, valid_QG=valid_QG, **how)
+                how |= dict(adv_QG=earned.adv_QG, own=earned.own, valid_QG=valid_QG)
+                parts = batching.build(earned.trained, **how)
                 watch.phase("update")
                 state, updated = session.take_steps(
                     step_program, state, parts, release=config.engine.release
@@ -161,24 +162,21 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
 
             # ---- record ------------------------------------------------------------------------
             values = {
-                **metrics.of_rewards(rewards_QG, valid_QG),
-                **metrics.of_trajectories(
-                    sum(trajectories_QG, []), session.system.tools, prefix="rollout"
-                ),
+                **metrics.of_rewards(rewards_QG[:, :roots], valid_QG[:, :roots]),
+                **metrics.of_rollouts(trajectories_QG, earned.turns, session.system.tools, roots),
                 **judged,
                 **session.backends.counts(),
                 **updated,
                 "compile/count": float(step_program.compile_count + engine.compile_count),
-                **measured(turns, timer, rolled_out - started, finished - rolled_out),
+                **measured(earned.drawn, timer, rolled_out - started, finished - rolled_out),
             }
             last = step, state, {"data": batches.get_state(), **facts, "metrics": values}
             found, stopped = evaluation.after(step)
             values |= found
             watch.phase("save")
             values["time/step"] = time.monotonic() - started
-            record.write_trajectories(
-                "step", batch, trajectories_QG, scores_QG, step=step, adv_QG=adv_QG
-            )
+            how = dict(step=step, adv_QG=earned.adv_QG, turns=earned.turns)
+            record.write_trajectories("step", batch, trajectories_QG, scores_QG, **how)
             record.write(step, values, whole=stopped is None)
             if stopped:
                 raise stopped

@@ -38,7 +38,8 @@ RENAMED = {
 def check_config(config, workdir):
     """Refuses a folder that holds a run with another config.
 
-    `steps` may differ: a run may be continued for longer. So may what only watches it.
+    `steps` may differ: a run may be continued for longer. So may what only watches it, and the
+    section `warmstart`, which no training reads.
     """
     if not (workdir / "config.json").exists():
         return
@@ -46,7 +47,7 @@ def check_config(config, workdir):
         {name: value for name, value in dotted.flat(_values(each)) if value != {}}
         for each in (read_config(workdir)[0], config)
     )
-    free = lambda name: name == "steps" or name.startswith(common.WATCHING)
+    free = lambda name: name == "steps" or name.startswith(("warmstart.", *common.WATCHING))
     changed = sorted(
         name for name in {**before, **now} if not free(name) and before.get(name) != now.get(name)
     )
@@ -180,7 +181,7 @@ def _set(config, name, value):
 
 
 def restore_policy(workdir, config, *, step=None):
-    """Returns (step, Qwen2 in host memory, meta) of a run's checkpoint; adapters are merged.
+    """Returns (step, Decoder in host memory, meta) of a run's checkpoint; adapters are merged.
 
     Raises:
       ConfigError: the run has no checkpoint, or not that one.

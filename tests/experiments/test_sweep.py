@@ -268,7 +268,7 @@ TABLE = """\
 | --- | --- | --- | --- | --- | --- |
 | optim.lr=0.1 | 1 | 3 | 0.000 | 0.300 (0) | 0.300 |
 | optim.lr=0.001 | 3 | 1 to 3 (2 unfinished) | 0.000 | 0.200 (0), 0.300 (1), 0.100 (2) | 0.200 ± 0.248 |
-"""  # 0.248 = 4.303 * 0.1 / sqrt(3)
+"""  # noqa: E501  0.248 = 4.303 * 0.1 / sqrt(3)
 
 
 def test_the_table_has_means_over_seeds_by_setting(tmp_path):
