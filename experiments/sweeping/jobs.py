@@ -24,11 +24,13 @@ LOG_BYTES = 4_000  # of the end of a log, where the error stands
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """name: for messages. command: arguments. log: file that is appended to."""
+    """name: for messages. command: arguments. log: file that is appended to; None: it writes where
+    this process does.
+    """
 
     name: str
     command: list
-    log: pathlib.Path
+    log: pathlib.Path | None
 
 
 def training(file, changes, workdir):
@@ -36,8 +38,8 @@ def training(file, changes, workdir):
 
     changes: flags that set fields of the config in `file`.
     """
-    start = [sys.executable, "-m", "experiments.train", f"--config={file}"]
-    return [*start, *changes, f"--workdir={workdir}"]
+    start = [sys.executable, "-m", "experiments.train", f"--config={file}", f"--workdir={workdir}"]
+    return [*start, *changes]
 
 
 def run(jobs, *, parallel):
@@ -46,6 +48,22 @@ def run(jobs, *, parallel):
     Returns:
       {name: exit code}; those that a signal kept from starting are not in it.
     """
+    before = {number: signal.getsignal(number) for number in signals.STOPPING}
+    try:
+        return _run(jobs, parallel)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def exit_code(codes, names):
+    """Returns that of a command for those of its jobs, as `run` returns them."""
+    if any(code not in (0, signals.STOPPED) for code in codes.values()):
+        return command.FAILED
+    return 0 if all(codes.get(name) == 0 for name in names) else signals.STOPPED
+
+
+def _run(jobs, parallel):
     running, codes = _Running(), {}
     waiting = list(reversed(jobs))
     while waiting or running.jobs:
@@ -55,16 +73,10 @@ def run(jobs, *, parallel):
             waiting = []
         for job, code in running.ended():
             codes[job.name] = code
-            _say(job, code)
+            if job.log:
+                _say(job, code)
         time.sleep(LOOK_SECONDS if running.jobs else 0.0)
     return codes
-
-
-def exit_code(codes, names):
-    """Returns that of a command for those of its jobs, as `run` returns them."""
-    if any(code not in (0, signals.STOPPED) for code in codes.values()):
-        return command.FAILED
-    return 0 if all(codes.get(name) == 0 for name in names) else signals.STOPPED
 
 
 class _Running:
@@ -76,8 +88,9 @@ class _Running:
         self.stop()
 
     def start(self, job):
-        job.log.parent.mkdir(parents=True, exist_ok=True)
-        with job.log.open("ab") as log:
+        if job.log:
+            job.log.parent.mkdir(parents=True, exist_ok=True)
+        with job.log.open("ab") if job.log else contextlib.nullcontext() as log:
             process = subprocess.Popen(
                 job.command,
                 stdin=subprocess.DEVNULL,
@@ -86,7 +99,8 @@ class _Running:
                 start_new_session=True,
             )
         self.jobs[process] = job
-        logging.info("%s: started, see %s", job.name, job.log)
+        if job.log:
+            logging.info("%s: started, see %s", job.name, job.log)
         if self.stop():  # the signal came while it was being started
             process.send_signal(signal.SIGTERM)
 

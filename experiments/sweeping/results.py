@@ -155,7 +155,7 @@ def with_half(pair, sign=""):
 
 
 def number(value, sign=""):
-    return f"{value:{sign}.3f}" if abs(value) >= 1e-2 or not value else f"{value:{sign}.2e}"
+    return f"{value:{sign}.3f}" if abs(value) >= 5e-4 or not value else f"{value:{sign}.2e}"
 
 
 def _cell(text):

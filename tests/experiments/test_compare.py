@@ -116,11 +116,6 @@ def test_what_no_training_could_start_with_is_refused_before_the_first(run):
             run("a", seeds=seeds)
 
 
-def test_an_interval_is_students():
-    assert compare.interval([0.5]) == [0.5, None]
-    assert compare.interval([3.0, 1.0, 2.0]) == [2.0, pytest.approx(4.302653 / 3**0.5)]
-
-
 def test_charts_have_the_first_arm_and_seven_others_at_most():
     curves = {f"arm{i}": [compare.Curve([0, 80], [0.0, 0.1 * i], 2)] * 2 for i in range(10)}
     found = compare.compare(curves, tokens=0)
