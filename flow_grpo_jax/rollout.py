@@ -329,9 +329,8 @@ class Driver:
 
     def _mark(self, attempt, name):
         """Says in the trace, if one is made, what an attempt waits for from now on."""
-        if trace := self.timer.trace:
-            question = attempt.question
-            trace.mark((question.index, question.fields["id"], attempt.rollout), name)
+        if self.timer.trace:
+            self.timer.trace.mark(attempt.lane, name)
 
     # ---- requests and calls ----------------------------------------------------------------------
 

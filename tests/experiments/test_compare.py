@@ -107,7 +107,7 @@ def test_what_no_training_could_start_with_is_refused_before_the_first(run):
         (["a", "a: steps=3"], "Two of --arm have the same name"),
         (["a", "b: loss.variant=turns rollout.group=7"], "--arm=b: rollout.group=7 must be"),
         (["a", "b: loss.sort=turns"], "--arm=b: The configuration has no field 'sort'"),
-        (["a", "b: steps=x"], "--arm=b: flag --config.steps=x: invalid"),
+        (["a", "b: steps=x"], "--arm=b: flag --config.steps=x: it must be a whole number"),
     ]:
         with pytest.raises(command.ConfigError, match=told):
             run(*arms)
