@@ -31,7 +31,8 @@ class Watch:
         first = processes.index() == 0
         self._traced = set(config.trace.steps) if first else ()
         self._profiled = set(config.profile.steps) if first else ()
-        self._folder, self.trace = workdir, None
+        self._folder, self.trace, self._profiling = workdir, None, False
+        self._annotated = contextlib.ExitStack()  # the present phase in a profile
 
     def steps(self, numbers):
         """Yields each number; what runs until the next one is asked for is that step."""
@@ -48,20 +49,29 @@ class Watch:
         """Says what the step does from now on."""
         if self.trace:
             self.trace.mark(PHASES, name)
+        if self._profiling:
+            self._annotated.close()
+            if name:
+                self._annotated.enter_context(jax.profiler.TraceAnnotation(name))
 
     @contextlib.contextmanager
     def _profile(self, step):
         folder = self._folder / "profiles" / f"step_{step:06d}"
+        options = jax.profiler.ProfileOptions()
+        options.python_tracer_level = 0  # calls of Python would be millions
         try:
-            jax.profiler.start_trace(str(folder))
+            jax.profiler.start_trace(str(folder), profiler_options=options)
         except (RuntimeError, OSError) as error:  # another profile is being made, or a full disk
             logging.warning("step %d is not profiled: %s", step, error)
             yield
             return
+        self._profiling = True
         try:
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 yield
         finally:
+            self._profiling = False
+            self._annotated.close()
             try:
                 jax.profiler.stop_trace()
             except (RuntimeError, OSError) as error:
