@@ -46,8 +46,7 @@ def need(names):
 
 
 def start(config, workdir, *, first_step):
-    """Returns the `Trackers` that a config asks for; None if it asks for none, or elsewhere than in
-    process 0."""
+    """Returns the `Trackers` that a config asks for, in process 0; None if there are none."""
     if not config.trackers or processes.index():
         return None
     return Trackers(config, workdir, first_step=first_step)
@@ -134,8 +133,9 @@ class Trackers:
         """Warns of a tracker that ended by itself, and forgets it."""
         child = self._running.pop(name)
         child.stdin.close()
-        log = self._folder / f"{name}.log"
-        lines = log.read_bytes()[-LOG_BYTES:].decode(errors="replace").splitlines()
+        log, lines = self._folder / f"{name}.log", []
+        with contextlib.suppress(OSError):
+            lines = log.read_bytes()[-LOG_BYTES:].decode(errors="replace").splitlines()
         reasons = [line[len(process.FAILED) :] for line in lines if line.startswith(process.FAILED)]
         logging.warning(
             "tracker %s failed, and the run goes on without: %s (%s)",
