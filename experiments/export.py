@@ -21,7 +21,7 @@ TAGS = ["flow-grpo", "agentflow", "planner", "tool-use", "reinforcement-learning
 CARD = """
 # Planner trained in the flow
 
-An AgentFlow planner (Qwen2.5 architecture), trained by Flow-GRPO
+An AgentFlow planner ({family} architecture), trained by Flow-GRPO
 ([arXiv 2510.05592](https://arxiv.org/abs/2510.05592)) with flow_grpo_jax: on-policy, inside the
 live loop of planner, executor, verifier and generator, from one verifiable outcome for each
 trajectory.
@@ -40,6 +40,7 @@ trajectory.
 | held-out success | {held_out}; before training {before} |
 | dtype | {dtype}; trained in float32 |
 | a reply ends at | {ends} |
+| chat template | {thinking} |
 
 ## Use
 {use}
@@ -116,11 +117,13 @@ def export(workdir, out, *, step=None, dtype=None, base_model=None, adapter=Fals
     restore = stored.restore_params if adapter else stored.restore_policy
     step, params, meta = restore(workdir, config, step=step)
     base, stops = stored.base_folder(config, meta), config.engine.stop_ids
-    vocabulary = tokens.load(base, stops=stops, conversations=())
+    vocabulary = tokens.load(base, stops=stops, thinks=config.model.thinking, conversations=())
     known = model_card.of_base(base, name=base_model)
     temperature = config.rollout.temperature
     use = USE_ADAPTER if adapter else USE_WEIGHTS
+    dims = huggingface.model_config(base)
     text = CARD.format(
+        family=dims.family.title,
         base=known.get("base_model", config.model.path),
         reference=meta["reference"],
         step=step,
@@ -136,6 +139,7 @@ def export(workdir, out, *, step=None, dtype=None, base_model=None, adapter=Fals
         before=_held_out(workdir, 0),
         dtype=dtype.name,
         ends=tokens.describe_ends(vocabulary),
+        thinking=_thinking(config, vocabulary),
         use=use.format(temperature=temperature, rank=rank, base=known.get("base_model", base)),
         prompts=config.rollout.prompts,
     )
@@ -170,6 +174,13 @@ def _deciders(config):
     others = {kind: decider for kind, decider in others.items() if decider != "rule"}
     named = [f"{kind} by {decider}" for kind, decider in others.items()]
     return ", ".join(["exact checkers by question kind", *named])
+
+
+def _thinking(config, vocabulary):
+    """Returns a text that says how the chat template was used."""
+    values = {"enable_thinking": config.model.thinking}
+    stated = [f"{name}={values[name]}" for name in vocabulary.switches]
+    return f"with {', '.join(stated)}" if stated else "without switches"
 
 
 def _held_out(workdir, step):

@@ -55,6 +55,7 @@ class Tokenizer:
         tokenizer's own; then the token that the chat template puts after a reply, and `stops`.
         Empty if none of them names one.
       turn_end: text after a reply, by the chat template, if no one token marks it; else "".
+      switches: names of the given switches that the chat template asks for.
       merges_system: whether the chat template takes no system message, so that its text goes in
         front of the first user's message.
       pad_id: id for padding; the first of eos_ids where the folder names none.
@@ -64,7 +65,14 @@ class Tokenizer:
     """
 
     def __init__(
-        self, backend, *, eos_ids=(), stops=(), saved_class="PreTrainedTokenizerFast", place=""
+        self,
+        backend,
+        *,
+        eos_ids=(),
+        stops=(),
+        switches=None,
+        saved_class="PreTrainedTokenizerFast",
+        place="",
     ):
         """Wraps a transformers tokenizer that is backed by the `tokenizers` library.
 
@@ -72,6 +80,7 @@ class Tokenizer:
           backend: the transformers tokenizer.
           eos_ids: ids that end a reply; empty takes the backend's own.
           stops: more tokens that do: ids, or texts of one token; a text of digits is an id.
+          switches: {name: value} that the chat template sees beside the messages.
           saved_class: `tokenizer_class` that `save` writes.
           place: folder that errors name.
 
@@ -86,7 +95,9 @@ class Tokenizer:
         self._fast.no_padding()
         templates = chat_template.by_name(backend.chat_template)
         self._template = templates.get(chat_template.DEFAULT) or CHAT_TEMPLATE
-        self._special = dict(backend.special_tokens_map)  # a template may write them
+        # A template may write the special tokens.
+        self._seen = dict(switches or {}) | dict(backend.special_tokens_map)
+        self.switches = tuple(name for name in switches or () if name in self._template)
         behaviour = chat_template.examine(self._render)
         self.merges_system = behaviour.merges_system
         own = () if backend.eos_token_id is None else (backend.eos_token_id,)
@@ -117,12 +128,14 @@ class Tokenizer:
         self._ids = tuple(range(self.vocab_size))
 
     @classmethod
-    def load(cls, folder, *, stops=()):
+    def load(cls, folder, *, stops=(), switches=None):
         """Reads a folder with tokenizer.json, vocab.json and merges.txt, or tokenizer.model alone.
 
         Args:
           folder: path or URL.
           stops: tokens that end a reply beside those that the folder names.
+          switches: {name: value} that the chat template sees beside the messages, such as
+            enable_thinking, which those of Qwen3 and SmolLM3 ask for.
 
         Raises:
           FileNotFoundError: the folder holds none of them.
@@ -132,10 +145,10 @@ class Tokenizer:
         with folders.local_copy(
             folder, (*FILES, tokenizer_folder.SENTENCEPIECE, GENERATION)
         ) as local:
-            return cls._load(local, folder, stops)
+            return cls._load(local, folder, stops=stops, switches=switches)
 
     @classmethod
-    def _load(cls, folder, location, stops):
+    def _load(cls, folder, location, **settings):
         config = tokenizer_folder.read_json(folder / TOKENIZER_CONFIG)
         template = chat_template.read(folder, config)
         ends = tokenizer_folder.read_json(folder / GENERATION).get("eos_token_id")
@@ -152,7 +165,7 @@ class Tokenizer:
             saved_class = "PreTrainedTokenizerFast"
         with tokenizer_file.failures(f"The tokenizer in {location} cannot be used"):
             backend = tokenizer_folder.load(folder, config, template)
-            return cls(backend, eos_ids=ends, stops=stops, saved_class=saved_class, place=location)
+            return cls(backend, eos_ids=ends, saved_class=saved_class, place=location, **settings)
 
     def encode(self, text, *, most=None):
         """Returns the token ids of a text, list[int]; special tokens are recognised, none added.
@@ -251,7 +264,7 @@ class Tokenizer:
                 tools=None,
                 documents=None,
                 add_generation_prompt=header,
-                **self._special,
+                **self._seen,
             )
         except template_limits.TooMuch as error:
             raise ValueError(f"{self._what} is not usable: {error}.") from error

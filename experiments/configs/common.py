@@ -82,7 +82,8 @@ def base():
     # hub of a model in its cache on this disk, such as "Qwen/Qwen2.5-7B-Instruct".
     c.model.path = ""
     c.model.dtype = "float32"  # compute dtype; masters are float32
-    c.model.remat = "none"  # or "dots", "attention", "full": what is kept; models/qwen2.py
+    c.model.remat = "none"  # or "dots", "attention", "full": what is kept; models/decoder.py
+    c.model.thinking = False  # what Qwen3's chat template sees as enable_thinking
     c.model.attention = "auto"  # or a backend by name; models/attention/kernels.py
     c.model.lora = ConfigDict({"rank": 0, "alpha": 32.0})  # rank 0: all parameters are trained
     c.model.lora.targets = ("q_proj", "k_proj", "v_proj", "o_proj")

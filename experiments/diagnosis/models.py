@@ -64,7 +64,7 @@ def _looked_at(what, look):
 
 
 def _config(location):
-    """Returns ((path, qwen2.Config), text)."""
+    """Returns ((path, decoder.Config), text)."""
     path = sessions.locate_model(location, root=pathlib.Path.cwd())
     dims = huggingface.config_from_dict(huggingface.read_config(path))
     size = 2 * _parameters(dims)

@@ -4,7 +4,7 @@ from absl import logging
 
 from experiments.running import command, fields, fitting, sessions
 from flow_grpo_jax import batching, data, loss
-from models import qwen2
+from models import decoder
 from models.engine import limits as engine_limits
 
 
@@ -51,9 +51,9 @@ def check_limits(config):
             f"loss.mini_batch_turns={config.loss.mini_batch_turns} by turns. Use one: set "
             "loss.mini_batches to 1 or loss.mini_batch_turns to 0."
         )
-    if config.model.remat not in qwen2.REMAT:
+    if config.model.remat not in decoder.REMAT:
         raise command.ConfigError(
-            f"model.remat={config.model.remat!r} is unknown; valid: {', '.join(qwen2.REMAT)}."
+            f"model.remat={config.model.remat!r} is unknown; valid: {', '.join(decoder.REMAT)}."
         )
     check_data(config.data)
     if not (config.tools.names or config.tools.mcp):

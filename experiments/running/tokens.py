@@ -15,18 +15,20 @@ from models.engine import programs
 CONVERSATION, REPAIR = ("system", "user"), ("system", "user", "assistant", "user")
 
 
-def load(folder, *, stops=(), conversations=(CONVERSATION,)):
+def load(folder, *, stops=(), thinks=False, conversations=(CONVERSATION,)):
     """Loads the Tokenizer of a folder.
 
     Args:
       stops: tokens that end a reply beside those that the folder names, ids or texts.
+      thinks: what chat templates that ask for `enable_thinking` see.
       conversations: roles of messages that its chat template must take.
 
     Raises:
       ConfigError: it names no end-of-reply token, or its chat template refuses a conversation.
     """
     with command.checking_config():
-        vocabulary = tokenizer.Tokenizer.load(folder, stops=stops)
+        switches = {"enable_thinking": thinks}
+        vocabulary = tokenizer.Tokenizer.load(folder, stops=stops, switches=switches)
         for roles in conversations:
             vocabulary.check_conversation(roles)
     ends = vocabulary.eos_ids

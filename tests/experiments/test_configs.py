@@ -13,7 +13,7 @@ from experiments import export, train
 from experiments.configs import quickstart
 from experiments.running import command, limits, sessions
 from flow_grpo_jax import metrics
-from models import huggingface, qwen2, sharding
+from models import decoder, huggingface, sharding
 
 FOLDER = pathlib.Path(train.__file__).parent / "configs"
 # Name, argument, how many devices stand for the real ones, and the mesh they form.
@@ -45,7 +45,7 @@ def one_layer(tmp_path_factory):
     )
     shape = huggingface.model_config(base)
     shape = dataclasses.replace(shape, num_hidden_layers=1)
-    model = jax.jit(lambda: qwen2.Qwen2(jax.random.key(0), shape))()
+    model = jax.jit(lambda: decoder.Decoder(jax.random.key(0), shape))()
     huggingface.save(folder, model, tokenizer_folder=base)
     return folder
 
@@ -151,4 +151,4 @@ def test_a_step_of_training(tmp_path, monkeypatch, one_layer, name, arguments, d
     assert np.isfinite(line["loss/total"]) and np.isfinite(line["optim/grad_norm"])
     if name.startswith("lora"):  # adapters are merged
         export.export(tmp_path, tmp_path / "out")
-        assert type(huggingface.load(tmp_path / "out")) is qwen2.Qwen2
+        assert type(huggingface.load(tmp_path / "out")) is decoder.Decoder

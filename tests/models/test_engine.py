@@ -12,15 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import qwen2
+from models import decoder
 from models.engine.types import Request, Sampling
 from tests.models import configs, engines
 from tests.models.test_sampling import reference
 
 # Small weights would hide mistakes in positions and masks.
 CONFIG = configs.small(vocab_size=150, initializer_range=0.3)
-MODEL = qwen2.Qwen2(jax.random.key(0), CONFIG)
-OTHER = qwen2.Qwen2(jax.random.key(1), CONFIG)
+MODEL = decoder.Decoder(jax.random.key(0), CONFIG)
+OTHER = decoder.Decoder(jax.random.key(1), CONFIG)
 WHOLE = 64  # whole-sequence passes are padded to this length
 
 
@@ -375,7 +375,7 @@ def test_released_memory_comes_back_with_new_weights():
 
 def test_set_weights_refuses_another_shape(engine):
     config = dataclasses.replace(CONFIG, intermediate_size=64)
-    wide = jax.eval_shape(lambda: qwen2.Qwen2(jax.random.key(0), config))
+    wide = jax.eval_shape(lambda: decoder.Decoder(jax.random.key(0), config))
     with pytest.raises(ValueError, match="'policy' differ .*w_gate_DF"):
         engine.set_weights("policy", wide)
 

@@ -19,9 +19,9 @@ import pytest
 import safetensors.numpy
 
 from models import (
+    decoder,
     folders,
     huggingface,
-    qwen2,
     safetensors_file,
     sharding,
     tokenizer,
@@ -53,7 +53,7 @@ def edit(folder, change):
 
 def random_model(**changes):
     config = huggingface.config_from_dict(SMALL | changes)
-    return jax.jit(lambda key: qwen2.Qwen2(key, config))(jax.random.key(0))
+    return jax.jit(lambda key: decoder.Decoder(key, config))(jax.random.key(0))
 
 
 def copy(reference, tmp_path):
@@ -259,7 +259,7 @@ def test_yarn_frequencies_equal_transformers(yarn, style, head_dim, theta):
         kind = {"rope_type": "yarn", "rope_theta": theta}
         values |= {"rope_parameters": YARNS[yarn] | kind}
     ours = huggingface.config_from_dict(values)
-    frequency_H, factor = qwen2.rope_frequencies(ours)
+    frequency_H, factor = decoder.rope_frequencies(ours)
     their_H, their_factor = their_rope(transformers.Qwen2Config(**values))
     np.testing.assert_allclose(frequency_H, their_H, rtol=3e-6)
     assert factor == pytest.approx(their_factor, rel=1e-6)
@@ -276,7 +276,7 @@ def test_plain_frequencies_equal_transformers():
     import transformers
 
     values = SMALL | {"hidden_size": 512, "rope_theta": 1e6, "rope_scaling": None}
-    frequency_H, factor = qwen2.rope_frequencies(huggingface.config_from_dict(values))
+    frequency_H, factor = decoder.rope_frequencies(huggingface.config_from_dict(values))
     their_H, _ = their_rope(transformers.Qwen2Config(**values))
     np.testing.assert_allclose(frequency_H, their_H, rtol=3e-6)
     assert factor == 1.0
@@ -329,7 +329,7 @@ def test_yarn_logits_equal_transformers_and_each_part_counts(tmp_path):
     gap = lambda: np.abs(our_logits(model, token_BT) - expected).max() / np.abs(expected).max()
     assert gap() < 1e-4
     right = model.config
-    assert right.rope_scaling == qwen2.Yarn(4.0, 256, beta_fast=8.0)
+    assert right.rope_scaling == decoder.Yarn(4.0, 256, beta_fast=8.0)
     for wrong in (
         None,
         dataclasses.replace(right.rope_scaling, attention_factor=1.0),
@@ -451,7 +451,7 @@ MESHES = {
 
 def shardings_for(folder, **sizes):
     config = huggingface.config_from_dict(huggingface.read_config(folder))
-    abstract = jax.eval_shape(lambda key: qwen2.Qwen2(key, config), jax.random.key(0))
+    abstract = jax.eval_shape(lambda key: decoder.Decoder(key, config), jax.random.key(0))
     return sharding.parameter_shardings(sharding.make_mesh(**sizes), abstract)
 
 
@@ -575,7 +575,7 @@ def test_a_save_that_fails_keeps_the_folder_as_it_was(reference, tmp_path, monke
 
 def test_adapters_are_not_dropped_silently(reference):
     model = huggingface.load(reference("tied").folder)
-    model.blocks.attn.lora_q = qwen2.RMSNorm(model.config, jnp.float32)
+    model.blocks.attn.lora_q = decoder.RMSNorm(model.config, jnp.float32)
     with pytest.raises(ValueError, match="has no place for blocks/attn/lora_q/scale_D. Adapters"):
         huggingface.save("unused", model)
 
@@ -587,13 +587,13 @@ rank, port, folder, full, out = sys.argv[1:]
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.distributed.initialize(f"localhost:{port}", 2, int(rank))
-from models import huggingface, qwen2, safetensors_file, sharding
+from models import huggingface, decoder, safetensors_file, sharding
 fill, sizes = safetensors_file.File._fill, []
 def count(self, raw, offset):
     sizes.append(len(raw))
     fill(self, raw, offset)
 config = huggingface.config_from_dict(huggingface.read_config(folder))
-abstract = jax.eval_shape(lambda key: qwen2.Qwen2(key, config), jax.random.key(0))
+abstract = jax.eval_shape(lambda key: decoder.Decoder(key, config), jax.random.key(0))
 for numbers in (dict(data=2, fsdp=2, tensor=2), dict(fsdp=8)):
     places = sharding.parameter_shardings(sharding.make_mesh(**numbers), abstract)
     safetensors_file.File._fill, header = fill, 0

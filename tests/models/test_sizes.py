@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from models import huggingface, qwen2, sharding, weights
+from models import decoder, huggingface, sharding, weights
 
 PUBLISHED = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -94,18 +94,18 @@ def published(name):
 
 @functools.cache
 def shapes(size):
-    """The Qwen2 of shapes of a size."""
+    """The Decoder of shapes of a size."""
     name = next(name for name in MODELS if MODELS[name][0] == size)
     config = huggingface.config_from_dict(published(name))
-    return jax.eval_shape(lambda key: qwen2.Qwen2(key, config), jax.random.key(0))
+    return jax.eval_shape(lambda key: decoder.Decoder(key, config), jax.random.key(0))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_published_configurations_are_followed(name):
     values = published(name)
     config = huggingface.config_from_dict(values)
-    yarn = values.get("rope_scaling") and qwen2.Yarn(4.0, 32768)
-    assert config == qwen2.Config(
+    yarn = values.get("rope_scaling") and decoder.Yarn(4.0, 32768)
+    assert config == decoder.Config(
         vocab_size=values["vocab_size"],
         hidden_size=values["hidden_size"],
         intermediate_size=values["intermediate_size"],
