@@ -56,13 +56,13 @@ FLOORS = {
     "experiments.diagnosis": 3,
     "experiments.evaluating": 4,
     "experiments.planning": 2,
-    "experiments.quickstart": 2,
     "experiments.reporting": 2,
     "experiments.running": 4,
     "experiments.serving": 4,
     "experiments.solving": 1,
     "experiments.speed": 3,
     "experiments.speed.peers": 2,
+    "experiments.worlds": 4,
 }
 FILE_LINES, FUNCTION_LINES = 500, 120
 LONGER = {"experiments.train.train": 130}  # the loop of training, top to bottom

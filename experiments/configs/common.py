@@ -3,8 +3,9 @@
 from ml_collections import ConfigDict
 
 MODULES = ("analyst", "executor", "verifier", "generator", "base_generator")  # all but the planner
-# Sections whose fields are not fixed here: the warm start's own, and fields of a server's requests.
-FREE = ("warmstart", *(f"backends.{name}.extra" for name in (*MODULES, "judge")))
+# Sections whose fields are not fixed here: the warm start's own, sources of questions, fields of a
+# server's requests.
+FREE = ("warmstart", "data.mixture", *(f"backends.{name}.extra" for name in (*MODULES, "judge")))
 MIXED = ("engine.stop_ids",)  # tuples whose items are texts or whole numbers
 
 
@@ -69,6 +70,22 @@ def tools():
     return c
 
 
+def data():
+    """Returns where questions come from."""
+    c = ConfigDict()
+    c.train = ""  # JSONL, JSON, Parquet or a TFDS array_record folder
+    c.held_out = ""  # "" = no evaluation
+    c.format = "auto"  # of the rows of both; docs/data.md has the names
+    c.held_out_format = ""  # "" = as data.format
+    c.index_base = ""  # "0" or "1": where numbers as golds of kind choice count from
+    c.bad_rows = "refuse"  # or "drop": leave out rows that are no questions
+    # Source of training questions, or its part before "/" -> weight; empty: each question counts
+    # the same. flow_grpo_jax/mixture.py
+    c.mixture = ConfigDict()
+    c.too_long = "refuse"  # or "drop": training questions whose prompts can never fit
+    return c
+
+
 def base():
     """Returns all fields with their defaults, locked: an unknown field is an error."""
     c = ConfigDict()
@@ -92,15 +109,7 @@ def base():
     c.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})  # -1: all remaining devices
     c.mesh.sequence = False  # between blocks, positions of a row are spread over `tensor`
 
-    c.data = ConfigDict()
-    c.data.train = ""  # JSONL, JSON, Parquet or a TFDS array_record folder
-    c.data.held_out = ""  # "" = no evaluation
-    c.data.format = "auto"  # of the rows of both; docs/data.md has the names
-    c.data.held_out_format = ""  # "" = as data.format
-    c.data.index_base = ""  # "0" or "1": where numbers as golds of kind choice count from
-    c.data.bad_rows = "refuse"  # or "drop": leave out rows that are no questions
-    c.data.too_long = "refuse"  # or "drop": training questions whose prompts can never fit
-
+    c.data = data()
     c.tools = tools()
 
     c.rollout = ConfigDict()
@@ -192,8 +201,9 @@ def base():
 
 
 def lock(c):
-    """Locks a config, but for fields of servers' requests, and returns it."""
+    """Locks a config, but for sources of questions and fields of servers' requests; returns it."""
     c.lock()
+    c.data.mixture.unlock()
     for module in c.backends.values():
         module.extra.unlock()
     return c

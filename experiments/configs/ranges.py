@@ -63,6 +63,7 @@ RANGES = {
     "model.lora.rank": off_or_more("0 trains all parameters"),
     "model.lora.alpha": Range(0, "twice the rank is common", above=True),
     "mesh.*": Range(1, "-1 takes all remaining devices", also=-1),
+    "data.mixture.*": off_or_more("0 leaves the source out"),
     "tools.workers": count("16 calls run at once by default"),
     "tools.*.seconds": seconds("give a call the time that its service needs"),
     "tools.*.per_second": off_or_more("0 sets no limit"),
