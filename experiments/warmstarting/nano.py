@@ -1,8 +1,8 @@
 """The warm start of a small model that knows nothing yet: it learns every token, prompts included.
 
 Made for the quickstart's model of 1M parameters, which has to learn to copy before all else: random
-strings are copied beside the demonstrations, and prompts count a little. All of it is float32 on one
-device, with the logits of whole rows in memory.
+strings are copied beside the demonstrations, and prompts count a little. All of it is float32 on
+one device, with the logits of whole rows in memory.
 
 Dimensions:
   B rows    T tokens in a row, several samples packed    D model width    V vocabulary
@@ -165,11 +165,19 @@ class WholeRows:
 
     def __init__(self, config, workdir, optimizer):
         settings, self._optimizer = config.warmstart, optimizer
-        if settings.lora.rank or settings.data or settings.modules or not settings.worlds:
+        asked = {
+            "data": settings.data,
+            "held_out": settings.held_out,
+            "modules": settings.modules,
+            "enough": settings.enough,
+        }
+        odd = [f"warmstart.{name}" for name, value in asked.items() if value]
+        odd += ["model.lora.rank"] if config.model.lora.rank else []
+        if odd or not settings.worlds:
             raise command.ConfigError(
-                "warmstart.prompt_weight above 0 trains all parameters on all modules of "
-                "warmstart.worlds, for a model that knows nothing yet. Set it to 0 to use "
-                "warmstart.data, warmstart.modules or warmstart.lora."
+                f"warmstart.prompt_weight={settings.prompt_weight} trains all parameters on whole "
+                "rows of warmstart.worlds, for a model that knows nothing yet. "
+                + (f"Set it to 0 to use {', '.join(odd)}." if odd else "Name a world.")
             )
         worlds, tools = material.prepare(config, workdir)
         self._folder, model = start(config, workdir, worlds=worlds, tools=tools)
