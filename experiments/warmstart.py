@@ -70,6 +70,7 @@ def warmstart(config, workdir, *, should_stop=lambda: False):
         log = metrics.MetricsFile(workdir / LOG, **known)
         if not meta:
             log.write(0, learner.measure(state))
+            logging.info("%s", line_of(0, settings.steps, log.lines[0]))
         last = done
         for step in range(done + 1, settings.steps + 1):
             if enough(log.lines[step - 1], settings.enough):
@@ -202,12 +203,17 @@ def held_out(values):
 
 def line_of(step, steps, values):
     """Returns one line a step for the log."""
-    parts = [f"step {step}/{steps}", f"loss {values['loss']:.4f}"]
+    parts = [f"step {step}/{steps}"]
+    if "loss" in values:
+        parts += [
+            f"loss {values['loss']:.4f}",
+            f"{values['throughput/trained_tokens_per_s']:.0f} tokens/s",
+        ]
     for name, form in (("loss", ".3f"), ("parsed", ".2f"), ("exact", ".2f")):
         found = {n.split("/")[-1]: v for n, v in values.items() if n.startswith(f"held_out/{name}")}
         shown = ", ".join(f"{module} {value:{form}}" for module, value in found.items())
         parts += [f"held-out {name}: {shown}"] if found else []
-    return " | ".join([*parts, f"{values['throughput/trained_tokens_per_s']:.0f} tokens/s"])
+    return " | ".join(parts)
 
 
 def stop_signal():
