@@ -27,6 +27,7 @@ from experiments.warmstarting import conversations, material
 
 STORED = ("planner", "executor", "analyst")  # modules whose texts trajectories hold
 NEEDED = {"question_id", "rollout", "question", "status", "reward", "analysis", "turns"}
+TEXTS = ("planner_text", "tool", "command", "result", "verdict")  # of a turn
 SHOWN = 3  # trajectories that a warning names
 
 
@@ -79,7 +80,7 @@ def successes(
             counts["trajectories"] += 1
             if not _is_success(line, reward):
                 continue
-            asked = line["question_id"], line["question"]
+            asked = json.dumps([line["question_id"], line["question"]])
             if per_question and taken[asked] == per_question:
                 continue
             place = f"{path.name}, question {line['question_id']}, rollout {line['rollout']}"
@@ -126,6 +127,7 @@ def replay(line, place, *, tools, prompt_set, budget):
     Raises:
       Unlike: the agent asks something else than then.
     """
+    _check(line)
     question = {"id": line["question_id"], "question": line["question"]}
     turns = line["turns"]
     solver = solve.solve(
@@ -165,6 +167,22 @@ def replay(line, place, *, tools, prompt_set, budget):
             raise Unlike(f"ends with {stop.value.error or 'no answer'}") from None
 
 
+def _check(line):
+    """Raises Unlike for a line whose fields are not what a run writes."""
+    turns = line["turns"]
+    whole = (
+        all(isinstance(line[name], str) for name in ("question_id", "question", "analysis"))
+        and isinstance(turns, list)
+        and turns != []
+        and all(isinstance(turn, dict) for turn in turns)
+        and all(isinstance(turn.get(name), str) for turn in turns for name in TEXTS)
+        and all(isinstance(turn.get("tool_error"), bool) for turn in turns)
+        and all(isinstance(turn.get("prompt_tokens"), int) for turn in turns)
+    )
+    if not whole:
+        raise Unlike("is damaged: fields are missing, or of another type")
+
+
 def _text(role, line, turn):
     """Returns what a module wrote; of the verifier, what it came to."""
     if role == "analyst":
@@ -182,6 +200,8 @@ def _results(turn, tools):
             return [effects.ToolResult(text.removeprefix("Error: "), error=True)]
         good, _, bad = text.partition("\nError: ")
         return [effects.ToolResult(good), effects.ToolResult(bad, error=True)]
+    if turn["tool"] not in tools:
+        raise Unlike(f"calls {turn['tool']}, which is no tool of the run")
     try:
         calls = parsing.calls(turn["command"], tools[turn["tool"]])
     except parsing.ParseError as refused:
@@ -191,12 +211,7 @@ def _results(turn, tools):
 
 def _is_success(line, reward):
     earned = line["reward"]
-    return (
-        line["status"] == Status.OK
-        and isinstance(earned, int | float)
-        and earned >= reward
-        and bool(line["turns"])
-    )
+    return line["status"] == Status.OK and isinstance(earned, int | float) and earned >= reward
 
 
 def _paths(workdir, first, last):
