@@ -1,6 +1,6 @@
 """Evaluates a planner on benchmarks, and puts an honest table beside the paper's.
 
-    python -m experiments.evaluate --config=FILE --benchmarks=gaia,aime24,mine --data=FOLDER \
+    python -m experiments.evaluate --config=FILE --benchmarks=gaia,aime24,mine --data=FOLDER \\
         --out=DIR --workdir=runs/a
 
 Every finished trajectory is on the disk at once: the same command goes on after a kill, and asks

@@ -1,10 +1,14 @@
 """The transformers tokenizer of a model folder, from whichever of its files there are."""
 
-import tokenizers
-import transformers
+import os
 
-from flow_grpo_jax.bounds import files, json_text
-from models import sentencepiece_model, tokenizer_file
+import tokenizers
+
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no torch
+import transformers  # noqa: E402
+
+from flow_grpo_jax.bounds import files, json_text  # noqa: E402
+from models import sentencepiece_model, tokenizer_file  # noqa: E402
 
 SENTENCEPIECE = "tokenizer.model"
 BACKENDS = ("tokenizer.json", "vocab.json", SENTENCEPIECE)  # the first of them that there is

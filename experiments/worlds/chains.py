@@ -17,10 +17,10 @@ from tools.knowledge_base import Article
 NAME = "chains"
 # What is most often done is right, but where a search found no fact: there it is made again.
 ODDS = {
-    "first": {"right": 0.55, "ask": 0.3, "code": 0.15},
-    "next": {"right": 0.5, "ask": 0.15, "code": 0.1, "again": 0.25},
-    "anew": {"right": 0.25, "ask": 0.15, "code": 0.1, "again": 0.5},
-    "computation": {"right": 0.5, "ask": 0.3, "again": 0.2},
+    "first": {"right": 0.6, "ask": 0.25, "code": 0.15},
+    "next": {"right": 0.65, "ask": 0.1, "code": 0.05, "again": 0.2},
+    "anew": {"right": 0.25, "ask": 0.05, "code": 0.05, "again": 0.65},
+    "computation": {"right": 0.6, "ask": 0.25, "again": 0.15},
 }
 LISTS = (("work", "author", "works"), ("place", "country", "places"))
 PAGES = {  # kind of a page that only names another article -> its text

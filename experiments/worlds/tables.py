@@ -30,7 +30,7 @@ DATES = "from datetime import *; d = date.fromisoformat; "
 DAYS = (datetime.date(1900, 1, 1).toordinal(), datetime.date(2049, 12, 31).toordinal())
 # A first program that is right, then the first one again: 1 of 3 questions is solved so.
 FIRST = {"right": 0.65, "ask": 0.35}
-NEXT = {"right": 0.25, "ask": 0.25, "again": 0.5}
+NEXT = {"right": 0.25, "ask": 0.1, "again": 0.65}
 
 
 def operate(operation, table):
