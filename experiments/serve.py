@@ -72,7 +72,8 @@ def make(
 
     folder = sessions.locate_model(folder, root=pathlib.Path.cwd())
     config = huggingface.model_config(folder)
-    words = tokens.load(folder, stops=stop_ids, thinks=thinking, conversations=(("user",),))
+    switches = {"enable_thinking": thinking}
+    words = tokens.load(folder, stops=stop_ids, switches=switches, conversations=(("user",),))
     max_length = _max_length(max_length, config)
     if grammar is None:
         grammar = command.installed("grammar")

@@ -62,7 +62,9 @@ def successes(
     config, _ = stored.open_config(workdir, uses=lambda config: ("model", "tools"), trusted=trusted)
     paths = _paths(workdir, first_step, last_step)
     vocabulary = tokens.load(
-        sessions.model_folder(config), stops=config.engine.stop_ids, thinks=config.model.thinking
+        sessions.model_folder(config),
+        stops=config.engine.stop_ids,
+        switches=tokens.switches(config.model),
     )
     how = dict(
         tools=sessions.make_tools(material.without_articles(config)),

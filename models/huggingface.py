@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from models import decoder, folders, tokenizer, weights
+from models.gguf import folder as gguf_folder
 
 REQUIRED = (
     "vocab_size",
@@ -260,7 +261,7 @@ def read_config(folder):
       FileNotFoundError: there is none.
       ValueError: it is damaged, or a number is of another type or size than any model has.
     """
-    folder = folders.Folder(folder)
+    folder = gguf_folder.opened(folder)
     if not folder.has(CONFIG):
         raise FileNotFoundError(
             f"{folder} holds no model: there is no {CONFIG}. A model's folder has {CONFIG}, "
@@ -315,7 +316,7 @@ def load(folder, *, dtype=None, shardings=None):
     """
     config = model_config(folder)
     model = jax.eval_shape(lambda key: decoder.Decoder(key, config), jax.random.key(0))
-    return weights.read(folders.Folder(folder), model, dtype=dtype, shardings=shardings)
+    return weights.read(gguf_folder.opened(folder), model, dtype=dtype, shardings=shardings)
 
 
 def save(
@@ -352,7 +353,8 @@ def save(
       ValueError: the model has adapters, or fewer tokens than the tokenizer.
     """
     tokenizer_folder = tokenizer_folder or base_folder
-    original = folders.Folder(base_folder).read_json(CONFIG) if base_folder else None
+    base = gguf_folder.opened(base_folder) if base_folder else None
+    original = base.read_json(CONFIG) if base else None
     written_dtype = np.dtype(dtype or model.embed.table_VD[...].dtype)
     values = config_to_dict(model.config, dtype=written_dtype.name, original=original)
     settings = {}
@@ -370,8 +372,8 @@ def save(
             if tokenizer_folder:
                 tokenizer.copy_files(tokenizer_folder, target.location)
             for name in LICENCES:
-                if base_folder and folders.Folder(base_folder).has(name):
-                    target.write(name, folders.Folder(base_folder).read(name))
+                if base and base.has(name):
+                    target.write(name, base.read(name))
             if card is not None:
                 target.write(CARD, card)
             target.write_json(GENERATION, settings | (generation or {}))
@@ -387,7 +389,8 @@ def _generation_config(tokenizer_folder, vocab_size, stops):
             f"The tokenizer in {tokenizer_folder} has {vocabulary.vocab_size} tokens, the model "
             f"only {vocab_size}. Save the model with the tokenizer it was made for."
         )
-    written, ends = folders.Folder(tokenizer_folder).read_json(GENERATION), vocabulary.eos_ids
+    written = gguf_folder.opened(tokenizer_folder).read_json(GENERATION)
+    ends = vocabulary.eos_ids
     known = written.get("eos_token_id")
     if known is None or set(ends) - {*(known if isinstance(known, list) else [known])}:
         known = ends[0] if len(ends) == 1 else list(ends)

@@ -26,6 +26,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from models import safetensors_file, sharding
+from models.gguf import folder as gguf_folder
 
 LAYER = "model.layers.{layer}."
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -121,10 +122,10 @@ def _file_shape(template, inputs, shape):
 
 
 def read(folder, model, *, dtype=None, shardings=None):
-    """Returns the arrays of a folder's safetensors files.
+    """Returns the arrays of a folder's safetensors or GGUF files.
 
     Args:
-      folder: folders.Folder with model.safetensors, or its shards and their index.
+      folder: folders.Folder with model.safetensors, or its shards and their index; or GgufFolder.
       model: Decoder of shapes (`jax.eval_shape`).
       dtype: dtype of the arrays; None keeps that of the file, the widest where layers differ.
       shardings: pytree from `sharding.parameter_shardings`; None puts all on the default device.
@@ -173,9 +174,11 @@ def check(folder, model):
 
 def _opened(folder, stack):
     """Returns a folder's files and the threads that read them, entered into an ExitStack."""
-    files = [
-        stack.enter_context(safetensors_file.File(folder, name)) for name in _weight_files(folder)
-    ]
+    if isinstance(folder, gguf_folder.GgufFolder):
+        opened = iter(folder.open_weights())
+    else:
+        opened = (safetensors_file.File(folder, name) for name in _weight_files(folder))
+    files = [stack.enter_context(file) for file in opened]
     # Entered last, so that after an error no thread reads from a closed file.
     return files, stack.enter_context(concurrent.futures.ThreadPoolExecutor(READERS, "read"))
 

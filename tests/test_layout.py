@@ -46,6 +46,7 @@ FLOORS = {
     "models.attention": 4,
     "models.engine": 6,
     "models.engine.layouts": 3,
+    "models.gguf": 2,
     "flow_grpo_jax": 4,
     "flow_grpo_jax.answers": 5,
     "flow_grpo_jax.benchmarks": 2,

@@ -142,12 +142,15 @@ def base():
     c.deterministic = False  # on GPUs, the same bits in every process; slower, docs/design.md
 
     c.model = ConfigDict()
-    # Of the initial planner and of the frozen modules: a Hugging Face folder, or the name on the
-    # hub of a model in its cache on this disk, such as "Qwen/Qwen2.5-7B-Instruct".
+    # Of the initial planner and of the frozen modules: a Hugging Face folder, a GGUF file, or the
+    # name on the hub of a model in its cache on this disk, such as "Qwen/Qwen2.5-7B-Instruct".
     c.model.path = ""
     c.model.dtype = "float32"  # compute dtype; masters are float32
     c.model.remat = "none"  # or "dots", "attention", "full": what is kept; models/decoder.py
-    c.model.thinking = False  # what Qwen3's chat template sees as enable_thinking
+    c.model.thinking, c.model.date = (
+        False,
+        "26 Jul 2024",
+    )  # for the chat template; running/tokens.py
     c.model.attention = "auto"  # or a backend by name; models/attention/kernels.py
     c.model.lora = ConfigDict({"rank": 0, "alpha": 32.0})  # rank 0: all parameters are trained
     c.model.lora.targets = ("q_proj", "k_proj", "v_proj", "o_proj")

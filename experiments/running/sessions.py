@@ -24,10 +24,11 @@ from flow_grpo_jax import (
     symbolic,
     update,
 )
-from models import decoder, folders, hardware, hub, huggingface, lora, sharding
+from models import decoder, hardware, hub, huggingface, lora, sharding
 from models.attention import kernels
 from models.engine import cache, placement, shapes
 from models.engine.replicas import Replicas
+from models.gguf import folder as gguf_folder
 from tools import toolbox
 from tools.sandbox import selftest
 
@@ -213,7 +214,11 @@ def model_folder(config):
 def model_files(config):
     """Returns (config.json, names of the files) of the model's folder."""
     folder = model_folder(config)
-    return huggingface.read_config(folder), folders.Folder(folder).names()
+    return huggingface.read_config(folder), gguf_folder.opened(folder).names()
+
+
+def is_gguf(config):
+    return isinstance(gguf_folder.opened(model_folder(config)), gguf_folder.GgufFolder)
 
 
 def make_grammars(vocabulary, *, vocab_size):
@@ -246,7 +251,7 @@ def build(config, *, training=True):
     vocabulary = tokens.load(
         folder,
         stops=config.engine.stop_ids,
-        thinks=config.model.thinking,
+        switches=tokens.switches(config.model),
         conversations=(tokens.CONVERSATION, *((tokens.REPAIR,) if judged else ())),
     )
     with command.checking_config():

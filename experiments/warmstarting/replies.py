@@ -48,7 +48,7 @@ class Replies:
         self._config, self._limits = config, limits(config)
         self._folder = sessions.locate_model(settings.start)
         vocabulary = tokens.load(
-            self._folder, stops=config.engine.stop_ids, thinks=config.model.thinking
+            self._folder, stops=config.engine.stop_ids, switches=tokens.switches(config.model)
         )
         paths, held_out = [settings.data], [settings.held_out]
         if settings.worlds:

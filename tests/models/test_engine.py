@@ -127,6 +127,22 @@ def test_greedy_equals_argmax_of_whole_sequences(engine, length):
     assert (got.tokens.dtype, got.logprobs.dtype) == (np.int32, np.float32)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["qwen3", "llama"])
+def test_other_families_draw_from_whole_sequences_too(model_type):
+    config = dataclasses.replace(CONFIG, model_type=model_type, head_dim=12)
+    shapes = jax.eval_shape(lambda key: decoder.Decoder(key, config), jax.random.key(0))
+    draw = lambda leaf: np.random.default_rng(leaf.size).normal(0.3, 0.3, leaf.shape)
+    model = jax.tree.map(lambda leaf: jnp.asarray(draw(leaf), leaf.dtype), shapes)
+    engine = engines.build({"policy": model}, slots=2, max_length=64, page_size=8)
+    requests = [request(5), request(20)]
+    for request_, got in zip(requests, run(engine, requests), strict=True):
+        whole_TV = logits_TV(model, [*request_.tokens, *got.tokens])
+        p_TV = np.array([reference(row_V) for row_V in whole_TV[len(request_.tokens) - 1 : -1]])
+        expected_T = np.log(p_TV[np.arange(12), got.tokens])
+        np.testing.assert_allclose(got.logprobs, expected_T, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     "cuts",
     [

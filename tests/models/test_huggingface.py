@@ -78,7 +78,11 @@ def test_config_of_transformers_4_and_5_is_the_same():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llama"}, "model_type='llama'"),
+        (
+            {"model_type": "qwen3_moe"},
+            "model_type='qwen3_moe' .*knows qwen2, qwen3, llama, mistral",
+        ),
+        ({"model_type": None}, "model_type=None"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ({"use_sliding_window": True}, "use_sliding_window=True"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
@@ -117,6 +121,62 @@ def test_config_of_transformers_4_and_5_is_the_same():
 def test_settings_that_would_change_results_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         huggingface.config_from_dict(SMALL | changes)
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}
+LLAMA3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("llama", {"attention_bias": True}, "attention_bias=True"),
+        ("llama", {"mlp_bias": True}, "mlp_bias=True"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+        ("llama", {"rope_scaling": {"rope_type": "longrope"}}, "'default' or 'yarn' or 'llama3'"),
+        ("llama", {"rope_scaling": LLAMA3 | {"beta_fast": 32}}, "rope_scaling=.*beta_fast"),
+        ("llama", {"rope_scaling": LLAMA3 | {"factor": None}}, "factor is missing"),
+        ("llama", {"rope_scaling": LLAMA3 | {"factor": 0.5}}, "factor 0.5 is less than 1"),
+        ("llama", {"rope_scaling": LLAMA3 | {"high_freq_factor": 1}}, "is not above"),
+        ("llama", {"layer_types": ["sliding_attention"]}, "layer_types"),
+        ("qwen3", {"attention_bias": True}, "attention_bias=True"),
+        ("qwen3", {"use_sliding_window": True}, "use_sliding_window=True"),
+        ("mistral", {"sliding_window": 4096}, "sliding_window=4096 .supported: null"),
+        ("mistral", {}, "sliding_window=4096 .supported: null"),  # what transformers assumes
+    ],
+)
+def test_what_other_families_do_not_have_is_refused(kind, changes, message):
+    with pytest.raises(ValueError, match=message):
+        huggingface.config_from_dict(SMALL | {"model_type": kind} | changes)
+
+
+FAMILIES = {
+    "qwen2": {},
+    "qwen3": {},  # a head of 128, whatever the width
+    "llama": {"rope_scaling": LLAMA3, "rope_theta": 5e5},
+    "mistral": {"sliding_window": None},
+}
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_config_of_a_family_comes_back_with_what_transformers_assumes(tmp_path, kind):
+    import transformers
+
+    values = SMALL | {"model_type": kind} | FAMILIES[kind]
+    config = huggingface.config_from_dict(values)
+    theirs = transformers.AutoConfig.for_model(**values)
+    assert config.head_dim == getattr(theirs, "head_dim", 8)
+    for name in ("rms_norm_eps", "max_position_embeddings", "num_key_value_heads"):
+        assert getattr(config, name) == getattr(theirs, name)
+    for original in (None, values):
+        written = huggingface.config_to_dict(config, original=original)
+        (tmp_path / "config.json").write_text(json.dumps(written))
+        again = transformers.AutoConfig.from_pretrained(tmp_path)
+        assert type(again) is type(theirs)
+        assert huggingface.config_from_dict(json.loads(json.dumps(written))) == config
+        assert huggingface.config_from_dict(again.to_dict()) == config
+    silent = {**SMALL, "model_type": "llama", "num_key_value_heads": None}
+    assert huggingface.config_from_dict(silent).num_key_value_heads == 4
 
 
 def test_all_refused_settings_are_listed_at_once():
@@ -344,7 +404,7 @@ def test_yarn_logits_equal_transformers_and_each_part_counts(tmp_path):
 # ---------------------------------------------------------------- weights
 
 
-@pytest.mark.parametrize("shape", ["tied", "untied", "wide_heads"])
+@pytest.mark.parametrize("shape", ["tied", "untied", "wide_heads", "qwen3", "mistral"])
 def test_export_of_loaded_weights_is_bit_exact(reference, tmp_path, shape):
     folder = reference(shape).folder
     huggingface.save(tmp_path, huggingface.load(folder))

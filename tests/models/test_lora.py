@@ -197,7 +197,8 @@ def test_adapters_compute_in_the_dtype_of_the_input():
     ("shape", "targets"),
     [
         ("tied", tuple(lora.TARGETS)),
-        ("wide_heads", tuple(lora.TARGETS)),
+        ("qwen3", tuple(lora.TARGETS)),
+        ("llama", tuple(lora.TARGETS)),
         ("one_kv_head", ("q_proj", "down_proj")),
     ],
 )

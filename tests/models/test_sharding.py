@@ -83,7 +83,12 @@ def test_every_parameter_has_its_rule():
         "final_norm/scale_D": P(),
         "head/w_DV": P("fsdp", "tensor"),
     }
-    assert set(found) == set(weights.LAYOUT)
+    others = abstract(dataclasses.replace(CONFIG, model_type="qwen3"))
+    leaves = jax.tree.leaves(sharding.parameter_shardings(mesh, others))
+    own = dict(zip(sharding.parameter_names(others), (x.spec for x in leaves), strict=True))
+    norms = dict.fromkeys(("blocks/attn/q_norm/scale_H", "blocks/attn/k_norm/scale_H"), P())
+    assert own == {name: spec for name, spec in found.items() if "/b_" not in name} | norms
+    assert {*found, *own} == set(weights.LAYOUT)
 
 
 def test_unused_rules_are_none():
