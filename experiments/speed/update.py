@@ -99,7 +99,9 @@ def our_batches(size, load, layout, *, uniform):
     """
     T, tokens = -(-load.longest // 64) * 64, size.row * size.rows
     shapes = {(T, tokens // T)}
-    if not uniform:  # what does not fill the large micro-batch goes into single rows
+    if layout == "padded" and not uniform:  # a row for each turn: many short ones at once
+        shapes |= {(T // 4, 4 * tokens // T)}
+    elif not uniform:  # what does not fill the large micro-batch goes into single rows
         shapes |= {(T // 4, 1), (T, 1)}
     lengths, rows = zip(*sorted(shapes), strict=True)
     return loads.micro_batches(load, layout, row_lengths=lengths, rows=rows)
