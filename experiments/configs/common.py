@@ -150,7 +150,7 @@ def base():
     c.model.thinking, c.model.date = (
         False,
         "26 Jul 2024",
-    )  # for the chat template; running/tokens.py
+    )  # what chat templates see; tokens.py
     c.model.attention = "auto"  # or a backend by name; models/attention/kernels.py
     c.model.lora = ConfigDict({"rank": 0, "alpha": 32.0})  # rank 0: all parameters are trained
     c.model.lora.targets = ("q_proj", "k_proj", "v_proj", "o_proj")
