@@ -20,6 +20,7 @@ PACKAGES = [
     "experiments.solving",
     "experiments.speed",
     "experiments.speed.peers",
+    "experiments.warmstarting",
     "experiments.worlds",
     "flow_grpo_jax",
     "flow_grpo_jax.answers",
