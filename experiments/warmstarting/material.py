@@ -51,7 +51,10 @@ def demonstrate(config, workdir, *, vocabulary):
     settings = config.warmstart
     worlds, tools = prepare(config, workdir)
     how = dict(tools=tools, max_turns=config.rollout.max_turns)
-    how["prompt_set"] = prompts.SETS[config.rollout.prompts]
+    how["prompt_set"] = sessions.rollout_settings(config, temperature=0.0).prompt_set
+    how["budget"] = prompts.Budget(
+        config.rollout.max_prompt_tokens, lambda messages: len(vocabulary.chat(messages))
+    )
     shown = world.demonstrations(
         worlds, seed=settings.seed, tokenizer=vocabulary, real_share=settings.real_share, **how
     )

@@ -149,7 +149,7 @@ class Replies:
                 model = lora.merged(lora.combine(adapters, whole), donate=True)
         known = model_card.of_base(self._folder)
         text = CARD.format(
-            start=known.get("base_model", pathlib.Path(settings.start).name),
+            start=known.get("base_model", settings.start),
             modules=", ".join(settings.modules) or "all modules",
             material=" and ".join(
                 filter(None, (settings.worlds, pathlib.Path(settings.data).name))

@@ -139,7 +139,7 @@ def test_limits_are_those_of_rollouts_and_rows(files):
 
 def test_another_config_is_refused(files, tmp_path):
     values = json.loads(config_of(files).to_json_best_effort())
-    del values["warmstart"]["enough"], values["eval"]  # of an earlier version
+    del values["warmstart"]["enough"], values["loss"]["tis_cap"]  # of an earlier version
     (tmp_path / warmstart.CONFIG).write_text(json.dumps(values))
     warmstart.check_config(config_of(files), tmp_path)
     with pytest.raises(command.ConfigError, match="it differs in warmstart.enough, warmstart.lr"):
