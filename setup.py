@@ -80,7 +80,7 @@ EXTRAS = {
     "mcp": MCP,
     "math": ["math-verify>=0.8", "sympy>=1.13"],
     "tensorboard": ["tensorboardX>=2.6"],
-    "plots": PLOTS,  # PNG and SVG of experiments.evaluate --analyse
+    "plots": PLOTS,  # PNG and SVG of experiments.evaluate --analyse and experiments.compare
     # torch is the reference that tests compare with. This version also admits the small CPU build
     # 2.13.0+cpu, which pip prefers where an index offers it.
     "dev": [

@@ -3,7 +3,7 @@
 from absl import logging
 
 from experiments.running import command, fields, fitting, sessions
-from flow_grpo_jax import batching, data, loss
+from flow_grpo_jax import batching, branches, data, loss
 from models import decoder
 from models.engine import limits as engine_limits
 
@@ -16,13 +16,34 @@ def check(config):
     """
     fields.check(config)
     check_limits(config)
-    return choose_variant(config)
+    variant = choose_variant(config)
+    if branching(config, variant) and config.tools.mcp:
+        logging.warning(
+            "loss.variant=%s goes on from the middle of trajectories, and servers in tools.mcp may "
+            "remember what was called before: they must answer each call by itself.",
+            config.loss.variant,
+        )
+    return variant
 
 
 def choose_variant(config):
     """Returns the loss variant that a config names."""
     with command.checking_config():
         return loss.choose(config.loss.variant, temperature=config.rollout.temperature)
+
+
+def branching(config, variant):
+    """Returns the `branches.Branching` of a config; None if the variant's rollouts do not branch.
+
+    Raises:
+      ConfigError: `rollout.group` does not hold roots with their branches.
+    """
+    if variant.advantages:
+        return None
+    found = branches.Branching(**config.loss.turns, seed=config.seed)
+    with command.checking_config():
+        found.roots(config.rollout.group)
+    return found
 
 
 def check_limits(config):

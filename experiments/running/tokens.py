@@ -80,7 +80,7 @@ def warn_if_nothing_ended(trajectories_QG, vocabulary, config):
 
     Of several processes, 0 warns.
     """
-    turns = [turn for group in trajectories_QG for each in group for turn in each.turns]
+    turns = [turn for group in trajectories_QG for each in group for turn in each.own_turns]
     if processes.index() or not turns or any(turn.finished for turn in turns):
         return
     logging.warning(

@@ -130,6 +130,21 @@ def test_steps_and_bounds_that_depend_on_each_other(caplog):
         assert bool(caplog.text) is warns
 
 
+def test_a_group_that_does_not_hold_roots_and_branches_is_refused(caplog):
+    config = module("smoke").get_config()
+    config.rollout.group, config.loss.variant = 8, "turns"
+    plan = limits.branching(config, limits.check(config))
+    assert (plan.points, plan.siblings, plan.broadcast, plan.roots(8)) == (1, 3, 0.0, 2)
+    assert not caplog.text
+    config.loss.turns.siblings = 4
+    with pytest.raises(
+        command.ConfigError, match="rollout.group=8 must be a multiple of 5, such as 10"
+    ):
+        limits.check(config)
+    config.loss.variant = "flow"
+    assert limits.branching(config, limits.check(config)) is None
+
+
 @pytest.fixture
 def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
