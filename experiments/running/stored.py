@@ -155,6 +155,7 @@ def hash_of(values):
 
 
 def values_of(config):
+    """Returns a config as JSON-able values."""
     return json.loads(config.to_json_best_effort())
 
 
