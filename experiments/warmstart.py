@@ -28,7 +28,7 @@ from ml_collections import config_flags
 
 from experiments.running import command, fields, sessions
 from experiments.worlds import catalogue, world
-from models import huggingface, model_card, precision, qwen2
+from models import decoder, huggingface, model_card, precision
 from models.attention import masks
 from models.tokenizer import Tokenizer, train_byte_bpe
 from tools import knowledge_base, text_index
@@ -188,7 +188,7 @@ def prepare(config, workdir):
         chat_template=CHAT_TEMPLATE,
         folder=workdir / "tokenizer",
     )
-    model = qwen2.Qwen2(jax.random.key(settings.seed), qwen2.Config(**settings.model))
+    model = decoder.Decoder(jax.random.key(settings.seed), decoder.Config(**settings.model))
     return worlds, tools, workdir / "tokenizer", model
 
 

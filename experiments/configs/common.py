@@ -86,6 +86,18 @@ def data():
     return c
 
 
+def turns():
+    """Returns how rollouts branch under loss.variant="turns".
+
+    rollout.group is a multiple of 1 + points * siblings: so many rollouts are a root and branches.
+    """
+    c = ConfigDict()
+    c.points = 1  # turns of a root whose action is drawn anew
+    c.siblings = 3  # times that each is
+    c.broadcast = 0.0  # share of the gradient that comes from the outcomes of roots; needs two
+    return c
+
+
 def base():
     """Returns all fields with their defaults, locked: an unknown field is an error."""
     c = ConfigDict()
@@ -95,11 +107,12 @@ def base():
     c.deterministic = False  # on GPUs, the same bits in every process; slower, docs/design.md
 
     c.model = ConfigDict()
-    # Of the initial planner and of the frozen modules: a Hugging Face folder, or the name on the
-    # hub of a model in its cache on this disk, such as "Qwen/Qwen2.5-7B-Instruct".
+    # Of the initial planner and of the frozen modules: a Hugging Face folder, a GGUF file, or the
+    # name on the hub of a model in its cache on this disk, such as "Qwen/Qwen2.5-7B-Instruct".
     c.model.path = ""
     c.model.dtype = "float32"  # compute dtype; masters are float32
-    c.model.remat = "none"  # or "dots", "attention", "full": what is kept; models/qwen2.py
+    c.model.remat = "none"  # or "dots", "attention", "full": what is kept; models/decoder.py
+    c.model.thinking, c.model.date = False, "26 Jul 2024"  # running/tokens.py:switches
     c.model.attention = "auto"  # or a backend by name; models/attention/kernels.py
     c.model.lora = ConfigDict({"rank": 0, "alpha": 32.0})  # rank 0: all parameters are trained
     c.model.lora.targets = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -132,9 +145,8 @@ def base():
     c.engine.tensor = 1  # devices that split the heads of one replica
     c.engine.replicas = 0  # engines of each process; 0 = as many as its devices allow
     c.engine.slots = 64  # of a replica, for each named weight set
-    c.engine.cache_tokens = (
-        262_144  # of a replica; 0 = slots * longest request, for each weight set
-    )
+    # Of a replica; 0 = slots * longest request, for each weight set.
+    c.engine.cache_tokens = 262_144
     c.engine.page_size = 64
     c.engine.prefill_tokens = 256  # of a row: prompts are cut into rows
     c.engine.prefill_rows = 8
@@ -167,6 +179,7 @@ def base():
 
     c.loss = ConfigDict()
     c.loss.variant = "flow"
+    c.loss.turns = turns()
     c.loss.clip_low = 0.2
     c.loss.clip_high = 0.3
     c.loss.dual_clip = 3.0

@@ -21,7 +21,7 @@ from experiments.running import command, limits, sessions
 from experiments.worlds import catalogue, chains, game24, tables, world
 from flow_grpo_jax import data, rewards
 from flow_grpo_jax.answers import game24 as answers_game24
-from models import huggingface, model_card, qwen2
+from models import decoder, huggingface, model_card
 from models.tokenizer import Tokenizer
 from tools import knowledge_base, protocol, text_index
 
@@ -414,7 +414,7 @@ def test_warmstart_goes_on_from_a_model(tmp_path, tokenizer):
     """All worlds, from a model of one small layer."""
     shape = dict(quickstart_config.get_config().warmstart.model)
     shape |= dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1)
-    model = qwen2.Qwen2(jax.random.key(0), qwen2.Config(**shape))
+    model = decoder.Decoder(jax.random.key(0), decoder.Config(**shape))
     huggingface.save(tmp_path / "before", model, tokenizer_folder=f"{DATA}/model")
     c = small(worlds_config.get_config(), start=str(tmp_path / "before"))
     c.warmstart.update(train_questions=24, held_out_questions=12, lr=1e-9)
