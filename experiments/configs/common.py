@@ -70,6 +70,18 @@ def tools():
     return c
 
 
+def turns():
+    """Returns how rollouts branch under loss.variant="turns".
+
+    rollout.group is a multiple of 1 + points * siblings: so many rollouts are a root and branches.
+    """
+    c = ConfigDict()
+    c.points = 1  # turns of a root whose action is drawn anew
+    c.siblings = 3  # times that each is
+    c.broadcast = 0.0  # share of the gradient that comes from the outcomes of roots; needs two
+    return c
+
+
 def data():
     """Returns where questions come from."""
     c = ConfigDict()
@@ -83,18 +95,6 @@ def data():
     # the same. flow_grpo_jax/mixture.py
     c.mixture = ConfigDict()
     c.too_long = "refuse"  # or "drop": training questions whose prompts can never fit
-    return c
-
-
-def turns():
-    """Returns how rollouts branch under loss.variant="turns".
-
-    rollout.group is a multiple of 1 + points * siblings: so many rollouts are a root and branches.
-    """
-    c = ConfigDict()
-    c.points = 1  # turns of a root whose action is drawn anew
-    c.siblings = 3  # times that each is
-    c.broadcast = 0.0  # share of the gradient that comes from the outcomes of roots; needs two
     return c
 
 
