@@ -22,6 +22,7 @@ PACKAGES = [
     "experiments.speed.peers",
     "experiments.sweeping",
     "experiments.tracking",
+    "experiments.warmstarting",
     "experiments.worlds",
     "flow_grpo_jax",
     "flow_grpo_jax.answers",

@@ -65,6 +65,7 @@ FLOORS = {
     "experiments.speed.peers": 2,
     "experiments.sweeping": 2,
     "experiments.tracking": 3,
+    "experiments.warmstarting": 4,
     "experiments.worlds": 4,
 }
 FILE_LINES, FUNCTION_LINES = 500, 120
@@ -272,6 +273,7 @@ OTHER_DEFAULTS = {
     ("models.lora.init", "dtype"): "of masters, which are float32",
     ("models.lora.add", "dtype"): "of masters, which are float32",
     ("models.lora.load", "dtype"): "of masters, which are float32",
+    ("models.decoder.Config", "rope_theta max_position_embeddings"): "of published models",
     ("models.decoder.Decoder.__init__", "dtype"): "of masters, which are float32",
     ("models.decoder.Decoder.embedded", "dtype"): "of a reference computation",
     ("models.sharding.make_mesh", "data fsdp tensor"): "an axis that is not split",

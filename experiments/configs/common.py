@@ -3,9 +3,8 @@
 from ml_collections import ConfigDict
 
 MODULES = ("analyst", "executor", "verifier", "generator", "base_generator")  # all but the planner
-# Sections whose fields are not fixed here: the warm start's own, sources of questions, fields of a
-# server's requests.
-FREE = ("warmstart", "data.mixture", *(f"backends.{name}.extra" for name in (*MODULES, "judge")))
+# Sections whose fields are not fixed here: sources of questions, fields of a server's requests.
+FREE = ("data.mixture", *(f"backends.{name}.extra" for name in (*MODULES, "judge")))
 MIXED = ("engine.stop_ids",)  # tuples whose items are texts or whole numbers
 WHOLE = ("trace.steps", "profile.steps")  # tuples of whole numbers that are empty by default
 # What only watches a run, which goes on with others.
@@ -111,6 +110,54 @@ def data():
     # the same. flow_grpo_jax/mixture.py
     c.mixture = ConfigDict()
     c.too_long = "refuse"  # or "drop": training questions whose prompts can never fit
+    return c
+
+
+def warmstart():
+    """Returns what `experiments.warmstart` trains before, and how; docs/warmstart.md."""
+    c = ConfigDict()
+    c.start = ""  # model to go on from, as model.path; "": a new one of `model`, see prompt_weight
+    c.worlds = ""  # of experiments/worlds, divided by commas: their demonstrations are learnt
+    c.data = ""  # file of conversations to learn
+    c.held_out = ""  # file of conversations to measure
+    c.modules = ()  # whose replies are learnt, such as ("planner", "executor"); empty: all
+    c.replies = "last"  # of a conversation; or "all"
+    c.bad_rows = "refuse"  # or "drop": leave out rows that are no conversations
+    c.too_long = "refuse"  # or "drop": leave out what rollouts and rows have no room for
+    c.seed = 0
+    c.steps = 100
+    c.batch = 32  # replies of an optimizer step
+    c.lr = 1e-5
+    c.final_lr = 0.1  # share of lr that a cosine falls to
+    c.warmup_steps = 5
+    c.b2 = 0.98  # b1 and the rest: as in `optim`
+    c.weight_decay = 0.01
+    c.probes = 64  # held-out replies that are measured
+    c.probe_every = 10  # steps
+    c.enough = 0.0  # share of held-out replies of every module that are read: ends it; 0: never
+
+    # Of worlds.
+    c.train_questions = 600
+    c.held_out_questions = 120
+    c.demonstrations = 4_000  # replies
+    c.real_share = 1.0  # of demonstrations about train questions; others are about invented things
+
+    # Of a small model that knows nothing yet: it learns whole rows, prompts included.
+    c.prompt_weight = 0.0  # of a prompt's token; 0: replies alone are learnt, as said above
+    c.model = ConfigDict()
+    c.model.vocab_size = 2_048
+    c.model.hidden_size = 128
+    c.model.intermediate_size = 384
+    c.model.num_hidden_layers = 4
+    c.model.num_attention_heads = 4
+    c.model.num_key_value_heads = 2
+    c.model.head_dim = 32
+    c.model.rope_theta = 10_000.0
+    c.model.max_position_embeddings = 1_024
+    c.tokenizer_samples = 4_000
+    c.rows = 16
+    c.row_length = 192
+    c.copy_samples = 0  # random strings to copy, besides
     return c
 
 
@@ -226,6 +273,7 @@ def base():
 
     c.checkpoint = ConfigDict({"every": 10, "keep": 2})
     c.update(watching())
+    c.warmstart = warmstart()
     return lock(c)
 
 

@@ -12,7 +12,13 @@ from experiments.running import command, dotted, stored
 from flow_grpo_jax import metrics, statistics
 
 LINES = 8  # of a chart
-AGREE = ("seed", "steps", "compile_cache", *common.WATCHING)  # fields that make no setting
+AGREE = (
+    "seed",
+    "steps",
+    "compile_cache",
+    "warmstart.",
+    *common.WATCHING,
+)  # fields that make no setting
 
 
 @dataclasses.dataclass(frozen=True)
