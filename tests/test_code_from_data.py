@@ -37,7 +37,8 @@ FIND = "asks whether a package that is named here is installed"
 CHILD = "starts this interpreter on a module of this repository, no shell"
 PEER = "measures a peer in an environment of its own; never part of a run"
 ALLOWED = {
-    ("experiments/compare.py", "subprocess"): "starts experiments.train, as this user asks",
+    ("experiments/sweeping/jobs.py", "subprocess"): "starts experiments.train, as this user asks",
+    ("experiments/running/trackers.py", "subprocess"): "starts experiments.tracking, a fixed command",
     ("experiments/evaluating/identity.py", "importlib"): FIND,
     ("experiments/planning/programs.py", "importlib"): FIND,
     ("experiments/running/command.py", "importlib"): FIND,
