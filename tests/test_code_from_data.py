@@ -38,7 +38,7 @@ CHILD = "starts this interpreter on a module of this repository, no shell"
 PEER = "measures a peer in an environment of its own; never part of a run"
 ALLOWED = {
     ("experiments/sweeping/jobs.py", "subprocess"): "starts experiments.train, as this user asks",
-    ("experiments/running/trackers.py", "subprocess"): "starts experiments.tracking, a fixed command",
+    ("experiments/running/trackers.py", "subprocess"): "starts experiments.tracking, no other",
     ("experiments/evaluating/identity.py", "importlib"): FIND,
     ("experiments/planning/programs.py", "importlib"): FIND,
     ("experiments/running/command.py", "importlib"): FIND,
