@@ -69,7 +69,7 @@ def make(
         text,
     )
 
-    folder = sessions.locate_model(folder, root=pathlib.Path.cwd())
+    folder = sessions.locate_model(folder)
     config = huggingface.model_config(folder)
     words = tokens.load(folder, stops=stop_ids, conversations=(("user",),))
     max_length = _max_length(max_length, config)

@@ -1,14 +1,12 @@
 """Folders of models: what was found, and whether tokenizer, template and weights fit each other."""
 
-import pathlib
-
 import jax
 import jax.numpy as jnp
 
 from agents import prompts
 from experiments.configs import quickstart
 from experiments.diagnosis.rows import ABSENT, BROKEN, NOTE, OK, Row
-from experiments.running import command, sessions, tokens
+from experiments.running import command, places, sessions, tokens
 from models import folders, hardware, hub, huggingface, model_card, weights
 
 EXAMPLE = "hf download Qwen/Qwen2.5-0.5B-Instruct"
@@ -17,7 +15,7 @@ SHOWN = 20  # models of the hub's cache
 
 def found():
     """Yields Rows on the model that comes with the code and on those in the hub's cache."""
-    yield from folder(sessions.resolve(quickstart.get_config().model.path), "shipped")
+    yield from folder(places.resolve(quickstart.get_config().model.path), "shipped")
     cache = hub.cache()
     models = sorted(cache.glob(f"{hub.REPOSITORY}*")) if cache.is_dir() else []
     if not models:
@@ -65,7 +63,7 @@ def _looked_at(what, look):
 
 def _config(location):
     """Returns ((path, qwen2.Config), text)."""
-    path = sessions.locate_model(location, root=pathlib.Path.cwd())
+    path = sessions.locate_model(location)
     dims = huggingface.config_from_dict(huggingface.read_config(path))
     size = 2 * _parameters(dims)
     text = f"{path}: {_count(dims)} parameters, {size / hardware.GiB:.3g} GiB in bfloat16"

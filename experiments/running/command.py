@@ -6,6 +6,7 @@ after saving. A traceback comes only with --verbosity=1.
 
 import contextlib
 import importlib.util
+import itertools
 import logging as python_logging
 import math
 import os
@@ -16,6 +17,8 @@ import traceback
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
+
+from experiments.running import places
 
 FAILED, BAD_FLAGS = 1, 2
 PATHS = ("workdir", "out")  # flags that name files and folders to write
@@ -141,6 +144,7 @@ def need(extra):
 
 def _parsed(argv, required):
     argv = ["--help" if argument == "-h" else argument for argument in argv]
+    argv = [_with_file(argument, before) for before, argument in itertools.pairwise(["", *argv])]
     named = next((a.partition("=")[2] for a in argv if re.match("--?config=", a)), "")
     try:
         rest = flags.FLAGS(argv)
@@ -179,6 +183,18 @@ def _parsed(argv, required):
     if len(rest) > 1:
         _stop(f"Unexpected argument {rest[1]!r}; settings are flags, see --help.", BAD_FLAGS)
     return rest
+
+
+def _with_file(argument, before):
+    """Returns an argument with the file of a config that ships in place of its name.
+
+    before: the argument before it.
+    """
+    if before in ("--config", "-config"):
+        return places.config_file(argument)
+    flag, equals, value = argument.partition("=")
+    is_config = equals and flag in ("--config", "-config")
+    return f"{flag}={places.config_file(value)}" if is_config else argument
 
 
 def _is_empty(name):
@@ -227,7 +243,8 @@ def _is_file(name, path):
 def _plain(text):
     """Returns a sentence for what Python and its libraries say of a flag."""
     if missing := re.search(r"\[Errno 2\] No such file or directory: '([^']+)'", text):
-        return f"There is no file {missing[1]}; see --config."
+        names = ", ".join(places.configs())
+        return f"There is no file {missing[1]}; --config is a file, or a config by name: {names}."
     if "Path to config file is an empty string" in text:
         return "--config is empty; give a file."
     for raw, plain in (

@@ -3,7 +3,6 @@
 import concurrent.futures
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from agents import prompts
-from experiments.running import backends, command, compiled, determinism, tokens
+from experiments.running import backends, command, compiled, determinism, places, tokens
 from flow_grpo_jax import batching, judge, loss, optimizer, rollout, scoring, symbolic, update
 from models import folders, hardware, hub, huggingface, lora, qwen2, sharding
 from models.attention import kernels
@@ -21,7 +20,6 @@ from models.engine.replicas import Replicas
 from tools import toolbox
 from tools.sandbox import selftest
 
-ROOT = pathlib.Path(__file__).parents[2]  # relative paths of configs start here
 WEIGHT_SETS = 2  # of the engine: policy and frozen
 LAYERS = ("auto", "separate", "stacked")  # of the engine
 ROOM = 0.9  # of the free memory that the engine's own layers and all that comes later may take
@@ -100,11 +98,6 @@ class Session:
         return self.assemble(jax.tree.map(zeros, self.params, self.shardings), self.frozen)
 
 
-def resolve(path):
-    """Returns a config's path: absolute and remote ones as they are, others from the repository."""
-    return path if "://" in path or pathlib.Path(path).is_absolute() else str(ROOT / path)
-
-
 def compute_dtype(config):
     if config.model.dtype not in DTYPES:
         raise command.ConfigError(
@@ -171,7 +164,7 @@ def start_update(config, variant, session):
     return step_program, update.init(session.params, adamw, shardings=session.shardings)
 
 
-def locate_model(path, *, root=ROOT):
+def locate_model(path):
     """Returns the folder of a model by path, URL or name on the hub, as `hub.locate`.
 
     Raises:
@@ -179,7 +172,7 @@ def locate_model(path, *, root=ROOT):
     """
     try:
         with command.checking_config():
-            folder = hub.locate(path, root=root)
+            folder = hub.locate(path, root=places.base(path))
             values = huggingface.read_config(folder)
     except ImportError as error:  # of a URL's protocol
         raise command.ConfigError(str(error)) from error
@@ -287,7 +280,7 @@ def start_tools(config):
 def make_tools(config):
     """Returns name -> Tool; refuses a machine that does not hold programs as the config asks."""
     config_tools = config.tools
-    here = lambda path: resolve(path) if path else ""
+    here = lambda path: places.resolve(path) if path else ""
     settings = {name: dict(config_tools[name]) for name in toolbox.MAKERS}
     for arguments in settings.values():
         if "index" in arguments:
