@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from agents import prompts
 from experiments.configs import quickstart
 from experiments.diagnosis.rows import ABSENT, BROKEN, NOTE, OK, Row
-from experiments.running import command, places, sessions, tokens
+from experiments.running import command, sessions, tokens
 from models import folders, hardware, hub, huggingface, model_card, weights
 
 EXAMPLE = "hf download Qwen/Qwen2.5-0.5B-Instruct"
@@ -15,7 +15,7 @@ SHOWN = 20  # models of the hub's cache
 
 def found():
     """Yields Rows on the model that comes with the code and on those in the hub's cache."""
-    yield from folder(places.resolve(quickstart.get_config().model.path), "shipped")
+    yield from folder(sessions.resolve(quickstart.get_config().model.path), "shipped")
     cache = hub.cache()
     models = sorted(cache.glob(f"{hub.REPOSITORY}*")) if cache.is_dir() else []
     if not models:

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from experiments.running import places
 
 FAILED, BAD_FLAGS = 1, 2
+CONFIG = ("--config", "-config")
 PATHS = ("workdir", "out")  # flags that name files and folders to write
 URL = r"[A-Za-z][\w+.-]+:/"
 UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # surrogates: bytes that are not UTF-8
@@ -142,9 +143,20 @@ def need(extra):
         raise ConfigError(f"This needs {' and '.join(EXTRAS[extra])}: pip install '.[{extra}]'.")
 
 
+def with_files(arguments):
+    """Returns arguments with the files of configs that ship in place of their names."""
+
+    def found(before, argument):
+        flag, equals, value = argument.partition("=")
+        if equals and flag in CONFIG:
+            return f"{flag}={places.config_file(value)}"
+        return places.config_file(argument) if before in CONFIG else argument
+
+    return [found(*pair) for pair in itertools.pairwise(["", *arguments])]
+
+
 def _parsed(argv, required):
-    argv = ["--help" if argument == "-h" else argument for argument in argv]
-    argv = [_with_file(argument, before) for before, argument in itertools.pairwise(["", *argv])]
+    argv = with_files(["--help" if argument == "-h" else argument for argument in argv])
     named = next((a.partition("=")[2] for a in argv if re.match("--?config=", a)), "")
     try:
         rest = flags.FLAGS(argv)
@@ -183,18 +195,6 @@ def _parsed(argv, required):
     if len(rest) > 1:
         _stop(f"Unexpected argument {rest[1]!r}; settings are flags, see --help.", BAD_FLAGS)
     return rest
-
-
-def _with_file(argument, before):
-    """Returns an argument with the file of a config that ships in place of its name.
-
-    before: the argument before it.
-    """
-    if before in ("--config", "-config"):
-        return places.config_file(argument)
-    flag, equals, value = argument.partition("=")
-    is_config = equals and flag in ("--config", "-config")
-    return f"{flag}={places.config_file(value)}" if is_config else argument
 
 
 def _is_empty(name):

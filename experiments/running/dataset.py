@@ -1,6 +1,6 @@
 """The question files of a config, read as it says."""
 
-from experiments.running import command, places
+from experiments.running import command, sessions
 from flow_grpo_jax import data
 
 
@@ -14,7 +14,7 @@ def read(config, path):
     judged = [kind for kind, decider in config.reward.items() if decider == "judge"]
     with command.checking_config():
         return data.read_questions(
-            places.resolve(path),
+            sessions.resolve(path),
             format=own_format or config.data.format,
             index_base=config.data.index_base,
             bad_rows=config.data.bad_rows,

@@ -4,6 +4,7 @@ What ships with the package is named as in the repository, `experiments/data/…
 `experiments/configs/…`, and is found from any folder.
 """
 
+import os
 import pathlib
 
 ROOT = pathlib.Path(__file__).parents[2]  # the checkout, or the site-packages of an installation
@@ -35,7 +36,7 @@ def config_file(value):
     file of that path; then perhaps ":ARGUMENT".
     """
     path, colon, argument = value.partition(":")
-    if pathlib.Path(path).exists():
+    if os.path.exists(path):
         return value
     named = configs()
     named |= {str(file.relative_to(ROOT)): file for file in named.values()}

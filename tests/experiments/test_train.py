@@ -322,7 +322,11 @@ BAD_INPUT = [
     (["--config.rollout.max_response_tokens=64"], 2, "Make it 288 or more"),
     (["--config.mesh.fsdp=3"], 2, "device"),
     (["--nope"], 2, "nope"),
-    (["--config=no/such_file.py"], 2, "There is no file no/such_file.py; see --config."),
+    (
+        ["--config=no/such_file.py"],
+        2,
+        "no file no/such_file.py; --config is a file, or a config by name: ",
+    ),
     (["--workdir=gs://bucket/run"], 2, "--workdir=gs://bucket/run is a URL"),
     (["--workdir="], 2, "--workdir is empty"),
     (["--workdir=~/a"], 2, "--workdir=~/a begins with ~; write --workdir=$HOME/a\n"),
