@@ -15,6 +15,7 @@ PACKAGES = [
     "experiments",
     "experiments.configs",
     "experiments.diagnosis",
+    "experiments.documenting",
     "experiments.evaluating",
     "experiments.planning",
     "experiments.quickstart",

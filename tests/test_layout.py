@@ -54,6 +54,7 @@ FLOORS = {
     "experiments": 5,
     "experiments.configs": 3,
     "experiments.diagnosis": 3,
+    "experiments.documenting": 1,
     "experiments.evaluating": 4,
     "experiments.planning": 2,
     "experiments.quickstart": 2,

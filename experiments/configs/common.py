@@ -14,55 +14,58 @@ def backend(kind="frozen"):
     c.url = ""  # e.g. "http://127.0.0.1:8000/v1"
     c.model = ""  # its name there
     c.api_key_variable = ""  # environment variable that holds the key; the key is in no file
-    c.temperature = 0.0
+    c.temperature = 0.0  # of its replies
     c.seconds = 120.0  # of a call, waits between its attempts included
     c.structured = False  # ask for the module's form by response_format
     c.cache = ""  # SQLite file of replies at temperature 0
     c.token_field = "max_tokens"  # some vendors want "max_completion_tokens"
     c.extra = ConfigDict()  # further fields of the request's body
     c.limits = ConfigDict()  # of the server; the meanings are in agents/backends/server.py
-    c.limits.concurrency = 16
+    c.limits.concurrency = 16  # calls at once
     c.limits.requests_per_second = 0.0  # 0 = no limit
-    c.limits.burst = 1
-    c.limits.connect_seconds = 10.0
-    c.limits.read_seconds = 120.0
-    c.limits.retries = 4
-    c.limits.backoff_seconds = 0.5
-    c.limits.backoff_limit = 30.0
-    c.limits.failures_to_open = 10
-    c.limits.open_seconds = 15.0
-    c.limits.max_bytes = 4_194_304
+    c.limits.burst = 1  # requests that may come together in spite of the rate
+    c.limits.connect_seconds = 10.0  # to connect
+    c.limits.read_seconds = 120.0  # without a byte of the reply
+    c.limits.retries = 4  # attempts after the first
+    c.limits.backoff_seconds = 0.5  # before the second attempt; doubles with each
+    c.limits.backoff_limit = 30.0  # longest wait between two attempts, in seconds
+    c.limits.failures_to_open = 10  # in a row, after which the server counts as down
+    c.limits.open_seconds = 15.0  # that it is then left alone
+    c.limits.max_bytes = 4_194_304  # of a reply
     return c
 
 
 def tools():
     """Returns which tools there are, and one section for each: the arguments of its `make`."""
     c = ConfigDict()
-    c.names = ("knowledge_search", "python_coder", "base_generator")
-    c.workers = 16
-    c.base_generator = ConfigDict({"seconds": 60.0})
-    c.python_coder = ConfigDict({"seconds": 5.0})
+    c.names = ("knowledge_search", "python_coder", "base_generator")  # docs/tools.md has all
+    c.workers = 16  # calls at once, each in a thread
+    c.base_generator = ConfigDict({"seconds": 60.0})  # of a call
+    c.python_coder = ConfigDict({"seconds": 5.0})  # of a program
     c.python_coder.sandbox = "standard"  # or "strict", "minimal": least that must hold
     c.python_coder.traceback = True  # False: only the last line of an error
-    c.python_coder.max_output_bytes = 4_096
-    c.python_coder.memory_bytes = 536_870_912
+    c.python_coder.max_output_bytes = 4_096  # that the model reads; the rest is cut
+    c.python_coder.memory_bytes = 536_870_912  # of a program
     search = {"top_k": 3, "max_characters": 2_000}  # results of an answer, and its length
-    c.knowledge_search = ConfigDict({"index": "", "url": ""} | search)  # "": embedded
-    c.knowledge_search.seconds = 5.0
-    c.wikipedia_search = ConfigDict({"contact": "", "index": ""} | search)
-    c.wikipedia_search.url = "https://en.wikipedia.org/w/api.php"
-    c.wikipedia_search.per_second = 2.0
-    c.wikipedia_search.seconds = 15.0
+    # A file of experiments.index, or the address of a service; without: the embedded articles.
+    c.knowledge_search = ConfigDict({"index": "", "url": ""} | search)
+    c.knowledge_search.seconds = 5.0  # of a call
+    c.wikipedia_search = ConfigDict({"contact": "", "index": ""} | search)  # for its API; or a file
+    c.wikipedia_search.url = "https://en.wikipedia.org/w/api.php"  # of any MediaWiki
+    c.wikipedia_search.per_second = 2.0  # requests, of all threads
+    c.wikipedia_search.seconds = 15.0  # of a call
+    # gemini, serper, brave, searxng; the address of the last; of the key, "": the usual variable.
     c.google_search = ConfigDict({"engine": "gemini", "url": "", "key_variable": ""} | search)
-    c.google_search.model = "gemini-2.5-flash"
-    c.google_search.per_second = 2.0
-    c.google_search.seconds = 30.0
+    c.google_search.model = "gemini-2.5-flash"  # of the engine gemini
+    c.google_search.per_second = 2.0  # requests, of all threads
+    c.google_search.seconds = 30.0  # of a call
+    # Of an answer; and hosts with private addresses that may be read.
     c.web_search = ConfigDict({"max_characters": 2_000, "private_hosts": ()})
     c.web_search.embeddings_url = ""  # "" = BM25 chooses the passages
-    c.web_search.embeddings_model = ""
-    c.web_search.embeddings_key_variable = ""
-    c.web_search.per_second = 5.0
-    c.web_search.seconds = 15.0
+    c.web_search.embeddings_model = ""  # its name there
+    c.web_search.embeddings_key_variable = ""  # environment variable that holds its key
+    c.web_search.per_second = 5.0  # requests, of all threads
+    c.web_search.seconds = 15.0  # of a call
     c.mcp = ()  # MCP servers, URLs or commands: all their tools are added
     c.record = ""  # folder that keeps the answers of remote tools
     c.replay = False  # answer from that folder only
@@ -72,8 +75,8 @@ def tools():
 def base():
     """Returns all fields with their defaults, locked: an unknown field is an error."""
     c = ConfigDict()
-    c.seed = 0
-    c.steps = 100
+    c.seed = 0  # of the order of questions and of all that is sampled
+    c.steps = 100  # of training: a batch of questions, rolled out and learned from
     c.compile_cache = "auto"  # folder of compiled programs; "auto": in ~/.cache; "": none
     c.deterministic = False  # on GPUs, the same bits in every process; slower, docs/design.md
 
@@ -85,9 +88,10 @@ def base():
     c.model.remat = "none"  # or "dots", "attention", "full": what is kept; models/qwen2.py
     c.model.attention = "auto"  # or a backend by name; models/attention/kernels.py
     c.model.lora = ConfigDict({"rank": 0, "alpha": 32.0})  # rank 0: all parameters are trained
-    c.model.lora.targets = ("q_proj", "k_proj", "v_proj", "o_proj")
+    c.model.lora.targets = ("q_proj", "k_proj", "v_proj", "o_proj")  # matrices that get adapters
     c.model.lora.targets += ("gate_proj", "up_proj", "down_proj")
 
+    # Devices along each axis: of copies, of split parameters and optimizer, of split heads.
     c.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})  # -1: all remaining devices
     c.mesh.sequence = False  # between blocks, positions of a row are spread over `tensor`
 
@@ -104,16 +108,16 @@ def base():
 
     c.rollout = ConfigDict()
     c.rollout.prompts = "instruct"  # or "compact"; see agents/prompts.py
-    c.rollout.questions = 32
-    c.rollout.group = 8
-    c.rollout.max_turns = 3
+    c.rollout.questions = 32  # of a step
+    c.rollout.group = 8  # trajectories of each question
+    c.rollout.max_turns = 3  # of a trajectory
     c.rollout.temperature = 0.5  # planner; the frozen modules decode greedily
-    c.rollout.max_prompt_tokens = 18_432
+    c.rollout.max_prompt_tokens = 18_432  # of each module; older results are shortened to fit
     c.rollout.max_response_tokens = 2_048  # planner
     c.rollout.max_module_tokens = 2_048  # each frozen module
     c.rollout.grammar = False  # hold the frozen modules to their forms; needs the extra `grammar`
     c.rollout.call_seconds = 60.0  # a tool call that hangs longer is an infrastructure failure
-    c.rollout.trajectory_seconds = 600.0
+    c.rollout.trajectory_seconds = 600.0  # of all its turns; then it is left out
     c.rollout.in_flight = 256  # trajectories at once; further ones start as these end
     c.rollout.infra_retries = 1  # times a trajectory is started again after such a failure
     c.rollout.min_valid_share = 0.5  # abort the run below this share of usable trajectories
@@ -126,11 +130,11 @@ def base():
     c.engine.cache_tokens = (
         262_144  # of a replica; 0 = slots * longest request, for each weight set
     )
-    c.engine.page_size = 64
+    c.engine.page_size = 64  # tokens of a page of the cache
     c.engine.prefill_tokens = 256  # of a row: prompts are cut into rows
-    c.engine.prefill_rows = 8
+    c.engine.prefill_rows = 8  # of a prefill call
     c.engine.prefill_calls = 4  # between two decode calls
-    c.engine.decode_steps = 8
+    c.engine.decode_steps = 8  # tokens that a decode call draws in each slot
     c.engine.stop_ids = ()  # more tokens that end a reply, by id or text: ("<|im_end|>", 151643)
     c.engine.overlap = True  # dispatch ahead of the results
     c.engine.layers = "auto"  # "separate": arrays of their own, fast on CPU and GPU; or "stacked"
@@ -151,17 +155,17 @@ def base():
 
     c.batch = ConfigDict()
     c.batch.layout = "tree"  # or "packed", "padded"; flow_grpo_jax/batching.py
-    c.batch.row_lengths = (12_288, 20_480)
+    c.batch.row_lengths = (12_288, 20_480)  # tokens of a row, by which programs are compiled
     c.batch.response_lengths = (6_144, 8_192)  # most sampled tokens in a row, for each row length
     c.batch.rows = (1, 1)  # of a micro-batch on each share of the mesh (data * fsdp shares)
     c.batch.logprob_chunk = 512  # tokens whose logits exist at once
 
     c.loss = ConfigDict()
-    c.loss.variant = "flow"
-    c.loss.clip_low = 0.2
-    c.loss.clip_high = 0.3
-    c.loss.dual_clip = 3.0
-    c.loss.kl_coef = 1e-3
+    c.loss.variant = "flow"  # docs/algorithm.md has all
+    c.loss.clip_low = 0.2  # the ratio is held above 1 - clip_low
+    c.loss.clip_high = 0.3  # and below 1 + clip_high
+    c.loss.dual_clip = 3.0  # times a negative advantage: the loss of a token goes no further
+    c.loss.kl_coef = 1e-3  # weight of KL with the initial planner
     c.loss.old_logprobs = "sampler"  # or "recompute"
     c.loss.tis_cap = 0.0  # truncated importance weights with "recompute"; 0 = off
     # Optimizer steps a rollout batch. One is strictly on-policy: the ratio is 1 and nothing is
@@ -172,21 +176,21 @@ def base():
     c.loss.mini_batch_turns = 0  # instead: about so many turns a step, shuffled; 0 = off
 
     c.optim = ConfigDict()
-    c.optim.lr = 1e-6
-    c.optim.warmup_steps = 0
-    c.optim.b1 = 0.9
-    c.optim.b2 = 0.999
-    c.optim.eps = 1e-8
-    c.optim.weight_decay = 0.01
-    c.optim.clip_norm = 1.0
+    c.optim.lr = 1e-6  # learning rate
+    c.optim.warmup_steps = 0  # over which it rises from 0
+    c.optim.b1 = 0.9  # AdamW's decay of the first moment
+    c.optim.b2 = 0.999  # and of the second
+    c.optim.eps = 1e-8  # AdamW's, in the denominator
+    c.optim.weight_decay = 0.01  # AdamW's, times the learning rate
+    c.optim.clip_norm = 1.0  # global norm to which gradients are clipped
     c.optim.moment_dtype = "float32"  # or "bfloat16": saves 4 bytes a parameter
 
     c.eval = ConfigDict()
     c.eval.every = 0  # steps; 0 = only before and after
     c.eval.questions = 0  # 0 = all
-    c.eval.temperature = 0.0
+    c.eval.temperature = 0.0  # of the planner
 
-    c.checkpoint = ConfigDict({"every": 10, "keep": 2})
+    c.checkpoint = ConfigDict({"every": 10, "keep": 2})  # steps between two; how many stay
     return lock(c)
 
 

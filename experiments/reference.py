@@ -1,0 +1,109 @@
+"""Writes the pages that come from the code: the reference, and the messages of troubleshooting.
+
+    python -m experiments.reference --out=docs
+
+`reference.md` gets every field of a config and every metric. In `troubleshooting.md` only the lists
+of messages are written anew; the text around them stays. A test compares both with the code.
+"""
+
+import pathlib
+import re
+
+from absl import flags, logging
+
+from experiments.documenting import fields, messages, metrics
+from experiments.running import command
+
+REFERENCE, TROUBLES = "reference.md", "troubleshooting.md"
+LIST = r"(<!-- messages: (\w+) -->\n).*?(<!-- end -->)"
+
+
+def reference():
+    """Returns the text of the page of fields and metrics."""
+    sections = {}
+    for field in fields.collect():
+        sections.setdefault(_section(field.name), []).append(field)
+    links = " · ".join(f"[{name}](#{_anchor(name)})" for name in [*sections, "Metrics"])
+    parts = [HEAD.format(links=links)]
+    for name, found in sections.items():
+        rows = [
+            f"| `{f.name}` | `{f.default}` | {_cell(f.allowed)} | {_cell(f.meaning)} |"
+            for f in found
+        ]
+        head = ["| field | default | may be | |", "|---|---|---|---|"]
+        parts.append("\n".join([f"## {name}", "", *head, *rows]))
+    rows = [
+        f"| {', '.join(f'`{name}`' for name in names)} | {_cell(meaning)} |"
+        for names, meaning in metrics.collect()
+    ]
+    parts.append("\n".join(["## Metrics", "", METRICS, "", "| name | |", "|---|---|", *rows]))
+    return "\n\n".join(parts) + "\n"
+
+
+def troubleshooting(page):
+    """Returns the page with the lists of messages as they are in the code now.
+
+    Raises:
+      ValueError: a topic has no place on the page, or a place no topic.
+    """
+    found = messages.collect()
+    places = re.findall(LIST, page, re.DOTALL)
+    if sorted(topic for _, topic, _ in places) != sorted(found):
+        wanted = ", ".join(f"<!-- messages: {topic} -->" for topic in found)
+        raise ValueError(f"{TROUBLES} must have each of these once: {wanted}.")
+    fill = lambda place: place[1] + _list(found[place[2]]) + place[3]
+    return re.sub(LIST, fill, page, flags=re.DOTALL)
+
+
+def main():
+    folder = pathlib.Path(flags.FLAGS.out)
+    if not (folder / TROUBLES).is_file():
+        raise command.ConfigError(
+            f"--out={folder} holds no {TROUBLES}; give the folder docs of a checkout."
+        )
+    page = (folder / TROUBLES).read_text(encoding="utf-8")
+    for name, text in ((REFERENCE, reference()), (TROUBLES, troubleshooting(page))):
+        (folder / name).write_text(text, encoding="utf-8")
+        logging.info("wrote %s", folder / name)
+
+
+HEAD = """# Reference
+
+Written by `python -m experiments.reference --out=docs` from the code; do not edit.
+
+Fields of a config, by section: {links}. `--config.NAME=VALUE` sets one; the meaning of a default
+does not depend on the config that you name. Configs that ship: [training.md](training.md#configs).
+Flags of the commands: [commands.md](commands.md)."""
+METRICS = (
+    "One line of `metrics.jsonl` for each step; step 0 is the evaluation before training. "
+    "Which to watch: [training.md](training.md#what-to-watch)."
+)
+
+
+def _section(name):
+    if name.startswith("tools."):
+        return "tools"
+    return name.split(".")[0] if "." in name else "General"
+
+
+def _anchor(name):
+    return name.lower()
+
+
+def _cell(text):
+    return text.replace("|", "\\|")
+
+
+def _list(texts):
+    lines = "\n".join(texts)
+    title = f"<details><summary>{len(texts)} messages</summary>"
+    return f"{title}\n\n```text\n{lines}\n```\n\n</details>\n"
+
+
+def define_flags():
+    flags.DEFINE_string("out", None, "Folder docs of a checkout.")
+
+
+if __name__ == "__main__":
+    define_flags()
+    command.run(main, required=["out"])
