@@ -22,9 +22,9 @@ def backend(kind="frozen"):
     c.extra = ConfigDict()  # further fields of the request's body
     c.limits = ConfigDict()  # of the server; the meanings are in agents/backends/server.py
     c.limits.concurrency = 16  # calls at once
-    c.limits.requests_per_second = 0.0  # 0 = no limit
+    c.limits.requests_per_second = 0.0  # to the server
     c.limits.burst = 1  # requests that may come together in spite of the rate
-    c.limits.connect_seconds = 10.0  # to connect
+    c.limits.connect_seconds = 10.0  # for a connection
     c.limits.read_seconds = 120.0  # without a byte of the reply
     c.limits.retries = 4  # attempts after the first
     c.limits.backoff_seconds = 0.5  # before the second attempt; doubles with each
@@ -87,7 +87,8 @@ def base():
     c.model.dtype = "float32"  # compute dtype; masters are float32
     c.model.remat = "none"  # or "dots", "attention", "full": what is kept; models/qwen2.py
     c.model.attention = "auto"  # or a backend by name; models/attention/kernels.py
-    c.model.lora = ConfigDict({"rank": 0, "alpha": 32.0})  # rank 0: all parameters are trained
+    c.model.lora = ConfigDict({"rank": 0})  # of the adapters
+    c.model.lora.alpha = 32.0  # adapters are scaled by alpha / rank
     c.model.lora.targets = ("q_proj", "k_proj", "v_proj", "o_proj")  # matrices that get adapters
     c.model.lora.targets += ("gate_proj", "up_proj", "down_proj")
 
@@ -190,7 +191,8 @@ def base():
     c.eval.questions = 0  # 0 = all
     c.eval.temperature = 0.0  # of the planner
 
-    c.checkpoint = ConfigDict({"every": 10, "keep": 2})  # steps between two; how many stay
+    c.checkpoint = ConfigDict({"every": 10})  # steps
+    c.checkpoint.keep = 2  # the newest checkpoints
     return lock(c)
 
 

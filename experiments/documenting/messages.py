@@ -41,6 +41,7 @@ BUILT = {
     "experiments/running/fields.py": ast.Yield,
 }
 STOP = ("_stop", "sys.stderr.write")
+LAST = tuple(name.split(".")[-1] for name in STOP)
 # The first pattern that matches a file counts.
 TOPICS = (
     ("experiments/__main__.py", "flags"),
@@ -132,15 +133,18 @@ def _texts(node, built, makers):
     makers: of `_makers`.
     """
     if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
-        name = ast.unparse(node.exc.func).split(".")[-1]
+        name = _name(node.exc.func)
         return makers.get(name, () if name in UNSEEN else node.exc.args)
-    if isinstance(node, ast.Call) and ast.unparse(node.func) in STOP:
+    if isinstance(node, ast.Call) and _name(node.func) in LAST and ast.unparse(node.func) in STOP:
         return node.args[:1]
     return (node.value,) if built and isinstance(node, built) and node.value else ()
 
 
 def _makers(tree):
     """Returns {name of a function: what it hands to the exceptions that it returns}."""
+    nodes = list(ast.walk(tree))
+    calls = [n.exc for n in nodes if isinstance(n, ast.Raise) and isinstance(n.exc, ast.Call)]
+    called = {_name(call.func) for call in calls}
     return {
         node.name: [
             argument
@@ -148,9 +152,14 @@ def _makers(tree):
             if isinstance(inner, ast.Return) and isinstance(inner.value, ast.Call)
             for argument in inner.value.args
         ]
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef)
+        for node in nodes
+        if isinstance(node, ast.FunctionDef) and node.name in called
     }
+
+
+def _name(function):
+    """Returns the last part of what is called."""
+    return getattr(function, "attr", getattr(function, "id", ""))
 
 
 def _named_texts(tree):
