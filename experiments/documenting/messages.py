@@ -117,9 +117,9 @@ def messages(source, built=None):
 
     built: kind of node, beside `raise`, whose texts are messages.
     """
-    tree = ast.parse(source)
-    named, makers = _named_texts(tree), _makers(tree)
-    for node in ast.walk(tree):
+    nodes = list(ast.walk(ast.parse(source)))
+    named, makers = _named_texts(nodes), _makers(nodes)
+    for node in nodes:
         for part in _texts(node, built, makers):
             for each in named.get(part.id, ()) if isinstance(part, ast.Name) else (part,):
                 text = shortened(rendered(each))
@@ -140,9 +140,8 @@ def _texts(node, built, makers):
     return (node.value,) if built and isinstance(node, built) and node.value else ()
 
 
-def _makers(tree):
+def _makers(nodes):
     """Returns {name of a function: what it hands to the exceptions that it returns}."""
-    nodes = list(ast.walk(tree))
     calls = [n.exc for n in nodes if isinstance(n, ast.Raise) and isinstance(n.exc, ast.Call)]
     called = {_name(call.func) for call in calls}
     return {
@@ -162,10 +161,10 @@ def _name(function):
     return getattr(function, "attr", getattr(function, "id", ""))
 
 
-def _named_texts(tree):
+def _named_texts(nodes):
     """Returns {name: the text expressions assigned to it} of a source."""
     found = {}
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             found.setdefault(node.targets[0].id, []).append(node.value)
     return found
