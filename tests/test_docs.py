@@ -283,6 +283,17 @@ def test_every_metric_is_documented():
     assert not [name for name in sorted(names) if not metrics.known(name)]
 
 
+def test_no_metric_is_told_that_is_gone():
+    sources = "".join(
+        path.read_text(encoding="utf-8")
+        for package in ("agents", "experiments", "flow_grpo_jax")
+        for path in (ROOT / package).rglob("*.py")
+        if path.parent.name != "documenting"
+    )
+    told = {name.split("/")[-1] for names, _ in metrics.collect() for name in names}
+    assert not [name for name in sorted(told - {"<source>", "…"}) if name not in sources]
+
+
 @pytest.mark.parametrize(
     "name, known",
     [

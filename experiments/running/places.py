@@ -36,7 +36,7 @@ def config_file(value):
     file of that path; then perhaps ":ARGUMENT".
     """
     path, colon, argument = value.partition(":")
-    if os.path.exists(path):
+    if os.path.isfile(path):
         return value
     named = configs()
     named |= {str(file.relative_to(ROOT)): file for file in named.values()}

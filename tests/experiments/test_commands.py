@@ -98,6 +98,8 @@ def test_configs_are_found_by_name_and_by_their_path_in_the_repository(tmp_path,
         ("x" * 5_000, "x" * 5_000),
     ):
         assert places.config_file(value) == str(file)
+    (tmp_path / "smoke").mkdir()  # a folder is no config
+    assert places.config_file("smoke") == str(folder / "smoke.py")
     (tmp_path / "quickstart").write_text("a file of this name comes first")
     assert places.config_file("quickstart") == "quickstart"
 
