@@ -109,11 +109,9 @@ def _commit():
         return f"{__version__}, no git checkout"
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=, with changes"]
     told = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    return (
-        f"{__version__}, commit {told.stdout.strip()}"
-        if told.returncode == 0
-        else told.stderr.strip()
-    )
+    if told.returncode != 0:
+        return f"{__version__}, {told.stderr.strip()}"
+    return f"{__version__}, commit {told.stdout.strip()}"
 
 
 # ---- devices -----------------------------------------------------------------------------------
