@@ -26,7 +26,7 @@ from ml_collections import config_flags
 
 from experiments.quickstart import demonstrations, questions
 from experiments.running import command, fields, sessions
-from models import huggingface, model_card, precision, qwen2
+from models import decoder, huggingface, model_card, precision
 from models.attention import masks
 from models.tokenizer import Tokenizer, train_byte_bpe
 from tools import knowledge_base
@@ -202,7 +202,7 @@ def warmstart(config, workdir):
         length=settings.row_length,
         prompt_weight=settings.prompt_weight,
     )
-    model = qwen2.Qwen2(jax.random.key(settings.seed), qwen2.Config(**settings.model))
+    model = decoder.Decoder(jax.random.key(settings.seed), decoder.Config(**settings.model))
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, settings.lr, settings.warmup_steps, settings.steps, settings.lr * settings.final_lr
     )

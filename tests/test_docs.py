@@ -248,9 +248,18 @@ def test_every_field_of_a_config_says_what_it_means():
 
 
 def test_comments_are_those_of_their_fields():
-    source = """def base():
+    source = """
+def part(kind):
+    c = ConfigDict({"kind": kind})  # or others
+    c.g = 5  # five
+    return c
+
+def base():
     shared = {"k": 1}  # of both
     c = ConfigDict()
+    c.part = part("x")
+    for name in MODULES:
+        c.backends[name] = other()
     c.a = 1  # one
     # two,
     # and more
@@ -260,8 +269,15 @@ def test_comments_are_those_of_their_fields():
         4  # inside
     )
     c.f = "# text"
+
+def other():
+    c = ConfigDict()
+    c.u = ""  # of all
 """
     assert fields.comments(source) == {
+        "part.kind": "or others",
+        "part.g": "five",
+        "backends.NAME.u": "of all",
         "a": "one",
         "b.x": "two, and more so",
         "b.y": "two, and more so",

@@ -72,6 +72,32 @@ def tools():
     return c
 
 
+def turns():
+    """Returns how rollouts branch under loss.variant="turns".
+
+    rollout.group is a multiple of 1 + points * siblings: so many rollouts are a root and branches.
+    """
+    c = ConfigDict()
+    c.points = 1  # turns of a root whose action is drawn anew
+    c.siblings = 3  # further actions drawn for each of these turns
+    c.broadcast = 0.0  # share of the gradient that comes from the outcomes of roots; needs two
+    return c
+
+
+def optim():
+    """Returns the numbers of AdamW and of gradient clipping."""
+    c = ConfigDict()
+    c.lr = 1e-6  # learning rate
+    c.warmup_steps = 0  # over which it rises from 0
+    c.b1 = 0.9  # AdamW's decay of the first moment
+    c.b2 = 0.999  # AdamW's decay of the second moment
+    c.eps = 1e-8  # AdamW's, in the denominator
+    c.weight_decay = 0.01  # AdamW's, times the learning rate
+    c.clip_norm = 1.0  # global norm to which gradients are clipped
+    c.moment_dtype = "float32"  # or "bfloat16": saves 4 bytes a parameter
+    return c
+
+
 def base():
     """Returns all fields with their defaults, locked: an unknown field is an error."""
     c = ConfigDict()
@@ -81,11 +107,13 @@ def base():
     c.deterministic = False  # on GPUs, the same bits in every process; slower, docs/design.md
 
     c.model = ConfigDict()
-    # Of the initial planner and of the frozen modules: a Hugging Face folder, or the name on the
-    # hub of a model in its cache on this disk, such as "Qwen/Qwen2.5-7B-Instruct".
+    # Of the initial planner and of the frozen modules: a Hugging Face folder, a GGUF file, or the
+    # name on the hub of a model in its cache on this disk, such as "Qwen/Qwen2.5-7B-Instruct".
     c.model.path = ""
     c.model.dtype = "float32"  # compute dtype; masters are float32
-    c.model.remat = "none"  # or "dots", "attention", "full": what is kept; models/qwen2.py
+    c.model.remat = "none"  # or "dots", "attention", "full": what is kept; models/decoder.py
+    c.model.thinking = False  # what the chat template sees as enable_thinking
+    c.model.date = "26 Jul 2024"  # what it sees as date_string: the same every day
     c.model.attention = "auto"  # or a backend by name; models/attention/kernels.py
     c.model.lora = ConfigDict({"rank": 0})  # of the adapters
     c.model.lora.alpha = 32.0  # adapters are scaled by alpha / rank
@@ -163,8 +191,9 @@ def base():
 
     c.loss = ConfigDict()
     c.loss.variant = "flow"  # docs/algorithm.md has all
+    c.loss.turns = turns()
     c.loss.clip_low = 0.2  # the ratio is held above 1 - clip_low
-    c.loss.clip_high = 0.3  # and below 1 + clip_high
+    c.loss.clip_high = 0.3  # the ratio is held below 1 + clip_high
     c.loss.dual_clip = 3.0  # times a negative advantage: the loss of a token goes no further
     c.loss.kl_coef = 1e-3  # weight of KL with the initial planner
     c.loss.old_logprobs = "sampler"  # or "recompute"
@@ -176,16 +205,7 @@ def base():
     c.loss.mini_batches = 1  # parts by questions
     c.loss.mini_batch_turns = 0  # instead: about so many turns a step, shuffled; 0 = off
 
-    c.optim = ConfigDict()
-    c.optim.lr = 1e-6  # learning rate
-    c.optim.warmup_steps = 0  # over which it rises from 0
-    c.optim.b1 = 0.9  # AdamW's decay of the first moment
-    c.optim.b2 = 0.999  # and of the second
-    c.optim.eps = 1e-8  # AdamW's, in the denominator
-    c.optim.weight_decay = 0.01  # AdamW's, times the learning rate
-    c.optim.clip_norm = 1.0  # global norm to which gradients are clipped
-    c.optim.moment_dtype = "float32"  # or "bfloat16": saves 4 bytes a parameter
-
+    c.optim = optim()
     c.eval = ConfigDict()
     c.eval.every = 0  # steps; 0 = only before and after
     c.eval.questions = 0  # 0 = all

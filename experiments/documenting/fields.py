@@ -15,8 +15,7 @@ from experiments.configs import common, ranges
 from experiments.running import places
 
 SOURCE = places.CONFIGS / "common.py"
-PREFIXES = {"base": "", "backend": "backends.NAME.", "tools": "tools."}  # function -> its fields
-NAMED = "backends.NAME."
+NAMED = "backends.NAME."  # the fields of all backends
 KINDS = {bool: "true or false", str: "text", int: "whole number", float: "number"}
 
 
@@ -43,36 +42,49 @@ def collect():
 
 
 def comments(source):
-    """Returns {dotted field: its comment} of the functions in PREFIXES."""
+    """Returns {dotted field: its comment} of `base` and of the functions that make its sections."""
     beside, alone = _comments(source)
-    found, shared = {}, {}
-    for function in ast.parse(source).body:
-        if not isinstance(function, ast.FunctionDef) or function.name not in PREFIXES:
-            continue
-        for node in ast.walk(function):
+    functions = {n.name: n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)}
+    found = {}
+    for name, prefix in _sections(functions).items():
+        shared = {}  # name of a dict -> {key: comment}
+        for node in ast.walk(functions[name]):
             if not isinstance(node, ast.Assign):
                 continue
-            lines = range(node.lineno, node.end_lineno + 1)
-            text = " ".join(beside[line] for line in lines if line in beside)
-            above = node.lineno - 1
-            while above in alone:
-                text = f"{alone[above]} {text}".strip()
-                above -= 1
+            inside = list(ast.walk(node.value))
+            keys = {k.value for part in inside for k in getattr(part, "keys", ())}
+            told = dict.fromkeys(keys, _comment(node, beside, alone))
+            for part in inside:
+                told |= shared.get(getattr(part, "id", ""), {})
             target = ast.unparse(node.targets[0])
-            keys = {k.value for d in ast.walk(node.value) for k in getattr(d, "keys", ())}
-            for name in (n.id for n in ast.walk(node.value) if isinstance(n, ast.Name)):
-                for key, told in shared.get(name, {}).items():
-                    found[f"{PREFIXES[function.name]}{target.removeprefix('c.')}.{key}"] = told
-            if not target.startswith("c"):
-                shared[target] = dict.fromkeys(keys, text)
+            if target.split(".")[0] != "c":
+                shared[target] = told
                 continue
-            field = PREFIXES[function.name] + target.removeprefix("c").removeprefix(".")
-            found |= {
-                ".".join(filter(None, (field.rstrip("."), key))): text for key in keys if text
-            }
-            if text and not keys:
-                found[field] = text
+            field = f"{prefix}{target.removeprefix('c').removeprefix('.')}".removesuffix(".")
+            told = {f"{field}.{key}": text for key, text in told.items()}
+            found |= told or {field: _comment(node, beside, alone)}
+    return {field: text for field, text in found.items() if text}
+
+
+def _sections(functions):
+    """Returns {function: prefix of its fields} of `base` and of those that it calls."""
+    found = {"base": ""}
+    for node in ast.walk(functions["base"]):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+            name, place = ast.unparse(node.value.func), ast.unparse(node.targets[0])[2:]
+            if name in functions:
+                found[name] = NAMED if place.startswith("backends") else f"{place}."
     return found
+
+
+def _comment(node, beside, alone):
+    """Returns the comments above a statement and beside it as one text."""
+    lines = [beside[n] for n in range(node.lineno, node.end_lineno + 1) if n in beside]
+    above = node.lineno - 1
+    while above in alone:
+        lines.insert(0, alone[above])
+        above -= 1
+    return " ".join(lines)
 
 
 def _comments(source):

@@ -9,9 +9,19 @@ import re
 # Lines with names, which are told together, and below them their meaning.
 METRICS = """
 reward/mean, reward/std
-    over valid trajectories: not ended by infrastructure or a deadline, and with a known reward
+    over valid trajectories, without branches: not ended by infrastructure or a deadline, and
+    with a known reward
 group/zero_variance
-    share of groups with equal valid rewards: they teach nothing
+    share of groups with equal valid rewards: they teach nothing; where rollouts branch, share
+    of points whose actions all had the same outcome
+branch/points, branch/mean_range
+    points with two or more valid outcomes; mean of highest less lowest outcome of a point; only
+    with `loss.variant="turns"`, where `rollout/…` and `tool/…` are over roots
+branch/same_action_share, branch/tokens
+    share of branches that drew the root's very tokens; planner tokens of branches, a part of
+    `tokens/generated`
+branch/timeouts, branch/infra_errors
+    branches left out, those of broken roots among them
 rollout/valid_share
     valid trajectories / all
 rollout/turns

@@ -186,6 +186,9 @@ def _trajectory(record):
     trajectory["gold"] = gold(record.get("gold"))
     for name in ("reward", "advantage", "seconds"):
         trajectory[name] = number(record.get(name))
+    branch = record.get("branch")
+    if isinstance(branch, dict):
+        trajectory["branch"] = {name: number(branch.get(name)) for name in ("parent", "turn")}
     return trajectory | {"turns": turns}
 
 
@@ -194,6 +197,8 @@ def _turn(turn):
     row = {name: text(turn.get(name)) for name in named}
     for name in ("logprob_sum", "seconds"):
         row[name] = number(turn.get(name))
+    if "advantage" in turn:
+        row["advantage"] = number(turn["advantage"])
     for name in ("prompt_tokens", "response_tokens"):
         tokens = turn.get(name)
         row[name] = len(tokens) if _is_list(tokens) else number(tokens)
@@ -212,7 +217,8 @@ def _summary(groups, *, listed):
         "rollouts": len(trajectories),
         "scored": len(rewards),
         "mean": number(sum(rewards) / len(rewards)) if rewards else None,
-        "response_tokens": _mean_length(trajectories),
+        # As in metrics, of those from the question on: a branch repeats turns of another.
+        "response_tokens": _mean_length([t for t in trajectories if "branch" not in t]),
         "questions": len(groups),
         "texts": 0,
         "groups": [],

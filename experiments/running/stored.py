@@ -179,7 +179,7 @@ def _set(config, name, value):
 
 
 def restore_policy(workdir, config, *, step=None):
-    """Returns (step, Qwen2 in host memory, meta) of a run's checkpoint; adapters are merged.
+    """Returns (step, Decoder in host memory, meta) of a run's checkpoint; adapters are merged.
 
     Raises:
       ConfigError: the run has no checkpoint, or not that one.

@@ -357,6 +357,24 @@ def test_damaged_trajectories_are_counted_and_said(tmp_path):
     assert next(s for s in reader.data("steps") if s["step"] == 2)["rollouts"] == 3
 
 
+def test_a_branch_keeps_its_place_and_turns_their_own_advantages(tmp_path):
+    draw = random.Random(0)
+    plain, branch = (fake_trajectory(draw, 1, 0, rollout, skill=1.0) for rollout in range(2))
+    branch |= {"branch": {"parent": 0, "turn": 2, "x": HOSTILE}, "advantage": None}
+    branch["turns"] = [fake_turn(draw, i, skill=1.0, last=False) for i in range(2)]
+    for turn, advantage in zip(branch["turns"], (None, -0.5), strict=True):
+        turn["advantage"] = advantage
+    lines = (json.dumps(each) + "\n" for each in (plain, branch))
+    (tmp_path / "step_000001.jsonl").write_text("".join(lines))
+    listing = trajectories.collect(tmp_path, text_budget=50_000)
+    [[first, second]] = json.loads(listing.texts[0])
+    lengths = [turn["response_tokens"] for turn in first["turns"]]
+    assert listing.steps[0]["response_tokens"] == pytest.approx(sum(lengths) / len(lengths))
+    assert "branch" not in first and "advantage" not in first["turns"][0]
+    assert second["branch"] == {"parent": 0, "turn": 2} and second["advantage"] is None
+    assert [turn["advantage"] for turn in second["turns"]] == [None, -0.5]
+
+
 def test_an_empty_folder_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="holds no run.*--workdir"):
         report.write_report(tmp_path)

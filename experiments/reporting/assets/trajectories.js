@@ -44,7 +44,13 @@ function chip(text, kind = "") {
   return text === "" ? null : element("span", { class: `chip ${kind}` }, visible(text));
 }
 
-function turnCard(turn, index) {
+// Says which turns a branch took from its parent, and which it drew anew.
+function originOf(branch, index) {
+  if (!branch || index >= branch.turn) return null;
+  return chip(index + 1 < branch.turn ? `taken from rollout ${branch.parent}` : "drawn anew");
+}
+
+function turnCard(turn, index, origin) {
   const facts = [
     chip(turn.tool_error ? "tool error" : "", "bad"),
     turn.verdict.length <= 24 ? chip(turn.verdict, turn.verdict === "STOP" ? "good" : "") : null,
@@ -52,6 +58,8 @@ function turnCard(turn, index) {
     turn.prompt_tokens === null ? null : chip(`prompt ${turn.prompt_tokens.toLocaleString("en")}`),
     turn.logprob_sum === null ? null : chip(`log-prob ${shown(turn.logprob_sum)}`),
     turn.seconds === null ? null : chip(`${shown(turn.seconds)} s`),
+    typeof turn.advantage === "number" ? chip(`advantage ${shown(turn.advantage)}`) : null,
+    origin,
   ];
   return element(
     "div",
@@ -90,7 +98,8 @@ function trajectoryView(trajectory) {
       ["Error", trajectory.error],
     ]),
     ...folded("Query analysis", trajectory.analysis),
-    ...trajectory.turns.map(turnCard),
+    ...trajectory.turns.map((turn, index) =>
+      turnCard(turn, index, originOf(trajectory.branch, index))),
   ];
 }
 
