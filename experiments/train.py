@@ -52,7 +52,6 @@ from experiments.running.record import Record, progress
 from flow_grpo_jax import (
     batching,
     checkpoint,
-    data,
     files,
     metrics,
     processes,
@@ -86,7 +85,7 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
     goes_on = processes.of_first((workdir / "config.json").exists())
     session = sessions.build(config)
     questions = fitting.choose(questions, held_out, config, session.system, started=goes_on)
-    batches = data.QuestionBatches(questions, batch=config.rollout.questions, seed=config.seed)
+    batches = sessions.question_batches(config, questions)
     shapes = sessions.batch_shapes(config, session.mesh)
     sandbox = sessions.sandbox_facts(session.system.tools)
     step_program, state = sessions.start_update(config, variant, session)

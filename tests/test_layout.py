@@ -58,13 +58,14 @@ FLOORS = {
     "experiments.documenting": 1,
     "experiments.evaluating": 4,
     "experiments.planning": 2,
-    "experiments.quickstart": 2,
     "experiments.reporting": 2,
     "experiments.running": 5,
     "experiments.serving": 4,
     "experiments.solving": 1,
     "experiments.speed": 3,
     "experiments.speed.peers": 2,
+    "experiments.warmstarting": 4,
+    "experiments.worlds": 4,
 }
 FILE_LINES, FUNCTION_LINES = 500, 120
 LONGER = {"experiments.train.train": 130}  # the loop of training, top to bottom
@@ -271,6 +272,7 @@ OTHER_DEFAULTS = {
     ("models.lora.init", "dtype"): "of masters, which are float32",
     ("models.lora.add", "dtype"): "of masters, which are float32",
     ("models.lora.load", "dtype"): "of masters, which are float32",
+    ("models.decoder.Config", "rope_theta max_position_embeddings"): "of published models",
     ("models.decoder.Decoder.__init__", "dtype"): "of masters, which are float32",
     ("models.decoder.Decoder.embedded", "dtype"): "of a reference computation",
     ("models.sharding.make_mesh", "data fsdp tensor"): "an axis that is not split",

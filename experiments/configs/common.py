@@ -3,8 +3,8 @@
 from ml_collections import ConfigDict
 
 MODULES = ("analyst", "executor", "verifier", "generator", "base_generator")  # all but the planner
-# Sections whose fields are not fixed here: the warm start's own, and fields of a server's requests.
-FREE = ("warmstart", *(f"backends.{name}.extra" for name in (*MODULES, "judge")))
+# Sections whose fields are not fixed here: sources of questions, fields of a server's requests.
+FREE = ("data.mixture", *(f"backends.{name}.extra" for name in (*MODULES, "judge")))
 MIXED = ("engine.stop_ids",)  # tuples whose items are texts or whole numbers
 
 
@@ -98,6 +98,70 @@ def optim():
     return c
 
 
+def data():
+    """Returns where questions come from."""
+    c = ConfigDict()
+    c.train = ""  # JSONL, JSON, Parquet or a TFDS array_record folder
+    c.held_out = ""  # "" = no evaluation
+    c.format = "auto"  # of the rows of both; docs/data.md has the names
+    c.held_out_format = ""  # "" = as data.format
+    c.index_base = ""  # "0" or "1": where numbers as golds of kind choice count from
+    c.bad_rows = "refuse"  # or "drop": leave out rows that are no questions
+    # Source of training questions, or its part before "/" -> weight; empty: each question counts
+    # the same. flow_grpo_jax/mixture.py
+    c.mixture = ConfigDict()
+    c.too_long = "refuse"  # or "drop": training questions whose prompts can never fit
+    return c
+
+
+def warmstart():
+    """Returns what `experiments.warmstart` trains before, and how; docs/warmstart.md."""
+    c = ConfigDict()
+    c.start = ""  # model to go on from, as model.path; "": a new one of `model`, see prompt_weight
+    c.worlds = ""  # of experiments/worlds, divided by commas: their demonstrations are learnt
+    c.data = ""  # file of conversations to learn
+    c.held_out = ""  # file of conversations to measure
+    c.modules = ()  # whose replies are learnt, such as ("planner", "executor"); empty: all
+    c.replies = "last"  # of a conversation; or "all"
+    c.bad_rows = "refuse"  # or "drop": leave out rows that are no conversations
+    c.too_long = "refuse"  # or "drop": leave out what rollouts and rows have no room for
+    c.seed = 0  # of the questions, the demonstrations and the order of examples
+    c.steps = 100  # optimizer steps
+    c.batch = 32  # replies of an optimizer step
+    c.lr = 1e-5  # learning rate
+    c.final_lr = 0.1  # share of lr that a cosine falls to
+    c.warmup_steps = 5  # over which it rises from 0
+    c.b2 = 0.98  # b1 and the rest: as in `optim`
+    c.weight_decay = 0.01  # AdamW's
+    c.probes = 64  # held-out replies that are measured
+    c.probe_every = 10  # steps
+    c.enough = 0.0  # share of held-out replies of every module that are read: ends it; 0: never
+
+    # Of worlds.
+    c.train_questions = 600  # questions for training
+    c.held_out_questions = 120  # questions to measure with
+    c.demonstrations = 4_000  # replies
+    c.real_share = 1.0  # of demonstrations about train questions; others are about invented things
+
+    # Of a small model that knows nothing yet: it learns whole rows, prompts included.
+    c.prompt_weight = 0.0  # of a prompt's token; 0: replies alone are learnt, as said above
+    c.model = ConfigDict()
+    c.model.vocab_size = 2_048  # as in config.json
+    c.model.hidden_size = 128  # as in config.json
+    c.model.intermediate_size = 384  # as in config.json
+    c.model.num_hidden_layers = 4  # as in config.json
+    c.model.num_attention_heads = 4  # as in config.json
+    c.model.num_key_value_heads = 2  # as in config.json
+    c.model.head_dim = 32  # as in config.json
+    c.model.rope_theta = 10_000.0  # as in config.json
+    c.model.max_position_embeddings = 1_024  # as in config.json
+    c.tokenizer_samples = 4_000  # texts from which a tokenizer is trained
+    c.rows = 16  # rows of an optimizer step
+    c.row_length = 192  # tokens of a row
+    c.copy_samples = 0  # random strings to copy, besides
+    return c
+
+
 def base():
     """Returns all fields with their defaults, locked: an unknown field is an error."""
     c = ConfigDict()
@@ -124,15 +188,7 @@ def base():
     c.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})  # -1: all remaining devices
     c.mesh.sequence = False  # between blocks, positions of a row are spread over `tensor`
 
-    c.data = ConfigDict()
-    c.data.train = ""  # JSONL, JSON, Parquet or a TFDS array_record folder
-    c.data.held_out = ""  # "" = no evaluation
-    c.data.format = "auto"  # of the rows of both; docs/data.md has the names
-    c.data.held_out_format = ""  # "" = as data.format
-    c.data.index_base = ""  # "0" or "1": where numbers as golds of kind choice count from
-    c.data.bad_rows = "refuse"  # or "drop": leave out rows that are no questions
-    c.data.too_long = "refuse"  # or "drop": training questions whose prompts can never fit
-
+    c.data = data()
     c.tools = tools()
 
     c.rollout = ConfigDict()
@@ -156,9 +212,8 @@ def base():
     c.engine.tensor = 1  # devices that split the heads of one replica
     c.engine.replicas = 0  # engines of each process; 0 = as many as its devices allow
     c.engine.slots = 64  # of a replica, for each named weight set
-    c.engine.cache_tokens = (
-        262_144  # of a replica; 0 = slots * longest request, for each weight set
-    )
+    # Of a replica; 0 = slots * longest request, for each weight set.
+    c.engine.cache_tokens = 262_144
     c.engine.page_size = 64  # tokens of a page of the cache
     c.engine.prefill_tokens = 256  # of a row: prompts are cut into rows
     c.engine.prefill_rows = 8  # of a prefill call
@@ -213,12 +268,14 @@ def base():
 
     c.checkpoint = ConfigDict({"every": 10})  # steps
     c.checkpoint.keep = 2  # the newest checkpoints
+    c.warmstart = warmstart()
     return lock(c)
 
 
 def lock(c):
-    """Locks a config, but for fields of servers' requests, and returns it."""
+    """Locks a config, but for sources of questions and fields of servers' requests; returns it."""
     c.lock()
+    c.data.mixture.unlock()
     for module in c.backends.values():
         module.extra.unlock()
     return c

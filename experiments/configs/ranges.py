@@ -65,6 +65,7 @@ RANGES = {
     "model.lora.rank": off_or_more("0 trains all parameters"),
     "model.lora.alpha": Range(0, "twice the rank is common", above=True),
     "mesh.*": Range(1, "-1 takes all remaining devices", also=-1),
+    "data.mixture.*": off_or_more("0 leaves the source out"),
     "tools.workers": count("16 calls run at once by default"),
     "tools.*.seconds": seconds("give a call the time that its service needs"),
     "tools.*.per_second": off_or_more("0 sets no limit"),
@@ -116,14 +117,16 @@ RANGES = {
     "checkpoint.every": count("a number above steps saves at the end alone"),
     "checkpoint.keep": count("1 keeps the newest alone"),
     "warmstart.seed": Range(0, "use a small number such as 0", high=2**32 - 1),
-    "warmstart.lr": Range(0, "2e-3 suits the shipped model", above=True),
+    "warmstart.lr": Range(0, "1e-5 suits all parameters, 2e-4 adapters", above=True),
     "warmstart.final_lr": Range(0, "it is a share of warmstart.lr, such as 0.05", high=1),
     "warmstart.warmup_steps": off_or_more("0 starts at the full rate"),
     "warmstart.weight_decay": off_or_more("0 turns it off"),
     "warmstart.copy_samples": off_or_more("0 practises no copying"),
     "warmstart.prompt_weight": off_or_more("0 trains on responses alone"),
     "warmstart.real_share": Range(0, "it is a share, such as 0.3", high=1),
-    "warmstart.*": count("the quickstart's value is a good start"),
+    "warmstart.b2": Range(0, "0.98 is usual", high=1, below=True),
+    "warmstart.enough": Range(0, "it is a share such as 0.9; 0 turns it off", high=1),
+    "warmstart.*": count("the default is a good start"),
 }
 
 

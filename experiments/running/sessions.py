@@ -13,7 +13,17 @@ from absl import logging
 from agents import prompts
 from experiments.running import backends, command, compiled, determinism, tokens
 from experiments.running.places import base, resolve
-from flow_grpo_jax import batching, judge, loss, optimizer, rollout, scoring, symbolic, update
+from flow_grpo_jax import (
+    batching,
+    judge,
+    loss,
+    mixture,
+    optimizer,
+    rollout,
+    scoring,
+    symbolic,
+    update,
+)
 from models import decoder, hardware, hub, huggingface, lora, sharding
 from models.attention import kernels
 from models.engine import cache, placement, shapes
@@ -443,6 +453,13 @@ def batch_shapes(config, mesh):
     with command.checking_config():
         batching.check_buckets(**shapes)
     return shapes
+
+
+def question_batches(config, questions):
+    """Returns the endless batches of training questions that a config asks for."""
+    settings = dict(batch=config.rollout.questions, seed=config.seed)
+    with command.checking_config():
+        return mixture.batches(questions, weights=config.data.mixture.to_dict(), **settings)
 
 
 def weighting(config, variant, step):

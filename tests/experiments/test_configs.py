@@ -83,6 +83,7 @@ def test_every_config_is_here():
         "quickstart",
         "ranges",
         "smoke",
+        "worlds",
     }
 
 
