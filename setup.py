@@ -4,6 +4,9 @@ Packages are listed by hand, because other projects own import names such as `ag
 tests/test_layout.py keeps the list complete.
 """
 
+import pathlib
+import re
+
 from setuptools import setup
 
 PACKAGES = [
@@ -12,6 +15,7 @@ PACKAGES = [
     "experiments",
     "experiments.configs",
     "experiments.diagnosis",
+    "experiments.documenting",
     "experiments.evaluating",
     "experiments.planning",
     "experiments.reporting",
@@ -109,9 +113,12 @@ EXTRAS = {
     ],
 }
 
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.*)"', (HERE / "flow_grpo_jax/__init__.py").read_text())[1]
+
 setup(
     name="flow-grpo-jax",
-    version="0.1.0",
+    version=VERSION,
     description="Flow-GRPO training of the planner of a tool-using agent, in one JAX program.",
     license="Apache-2.0",
     python_requires=">=3.11",
@@ -119,4 +126,5 @@ setup(
     package_data=PACKAGE_DATA,
     install_requires=REQUIRES,
     extras_require=EXTRAS,
+    entry_points={"console_scripts": ["flow-grpo = experiments.__main__:main"]},
 )

@@ -37,6 +37,8 @@ FIND = "asks whether a package that is named here is installed"
 CHILD = "starts this interpreter on a module of this repository, no shell"
 PEER = "measures a peer in an environment of its own; never part of a run"
 ALLOWED = {
+    ("experiments/__main__.py", "runpy"): "runs a command of this package, of a list of its files",
+    ("experiments/__main__.py", "run_module"): "the same",
     ("experiments/sweeping/jobs.py", "subprocess"): "starts experiments.train, as this user asks",
     ("experiments/running/trackers.py", "subprocess"): "starts experiments.tracking, no other",
     ("experiments/evaluating/identity.py", "importlib"): FIND,

@@ -10,6 +10,8 @@ import math
 
 from models.engine.types import LOWEST_TEMPERATURE
 
+GOOD_START = "the default is a good start"
+
 
 @dataclasses.dataclass(frozen=True)
 class Range:
@@ -44,7 +46,7 @@ def count(instead, least=1):
     return Range(least, instead)
 
 
-def seconds(instead="the default is a good start"):
+def seconds(instead=GOOD_START):
     return Range(0, instead, above=True)
 
 
@@ -69,7 +71,7 @@ RANGES = {
     "tools.*.per_second": off_or_more("0 sets no limit"),
     "tools.*.top_k": count("1 returns the best result alone; leave the tool out of tools.names"),
     "tools.*.max_characters": count("2,000 is a page of text"),
-    "tools.python_coder.*_bytes": count("the default is a good start"),
+    "tools.python_coder.*_bytes": count(GOOD_START),
     "rollout.questions": count("a step needs a question"),
     "rollout.group": count("advantages compare a question's rollouts: use 8, as the paper", 2),
     "rollout.max_turns": count("the paper trains with 3"),
@@ -82,7 +84,7 @@ RANGES = {
     "rollout.empty_steps": off_or_more("0 ends the run at the first"),
     "engine.replicas": off_or_more("0 makes as many as the devices allow"),
     "engine.cache_tokens": off_or_more("0 sizes the cache by the slots"),
-    "engine.*": count("the default is a good start"),
+    "engine.*": count(GOOD_START),
     "backends.*.extra.*": Range(-math.inf, "JSON has no other numbers"),
     "backends.*.temperature": off_or_more("0 decodes greedily"),
     "backends.*.limits.requests_per_second": off_or_more("0 sets no limit"),
@@ -90,8 +92,8 @@ RANGES = {
     "backends.*.limits.backoff_*": off_or_more("0 does not wait"),
     "backends.*.limits.open_seconds": off_or_more("0 asks again at once"),
     "backends.*seconds": seconds(),
-    "backends.*.limits.*": count("the default is a good start"),
-    "reward.*": count("the default is a good start"),
+    "backends.*.limits.*": count(GOOD_START),
+    "reward.*": count(GOOD_START),
     "batch.*": count("experiments.plan tells what fits"),
     "loss.clip_low": Range(0, "0.2 is usual, 3e-4 for gspo", high=1, above=True),
     "loss.clip_high": Range(0, "0.3 is usual, 4e-4 for gspo", above=True),

@@ -6,6 +6,7 @@ after saving. A traceback comes only with --verbosity=1.
 
 import contextlib
 import importlib.util
+import itertools
 import logging as python_logging
 import math
 import os
@@ -17,7 +18,10 @@ import traceback
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
+from experiments.running import places
+
 FAILED, BAD_FLAGS = 1, 2
+CONFIG = ("--config", "-config")
 PATHS = ("workdir", "out")  # flags that name files and folders to write
 URL = r"[A-Za-z][\w+.-]+:/"
 UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # surrogates: bytes that are not UTF-8
@@ -143,8 +147,20 @@ def need(extra, what="This"):
         raise ConfigError(f"{what} needs {packages}: pip install '.[{extra}]'.")
 
 
+def with_files(arguments):
+    """Returns arguments with the files of configs that ship in place of their names."""
+
+    def found(before, argument):
+        flag, equals, value = argument.partition("=")
+        if equals and flag in CONFIG:
+            return f"{flag}={places.config_file(value)}"
+        return places.config_file(argument) if before in CONFIG else argument
+
+    return [found(*pair) for pair in itertools.pairwise(["", *arguments])]
+
+
 def _parsed(argv, required):
-    argv = ["--help" if argument == "-h" else argument for argument in argv]
+    argv = with_files(["--help" if argument == "-h" else argument for argument in argv])
     named = next((a.partition("=")[2] for a in argv if re.match("--?config=", a)), "")
     try:
         rest = flags.FLAGS(argv)
@@ -231,7 +247,8 @@ def _is_file(name, path):
 def plain(text):
     """Returns a sentence for what Python and its libraries say of a flag."""
     if missing := re.search(r"\[Errno 2\] No such file or directory: '([^']+)'", text):
-        return f"There is no file {missing[1]}; see --config."
+        names = ", ".join(places.configs())
+        return f"There is no file {missing[1]}; --config is a file, or a config by name: {names}."
     if "Path to config file is an empty string" in text:
         return "--config is empty; give a file."
     for raw, plain in (

@@ -16,6 +16,7 @@ import pytest
 from agents import effects
 from experiments import export, solve, train
 from experiments.configs import common, quickstart, smoke
+from experiments.documenting import metrics as documented
 from experiments.running import command, limits, stored
 from experiments.solving import panel
 from flow_grpo_jax import data, metrics
@@ -122,6 +123,8 @@ def test_a_run_leaves_everything_the_design_names(finished):
         "compile/count",
     ]
     assert not [name for name in required if name not in found[1]]
+    written = set().union(*found) - {"step"}
+    assert not [name for name in sorted(written) if not documented.known(name)]
     assert max(line["policy/logprob_gap_max"] for line in found[1:]) <= 1e-4
     assert max(abs(line["policy/logprob_gap_k3"]) for line in found[1:]) <= 1e-8
     assert {"eval/success", "eval/correct", "eval/total"} <= set(found[0]) & set(found[2])
@@ -348,7 +351,11 @@ BAD_INPUT = [
     (["--config.rollout.max_response_tokens=64"], 2, "Make it 288 or more"),
     (["--config.mesh.fsdp=3"], 2, "device"),
     (["--nope"], 2, "nope"),
-    (["--config=no/such_file.py"], 2, "There is no file no/such_file.py; see --config."),
+    (
+        ["--config=no/such_file.py"],
+        2,
+        "no file no/such_file.py; --config is a file, or a config by name: ",
+    ),
     (["--workdir=gs://bucket/run"], 2, "--workdir=gs://bucket/run is a URL"),
     (["--workdir="], 2, "--workdir is empty"),
     (["--workdir=~/a"], 2, "--workdir=~/a begins with ~; write --workdir=$HOME/a\n"),

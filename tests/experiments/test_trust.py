@@ -83,6 +83,8 @@ HARMLESS = {  # text fields by which nothing is run, asked, read or written
     *("tools.web_search.embeddings_model", "rollout.prompts", "engine.stop_ids", "engine.layers"),
     *("reward.qa", "reward.math", "reward.gameof24", "reward.choice", "batch.layout"),
     *("loss.variant", "loss.old_logprobs", "optim.moment_dtype"),
+    # Only a training acts on these, by the user's own config.
+    *("trackers", "tracking.project", "tracking.run_name", "trace.steps", "profile.steps"),
     # Only `experiments.warmstart` reads this section, and from the user's own config.
     *(f"warmstart.{name}" for name in ("start", "worlds", "data", "held_out", "modules")),
     *(f"warmstart.{name}" for name in ("replies", "bad_rows", "too_long")),
