@@ -3,6 +3,8 @@
 import dataclasses
 import enum
 
+from agents import pieces
+
 VERSION = 1
 
 
@@ -95,8 +97,11 @@ class Trajectory:
 KINDS = (Trajectory, Turn, Status, Stop)  # of which a trajectory is made
 
 
-def to_json(trajectory, *, question, step, reward, reward_source, advantage):
-    """Returns the line written to `trajectories/*.jsonl`; docs/design.md has the schema."""
+def to_json(trajectory, *, question, step, reward, reward_source, advantage, decode=None):
+    """Returns the line written to `trajectories/*.jsonl`; docs/design.md has the schema.
+
+    decode: token ids -> text; with it, turns have the log-probs of single tokens.
+    """
     turns = [
         {
             "index": turn.index,
@@ -110,7 +115,9 @@ def to_json(trajectory, *, question, step, reward, reward_source, advantage):
             "result": turn.result,
             "tool_error": turn.tool_error,
             "verdict": turn.verdict,
+            "parse_failures": turn.parse_failures,
             "logprob_sum": float(sum(turn.logprobs)),
+            **_of_tokens(turn, decode),
             "seconds": round(turn.seconds, 4),
         }
         for turn in trajectory.turns
@@ -133,4 +140,15 @@ def to_json(trajectory, *, question, step, reward, reward_source, advantage):
         "seconds": round(trajectory.seconds, 4),
         "error": trajectory.error,
         "attempts": trajectory.attempts,
+    }
+
+
+def _of_tokens(turn, decode):
+    """Returns characters and log-prob of each sampled token; {} where they cannot be told apart."""
+    found = decode and pieces.characters(decode, turn.response_tokens, turn.planner_text)
+    if not found:
+        return {}
+    return {
+        "token_characters": found,
+        "token_logprobs": [round(logprob, 4) + 0.0 for logprob in turn.logprobs],
     }

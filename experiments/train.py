@@ -103,7 +103,7 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
         session.serve(state.params)
         logging.info("resumed after step %d", done)
     saved = dict(resumed_after=done, saved=meta.get("metrics")) if meta else {}
-    record = Record(workdir, steps=config.steps, **saved)
+    record = Record(workdir, steps=config.steps, decode=session.system.tokenizer.decode, **saved)
     evaluation = Evaluation(held_out, config, session, record, should_stop)
     settings = sessions.rollout_settings(config, temperature=config.rollout.temperature)
     rollouts = config.rollout.group

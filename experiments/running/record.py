@@ -24,14 +24,15 @@ class Record:
       steps: training steps of the run.
       resumed_after: the last step that is kept; None starts empty files.
       saved: the metrics of that step in its checkpoint, which make its line whole.
+      decode: token ids -> text of the planner; with it, trajectories tell tokens apart.
 
     Attributes:
       writes: whether this process writes.
     """
 
-    def __init__(self, workdir, *, steps, resumed_after=None, saved=None):
+    def __init__(self, workdir, *, steps, resumed_after=None, saved=None, decode=None):
         self.writes = processes.index() == 0
-        self._folder, self._steps = workdir, steps
+        self._folder, self._steps, self._decode = workdir, steps, decode
         self._metrics = self._board = None
         if self.writes:
             self._metrics = metrics.MetricsFile(
@@ -98,6 +99,7 @@ class Record:
                     reward=score.value if score.known else None,
                     reward_source=score.source,
                     advantage=0.0 if adv_QG is None else float(adv_QG[q, g]),
+                    decode=self._decode,
                 )
                 lines.append(json.dumps(line) + "\n")
         with files.writing(path.parent):
