@@ -129,6 +129,7 @@ def to_json(trajectory, *, question, step, reward, reward_source, advantage, dec
         "rollout": trajectory.rollout,
         "question": question["question"],
         "gold": question["answer"],
+        "source": question.get("source"),
         "analysis": trajectory.analysis,
         "turns": turns,
         "answer": trajectory.answer,

@@ -57,7 +57,7 @@ FLOORS = {
     "experiments.evaluating": 4,
     "experiments.planning": 2,
     "experiments.quickstart": 2,
-    "experiments.reporting": 2,
+    "experiments.reporting": 5,
     "experiments.running": 4,
     "experiments.serving": 4,
     "experiments.solving": 1,

@@ -52,6 +52,7 @@ class Browser:
         self.run(
             "new Promise((done) => document.readyState === 'complete' ? done() : onload = done)"
         )
+        self.run("typeof ready === 'undefined' ? null : ready")  # of the report's script
         self.settle()
 
     def settle(self):

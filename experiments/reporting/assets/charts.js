@@ -69,6 +69,13 @@ function line(points) {
   return points.map(([x, y], i) => `${i ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
 }
 
+// A second run has the colours of the first, and dashes.
+function colorOf(chart, index) {
+  const of = chart.series[index].run;
+  const before = chart.series.slice(0, index).filter((series) => series.run === of);
+  return `var(--c${(of === undefined ? index : before.length) % 8})`;
+}
+
 function drawChart(chart, steps, width, onStep) {
   const log = chart.unit === "log";
   const [low, high] = valueRange(chart);
@@ -97,11 +104,12 @@ function drawChart(chart, steps, width, onStep) {
   }
 
   chart.series.forEach((series, index) => {
-    const color = `var(--c${index % 8})`;
+    const color = colorOf(chart, index);
     const kept = series.y.map((_, i) => i).filter((i) => !log || series.y[i] > 0);
     const at = (values) => kept.map((i) => [x(series.x[i]), y(values[i])]);
     const stroke = (path, name) => {
       path.style[name] = color;
+      if (name === "stroke" && series.run) path.setAttribute("stroke-dasharray", "6 4");
       svg.append(path);
     };
     if (series.low) {
@@ -159,7 +167,8 @@ function chartCard(chart, steps, onStep) {
     { class: "legend" },
     ...chart.series.map((series, index) => {
       const mark = element("i");
-      mark.style.background = `var(--c${index % 8})`;
+      mark.style.background = colorOf(chart, index);
+      if (series.run) mark.className = "dashed";
       return element("span", {}, mark, visible(series.label), " ", values[index]);
     }),
     element("span", {}, ""),
@@ -198,8 +207,7 @@ function chartCard(chart, steps, onStep) {
   return card;
 }
 
-function showCharts(onStep) {
-  const { main, other } = data("charts");
+function showCharts({ main, other }, onStep) {
   const all = [...main, ...other].flatMap((chart) => chart.series.flatMap((series) => series.x));
   if (!all.length) {
     document.getElementById("charts").closest("section").remove();
@@ -207,7 +215,7 @@ function showCharts(onStep) {
   }
   const steps = all.reduce(([a, b], x) => [Math.min(a, x), Math.max(b, x)], [all[0], all[0]]);
   for (const chart of main) {
-    const place = chart.title === "Held-out success" ? "hero" : "charts";
+    const place = chart.title.startsWith("Held-out success") ? "hero" : "charts";
     document.getElementById(place).append(chartCard(chart, steps, onStep));
   }
   const rest = document.getElementById("other");
