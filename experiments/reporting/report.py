@@ -170,11 +170,11 @@ def read_config(path):
 
 def _learned(runs):
     cards = [_learned_card(index, run, len(runs) > 1) for index, run in enumerate(runs)]
-    against = _against(runs)
+    compared = against(runs)
     cards.append(element("div", id="hero"))
     return joined(
+        element("p", compared, class_="lead") if compared else None,
         element("div", *cards, class_="outcome"),
-        element("p", against, class_="note") if against else None,
     )
 
 
@@ -241,7 +241,7 @@ def _measures(titles, rows):
     return element("details", element("summary", "All held-out measures"), whole)
 
 
-def _against(runs):
+def against(runs):
     """Returns a sentence that compares the last evaluations of two runs; "" if it cannot."""
     if len(runs) != 2 or not all(run.ends and run.ends.held_out for run in runs):
         return ""
@@ -371,7 +371,7 @@ def _trust(runs):
 
 
 def _trust_cards(run, several):
-    found = summary.checks(run.metrics, damaged=run.damaged, ends=run.ends)
+    found = summary.checks(run.metrics, damaged=run.damaged)
     lines = [
         element(
             "li",

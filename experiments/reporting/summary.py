@@ -186,7 +186,7 @@ def _shares(sides, names_of, *, of_items=True):
 # ---- can it be trusted -------------------------------------------------------------------------
 
 
-def checks(metrics, *, damaged, ends):
+def checks(metrics, *, damaged):
     """Returns the `Check`s of a run, without those that nothing is known of."""
     found = [
         _gap(metrics),
@@ -195,7 +195,7 @@ def checks(metrics, *, damaged, ends):
         _cut(metrics),
         _flat(metrics),
         _skipped(metrics),
-        _size(metrics, ends),
+        _size(metrics),
     ]
     if damaged:
         why = "Damaged or unfinished lines of the run's files, as after a killed process."
@@ -279,7 +279,7 @@ def _skipped(metrics):
     return Check(NOTE if sum(skipped) or empty else GOOD, "Updates", value, why)
 
 
-def _size(metrics, ends):
+def _size(metrics):
     totals = _all(metrics, "eval/total")
     if not totals:
         why = "Without held-out questions nothing tells learning from luck."

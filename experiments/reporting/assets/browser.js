@@ -249,9 +249,12 @@ function showTrajectories(store) {
         element("span", { class: "quiet" }, store.nameOf(group.step)),
         chip(group.id),
         chip(group.source),
-        element("span", { class: "space" }),
-        element("button", { "aria-label": "Previous question", onclick: () => move(-1) }, "↑"),
-        element("button", { "aria-label": "Next question", onclick: () => move(1) }, "↓"),
+        element(
+          "span",
+          { class: "space" },
+          element("button", { "aria-label": "Previous question", onclick: () => move(-1) }, "↑"),
+          element("button", { "aria-label": "Next question", onclick: () => move(1) }, "↓"),
+        ),
       ),
       element("h3", {}, visible(question)),
       gold === "" ? null : element("p", { class: "gold" }, element("span", {}, "Gold"), visible(gold)),
@@ -309,6 +312,7 @@ function showTrajectories(store) {
         rows,
         group,
         title: [prefix, `Rollout ${trajectory.rollout}`].filter(Boolean).join(" · "),
+        trained: !steps[(mine ? now.group : now.beside).step].heldout,
         active: several && place === now.rollout,
         onTitle: () => (mine && rollouts.length > 1 ? pick(place, !now.together) : null),
       });

@@ -1,4 +1,5 @@
 const HEIGHT = 168, LEFT = 46, RIGHT = 10, TOP = 10, BOTTOM = 22;
+const FIRST_CHARTS = 6; // the others are folded
 const cursors = [];
 
 function showCursor(step) {
@@ -214,18 +215,20 @@ function showCharts({ main, other }, onStep) {
     return;
   }
   const steps = all.reduce(([a, b], x) => [Math.min(a, x), Math.max(b, x)], [all[0], all[0]]);
+  const card = (chart) => chartCard(chart, steps, onStep);
   for (const chart of main) {
-    const place = chart.title.startsWith("Held-out success") ? "hero" : "charts";
-    document.getElementById(place).append(chartCard(chart, steps, onStep));
+    if (chart.title.startsWith("Held-out success")) document.getElementById("hero").append(card(chart));
   }
-  const rest = document.getElementById("other");
-  if (!other.length) rest.remove();
-  rest.addEventListener("toggle", () => {
-    const grid = rest.querySelector(".grid");
-    if (!grid.childElementCount) {
-      grid.append(...other.map((chart) => chartCard(chart, steps, onStep)));
-    }
-    showCursor(null);
-  });
+  const curves = main.filter((chart) => !chart.title.startsWith("Held-out success"));
+  document.getElementById("charts").append(...curves.slice(0, FIRST_CHARTS).map(card));
+  for (const [id, charts] of [["more", curves.slice(FIRST_CHARTS)], ["other", other]]) {
+    const place = document.getElementById(id);
+    if (!charts.length) place.remove();
+    place.addEventListener("toggle", () => {
+      const grid = place.querySelector(".grid");
+      if (!grid.childElementCount) grid.append(...charts.map(card));
+      showCursor(null);
+    });
+  }
   showCursor(null);
 }

@@ -86,15 +86,16 @@ function turnCard(turn, index, trajectory) {
 }
 
 // rows: of the grid that columns beside each other share.
-function columnOf(trajectory, { title, rows, onTitle, active, group }) {
-  const { reward, advantage } = trajectory;
+function columnOf(trajectory, { title, rows, onTitle, active, group, trained }) {
+  const { reward } = trajectory;
+  const advantage = trained ? trajectory.advantage : null;
   const kind = reward === null ? "" : reward >= 1 ? "good" : "bad";
   const facts = [
     chip(reward === null ? "not scored" : `reward ${shown(reward)}`, kind),
     chip(trajectory.reward_source ? `by ${trajectory.reward_source}` : ""),
     advantage === null ? null
       : chip(`advantage ${signed(advantage)}`, advantage > 0 ? "good" : advantage < 0 ? "bad" : ""),
-    chip(trajectory.status, trajectory.status === "ok" ? "" : "bad"),
+    chip(trajectory.status === "ok" ? "" : trajectory.status, "bad"),
     chip(trajectory.stop ? `stop: ${trajectory.stop}` : ""),
     trajectory.seconds === null ? null : chip(`${shown(trajectory.seconds)} s`),
   ];
@@ -112,14 +113,14 @@ function columnOf(trajectory, { title, rows, onTitle, active, group }) {
     "div",
     { class: `column ${group}`, "aria-current": active ? "true" : "false" },
     head,
-    ...trajectory.turns.map((turn, index) => turnCard(turn, index, trajectory)),
+    ...trajectory.turns.map((turn, index) => turnCard(turn, index, { ...trajectory, advantage })),
   );
   column.style.gridRow = `span ${rows}`;
   return column;
 }
 
 function shades() {
-  const words = ["≥ 0.9", "0.5", "0.2", "0.05", "less"];
+  const words = ["≥ 0.9", "≥ 0.5", "≥ 0.2", "≥ 0.05", "less"];
   return element(
     "span",
     { class: "key" },
