@@ -139,7 +139,10 @@ def habits(ends):
         (
             "Turns used",
             "Share of the trajectories.",
-            sorted(_shares(sides, lambda t: [_turns(len(t["turns"]))])),
+            [
+                (f"{count} turn{'' if count == 1 else 's'}", before, after)
+                for count, before, after in sorted(_shares(sides, lambda t: [len(t["turns"])]))
+            ],
         ),
         (
             "What goes wrong",
@@ -159,10 +162,6 @@ def habits(ends):
 
 def _tools(trajectory):
     return [turn["tool"] or "no tool" for turn in trajectory["turns"]]
-
-
-def _turns(count):
-    return f"{count} turn{'' if count == 1 else 's'}"
 
 
 def _shares(sides, names_of, *, of_items=True):
@@ -240,7 +239,7 @@ def _left_out(metrics):
         return None
     share = 1 - _mean(valid) if valid else 0.0
     causes = ", ".join(f"{count:.0f} by {what}" for what, count in lost.items() if count)
-    value = f"{100 * share:.2g} % of the rollouts" if share or causes else "none"
+    value = f"{_percent(share)} of the rollouts" if share or causes else "none"
     state = _state(share, LEFT_OUT) if share else NOTE if causes else GOOD
     why = "Rollouts without a trusted reward. They count in no average, and never as wrong."
     value += f" ({causes})" if causes else ""
@@ -264,7 +263,7 @@ def _late(metrics, name, bounds, title, what, why):
     if not values:
         return None
     last = _mean(values[-ENDS:])
-    return Check(_state(last, bounds), title, f"{100 * last:.2g} % of the {what}", why)
+    return Check(_state(last, bounds), title, f"{_percent(last)} of the {what}", why)
 
 
 def _skipped(metrics):
@@ -299,6 +298,10 @@ def _all(metrics, name):
 
 def _mean(values):
     return sum(values) / len(values)
+
+
+def _percent(share):
+    return f"{100 * share:.1f} %"
 
 
 def _state(value, bounds):

@@ -211,9 +211,7 @@ def test_hostile_texts_are_seen_and_not_run(tab, page):
 
 
 def test_a_question_of_the_summary_opens_and_stands_beside_its_beginning(tab, tmp_path):
-    runs = [
-        fake_run(tmp_path / name, steps=10, questions=2, group=2) for name in ("one", "two")
-    ]
+    runs = [fake_run(tmp_path / name, steps=10, questions=2, group=2) for name in ("one", "two")]
     tab.open(report.write_report(runs, tmp_path / "both.html"), width=1280)
     tab.run("document.querySelectorAll('.card')[1].querySelector('[data-question]').click()")
     tab.settle()
