@@ -26,6 +26,7 @@ PAGES = ("README.md",) + tuple(
         "data",
         "design",
         "evaluate",
+        "report",
         "security",
         "serving",
         "tools",
