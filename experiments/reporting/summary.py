@@ -154,7 +154,9 @@ def habits(ends):
     for source in sorted({t["source"] for side in sides for t in side} - {""}):
         rewards = [[t["reward"] == 1 for t in s if t["source"] == source] for s in sides]
         if all(rewards):
-            by_source.append((source, *(sum(each) / len(each) for each in rewards)))
+            by_source.append(
+                (source[: records.NAME_CHARACTERS], *(sum(each) / len(each) for each in rewards))
+            )
     if len(by_source) > 1:
         found.append(("Solved, by source", "Share of the questions.", by_source))
     return [(title, note, rows) for title, note, rows in found if rows]
@@ -174,6 +176,7 @@ def _shares(sides, names_of, *, of_items=True):
         count = {}
         for trajectory in side:
             for name in names_of(trajectory):
+                name = name if isinstance(name, int) else name[: records.NAME_CHARACTERS]
                 count[name] = count.get(name, 0) + 1
         total = sum(count.values()) if of_items else len(side)
         counts.append({name: number / max(total, 1) for name, number in count.items()})
@@ -279,7 +282,7 @@ def _skipped(metrics):
 
 
 def _size(metrics):
-    totals = _all(metrics, "eval/total")
+    totals = [total for total in _all(metrics, "eval/total") if total > 0]
     if not totals:
         why = "Without held-out questions nothing tells learning from luck."
         return Check(NOTE, "Held-out questions", "none", why) if metrics else None

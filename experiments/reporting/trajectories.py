@@ -20,6 +20,7 @@ from flow_grpo_jax.bounds import files, json_text
 
 FIELD_CHARACTERS = 6000
 QUESTION_CHARACTERS = 300
+NAME_CHARACTERS = 80  # of tools and the like, which are short unless somebody means harm
 RATIO = 16  # texts that pack better than this count as if they did not; browsers unpack them
 
 _NAME = re.compile(r"(step|heldout)_(\d+)\.jsonl$")
@@ -271,18 +272,20 @@ def _summary(groups, *, listed):
             first = next(iter(rollouts.values()))
             rows = [_row(t) for _, t in sorted(rollouts.items())]
             question = text(first["question"], QUESTION_CHARACTERS)
-            summary["groups"].append([name, question, first["source"], rows])
+            source = first["source"][:NAME_CHARACTERS]
+            summary["groups"].append([name, question, source, rows])
     return summary
 
 
 def _row(trajectory):
+    tools = dict.fromkeys(turn["tool"][:NAME_CHARACTERS] for turn in trajectory["turns"])
     return [
         trajectory["reward"] if trajectory["status"] != Status.INFRA_ERROR else None,
         len(trajectory["turns"]),
         sum(turn["tool_error"] for turn in trajectory["turns"]),
-        trajectory["status"],
-        trajectory["mistakes"],
-        list(dict.fromkeys(turn["tool"] for turn in trajectory["turns"])),
+        trajectory["status"][:NAME_CHARACTERS],
+        [name[:NAME_CHARACTERS] for name in trajectory["mistakes"]],
+        list(tools),
     ]
 
 

@@ -28,6 +28,11 @@ function follow(state) {
 }
 
 const ready = (async () => {
+  if (!("DecompressionStream" in window)) {
+    const told = "Curves and trajectories need a browser of 2024 or newer.";
+    document.getElementById("reader").append(element("p", { class: "note" }, told));
+    return;
+  }
   const [charts, steps, runs, live] = await Promise.all(
     ["charts", "steps", "runs", "live"].map(data),
   );

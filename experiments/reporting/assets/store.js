@@ -1,5 +1,6 @@
 // What the page holds: steps of runs with their groups, and texts that are unpacked when asked for.
 const KEPT_STEPS = 64;
+const MOST_VALUES = 200; // of a filter
 
 async function data(name) {
   const block = document.getElementById(`data-${name}`);
@@ -54,7 +55,8 @@ function makeStore(steps, runs) {
 
   // Every distinct value of the rollouts' or the groups' facts, for the filters.
   function valuesOf(read) {
-    return [...new Set(groups.flatMap(read))].filter((value) => value !== "").sort();
+    return [...new Set(groups.flatMap(read))].filter((value) => value !== "").sort()
+      .slice(0, MOST_VALUES);
   }
 
   return {
