@@ -14,13 +14,13 @@ PACKAGES = [
     "experiments.diagnosis",
     "experiments.evaluating",
     "experiments.planning",
-    "experiments.quickstart",
     "experiments.reporting",
     "experiments.running",
     "experiments.serving",
     "experiments.solving",
     "experiments.speed",
     "experiments.speed.peers",
+    "experiments.worlds",
     "flow_grpo_jax",
     "flow_grpo_jax.answers",
     "flow_grpo_jax.benchmarks",
@@ -30,6 +30,7 @@ PACKAGES = [
     "models.attention",
     "models.engine",
     "models.engine.layouts",
+    "models.gguf",
     "tools",
     "tools.sandbox",
 ]
@@ -62,6 +63,7 @@ REQUIRES = [
 SERVE = ["prometheus-client>=0.21,<1", "starlette>=0.46,<2", "uvicorn>=0.34,<1"]
 MCP = ["mcp>=2.3,<3"]
 GRAMMAR = ["llguidance>=1.8,<2"]
+GGUF = ["gguf>=0.17,<1"]
 PLOTS = ["matplotlib>=3.9,<4"]
 EXTRAS = {
     "tpu": ["jax[tpu]"],
@@ -73,15 +75,17 @@ EXTRAS = {
     "serve": SERVE,
     "grammar": GRAMMAR,  # response_format of the server, rollout.grammar
     "web": ["trafilatura>=2,<3", "lxml_html_clean>=0.4,<1"],  # the main text of pages
+    "gguf": GGUF,  # model files of llama.cpp
     "mcp": MCP,
     "math": ["math-verify>=0.8", "sympy>=1.13"],
     "tensorboard": ["tensorboardX>=2.6"],
-    "plots": PLOTS,  # PNG and SVG of experiments.evaluate --analyse
+    "plots": PLOTS,  # PNG and SVG of experiments.evaluate --analyse and experiments.compare
     # torch is the reference that tests compare with. This version also admits the small CPU build
     # 2.13.0+cpu, which pip prefers where an index offers it.
     "dev": [
         *SERVE,
         *GRAMMAR,
+        *GGUF,
         *MCP,
         *PLOTS,
         "httpx>=0.27,<1",

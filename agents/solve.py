@@ -32,6 +32,8 @@ def solve(
     answer_at=(),
     budget=prompts.Budget(),  # noqa: B008  immutable
     rollout=0,
+    analysis=None,
+    before=(),
     clock=time.monotonic,
     on_refusal=lambda refusal: None,
 ):
@@ -49,6 +51,9 @@ def solve(
         budget changes no prompt but the generator's, which is asked once more at each of them.
       budget: `prompts.Budget` of every prompt.
       rollout: index among the trajectories of the question.
+      analysis: known already, so that it is not asked for; None is not known.
+      before: `Turn`s that are taken already. Nothing of them is asked or called again: the solver
+        goes on from their memory.
       clock: seconds; only for the record.
       on_refusal: called with a `Refusal` for every module text that its parser refuses.
     """
@@ -56,26 +61,27 @@ def solve(
         raise ValueError(f"max_turns={max_turns} is less than 1.")
     questions.refuse_images(question)
     start, query = clock(), question["question"]
-    memory, turns, analysis, earlier = Memory(), [], "", {}
+    memory, turns, earlier = _remembered(before), [*before], {}
     status, stop = Status.OK, Stop.BUDGET
 
     def ended(**how):
         return Trajectory(
             question_id=question["id"],
             rollout=rollout,
-            analysis=analysis,
+            analysis=analysis or "",
             turns=tuple(turns),
             seconds=clock() - start,
             **how,
         )
 
     try:
-        messages, _ = prompts.fit(
-            lambda _: prompts.analyst(prompt_set, tools, query), memory, budget
-        )
-        analysis = (yield ModelRequest("analyst", messages)).text.strip()
+        if analysis is None:
+            messages, _ = prompts.fit(
+                lambda _: prompts.analyst(prompt_set, tools, query), memory, budget
+            )
+            analysis = (yield ModelRequest("analyst", messages)).text.strip()
         task = _Task(query, analysis, tools, prompt_set, budget, clock, on_refusal)
-        for index in range(1, max_turns + 1):
+        for index in range(len(before) + 1, max_turns + 1):
             turn, memory = yield from _turn(task, index, memory)
             turns.append(turn)
             if not turn.finished:
@@ -115,6 +121,23 @@ def _answer(task, memory, status, stop):
         task.on_refusal(Refusal("generator", str(refused)))
         stop = Stop.PARSE_ERROR
     return dict(answer=answer, status=status, stop=stop, error=error)
+
+
+def _remembered(turns):
+    """Returns the Memory after turns, as `_turn` left it."""
+    entries = (
+        Entry(
+            sub_goal=turn.sub_goal,
+            tool=turn.tool,
+            command=turn.command,
+            result=turn.result,
+            error=turn.tool_error,
+            verdict=turn.verdict,
+            seconds=turn.seconds,
+        )
+        for turn in turns
+    )
+    return Memory(tuple(entries))
 
 
 def _turn(task, index, memory):

@@ -62,13 +62,25 @@ class Turn:
 
 
 @dataclasses.dataclass(frozen=True)
+class Branch:
+    """Where a trajectory leaves another of its question, whose turns before are its own too.
+
+    parent: the rollout of the other.    turn: the first one, from 1, that is drawn anew.
+    """
+
+    parent: int
+    turn: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Trajectory:
     """One solved question.
 
-    seconds: wall-clock.
+    seconds: wall-clock; of a branch, from there on.
     error: what ended a trajectory that is not ok, or "".
     attempts: times it was started; more than 1 after infrastructure failures.
     earlier: turn budget -> what the same solver would have returned with that smaller budget.
+    branch: None for a trajectory that began at the question.
     """
 
     question_id: str
@@ -82,6 +94,12 @@ class Trajectory:
     error: str = ""
     attempts: int = 1
     earlier: dict = dataclasses.field(default_factory=dict)
+    branch: Branch | None = None
+
+    @property
+    def own_turns(self):
+        """The turns that were drawn for this trajectory, not taken from its parent."""
+        return self.turns[self.branch.turn - 1 :] if self.branch else self.turns
 
     @property
     def broken(self):
@@ -94,12 +112,15 @@ class Trajectory:
         return self.status == Status.TRUNCATED and bool(self.error)
 
 
-KINDS = (Trajectory, Turn, Status, Stop)  # of which a trajectory is made
+KINDS = (Trajectory, Turn, Branch, Status, Stop)  # of which a trajectory is made
 
 
-def to_json(trajectory, *, question, step, reward, reward_source, advantage, decode=None):
+def to_json(
+    trajectory, *, question, step, reward, reward_source, advantage, of_turns=None, decode=None
+):
     """Returns the line written to `trajectories/*.jsonl`; docs/design.md has the schema.
 
+    of_turns: advantages of the turns, None for those not trained on; None if they have no own.
     decode: token ids -> text; with it, turns have the log-probs of single tokens.
     """
     turns = [
@@ -122,11 +143,16 @@ def to_json(trajectory, *, question, step, reward, reward_source, advantage, dec
         }
         for turn in trajectory.turns
     ]
+    if of_turns is not None:
+        for turn, own in zip(turns, of_turns, strict=False):  # there may be longer trajectories
+            turn["advantage"] = own
+    branch = {"branch": dataclasses.asdict(trajectory.branch)} if trajectory.branch else {}
     return {
         "version": VERSION,
         "step": step,
         "question_id": trajectory.question_id,
         "rollout": trajectory.rollout,
+        **branch,
         "question": question["question"],
         "gold": question["answer"],
         "source": question.get("source"),

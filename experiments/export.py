@@ -21,7 +21,7 @@ TAGS = ["flow-grpo", "agentflow", "planner", "tool-use", "reinforcement-learning
 CARD = """
 # Planner trained in the flow
 
-An AgentFlow planner (Qwen2.5 architecture), trained by Flow-GRPO
+An AgentFlow planner ({family} architecture), trained by Flow-GRPO
 ([arXiv 2510.05592](https://arxiv.org/abs/2510.05592)) with flow_grpo_jax: on-policy, inside the
 live loop of planner, executor, verifier and generator, from one verifiable outcome for each
 trajectory.
@@ -40,6 +40,7 @@ trajectory.
 | held-out success | {held_out}; before training {before} |
 | dtype | {dtype}; trained in float32 |
 | a reply ends at | {ends} |
+| chat template | {switches} |
 
 ## Use
 {use}
@@ -47,11 +48,11 @@ The prompts are those of flow_grpo_jax (`{prompts}`); with others the planner wa
 """
 USE_WEIGHTS = """
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 folder = "."  # this one
 model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
 ```
 
 ```
@@ -66,11 +67,11 @@ This is a LoRA adapter of rank {rank}; it needs its base.
 
 ```python
 from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerFast
 
 folder = "."  # this one
 model = AutoPeftModelForCausalLM.from_pretrained(folder, dtype="auto")
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
 ```
 
 ```
@@ -112,15 +113,23 @@ def export(workdir, out, *, step=None, dtype=None, base_model=None, adapter=Fals
             f"The run in {workdir} has no adapter: with model.lora.rank=0 all parameters were "
             "trained. Leave out --adapter to write them."
         )
+    if adapter and not base_model and sessions.is_gguf(config):
+        raise command.ConfigError(
+            f"An adapter needs a base that PEFT reads, and {config.model.path} is a GGUF model. "
+            "Give the name of the same model on the hub as --base_model, or leave out --adapter."
+        )
     dtype = np.dtype(sessions.DTYPES[dtype] if dtype else sessions.compute_dtype(config))
     restore = stored.restore_params if adapter else stored.restore_policy
     step, params, meta = restore(workdir, config, step=step)
     base, stops = stored.base_folder(config, meta), config.engine.stop_ids
-    vocabulary = tokens.load(base, stops=stops, conversations=())
+    switches = tokens.switches(config.model)
+    vocabulary = tokens.load(base, stops=stops, switches=switches, conversations=())
     known = model_card.of_base(base, name=base_model)
     temperature = config.rollout.temperature
     use = USE_ADAPTER if adapter else USE_WEIGHTS
+    dims = huggingface.model_config(base)
     text = CARD.format(
+        family=dims.family.title,
         base=known.get("base_model", config.model.path),
         reference=meta["reference"],
         step=step,
@@ -136,6 +145,7 @@ def export(workdir, out, *, step=None, dtype=None, base_model=None, adapter=Fals
         before=_held_out(workdir, 0),
         dtype=dtype.name,
         ends=tokens.describe_ends(vocabulary),
+        switches=_stated(switches, vocabulary),
         use=use.format(temperature=temperature, rank=rank, base=known.get("base_model", base)),
         prompts=config.rollout.prompts,
     )
@@ -170,6 +180,12 @@ def _deciders(config):
     others = {kind: decider for kind, decider in others.items() if decider != "rule"}
     named = [f"{kind} by {decider}" for kind, decider in others.items()]
     return ", ".join(["exact checkers by question kind", *named])
+
+
+def _stated(switches, vocabulary):
+    """Returns a text that says which of the switches the chat template asked for."""
+    stated = [f"{name}={switches[name]!r}" for name in vocabulary.switches]
+    return f"with {', '.join(stated)}" if stated else "without switches"
 
 
 def _held_out(workdir, step):

@@ -124,7 +124,7 @@ def plan(config, topology, *, model="", estimate=False, workload=None):
 
 
 def model_dims(config, model):
-    """Returns the qwen2.Config of a published size, or of the folder that the config names."""
+    """Returns the decoder.Config of a published size, or of the folder that the config names."""
     if model:
         if model.lower() not in published.SIZES:
             raise command.ConfigError(

@@ -49,6 +49,7 @@ def make(
     api_key,
     stop_seconds,
     stop_ids=(),
+    thinking=False,
 ):
     """Builds the `serving.server.Server` of a Hugging Face folder; its programs are compiled.
 
@@ -71,7 +72,8 @@ def make(
 
     folder = sessions.locate_model(folder, root=pathlib.Path.cwd())
     config = huggingface.model_config(folder)
-    words = tokens.load(folder, stops=stop_ids, conversations=(("user",),))
+    switches = {"enable_thinking": thinking}
+    words = tokens.load(folder, stops=stop_ids, switches=switches, conversations=(("user",),))
     max_length = _max_length(max_length, config)
     if grammar is None:
         grammar = command.installed("grammar")
@@ -198,7 +200,7 @@ def define_flags():
     flags.DEFINE_string(
         "model",
         None,
-        "Hugging Face folder of a Qwen2.5 model, or the name on the hub of one in its cache here.",
+        "Hugging Face folder of a model, or the name on the hub of one in its cache here.",
     )
     flags.DEFINE_string(
         "name",
@@ -223,6 +225,7 @@ def define_flags():
     flags.DEFINE_multi_string(
         "stop_ids", [], "A token that ends an answer beside those the model names, by id or text."
     )
+    flags.DEFINE_bool("thinking", False, "What Qwen3's chat template sees as enable_thinking.")
     flags.DEFINE_integer("stop_seconds", 30, "Time for running requests after SIGTERM.", 0)
 
 
@@ -244,6 +247,7 @@ def main():
         grammar=values.grammar,
         api_key=api_key,
         stop_ids=values.stop_ids,
+        thinking=values.thinking,
         stop_seconds=values.stop_seconds,
     )
     host, port = listener.getsockname()[:2]

@@ -238,7 +238,7 @@ def define_flags():
     flags.DEFINE_string(
         "model",
         None,
-        "Hugging Face folder of a Qwen2.5 model, or the name on the hub of one in its cache here; "
+        "Hugging Face folder of a model, or the name on the hub of one in its cache here; "
         "with --url, a model's name there.",
     )
     flags.DEFINE_string("url", None, "Server of OpenAI's API that answers for every module.")

@@ -52,7 +52,6 @@ from experiments.running.record import Record, progress
 from flow_grpo_jax import (
     batching,
     checkpoint,
-    data,
     files,
     metrics,
     processes,
@@ -86,7 +85,7 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
     goes_on = processes.of_first((workdir / "config.json").exists())
     session = sessions.build(config)
     questions = fitting.choose(questions, held_out, config, session.system, started=goes_on)
-    batches = data.QuestionBatches(questions, batch=config.rollout.questions, seed=config.seed)
+    batches = sessions.question_batches(config, questions)
     shapes = sessions.batch_shapes(config, session.mesh)
     sandbox = sessions.sandbox_facts(session.system.tools)
     step_program, state = sessions.start_update(config, variant, session)
@@ -106,7 +105,8 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
     record = Record(workdir, steps=config.steps, decode=session.system.tokenizer.decode, **saved)
     evaluation = Evaluation(held_out, config, session, record, should_stop)
     settings = sessions.rollout_settings(config, temperature=config.rollout.temperature)
-    rollouts = config.rollout.group
+    rollouts, branching = config.rollout.group, limits.branching(config, variant)
+    roots = branching.roots(rollouts) if branching else rollouts
     last = done, state, {"data": batches.get_state(), **facts, "metrics": record.line(done)}
     try:
         # Also runs an evaluation that a stop signal cut off.
@@ -129,6 +129,7 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
                     should_stop=should_stop,
                     on_finished=advance,
                     timer=timer,
+                    branching=branching,
                 )
             rolled_out = time.monotonic()
             tokens.warn_if_nothing_ended(trajectories_QG, session.system.tokenizer, config)
@@ -139,16 +140,16 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
             valid_QG = samples.usable(
                 trajectories_QG, scores_QG, least=config.rollout.min_valid_share
             )
-            turns = samples.of_turns(trajectories_QG)
-            turns_QG = batching.turn_counts(turns, questions=len(batch), rollouts=rollouts)
-            adv_QG = variant.advantages(rewards_QG, valid_QG, turns_QG)
+            how = dict(variant=variant, branching=branching)
+            earned = samples.earned(trajectories_QG, rewards_QG, valid_QG, **how)
 
             # ---- update ------------------------------------------------------------------------
-            if cause := samples.why_none(trajectories_QG, scores_QG):
+            if cause := samples.why_none(trajectories_QG, scores_QG) or earned.missing:
                 updated = record.skip(step, cause, most=config.rollout.empty_steps)
             else:
                 how = shapes | sessions.weighting(config, variant, step)
-                parts = batching.build(turns, adv_QG=adv_QG, valid_QG=valid_QG, **how)
+                how |= dict(adv_QG=earned.adv_QG, own=earned.own, valid_QG=valid_QG)
+                parts = batching.build(earned.trained, **how)
                 state, updated = session.take_steps(
                     step_program, state, parts, release=config.engine.release
                 )
@@ -156,15 +157,13 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
 
             # ---- record ------------------------------------------------------------------------
             values = {
-                **metrics.of_rewards(rewards_QG, valid_QG),
-                **metrics.of_trajectories(
-                    sum(trajectories_QG, []), session.system.tools, prefix="rollout"
-                ),
+                **metrics.of_rewards(rewards_QG[:, :roots], valid_QG[:, :roots]),
+                **metrics.of_rollouts(trajectories_QG, earned.turns, session.system.tools, roots),
                 **judged,
                 **session.backends.counts(),
                 **updated,
                 "compile/count": float(step_program.compile_count + engine.compile_count),
-                **measured(turns, timer, rolled_out - started, finished - rolled_out),
+                **measured(earned.drawn, timer, rolled_out - started, finished - rolled_out),
             }
             meta, stopped = {"data": batches.get_state(), **facts, "metrics": values}, None
             last = step, state, meta
@@ -174,9 +173,8 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
                 except rollout.Stopped as stop:  # the step itself is done: keep it
                     stopped = stop
             values["time/step"] = time.monotonic() - started
-            record.write_trajectories(
-                "step", batch, trajectories_QG, scores_QG, step=step, adv_QG=adv_QG
-            )
+            how = dict(step=step, adv_QG=earned.adv_QG, turns=earned.turns)
+            record.write_trajectories("step", batch, trajectories_QG, scores_QG, **how)
             record.write(step, values)
             if stopped:
                 raise stopped

@@ -2,10 +2,12 @@
 
     python -m experiments.warmstart --config=experiments/configs/quickstart.py --workdir=DIR
 
-Trains a byte-level BPE tokenizer and a model of `config.warmstart.model` on the demonstrations of
-`experiments/quickstart`, logs the share of held-out module calls written without an error, and
-leaves DIR/model for `config.model.path`, with DIR/train.jsonl and DIR/held_out.jsonl, which share
-no entity.
+Trains a model on the demonstrations of `config.warmstart.worlds` (`experiments/worlds`), logs the
+share of held-out module calls written without an error, and leaves DIR/model for
+`config.model.path`, with DIR/train.jsonl and DIR/held_out.jsonl, which do not overlap, and
+DIR/articles.db for knowledge_search if a world has articles of its own. The model starts from the
+folder `config.warmstart.start`, or from random weights of `config.warmstart.model` with a
+byte-level BPE tokenizer made for the worlds.
 
 Dimensions:
   B rows    T tokens in a row, several samples packed    D model width    V vocabulary
@@ -24,12 +26,12 @@ import optax
 from absl import flags, logging
 from ml_collections import config_flags
 
-from experiments.quickstart import demonstrations, questions
 from experiments.running import command, fields, sessions
-from models import huggingface, model_card, precision, qwen2
+from experiments.worlds import catalogue, world
+from models import decoder, huggingface, model_card, precision
 from models.attention import masks
 from models.tokenizer import Tokenizer, train_byte_bpe
-from tools import knowledge_base
+from tools import knowledge_base, text_index
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}"
@@ -39,29 +41,26 @@ CHAT_TEMPLATE = (
 )
 FRONT = {"library_name": "transformers", model_card.PROMPTS: "compact"}
 CARD = """
-# Nano model of the quickstart
+# Nano model of the {worlds}
 
 Qwen2.5 architecture, made by `experiments.warmstart` of flow_grpo_jax from demonstrations. It knows
 the forms of the agent's modules and the facts of no question; it is of no use outside the agent.
 """
 
 
-def corpus(articles, *, tools, samples):
-    """Yields text for the tokenizer: all articles, and demonstrations with real names."""
-
-    class Words:
-        """Stands in for a tokenizer: one piece a word."""
-
-        encode = staticmethod(lambda text: [text])
-        decode = staticmethod(lambda pieces: pieces[0])
-
-    stream = demonstrations.stream(
-        articles, Words(), tools=tools, seed=0, real_share=1.0, max_turns=3
-    )
-    for sample in itertools.islice(stream, samples):
+def corpus(worlds, *, tools, samples, max_turns):
+    """Yields text for the tokenizer: all articles, and demonstrations of all questions."""
+    shown = world.demonstrations(worlds, tools=tools, seed=0, max_turns=max_turns, split="all")
+    for sample in itertools.islice(shown, samples):
         yield "\n".join([*(m["content"] for m in sample.messages), sample.response])
-    for article in articles:
-        yield from [article.text] * 4
+    for _, text in documents(worlds):
+        yield from [text] * 4
+
+
+def documents(worlds):
+    """Returns (title, text) of the knowledge base and of what the worlds add to it."""
+    known = {article.title: article.text for article in knowledge_base.articles()}
+    return list((known | {title: text for w in worlds for title, text in w.documents()}).items())
 
 
 def encode(sample, tokenizer):
@@ -157,52 +156,62 @@ def exact_share(model, samples, tokenizer, *, length):
     }
 
 
+def prepare(config, workdir):
+    """Writes the questions, the articles and the tokenizer of a config's worlds.
+
+    Returns:
+      (worlds, tools, tokenizer, model to start with).
+    """
+    settings = config.warmstart
+    with command.checking_config():
+        worlds = catalogue.choose(settings.worlds, tools=config.tools.names)
+    for split, count in (
+        ("train", settings.train_questions),
+        ("held_out", settings.held_out_questions),
+    ):
+        asked = [p for w in worlds for p in world.distinct(w, split, count, seed=settings.seed)]
+        world.write(workdir / f"{split}.jsonl", asked, split)
+    if any(each.documents() for each in worlds):
+        text_index.build(workdir / "articles.db", documents(worlds))
+    config = config.copy_and_resolve_references()
+    config.tools.knowledge_search.index = ""  # demonstrations search nothing: moves know results
+    tools = sessions.make_tools(config)
+    if settings.start:
+        folder = sessions.locate_model(settings.start)
+        return worlds, tools, folder, huggingface.load(folder)
+    texts = corpus(
+        worlds, tools=tools, samples=settings.tokenizer_samples, max_turns=config.rollout.max_turns
+    )
+    train_byte_bpe(
+        list(texts),
+        vocab_size=settings.model.vocab_size,
+        chat_template=CHAT_TEMPLATE,
+        folder=workdir / "tokenizer",
+    )
+    model = decoder.Decoder(jax.random.key(settings.seed), decoder.Config(**settings.model))
+    return worlds, tools, workdir / "tokenizer", model
+
+
 def warmstart(config, workdir):
     """Trains and writes workdir/model; returns the last held-out shares by role."""
     settings = config.warmstart
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    articles, tools = knowledge_base.articles(), sessions.make_tools(config)
-    train_world, held_out_world = questions.split(articles)
-    train_articles = list(train_world.by_title.values())
-    train_byte_bpe(
-        list(corpus(articles, tools=tools, samples=settings.tokenizer_samples)),
-        vocab_size=settings.model.vocab_size,
-        chat_template=CHAT_TEMPLATE,
-        folder=workdir / "tokenizer",
-    )
-    tokenizer = Tokenizer.load(workdir / "tokenizer")
-    for name, world, count in (
-        ("train", train_world, settings.train_questions),
-        ("held_out", held_out_world, settings.held_out_questions),
-    ):
-        problems = questions.distinct(world, count, seed=settings.seed)
-        questions.write(workdir / f"{name}.jsonl", problems, name)
-    probes = demonstrations.stream(
-        list(held_out_world.by_title.values()),
-        tokenizer,
-        tools=tools,
-        seed=1,
-        real_share=1.0,
-        max_turns=config.rollout.max_turns,
-        mistakes=demonstrations.NO_MISTAKES,
-    )
-    probes = list(itertools.islice(probes, settings.probes))
-    stream = demonstrations.stream(
-        train_articles,
-        tokenizer,
-        tools=tools,
-        seed=settings.seed,
-        real_share=settings.real_share,
-        max_turns=config.rollout.max_turns,
+    worlds, tools, folder, model = prepare(config, workdir)
+    tokenizer = Tokenizer.load(folder)
+    how = dict(tools=tools, max_turns=config.rollout.max_turns)
+    probes = world.demonstrations(worlds, seed=1, flawless=True, split="held_out", **how)
+    fits = lambda sample: len(encode(sample, tokenizer)[0]) <= settings.row_length
+    probes = list(itertools.islice(filter(fits, probes), settings.probes))
+    shown = world.demonstrations(
+        worlds, seed=settings.seed, tokenizer=tokenizer, real_share=settings.real_share, **how
     )
     batches = packed_rows(
-        training_stream(stream, tokenizer, seed=settings.seed, copy_samples=settings.copy_samples),
+        training_stream(shown, tokenizer, seed=settings.seed, copy_samples=settings.copy_samples),
         rows=settings.rows,
         length=settings.row_length,
         prompt_weight=settings.prompt_weight,
     )
-    model = qwen2.Qwen2(jax.random.key(settings.seed), qwen2.Config(**settings.model))
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, settings.lr, settings.warmup_steps, settings.steps, settings.lr * settings.final_lr
     )
@@ -234,8 +243,8 @@ def warmstart(config, workdir):
                 huggingface.save(
                     workdir / "model",
                     model,
-                    tokenizer_folder=workdir / "tokenizer",
-                    card=model_card.render(FRONT, CARD),
+                    tokenizer_folder=folder,
+                    card=model_card.render(FRONT, CARD.format(worlds=settings.worlds)),
                 )
     return shares
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from agents import solve
-from agents.trajectory import Status, Stop, Trajectory
+from agents.trajectory import Branch, Status, Stop, Trajectory
+from flow_grpo_jax import branches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Way:
     planner: what answers the planner: a weight set of the engine or a remote model.
     top_p: of the planner, as in `Sampling`.
     solver: makes the generator that solves it; takes what `solve.solve` takes.
+    branching: how all its rollouts branch; None if each starts at the question.
     """
 
     settings: Any
@@ -26,6 +28,7 @@ class Way:
     planner: Any = "policy"
     top_p: float = 1.0
     solver: Callable = solve.solve
+    branching: branches.Branching | None = None
 
 
 @dataclasses.dataclass(eq=False)
@@ -37,6 +40,7 @@ class Question:
     address: (step, id, copy), the beginning of its requests' random addresses.
     analysis: the `Ticket` that will bring its `Reply`, or that; None before and after a failure.
     finished: rollout -> Trajectory.
+    branches: rollout -> Branch, of those whose parent is finished.
     """
 
     fields: dict
@@ -47,6 +51,56 @@ class Question:
     way: Way
     analysis: Any = None
     finished: dict = dataclasses.field(default_factory=dict)
+    branches: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def roots(self):
+        """The rollouts that start at the question."""
+        branching = self.way.branching
+        return self.rollouts[: branching.roots(len(self.rollouts)) if branching else None]
+
+    def branch(self, root):
+        """Lists the branches of a Trajectory that is a finished root.
+
+        Returns:
+          (rollouts, copies): branches to start; and, where there is nothing to draw anew because
+          the root took no turn or infrastructure broke it, copies of its end, without its turns,
+          which are finished in their place.
+        """
+        branching = self.way.branching
+        of_point = branching.branches(root.rollout, len(self.rollouts))
+        rollouts = sum(of_point, [])
+        if root.broken or not root.turns:
+            bare = dataclasses.replace(root, turns=(), seconds=0.0)  # the turns are the root's own
+            copies = [dataclasses.replace(bare, rollout=g) for g in rollouts]
+            self.finished |= {copy.rollout: copy for copy in copies}
+            return [], copies
+        turns = branching.turns(len(root.turns), (*self.address, root.rollout))
+        for turn, siblings in zip(turns, of_point, strict=True):
+            self.branches |= {g: Branch(root.rollout, turn) for g in siblings}
+        return rollouts, []
+
+    def start_of(self, rollout):
+        """Returns the arguments of `solve.solve` that say where a rollout starts."""
+        branch = self.branches.get(rollout)
+        if branch is None:
+            return dict(rollout=rollout)
+        parent = self.finished[branch.parent]
+        before = parent.turns[: branch.turn - 1]
+        return dict(rollout=rollout, analysis=parent.analysis, before=before)
+
+    def draws_as(self, rollout, request):
+        """Returns the rollout in the random address of a `ModelRequest`.
+
+        The analysis is one for all. A branch has its parent's address, so that what follows is
+        drawn alike, but for the action that it is there to draw anew.
+        """
+        branch = self.branches.get(rollout)
+        if request.role == "analyst":
+            return 0
+        if branch is None or (request.role, request.turn) == ("planner", branch.turn):
+            return rollout
+        return branch.parent
 
 
 @dataclasses.dataclass(eq=False)

@@ -67,7 +67,7 @@ class TurnBatch:
     old_logp_BA:     float32, nats, log π_old of target_BA; arbitrary where the mask is False.
     sampler_logp_BA: float32, nats, what the sampler reported; equal to old_logp_BA unless the
                      update recomputed that. Arbitrary where the mask is False.
-    adv_BA:          float32, the trajectory's advantage, the same for all tokens of its turns.
+    adv_BA:          float32, the advantage of the trajectory or of the turn, for all tokens of it.
     weight_BA:       float32, the turn's share in the loss / its tokens; 0 on padding.
     """
 
@@ -122,6 +122,7 @@ def build(
     response_lengths,
     split,
     constant_length,
+    own=None,
 ):
     """Lays samples out in micro-batches.
 
@@ -131,7 +132,7 @@ def build(
 
     Args:
       samples: sequence of TurnSample.
-      adv_QG: advantages, one a trajectory.
+      adv_QG: advantages, one a trajectory; not read if turns have their own.
       valid_QG: bool, False for trajectories that must not count.
       weigh: one of the `weigh_*` functions.
       layout: "padded", one turn a row; "packed", several; "tree", several with common prefixes
@@ -142,6 +143,8 @@ def build(
       split: (question_S, questions) -> the turns of each optimizer step; `by_questions` or
         `shuffled` with the rest of their arguments given.
       constant_length: for `weigh_constant_length` only.
+      own: `credit.Own` of the samples; None gives turns their trajectory's advantage, and
+        trajectories the shares of `credit.equal_questions`.
 
     Returns:
       List over mini-batches of lists of TurnBatch (NumPy), longest rows first. Depends on the
@@ -151,14 +154,15 @@ def build(
     Raises:
       ValueError: a sample is malformed or too long, or nothing is left to train on.
     """
-    adv_QG, valid_QG = np.asarray(adv_QG), np.asarray(valid_QG, bool)
+    valid_QG = np.asarray(valid_QG, bool)
     check_buckets(row_lengths, rows, response_lengths, layout=layout)
     buckets = [
         packing.Shape(*bucket) for bucket in zip(rows, row_lengths, response_lengths, strict=True)
     ]
     for index, sample in enumerate(samples):
         _check_sample(index, sample, valid_QG.shape, buckets[-1])
-    valid = [s for s in samples if valid_QG.flat[s.trajectory]]
+    kept = [index for index, s in enumerate(samples) if valid_QG.flat[s.trajectory]]
+    valid = [samples[index] for index in kept]
     if not valid:
         raise ValueError(
             f"No sampled token to train on: {len(samples)} samples, {int(valid_QG.sum())} valid "
@@ -168,6 +172,11 @@ def build(
     sampled_S = np.array([len(s.response_tokens) for s in valid])
     trajectory_S = np.array([s.trajectory for s in valid])
     question_S = np.array([s.group for s in valid])
+    if own is None:
+        adv_S = np.asarray(adv_QG).flat[trajectory_S]
+        among_S = credit.equal_questions(valid_QG)[question_S]
+    else:
+        adv_S, among_S = own.adv_S[kept], own.among_S[kept]
     steps = split(question_S, len(valid_QG))
     micro_S, plans = np.empty(len(valid), int), []
     for members in steps:
@@ -189,14 +198,14 @@ def build(
         sampled_S,
         trajectory_S,
         micro_S,
-        among_S=credit.equal_questions(valid_QG)[question_S],
+        among_S=among_S,
         steps=len(steps),
         constant_length=constant_length,
     )
     columns = dict(
         samples=valid,
         sequences=sequences,
-        adv_S=adv_QG.flat[trajectory_S],
+        adv_S=adv_S,
         weight_S=weight_S / sampled_S,
     )
     write = functools.partial(_write, share=layout == "tree", **columns)

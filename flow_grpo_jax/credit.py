@@ -12,11 +12,15 @@ question, see `equal_questions`; the optimizer steps that share the turns; the l
 `weigh_constant_length` divides by. A turn weighs `steps` times what it would in a single step,
 whichever turns share its step: their mean is the loss of the whole batch.
 
+`counterfactual.py` gives turns an advantage and a share of their own: `Own`.
+
 Source: arXiv 2510.05592, Eq. 5 and 7 (`weigh_turns`, `flow`); arXiv 2503.20783 (`dr_grpo`).
 
 Dimensions:
   Q questions    G rollouts of a question    S samples (turns) of a rollout batch
 """
+
+import dataclasses
 
 import numpy as np
 
@@ -27,7 +31,8 @@ EPS = 1e-6
 # ---- what a trajectory earns -------------------------------------------------------------------
 
 
-def _checked(rewards_QG, valid_QG):
+def checked(rewards_QG, valid_QG):
+    """Returns (float64 rewards, 0 where invalid; bool); ValueError if they are not [Q, G]."""
     rewards_QG = np.asarray(rewards_QG, np.float64)
     valid_QG = np.asarray(valid_QG, bool)
     if rewards_QG.ndim != 2 or rewards_QG.shape != valid_QG.shape:
@@ -73,13 +78,13 @@ def flow(rewards_QG, valid_QG, turns_QG=None):
     Raises:
       ValueError: shapes differ, or a valid reward is not finite.
     """
-    rewards_QG, valid_QG = _checked(rewards_QG, valid_QG)
+    rewards_QG, valid_QG = checked(rewards_QG, valid_QG)
     return _normalised(rewards_QG, valid_QG.astype(np.int64), by_std=True)
 
 
 def dr_grpo(rewards_QG, valid_QG, turns_QG=None):
     """Returns A_i = R_i - mean: `flow` without the division (arXiv 2503.20783, section 3.1)."""
-    rewards_QG, valid_QG = _checked(rewards_QG, valid_QG)
+    rewards_QG, valid_QG = checked(rewards_QG, valid_QG)
     return _normalised(rewards_QG, valid_QG.astype(np.int64), by_std=False)
 
 
@@ -93,11 +98,23 @@ def original(rewards_QG, valid_QG, turns_QG):
       rewards_QG, valid_QG: as in `flow`.
       turns_QG: int, number of planner turns of each trajectory.
     """
-    rewards_QG, valid_QG = _checked(rewards_QG, valid_QG)
+    rewards_QG, valid_QG = checked(rewards_QG, valid_QG)
     return _normalised(rewards_QG, np.where(valid_QG, np.asarray(turns_QG), 0), by_std=True)
 
 
 # ---- what a turn counts ------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Own:
+    """Credit that turns have of their own, instead of their trajectory's.
+
+    adv_S:   float64, advantages.
+    among_S: float64, n of `weigh_constant_length`, which is 1 / what the turn's tokens count.
+    """
+
+    adv_S: np.ndarray
+    among_S: np.ndarray
 
 
 def equal_questions(valid_QG):
@@ -115,6 +132,13 @@ def weigh_turns(tokens_S, trajectory_S, micro_S, *, among_S, steps, constant_len
     """Returns 1 / (n * turns of this trajectory): Eq. 5, with its 1/|a| in the loss."""
     turns_S = np.bincount(trajectory_S)[trajectory_S]
     return 1.0 / (among_S / steps * turns_S)
+
+
+def weigh_last_turn(tokens_S, trajectory_S, micro_S, *, among_S, steps, constant_length):
+    """Gives the mean over trajectories of their last turn, which is the last one in the order."""
+    _, from_end = np.unique(trajectory_S[::-1], return_index=True)
+    last_S = np.isin(np.arange(len(trajectory_S)), len(trajectory_S) - 1 - from_end)
+    return last_S / (among_S / steps)
 
 
 def weigh_rollout_tokens(tokens_S, trajectory_S, micro_S, *, among_S, steps, constant_length):

@@ -193,9 +193,9 @@ class QuestionBatches(Iterator[list[dict]]):
     def set_state(self, state: Mapping) -> None:
         """Continues from `state`; raises ValueError if it is of other questions, batch or seed."""
         for name, value in self._run.items():
-            if state[name] != value:
+            if (saved := state.get(name)) != value:
                 raise ValueError(
-                    f"The saved data position has {name}={state[name]!r}, this run has {value!r}; "
+                    f"The saved data position has {name}={saved!r}, this run has {value!r}; "
                     "resume with the same questions, batch and seed, or start a new run."
                 )
         self._batches.set_state({"next_index": int(state["next_batch"])})

@@ -26,7 +26,7 @@ def token_logprobs(model, hidden_BAD, target_BA, mask_BA, *, temperature, chunk,
     states are gathered instead of the head, and the head's gradient is summed over `data` once.
 
     Args:
-      model: Qwen2; its unembedding is used.
+      model: Decoder; its unembedding is used.
       hidden_BAD: final normalised hidden states. Their dtype is that of the products; logits, what
         follows from them and the sum of the head's gradient are float32.
       target_BA: int32 ids.
@@ -62,10 +62,10 @@ def score(model, batch, *, temperature, chunk, execution, mesh=None):
     """Returns (logp_BA, entropy_BA) of the sampled tokens of a TurnBatch; see `token_logprobs`.
 
     Args:
-      model: Qwen2.
+      model: Decoder.
       batch: TurnBatch.
       temperature, chunk, mesh: of `token_logprobs`.
-      execution: qwen2.Execution, how the transformer runs.
+      execution: decoder.Execution, how the transformer runs.
     """
     hidden_BTD = model.hidden(batch.token_BT, batch.until_BT, execution)
     hidden_BAD = jnp.take_along_axis(hidden_BTD, batch.index_BA[:, :, None], axis=1)

@@ -26,9 +26,12 @@ LARGEST_KL_LOG_RATIO = 5.0
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """Functions of `credit.py`, and the field of the same name of `Numbers`."""
+    """Functions of `credit.py`, and the field of the same name of `Numbers`.
 
-    advantages: Callable
+    advantages: None if rollouts branch and turns have their own, of `counterfactual.of_turns`.
+    """
+
+    advantages: Callable | None
     weigh: Callable
     sequence_ratio: bool = False
 
@@ -65,6 +68,10 @@ VARIANTS = {
     "dr_grpo": Variant(credit.dr_grpo, credit.weigh_constant_length),
     # arXiv 2507.18071; its ε are smaller than those of token ratios by about the turn's length.
     "gspo": Variant(credit.flow, credit.weigh_turns, sequence_ratio=True),
+    # As if only what was done last led to the outcome.
+    "last_turn": Variant(credit.flow, credit.weigh_last_turn),
+    # Each turn against others in its place.
+    "turns": Variant(None, credit.weigh_constant_length),
 }
 
 

@@ -1,7 +1,7 @@
 """Metrics of a batch of trajectories, and the file they are written to.
 
 Dimensions:
-  Q questions    G rollouts of a question
+  Q questions    G rollouts of a question    P points where rollouts branch
 """
 
 import json
@@ -62,6 +62,38 @@ def of_rewards(rewards_QG, valid_QG):
         "group/zero_variance": float(np.mean(flat)) if flat else 0.0,
         "rollout/valid_share": float(valid_QG.mean()),
     }
+
+
+def of_rollouts(trajectories_QG, turns, tool_names, roots):
+    """Returns the metrics of a training step's trajectories.
+
+    Those of `of_trajectories` are over roots, which start at the question; branches, the rollouts
+    from number `roots` on, are further trajectories from states that roots were in.
+
+    turns: `counterfactual.Credit`; None if there are no branches.
+    """
+    of_roots = sum((group[:roots] for group in trajectories_QG), [])
+    values = of_trajectories(of_roots, tool_names, prefix="rollout")
+    if turns is None:
+        return values
+    branches = [t for group in trajectories_QG for t in group[roots:]]
+    pairs = [
+        (group[t.branch.parent].turns[t.branch.turn - 1], t.own_turns[0])
+        for group in trajectories_QG
+        for t in group[roots:]
+        if t.branch and t.own_turns
+    ]
+    alike = sum(theirs.response_tokens == own.response_tokens for theirs, own in pairs)
+    of_branches = {
+        "group/zero_variance": np.mean(turns.range_P == 0) if turns.range_P.size else 0.0,
+        "branch/points": turns.range_P.size,
+        "branch/mean_range": turns.range_P.mean() if turns.range_P.size else 0.0,
+        "branch/same_action_share": alike / max(len(pairs), 1),
+        "branch/tokens": sum(len(u.response_tokens) for t in branches for u in t.own_turns),
+        "branch/timeouts": sum(t.status == Status.TIMEOUT for t in branches),
+        "branch/infra_errors": sum(t.status == Status.INFRA_ERROR for t in branches),
+    }
+    return values | {name: float(value) for name, value in of_branches.items()}
 
 
 class MetricsFile:

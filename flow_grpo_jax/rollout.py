@@ -108,6 +108,7 @@ def collect(
     on_finished=lambda trajectory: None,
     on_event=lambda event: None,
     timer=None,
+    branching=None,
 ):
     """Solves every question `group` times; of several processes, each solves its share of them.
 
@@ -116,6 +117,7 @@ def collect(
       group: G, trajectories of each question.
       step: training step, part of every request's random address.
       system, settings, on_finished, on_event, timer: of `Driver`.
+      branching: None, or the `branches.Branching` of the G trajectories.
       should_stop: polled while running; True raises `Stopped`.
 
     Returns:
@@ -124,7 +126,9 @@ def collect(
     """
     timer = timer or timing.Timer()
     driver = Driver(system, settings, on_finished=on_finished, on_event=on_event, timer=timer)
-    driver.add(questions, group=group, step=step, share=processes.share(len(questions)))
+    way = attempts.Way(settings, on_finished, branching=branching)
+    share = processes.share(len(questions))
+    driver.add(questions, group=group, step=step, share=share, way=way)
 
     def solve_share():
         with timer.on("driver"):
@@ -198,7 +202,7 @@ class Driver:
         for index in range(len(batch)) if share is None else share:
             address = step, ids[index], ids[:index].count(ids[index])
             question = attempts.Question(batch[index], step, index, wanted, address, way)
-            self._queue.extend((question, rollout, 0) for rollout in wanted)
+            self._queue.extend((question, rollout, 0) for rollout in question.roots)
 
     @property
     def busy(self):
@@ -254,8 +258,8 @@ class Driver:
             prompt_set=settings.prompt_set,
             max_turns=settings.max_turns,
             budget=prompts.Budget(settings.max_prompt_tokens, self._length),
-            rollout=rollout,
             on_refusal=self.on_event,
+            **question.start_of(rollout),
         )
         attempt = attempts.Attempt(solver, question, rollout, number, time.monotonic())
         self._running[attempt] = None
@@ -299,11 +303,19 @@ class Driver:
             if attempt.number < self.settings.infra_retries:
                 self._queue.appendleft((question, rollout, attempt.number + 1))
                 return
-        trajectory = dataclasses.replace(trajectory, attempts=attempt.number + 1)
+        branch = question.branches.get(rollout)
+        trajectory = dataclasses.replace(trajectory, attempts=attempt.number + 1, branch=branch)
         question.finished[rollout] = trajectory
+        ended = [trajectory]
+        if question.way.branching and rollout in question.roots:
+            started, copies = question.branch(trajectory)
+            # Next, while the pages of the prompts that they share are in the cache.
+            self._queue.extendleft((question, g, 0) for g in reversed(started))
+            ended += copies
         if len(question.finished) == len(question.rollouts):
             self._ready.append(question)
-        question.way.on_finished(trajectory)
+        for each in ended:
+            question.way.on_finished(each)
 
     def _requeue(self, attempt):
         """Requeues a trajectory whose server was down before it was asked."""
@@ -339,7 +351,6 @@ class Driver:
                 )
                 return self._wait_for(attempts.Ticket([attempt]), call)
         tokens = self._tokens_of(request.messages)
-        analyst = request.role == "analyst"
         sampling = Sampling(
             max_tokens=most,
             temperature=settings.temperature if planner else 0.0,
@@ -348,7 +359,7 @@ class Driver:
         )
         address = (
             *attempt.question.address,
-            0 if analyst else attempt.rollout,
+            attempt.question.draws_as(attempt.rollout, request),
             request.turn,
             effects.ROLES.index(request.role),
         )

@@ -1,14 +1,38 @@
 """Which trajectories and turns of a rollout are trained on.
 
 Dimensions:
-  Q questions    G rollouts of a question
+  Q questions    G rollouts of a question    S samples (turns)
 """
 
 import collections
+import dataclasses
 
 import numpy as np
 
-from flow_grpo_jax import batching
+from flow_grpo_jax import batching, counterfactual, credit
+
+
+@dataclasses.dataclass(frozen=True)
+class Earned:
+    """What the turns of a rollout batch earn.
+
+    drawn: TurnSample of each turn that was drawn.
+    trained: those to train on; all of them, unless turns have their own credit.
+    adv_QG: advantages, one a trajectory; None where turns have their own.
+    own: of `batching.build`, for `trained`.
+    turns: `counterfactual.Credit`; None where trajectories have the advantages.
+    """
+
+    drawn: list
+    trained: list
+    adv_QG: np.ndarray | None
+    own: credit.Own | None = None
+    turns: counterfactual.Credit | None = None
+
+    @property
+    def missing(self):
+        """Why usable trajectories leave nothing to train on; "" if there is something."""
+        return "" if self.trained else "no turn has two actions with a valid outcome"
 
 
 def usable(trajectories_QG, scores_QG, *, least):
@@ -57,8 +81,37 @@ def _most_frequent(causes):
     return "; ".join(f"{cause} ({count} of {len(causes)})" for cause, count in counted)
 
 
+def earned(trajectories_QG, rewards_QG, valid_QG, *, variant, branching):
+    """Returns the Earned of a rollout batch.
+
+    Args:
+      rewards_QG, valid_QG: of `credit.flow`.
+      variant: of `loss.VARIANTS`.
+      branching: of `rollout.collect`; None if `variant` has advantages of trajectories.
+    """
+    drawn = of_turns(trajectories_QG)
+    if branching is None:
+        shape = dict(zip(("questions", "rollouts"), valid_QG.shape, strict=True))
+        turns_QG = batching.turn_counts(drawn, **shape)
+        return Earned(drawn, drawn, variant.advantages(rewards_QG, valid_QG, turns_QG))
+    turns = counterfactual.of_turns(
+        rewards_QG,
+        valid_QG,
+        [[len(t.turns) for t in group] for group in trajectories_QG],
+        [[t.branch.turn if t.branch else 0 for t in group] for group in trajectories_QG],
+        branching=branching,
+    )
+    trajectory_S = [sample.trajectory for sample in drawn]
+    turn_S = [turn.index for t in sum(trajectories_QG, []) for turn in t.own_turns]
+    kept, own = turns.of(trajectory_S, turn_S)
+    return Earned(drawn, [drawn[s] for s in kept], None, own, turns)
+
+
 def of_turns(trajectories_QG):
-    """Returns the planner turns of all trajectories, with the exact tokens that the engine saw."""
+    """Returns the planner turns of all trajectories, with the exact tokens that the engine saw.
+
+    Those that a branch took from its parent are its parent's alone.
+    """
     return [
         batching.TurnSample(
             prompt_tokens=turn.prompt_tokens,
@@ -69,5 +122,5 @@ def of_turns(trajectories_QG):
         )
         for q, group in enumerate(trajectories_QG)
         for g, trajectory in enumerate(group)
-        for turn in trajectory.turns
+        for turn in trajectory.own_turns
     ]

@@ -4,7 +4,7 @@
 step. Nothing here knows questions, rewards or agents: micro-batches arrive with advantages and
 weights.
 
-There are two pytrees of weights. `params` is what is trained: a whole Qwen2, or LoRA adapters.
+There are two pytrees of weights. `params` is what is trained: a whole Decoder, or LoRA adapters.
 `frozen` never changes: the reference policy, and with LoRA the base as well. `assemble` makes the
 policy from both.
 
@@ -103,13 +103,13 @@ def add_gradient(
     Args:
       grads: like params, the sum so far.
       params: what is trained.
-      frozen: Qwen2, the reference policy; not read if the KL coefficient is 0 and `assemble`
+      frozen: Decoder, the reference policy; not read if the KL coefficient is 0 and `assemble`
         ignores it.
       batch: TurnBatch.
       execution, temperature, chunk, mesh: of `logprobs.score`.
       numbers: loss.Numbers.
       on_policy: π_old is π_θ itself, so batch.old_logp_BA is not read.
-      assemble: (params, frozen) -> Qwen2, the policy.
+      assemble: (params, frozen) -> Decoder, the policy.
 
     Returns:
       (grads, sums): sums of `policy_loss` and `entropy`, summed over sampled tokens.
@@ -177,7 +177,7 @@ class Update:
       epochs: passes over the mini-batches.
       old_logprobs: π_old of the ratio. "sampler": what the sampler reported. "recompute": scored
         once by the parameters the update starts from.
-      assemble: (params, frozen) -> Qwen2, the policy; `whole_model`, or `lora.combine`.
+      assemble: (params, frozen) -> Decoder, the policy; `whole_model`, or `lora.combine`.
       donate_params: the new parameters may take the memory of the old ones. False while a sampler
         holds the same arrays. The optimizer's state is always donated.
       shardings: NamedSharding of each trained parameter, structured like params; None for one

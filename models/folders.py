@@ -31,7 +31,10 @@ class Folder:
     Attributes:
       location: path or URL, as given.
       remote: whether fsspec reaches it over a protocol.
+      made: whether what it holds is not on the disk in this form.
     """
+
+    made = False
 
     def __init__(self, location):
         """Opens nothing; the folder need not exist.
@@ -195,20 +198,19 @@ def _remove_old(target, last, stale):
 
 
 @contextlib.contextmanager
-def local_copy(location, names):
-    """Yields a pathlib.Path with these files: the folder itself, or a copy of a remote one.
+def local_copy(folder, names):
+    """Yields a pathlib.Path with these files of a Folder: the folder itself, or a copy.
 
     Files that do not exist are left out.
 
     Raises:
       ValueError, FileNotFoundError: one is a link that `Folder.source` refuses.
     """
-    folder = Folder(location)
     present = [name for name in names if folder.has(name)]
-    if not folder.remote:
+    if not (folder.remote or folder.made):
         for name in present:
             folder.source(name)
-        yield pathlib.Path(location)
+        yield pathlib.Path(folder.location)
         return
     with tempfile.TemporaryDirectory() as copy:
         for name in present:

@@ -12,6 +12,7 @@ from flow_grpo_jax.bounds import files
 # Organisation/Name or Name, as `huggingface_hub` takes it.
 NAME = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_][\w.-]*(?:/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 REPOSITORY = "models--"
+GGUF = ".gguf"  # a file of this kind is a model by itself
 MAX_REFERENCE = 1_000  # bytes of a file of refs/, which holds a hash
 # Where the cache keeps Qwen/Qwen2.5-7B-Instruct: .../models--Qwen--Qwen2.5-7B-Instruct/...
 CACHED = re.compile(r"(?:^|/)models--([\w.-]+?)(?:--([\w.-]+))?(?:/|$)")
@@ -36,10 +37,10 @@ def locate(path, *, root):
     """Returns the folder of a model as a text. Nothing is downloaded.
 
     Args:
-      path: URL or absolute path; or a path from `root`; or, where no such folder exists, a name on
-        the hub whose files are in its cache. Of these the snapshot of refs/main is taken, else the
-        newest. A cache's folder of a model, models--…, stands for its snapshot too. A path that can
-        be no name is returned as it is, also if there is nothing.
+      path: URL or absolute path; or a path from `root`, of a folder or a GGUF file; or, where there
+        is none, a name on the hub whose files are in its cache. Of these the snapshot of refs/main
+        is taken, else the newest. A cache's folder of a model, models--…, stands for its snapshot
+        too. A path that can be no name is returned as it is, also if there is nothing.
       root: folder.
 
     Raises:
@@ -49,6 +50,8 @@ def locate(path, *, root):
     if "://" in path:
         return path
     here = pathlib.Path(root, path)
+    if here.is_file() and here.suffix == GGUF:
+        return str(here)
     if here.is_dir():
         cached = here.name.startswith(REPOSITORY) and (here / "snapshots").is_dir()
         return str(_snapshot(here, name_of(here)) if cached else here)

@@ -1,4 +1,4 @@
-"""Low-rank adapters of Qwen2: making, splitting, merging, and PEFT folders.
+"""Low-rank adapters of a Decoder: making, splitting, merging, and PEFT folders.
 
 An adapter adds (x A) B * scale to the product of a block's input with one of its matrices. It is a
 `LowRank` in that block, so training, sampling and the reference run one definition of the block:
@@ -124,7 +124,7 @@ def init(base, key, settings, *, dtype=jnp.float32):
     """Returns new adapters, which change nothing yet: A is uniform in ±1/sqrt(I), B is 0.
 
     Args:
-      base: Qwen2 without adapters, of arrays or shapes; values are not used.
+      base: Decoder without adapters, of arrays or shapes; values are not used.
 
     Returns:
       Adapters as from `split`. In `jax.jit` with `out_shardings` from
@@ -154,7 +154,7 @@ def split(model):
     Returns:
       adapters: {"blocks": {part: {adapter: LowRank}}}, a pytree with the names that the parameters
         have in the model; no arrays if it has no adapters.
-      base: Qwen2 without adapters. All arrays are those of `model`.
+      base: Decoder without adapters. All arrays are those of `model`.
     """
     base, adapters = _rebuilt(model), {}
     for target, (part, name, _, _) in TARGETS.items():
@@ -165,7 +165,7 @@ def split(model):
 
 
 def combine(adapters, base):
-    """Returns the Qwen2 of the two parts of `split`; its arrays are those of the arguments."""
+    """Returns the Decoder of the two parts of `split`; its arrays are those of the arguments."""
     model = _rebuilt(base)
     for _, part, name, low_rank in _each(_rebuilt(adapters)):
         setattr(getattr(model.blocks, part), name, low_rank)
@@ -173,7 +173,7 @@ def combine(adapters, base):
 
 
 def merged(model, *, donate=False):
-    """Returns the Qwen2 without adapters that computes the same: W + scale A B in place of W.
+    """Returns the Decoder without adapters that computes the same: W + scale A B in place of W.
 
     Sums are float32, rounded to the dtype of W. Goes through one stacked matrix at a time, layer by
     layer, in W's sharding: beyond the result this takes a few times the float32 memory of one
@@ -290,7 +290,7 @@ def load(folder, model, *, dtype=jnp.float32, mesh=None):
 
     Args:
       folder: path or URL; holds adapter_config.json and adapter_model.safetensors.
-      model: Qwen2 without adapters, the one they were trained for.
+      model: Decoder without adapters, the one they were trained for.
       dtype: dtype of the adapters, whatever the file holds.
       mesh: places them by `sharding.RULES`; None puts all on the default device.
 

@@ -6,7 +6,8 @@ Source: "Model Cards" in the Hugging Face hub's documentation.
 import json
 import re
 
-from models import folders, hub
+from models import hub
+from models.gguf import folder as gguf_folder
 
 CARD = "README.md"
 LICENCE = ("license", "license_name", "license_link")
@@ -36,7 +37,7 @@ def prompts(location):
 
 def _front(location, keys):
     """Returns {key: str} of a folder's front matter, without what it has not."""
-    folder = folders.Folder(location)
+    folder = gguf_folder.opened(location)
     if not folder.has(CARD):
         return {}
     parts = folder.read(CARD).decode("utf-8", errors="replace").split("---", 2)

@@ -138,7 +138,7 @@ class File:
         dtype = np.dtype(DTYPES[entry.dtype])
         row = (entry.stop - entry.start) // entry.shape[0]
         size, rows = (stop - start) * row, max(stop - start, padded_to)
-        raw = _aligned(rows * row)
+        raw = aligned(rows * row)
         raw[size:] = 0
         jobs = [
             pool.submit(self._fill, raw[at : min(at + BLOCK, size)], entry.start + start * row + at)
@@ -201,7 +201,7 @@ def _entry(value, base, place, name):
     return Entry(dtype, tuple(shape), base + start, base + stop)
 
 
-def _aligned(size):
+def aligned(size):
     """Returns uninitialised uint8 [size] at an aligned address."""
     raw = np.empty(size + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT

@@ -5,7 +5,7 @@ Mesh axes:
   fsdp     rows of a batch too, and one dimension of every matrix
   tensor   heads, feed-forward width and vocabulary
 
-Dimensions (parameter names end in them, as in models/qwen2.py):
+Dimensions (parameter names end in them, as in models/decoder.py):
   B rows    T tokens in a row
   L layers (leading axis of everything below `blocks`)    D model width    F feed-forward width
   V vocabulary    N query heads    K key/value heads    H head size
@@ -35,7 +35,7 @@ RULES = [  # first match wins
     (r"lora_(q|k|v|gate|up)/b_PO$", P(None, None, "tensor")),
     (r"lora_(o|down)/a_IP$", P(None, "tensor", None)),
     (r"lora_(o|down)/b_PO$", P(None, None, "fsdp")),
-    (r"norm/scale_D$", P()),
+    (r"norm/scale_(D|H)$", P()),
     (r"head/w_DV$", P("fsdp", "tensor")),
 ]
 
@@ -108,7 +108,7 @@ def parameter_shardings(mesh, tree):
 
     Args:
       mesh: from `make_mesh`.
-      tree: a Qwen2 of arrays or of shapes (`jax.eval_shape`), or any pytree whose paths end in
+      tree: a Decoder of arrays or of shapes (`jax.eval_shape`), or any pytree whose paths end in
         parameter names, such as its gradients.
 
     Returns:
@@ -143,7 +143,7 @@ def gathered(mesh, block):
     these are summed into shards. Without it, XLA gathers the rows of all devices instead.
 
     Args:
-      block: a `qwen2.Block` without the layer axis.
+      block: a `decoder.Block` without the layer axis.
     """
     leaves, structure = jax.tree.flatten(block)
     named = zip(parameter_names(block), leaves, strict=True)

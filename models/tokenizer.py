@@ -9,7 +9,15 @@ import tempfile
 import tokenizers
 from tokenizers import decoders, normalizers, pre_tokenizers, trainers
 
-from models import chat_template, folders, template_limits, tokenizer_file, tokenizer_folder
+from models import (
+    chat_template,
+    folders,
+    splits,
+    template_limits,
+    tokenizer_file,
+    tokenizer_folder,
+)
+from models.gguf import folder as gguf_folder
 
 FILES = (
     "tokenizer.json",
@@ -33,15 +41,8 @@ CHAT_TEMPLATE = (
 )
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
-# How Qwen2 cuts text before merging; transformers insists on it in a folder with a Qwen2 model.
-PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 DIGIT_PAIRS = tuple(f"{number:02d}" for number in range(100))
 PRIVATE = 0xF0000  # the first of 65,534 characters that Unicode gives no meaning
-LINE_END = re.compile(r"\n(?=[!-~])")  # no match of PATTERN goes past it
-CUT = re.compile(r"\n(?=[!-~])|[A-Za-z](?= )")  # nor past these
 PART = 2**12  # characters, or a little more, of a long text that are encoded at once
 MOST_COMPOSED = 4  # characters that become one in a normal form of Unicode
 KEPT, KEPT_LINE = 2**23, 64  # characters of lines whose ids are remembered, and a line's own cost
@@ -55,6 +56,7 @@ class Tokenizer:
         tokenizer's own; then the token that the chat template puts after a reply, and `stops`.
         Empty if none of them names one.
       turn_end: text after a reply, by the chat template, if no one token marks it; else "".
+      switches: names of the given switches that the chat template asks for.
       merges_system: whether the chat template takes no system message, so that its text goes in
         front of the first user's message.
       pad_id: id for padding; the first of eos_ids where the folder names none.
@@ -64,7 +66,14 @@ class Tokenizer:
     """
 
     def __init__(
-        self, backend, *, eos_ids=(), stops=(), saved_class="PreTrainedTokenizerFast", place=""
+        self,
+        backend,
+        *,
+        eos_ids=(),
+        stops=(),
+        switches=None,
+        saved_class="PreTrainedTokenizerFast",
+        place="",
     ):
         """Wraps a transformers tokenizer that is backed by the `tokenizers` library.
 
@@ -72,6 +81,7 @@ class Tokenizer:
           backend: the transformers tokenizer.
           eos_ids: ids that end a reply; empty takes the backend's own.
           stops: more tokens that do: ids, or texts of one token; a text of digits is an id.
+          switches: {name: value} that the chat template sees beside the messages.
           saved_class: `tokenizer_class` that `save` writes.
           place: folder that errors name.
 
@@ -86,7 +96,9 @@ class Tokenizer:
         self._fast.no_padding()
         templates = chat_template.by_name(backend.chat_template)
         self._template = templates.get(chat_template.DEFAULT) or CHAT_TEMPLATE
-        self._special = dict(backend.special_tokens_map)  # a template may write them
+        # A template may write the special tokens.
+        self._seen = dict(switches or {}) | dict(backend.special_tokens_map)
+        self.switches = tuple(name for name in switches or () if name in self._template)
         behaviour = chat_template.examine(self._render)
         self.merges_system = behaviour.merges_system
         own = () if backend.eos_token_id is None else (backend.eos_token_id,)
@@ -112,30 +124,31 @@ class Tokenizer:
         self._normalizes_marks = self._fast.normalizer is not None and any(
             token.special and token.normalized for token in added.values()
         )
-        self._cuts = _cuts_at_words(self._fast, added.values())
+        self._parting = splits.parting(self._fast, added.values())
         self._lines, self._kept = {}, 0  # line -> its ids, and their share of KEPT
         self._ids = tuple(range(self.vocab_size))
 
     @classmethod
-    def load(cls, folder, *, stops=()):
+    def load(cls, folder, *, stops=(), switches=None):
         """Reads a folder with tokenizer.json, vocab.json and merges.txt, or tokenizer.model alone.
 
         Args:
           folder: path or URL.
           stops: tokens that end a reply beside those that the folder names.
+          switches: {name: value} that the chat template sees beside the messages, such as
+            enable_thinking, which those of Qwen3 and SmolLM3 ask for.
 
         Raises:
           FileNotFoundError: the folder holds none of them.
           ValueError: a file is damaged or over a bound; the folder has chat templates and none is
             the default; or one of `stops` is no token.
         """
-        with folders.local_copy(
-            folder, (*FILES, tokenizer_folder.SENTENCEPIECE, GENERATION)
-        ) as local:
-            return cls._load(local, folder, stops)
+        names = (*FILES, tokenizer_folder.SENTENCEPIECE, GENERATION)
+        with folders.local_copy(gguf_folder.opened(folder), names) as local:
+            return cls._load(local, folder, stops=stops, switches=switches)
 
     @classmethod
-    def _load(cls, folder, location, stops):
+    def _load(cls, folder, location, **settings):
         config = tokenizer_folder.read_json(folder / TOKENIZER_CONFIG)
         template = chat_template.read(folder, config)
         ends = tokenizer_folder.read_json(folder / GENERATION).get("eos_token_id")
@@ -152,7 +165,7 @@ class Tokenizer:
             saved_class = "PreTrainedTokenizerFast"
         with tokenizer_file.failures(f"The tokenizer in {location} cannot be used"):
             backend = tokenizer_folder.load(folder, config, template)
-            return cls(backend, eos_ids=ends, stops=stops, saved_class=saved_class, place=location)
+            return cls(backend, eos_ids=ends, saved_class=saved_class, place=location, **settings)
 
     def encode(self, text, *, most=None):
         """Returns the token ids of a text, list[int]; special tokens are recognised, none added.
@@ -251,7 +264,7 @@ class Tokenizer:
                 tools=None,
                 documents=None,
                 add_generation_prompt=header,
-                **self._special,
+                **self._seen,
             )
         except template_limits.TooMuch as error:
             raise ValueError(f"{self._what} is not usable: {error}.") from error
@@ -289,9 +302,9 @@ class Tokenizer:
 
     def _encode_by_lines(self, text, most=None):
         """Encodes like `encode`, but fast for texts with lines seen before, such as prompts."""
-        if not self._cuts:
+        if self._parting is None:
             return self.encode(text, most=most)
-        *lines, last = LINE_END.split(text)
+        *lines, last = self._parting.line_end.split(text)
         ids = []
         for line in [*(f"{line}\n" for line in lines), last]:
             ids += self._lines.get(line) or self._remember(line, most)
@@ -320,7 +333,7 @@ class Tokenizer:
                 return fast.encode(text, add_special_tokens=False).ids
             ids, start = [], 0
             while start < len(text) and len(ids) <= most:
-                cut = CUT.search(text, start + PART) if self._cuts else None
+                cut = self._parting and self._parting.anywhere.search(text, start + PART)
                 end = cut.end() if cut else len(text)
                 # A batch, even of one, lets other threads run.
                 (part,) = fast.encode_batch_fast([text[start:end]], add_special_tokens=False)
@@ -354,13 +367,16 @@ class Tokenizer:
 def copy_files(source, target):
     """Copies a tokenizer from folder to folder; a SentencePiece file is written as tokenizer.json.
 
-    Read that one with transformers' `PreTrainedTokenizerFast`: beside a Qwen2 model, AutoTokenizer
-    turns every tokenizer into a byte-level one.
+    The class that it names becomes the one that follows tokenizer.json, except Qwen2's: others of
+    transformers 5, such as the GPT2Tokenizer that SmolLM2 names, cut texts as they always do.
+
+    Read one that is not Qwen2's with transformers' `PreTrainedTokenizerFast`: beside a Qwen2 model,
+    AutoTokenizer keeps only vocabulary and merges.
 
     Args:
       source, target: path or URL.
     """
-    source, target = folders.Folder(source), folders.Folder(target)
+    source, target = gguf_folder.opened(source), folders.Folder(target)
     present = [name for name in FILES if source.has(name)]
     if not {"tokenizer.json", "vocab.json"} & set(present):
         with tempfile.TemporaryDirectory() as converted:
@@ -369,9 +385,14 @@ def copy_files(source, target):
             for name in source.names():
                 target.write(name, source.read(name))
     elif source.path("") != target.path(""):
-        for name in present:
+        for name in dict.fromkeys([TOKENIZER_CONFIG, *present]):
             if name == TOKENIZER_CONFIG:
-                target.write_json(name, tokenizer_file.for_both_versions(source.read_json(name)))
+                values = tokenizer_file.for_both_versions(source.read_json(name))
+                whole = source.read_json("tokenizer.json")
+                if whole and not splits.is_qwen2(whole):
+                    values["tokenizer_class"] = "PreTrainedTokenizerFast"
+                if values:
+                    target.write_json(name, values)
             elif name == chat_template.NAMED_DEFAULT:  # after the file that it overrules
                 target.write(chat_template.FILE, source.read(name))
             else:
@@ -417,7 +438,7 @@ def train_byte_bpe(
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(tokenizers.Regex(PATTERN), behavior="isolated"),
+            pre_tokenizers.Split(tokenizers.Regex(splits.QWEN2), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -448,25 +469,6 @@ def train_byte_bpe(
     _write_json(folder / TOKENIZER_CONFIG, config)
     _write_json(folder / GENERATION, ends)
     return Tokenizer.load(folder)
-
-
-def _cuts_at_words(fast, added):
-    """Whether a text's ids are those of its parts between cuts at CUT: it is cut as Qwen2 does."""
-    if fast.pre_tokenizer is None or not isinstance(fast.model, tokenizers.models.BPE):
-        return False
-    cutter = json.loads(fast.pre_tokenizer.__getstate__())
-    parts = cutter.get("pretokenizers", ())
-    kinds = [part["type"] for part in parts]
-    return (
-        kinds == ["Split", "ByteLevel"]
-        and parts[0]["pattern"] == {"Regex": PATTERN}
-        and (parts[0]["behavior"], parts[0]["invert"]) == ("Isolated", False)
-        and not (parts[1]["add_prefix_space"] or parts[1]["use_regex"])
-        and (fast.normalizer is None or isinstance(fast.normalizer, normalizers.NFC))
-        and not fast.model.dropout
-        and not any(t.lstrip or t.rstrip or t.single_word for t in added)
-        and not any("\n" in t.content or CUT.search(t.content) for t in added)
-    )
 
 
 def _added_token(token, *, special):

@@ -1,16 +1,16 @@
-"""Moves Qwen2's arrays from and to the tensors of a Hugging Face folder, one at a time.
+"""Moves a model's arrays from and to the tensors of a Hugging Face folder, one at a time.
 
 Reading: each process reads its equal share of a tensor's rows, once, and puts them on its devices
 as they lie in the file; the devices exchange, transpose and stack them. So a whole tensor exists on
 devices only. Writing is the reverse: the devices put one tensor together, the first process writes
 it.
 
-Dimensions (parameter names end in them, as in models/qwen2.py):
+Dimensions (parameter names end in them, as in models/decoder.py):
   L layers    D model width    F feed-forward width    V vocabulary
   N query heads    K key/value heads    H head size
 
-Source: `Qwen2ForCausalLM` in transformers. A `Linear` there holds [out, in] with heads and head
-size merged; here a matrix is [in..., out...] and layers are stacked.
+Source: the models of transformers that `models/decoder.py` names. A `Linear` there holds [out, in]
+with heads and head size merged; here a matrix is [in..., out...] and layers are stacked.
 """
 
 import collections
@@ -26,6 +26,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from models import safetensors_file, sharding
+from models.gguf import folder as gguf_folder
 
 LAYER = "model.layers.{layer}."
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -41,6 +42,8 @@ LAYOUT = {
     "blocks/attn/b_q_NH": (LAYER + "self_attn.q_proj.bias", 0),
     "blocks/attn/b_k_KH": (LAYER + "self_attn.k_proj.bias", 0),
     "blocks/attn/b_v_KH": (LAYER + "self_attn.v_proj.bias", 0),
+    "blocks/attn/q_norm/scale_H": (LAYER + "self_attn.q_norm.weight", 0),
+    "blocks/attn/k_norm/scale_H": (LAYER + "self_attn.k_norm.weight", 0),
     "blocks/mlp_norm/scale_D": (LAYER + "post_attention_layernorm.weight", 0),
     "blocks/mlp/w_gate_DF": (LAYER + "mlp.gate_proj.weight", 1),
     "blocks/mlp/w_up_DF": (LAYER + "mlp.up_proj.weight", 1),
@@ -77,7 +80,7 @@ class Part:
 
 
 def parts(model):
-    """Returns {tensor name: Part} of a Qwen2 of arrays or shapes, in transformers' order.
+    """Returns {tensor name: Part} of a Decoder of arrays or shapes, in transformers' order.
 
     Raises:
       ValueError: a parameter has no place in such a file.
@@ -86,8 +89,8 @@ def parts(model):
     unknown = sorted(set(names) - set(LAYOUT))
     if unknown:
         raise ValueError(
-            f"A Qwen2 file has no place for {', '.join(unknown)}. Adapters are merged first, or "
-            "kept in a folder of their own (models/lora.py)."
+            f"A Hugging Face file has no place for {', '.join(unknown)}. Adapters are merged "
+            "first, or kept in a folder of their own (models/lora.py)."
         )
     shape_of = {name: leaf.shape for name, leaf in zip(names, jax.tree.leaves(model), strict=True)}
     before, layers, after = {}, {}, {}
@@ -119,11 +122,11 @@ def _file_shape(template, inputs, shape):
 
 
 def read(folder, model, *, dtype=None, shardings=None):
-    """Returns the arrays of a folder's safetensors files.
+    """Returns the arrays of a folder's safetensors or GGUF files.
 
     Args:
-      folder: folders.Folder with model.safetensors, or its shards and their index.
-      model: Qwen2 of shapes (`jax.eval_shape`).
+      folder: folders.Folder with model.safetensors, or its shards and their index; or GgufFolder.
+      model: Decoder of shapes (`jax.eval_shape`).
       dtype: dtype of the arrays; None keeps that of the file, the widest where layers differ.
       shardings: pytree from `sharding.parameter_shardings`; None puts all on the default device.
 
@@ -171,9 +174,11 @@ def check(folder, model):
 
 def _opened(folder, stack):
     """Returns a folder's files and the threads that read them, entered into an ExitStack."""
-    files = [
-        stack.enter_context(safetensors_file.File(folder, name)) for name in _weight_files(folder)
-    ]
+    if isinstance(folder, gguf_folder.GgufFolder):
+        opened = iter(folder.open_weights())
+    else:
+        opened = (safetensors_file.File(folder, name) for name in _weight_files(folder))
+    files = [stack.enter_context(file) for file in opened]
     # Entered last, so that after an error no thread reads from a closed file.
     return files, stack.enter_context(concurrent.futures.ThreadPoolExecutor(READERS, "read"))
 
@@ -440,7 +445,7 @@ def write(folder, model, *, dtype=None, max_shard_bytes):
 
     Args:
       folder: folders.Folder; None on the processes that only help to put tensors together.
-      model: Qwen2 of arrays, without adapters.
+      model: Decoder of arrays, without adapters.
       dtype: numpy dtype of the files; None keeps the model's.
       max_shard_bytes: a file holds no more than this, or a single tensor.
 

@@ -37,6 +37,7 @@ FIND = "asks whether a package that is named here is installed"
 CHILD = "starts this interpreter on a module of this repository, no shell"
 PEER = "measures a peer in an environment of its own; never part of a run"
 ALLOWED = {
+    ("experiments/compare.py", "subprocess"): "starts experiments.train, as this user asks",
     ("experiments/evaluating/identity.py", "importlib"): FIND,
     ("experiments/planning/programs.py", "importlib"): FIND,
     ("experiments/running/command.py", "importlib"): FIND,
@@ -59,6 +60,8 @@ ALLOWED = {
     ("tools/sandbox/helper.py", "import_module"): "imports the modules of a list in this file",
     ("tools/sandbox/program.py", "compile"): "the model's program, inside the sandbox",
     ("tools/sandbox/program.py", "exec"): "the model's program, inside the sandbox",
+    ("models/gguf/tensors.py", "importlib"): "imports a package that is named here",
+    ("models/gguf/tensors.py", "import_module"): "the package gguf, by its name",
     ("models/chat_template.py", "jinja2"): "its errors; transformers renders, in jinja's sandbox",
     (
         "models/tokenizer_folder.py",

@@ -4,6 +4,7 @@ import ast
 import functools
 import json
 import pathlib
+import random
 import re
 import runpy
 
@@ -30,6 +31,7 @@ PAGES = ("README.md",) + tuple(
         "security",
         "serving",
         "tools",
+        "worlds",
     )
 )
 
@@ -175,6 +177,21 @@ def test_the_example_tool_works(tmp_path):
     assert tool.limits in toolbox.describe(tool, full=True)
     with pytest.raises(protocol.ToolError, match="empty"):
         protocol.call(tool, {"text": " "})
+
+
+def test_the_example_world_works(tmp_path):
+    """It is as short as it says, draws from splits, and its good move is what Python says."""
+    text = read("docs/worlds.md")
+    world = run_example(text, tmp_path)["WORLD"]
+    assert len(example(text).splitlines()) <= 50
+    for split, digits in (("train", "3456789"), ("held_out", "012")):
+        problem = next(world.questions(split, random.Random(0)))
+        number, divisor = map(int, re.findall(r"\d+", problem.question))
+        assert str(number)[-1] in digits and problem.answer == str(
+            number - number // divisor * divisor
+        )
+        assert data.as_question(problem.row("x"))
+        assert problem.stages[0].moves["remainder"].result == problem.answer
 
 
 def test_every_tool_is_documented():

@@ -46,6 +46,7 @@ FLOORS = {
     "models.attention": 4,
     "models.engine": 6,
     "models.engine.layouts": 3,
+    "models.gguf": 2,
     "flow_grpo_jax": 4,
     "flow_grpo_jax.answers": 5,
     "flow_grpo_jax.benchmarks": 2,
@@ -56,13 +57,13 @@ FLOORS = {
     "experiments.diagnosis": 3,
     "experiments.evaluating": 4,
     "experiments.planning": 2,
-    "experiments.quickstart": 2,
     "experiments.reporting": 5,
     "experiments.running": 4,
     "experiments.serving": 4,
     "experiments.solving": 1,
     "experiments.speed": 3,
     "experiments.speed.peers": 2,
+    "experiments.worlds": 4,
 }
 FILE_LINES, FUNCTION_LINES = 500, 120
 LONGER = {"experiments.train.train": 130}  # the loop of training, top to bottom
@@ -269,8 +270,8 @@ OTHER_DEFAULTS = {
     ("models.lora.init", "dtype"): "of masters, which are float32",
     ("models.lora.add", "dtype"): "of masters, which are float32",
     ("models.lora.load", "dtype"): "of masters, which are float32",
-    ("models.qwen2.Qwen2.__init__", "dtype"): "of masters, which are float32",
-    ("models.qwen2.Qwen2.embedded", "dtype"): "of a reference computation",
+    ("models.decoder.Decoder.__init__", "dtype"): "of masters, which are float32",
+    ("models.decoder.Decoder.embedded", "dtype"): "of a reference computation",
     ("models.sharding.make_mesh", "data fsdp tensor"): "an axis that is not split",
     ("models.weights.read", "dtype"): "of a file, not of the computation",
     ("models.weights.write", "dtype"): "of a file, not of the computation",

@@ -3,8 +3,9 @@
 from ml_collections import ConfigDict
 
 MODULES = ("analyst", "executor", "verifier", "generator", "base_generator")  # all but the planner
-# Sections whose fields are not fixed here: the warm start's own, and fields of a server's requests.
-FREE = ("warmstart", *(f"backends.{name}.extra" for name in (*MODULES, "judge")))
+# Sections whose fields are not fixed here: the warm start's own, sources of questions, fields of a
+# server's requests.
+FREE = ("warmstart", "data.mixture", *(f"backends.{name}.extra" for name in (*MODULES, "judge")))
 MIXED = ("engine.stop_ids",)  # tuples whose items are texts or whole numbers
 
 
@@ -69,6 +70,34 @@ def tools():
     return c
 
 
+def turns():
+    """Returns how rollouts branch under loss.variant="turns".
+
+    rollout.group is a multiple of 1 + points * siblings: so many rollouts are a root and branches.
+    """
+    c = ConfigDict()
+    c.points = 1  # turns of a root whose action is drawn anew
+    c.siblings = 3  # times that each is
+    c.broadcast = 0.0  # share of the gradient that comes from the outcomes of roots; needs two
+    return c
+
+
+def data():
+    """Returns where questions come from."""
+    c = ConfigDict()
+    c.train = ""  # JSONL, JSON, Parquet or a TFDS array_record folder
+    c.held_out = ""  # "" = no evaluation
+    c.format = "auto"  # of the rows of both; docs/data.md has the names
+    c.held_out_format = ""  # "" = as data.format
+    c.index_base = ""  # "0" or "1": where numbers as golds of kind choice count from
+    c.bad_rows = "refuse"  # or "drop": leave out rows that are no questions
+    # Source of training questions, or its part before "/" -> weight; empty: each question counts
+    # the same. flow_grpo_jax/mixture.py
+    c.mixture = ConfigDict()
+    c.too_long = "refuse"  # or "drop": training questions whose prompts can never fit
+    return c
+
+
 def base():
     """Returns all fields with their defaults, locked: an unknown field is an error."""
     c = ConfigDict()
@@ -78,11 +107,12 @@ def base():
     c.deterministic = False  # on GPUs, the same bits in every process; slower, docs/design.md
 
     c.model = ConfigDict()
-    # Of the initial planner and of the frozen modules: a Hugging Face folder, or the name on the
-    # hub of a model in its cache on this disk, such as "Qwen/Qwen2.5-7B-Instruct".
+    # Of the initial planner and of the frozen modules: a Hugging Face folder, a GGUF file, or the
+    # name on the hub of a model in its cache on this disk, such as "Qwen/Qwen2.5-7B-Instruct".
     c.model.path = ""
     c.model.dtype = "float32"  # compute dtype; masters are float32
-    c.model.remat = "none"  # or "dots", "attention", "full": what is kept; models/qwen2.py
+    c.model.remat = "none"  # or "dots", "attention", "full": what is kept; models/decoder.py
+    c.model.thinking, c.model.date = False, "26 Jul 2024"  # running/tokens.py:switches
     c.model.attention = "auto"  # or a backend by name; models/attention/kernels.py
     c.model.lora = ConfigDict({"rank": 0, "alpha": 32.0})  # rank 0: all parameters are trained
     c.model.lora.targets = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -91,15 +121,7 @@ def base():
     c.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})  # -1: all remaining devices
     c.mesh.sequence = False  # between blocks, positions of a row are spread over `tensor`
 
-    c.data = ConfigDict()
-    c.data.train = ""  # JSONL, JSON, Parquet or a TFDS array_record folder
-    c.data.held_out = ""  # "" = no evaluation
-    c.data.format = "auto"  # of the rows of both; docs/data.md has the names
-    c.data.held_out_format = ""  # "" = as data.format
-    c.data.index_base = ""  # "0" or "1": where numbers as golds of kind choice count from
-    c.data.bad_rows = "refuse"  # or "drop": leave out rows that are no questions
-    c.data.too_long = "refuse"  # or "drop": training questions whose prompts can never fit
-
+    c.data = data()
     c.tools = tools()
 
     c.rollout = ConfigDict()
@@ -123,9 +145,8 @@ def base():
     c.engine.tensor = 1  # devices that split the heads of one replica
     c.engine.replicas = 0  # engines of each process; 0 = as many as its devices allow
     c.engine.slots = 64  # of a replica, for each named weight set
-    c.engine.cache_tokens = (
-        262_144  # of a replica; 0 = slots * longest request, for each weight set
-    )
+    # Of a replica; 0 = slots * longest request, for each weight set.
+    c.engine.cache_tokens = 262_144
     c.engine.page_size = 64
     c.engine.prefill_tokens = 256  # of a row: prompts are cut into rows
     c.engine.prefill_rows = 8
@@ -158,6 +179,7 @@ def base():
 
     c.loss = ConfigDict()
     c.loss.variant = "flow"
+    c.loss.turns = turns()
     c.loss.clip_low = 0.2
     c.loss.clip_high = 0.3
     c.loss.dual_clip = 3.0
@@ -191,8 +213,9 @@ def base():
 
 
 def lock(c):
-    """Locks a config, but for fields of servers' requests, and returns it."""
+    """Locks a config, but for sources of questions and fields of servers' requests; returns it."""
     c.lock()
+    c.data.mixture.unlock()
     for module in c.backends.values():
         module.extra.unlock()
     return c

@@ -39,6 +39,8 @@ def get_config():
 
     c.unlock()
     c.warmstart = dict(
+        worlds="quickstart",  # of experiments/worlds, divided by commas
+        start="",  # folder of a model to go on from, instead of `model` and its tokenizer
         seed=0,
         model=dict(
             vocab_size=2048,

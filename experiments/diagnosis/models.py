@@ -9,7 +9,8 @@ from agents import prompts
 from experiments.configs import quickstart
 from experiments.diagnosis.rows import ABSENT, BROKEN, NOTE, OK, Row
 from experiments.running import command, sessions, tokens
-from models import folders, hardware, hub, huggingface, model_card, weights
+from models import hardware, hub, huggingface, model_card, weights
+from models.gguf import folder as gguf_folder
 
 EXAMPLE = "hf download Qwen/Qwen2.5-0.5B-Instruct"
 SHOWN = 20  # models of the hub's cache
@@ -64,7 +65,7 @@ def _looked_at(what, look):
 
 
 def _config(location):
-    """Returns ((path, qwen2.Config), text)."""
+    """Returns ((path, decoder.Config), text)."""
     path = sessions.locate_model(location, root=pathlib.Path.cwd())
     dims = huggingface.config_from_dict(huggingface.read_config(path))
     size = 2 * _parameters(dims)
@@ -89,7 +90,7 @@ def _tokenizer(path, dims):
 
 
 def _weights(path, dims):
-    dtypes = weights.check(folders.Folder(path), sessions.abstract_model(dims, jnp.float32))
+    dtypes = weights.check(gguf_folder.opened(path), sessions.abstract_model(dims, jnp.float32))
     return f"all tensors are there and fit config.json; {', '.join(dtypes)}"
 
 

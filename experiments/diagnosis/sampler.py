@@ -13,12 +13,12 @@ import numpy as np
 from experiments.diagnosis.rows import BROKEN, NOTE, OK, Row
 from experiments.speed import loads
 from flow_grpo_jax import batching, logprobs
-from models import precision, qwen2
+from models import decoder, precision
 from models.attention import kernels
 from models.engine.engine import Engine
 from models.engine.types import Request, Sampling
 
-DIMS = qwen2.Config(2_048, 256, 512, 2, 4, 2, 64, initializer_range=0.05)
+DIMS = decoder.Config(2_048, 256, 512, 2, 4, 2, 64, initializer_range=0.05)
 REQUESTS, PROMPT, SAMPLED, LENGTH = 6, 48, 16, 128  # tokens; LENGTH of a row and of a request
 ENGINE = dict(slots=4, max_length=LENGTH, cache_tokens=8 * LENGTH, page_size=16)
 ENGINE |= dict(prefill_tokens=32, prefill_rows=4, prefill_calls=4, decode_steps=4)
@@ -33,7 +33,7 @@ ORDER = "Sums have no fixed order here; --config.deterministic=True gives them o
 
 def sampler():
     """Yields Rows on the gap between sampler and trainer, and on what repeats bit for bit."""
-    make = jax.jit(functools.partial(qwen2.Qwen2, config=DIMS))
+    make = jax.jit(functools.partial(decoder.Decoder, config=DIMS))
     params = make(jax.random.key(0))
     for dtype in map(jnp.dtype, BOUNDS):
         yield from compare(params, dtype, *draw(params, dtype))
@@ -99,7 +99,7 @@ def _answers(engine, requests):
 @functools.cache
 def _scorer(dtype):
     """Returns a program: (params, TurnBatch) -> ((sum, logp_BA), gradients of the sum)."""
-    execution = qwen2.Execution(dtype, "none", kernels.make("auto"))
+    execution = decoder.Execution(dtype, "none", kernels.make("auto"))
     how = dict(temperature=1.0, chunk=512, execution=execution)
 
     def total(params, batch):

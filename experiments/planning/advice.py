@@ -49,7 +49,7 @@ def setting(config, dims, mesh):
     """Returns the formulas.Setting of a config.
 
     Args:
-      dims: qwen2.Config.
+      dims: decoder.Config.
       mesh: real or abstract.
     """
     return formulas.Setting(
@@ -68,7 +68,7 @@ def need(config, dims, devices, *, scale=1.0):
     """Estimates the Need of a config on so many devices: inputs exactly, temporaries by formula.
 
     Args:
-      dims: qwen2.Config.
+      dims: decoder.Config.
       scale: multiplies the formula, such as by its error for a compiled program of this config.
     """
     mesh = programs.abstract_mesh(config, devices)

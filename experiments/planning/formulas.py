@@ -14,7 +14,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from models import lora, qwen2
+from models import decoder, lora
 
 # How many times the backward pass recomputes a layer's products with weights, and its attention.
 RECOMPUTED = {"none": (0, 0), "dots": (0, 0), "attention": (1, 0), "full": (1, 1)}
@@ -30,7 +30,7 @@ class Setting:
     reference: the reference policy is scored too.
     """
 
-    dims: qwen2.Config
+    dims: decoder.Config
     data: int
     fsdp: int
     tensor: int

@@ -163,7 +163,7 @@ def inputs(config, dims, mesh):
     """Returns the Inputs of the update that a config describes.
 
     Args:
-      dims: qwen2.Config.
+      dims: decoder.Config.
       mesh: real or abstract.
 
     Raises:

@@ -36,7 +36,7 @@ def need(config, dims, topology, estimated, found=()):
     """Computes the Need of a config.
 
     Args:
-      dims: qwen2.Config.
+      dims: decoder.Config.
       topology: hardware.Topology.
       estimated: `advice.Need` of the update.
       found: the devices of one replica, to compile its programs for; none compiles nothing.

@@ -48,7 +48,7 @@ CHARTS = [
     (
         "Groups without signal",
         "share",
-        "Questions whose rollouts all scored the same: no gradient.",
+        "Questions, or points of branches, where all scored the same: no gradient.",
         {"group/zero_variance": "zero variance"},
     ),
     ("Entropy", "number", "Nats per planner token.", {"policy/entropy": "entropy"}),

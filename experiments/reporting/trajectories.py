@@ -262,7 +262,8 @@ def _summary(groups, *, listed):
         "rollouts": len(trajectories),
         "scored": len(rewards),
         "mean": number(sum(rewards) / len(rewards)) if rewards else None,
-        "response_tokens": _mean_length(trajectories),
+        # As in metrics, of those from the question on: a branch repeats turns of another.
+        "response_tokens": _mean_length([t for t in trajectories if "branch" not in t]),
         "questions": len(groups),
         "texts": 0,
         "groups": [],

@@ -154,7 +154,7 @@ def _parsed(argv, required):
         if message := _of_config_file(error, named):
             _stop(message, BAD_FLAGS)
         if isinstance(error, (AttributeError, KeyError)):  # ml_collections: a field set by flag
-            _stop(_unknown_field(str(error)), BAD_FLAGS)
+            _stop(unknown_field(str(error)), BAD_FLAGS)
         if isinstance(error, (flags.Error, ValueError, TypeError, OSError)):
             _stop(_plain(str(error)), BAD_FLAGS)
         raise
@@ -205,7 +205,7 @@ def _of_config_file(error, named):
             frames = traceback.walk_tb(error.__traceback__)
             lines = [n for frame, n in frames if _is_file(frame.f_code.co_filename, path)]
         if lines and re.search(r"Key .* does not exist", text):  # of ml_collections: it is locked
-            text = _unknown_field(text)
+            text = unknown_field(text)
         elif lines and not isinstance(error, ValueError):
             text = f"{type(error).__name__}: {text}"
         if lines:
@@ -244,7 +244,7 @@ def _plain(text):
     return text
 
 
-def _unknown_field(text):
+def unknown_field(text):
     """Returns one sentence for the text of ml_collections, which lists all fields."""
     if below := re.search(r"Attempting to lookup: ([\w.]+)\.(\w+)", text):
         return f"{below[1]} is one value; it has no field {below[2]!r}."

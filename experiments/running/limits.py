@@ -3,8 +3,8 @@
 from absl import logging
 
 from experiments.running import command, fields, fitting, sessions
-from flow_grpo_jax import batching, data, loss
-from models import qwen2
+from flow_grpo_jax import batching, branches, data, loss
+from models import decoder
 from models.engine import limits as engine_limits
 
 
@@ -16,13 +16,34 @@ def check(config):
     """
     fields.check(config)
     check_limits(config)
-    return choose_variant(config)
+    variant = choose_variant(config)
+    if branching(config, variant) and config.tools.mcp:
+        logging.warning(
+            "loss.variant=%s goes on from the middle of trajectories, and servers in tools.mcp may "
+            "remember what was called before: they must answer each call by itself.",
+            config.loss.variant,
+        )
+    return variant
 
 
 def choose_variant(config):
     """Returns the loss variant that a config names."""
     with command.checking_config():
         return loss.choose(config.loss.variant, temperature=config.rollout.temperature)
+
+
+def branching(config, variant):
+    """Returns the `branches.Branching` of a config; None if the variant's rollouts do not branch.
+
+    Raises:
+      ConfigError: `rollout.group` does not hold roots with their branches.
+    """
+    if variant.advantages:
+        return None
+    found = branches.Branching(**config.loss.turns, seed=config.seed)
+    with command.checking_config():
+        found.roots(config.rollout.group)
+    return found
 
 
 def check_limits(config):
@@ -51,9 +72,9 @@ def check_limits(config):
             f"loss.mini_batch_turns={config.loss.mini_batch_turns} by turns. Use one: set "
             "loss.mini_batches to 1 or loss.mini_batch_turns to 0."
         )
-    if config.model.remat not in qwen2.REMAT:
+    if config.model.remat not in decoder.REMAT:
         raise command.ConfigError(
-            f"model.remat={config.model.remat!r} is unknown; valid: {', '.join(qwen2.REMAT)}."
+            f"model.remat={config.model.remat!r} is unknown; valid: {', '.join(decoder.REMAT)}."
         )
     check_data(config.data)
     if not (config.tools.names or config.tools.mcp):

@@ -78,13 +78,16 @@ class Record:
         logging.warning("step %d: nothing to train on, no optimizer step: %s", step, cause)
         return {"optim/steps": 0.0, "optim/skipped": 0.0, "tokens/trained": 0.0}
 
-    def write_trajectories(self, kind, questions, trajectories_QG, scores_QG, *, step, adv_QG=None):
+    def write_trajectories(
+        self, kind, questions, trajectories_QG, scores_QG, *, step, adv_QG=None, turns=None
+    ):
         """Writes trajectories/KIND_STEP.jsonl, one trajectory a line.
 
         Args:
           kind: "step" for training, "heldout" for evaluation.
           scores_QG: `rewards.Reward`.
-          adv_QG: advantages; None is 0 for all.
+          adv_QG: advantages; None is 0 for all, unless turns have their own.
+          turns: `counterfactual.Credit`, or None.
         """
         if not self.writes:
             return
@@ -92,13 +95,15 @@ class Record:
         lines = []
         for q, question in enumerate(questions):
             for g, score in enumerate(scores_QG[q]):
+                advantage = 0.0 if adv_QG is None else float(adv_QG[q, g])
                 line = trajectory.to_json(
                     trajectories_QG[q][g],
                     question=question,
                     step=step,
                     reward=score.value if score.known else None,
                     reward_source=score.source,
-                    advantage=0.0 if adv_QG is None else float(adv_QG[q, g]),
+                    advantage=advantage if turns is None else None,
+                    of_turns=turns and turns.shown(q, g),
                     decode=self._decode,
                 )
                 lines.append(json.dumps(line) + "\n")

@@ -15,6 +15,7 @@ FIXED = (
     "model.lora.rank",
     "model.lora.targets",
     "rollout.questions",
+    "data.mixture",
     "seed",
 )  # --force cannot change them
 ASKED = ("id", "question", "answer", "kind", "source", "choices", "numbers")  # of a question

@@ -13,11 +13,22 @@ from absl import logging
 
 from agents import prompts
 from experiments.running import backends, command, compiled, determinism, tokens
-from flow_grpo_jax import batching, judge, loss, optimizer, rollout, scoring, symbolic, update
-from models import folders, hardware, hub, huggingface, lora, qwen2, sharding
+from flow_grpo_jax import (
+    batching,
+    judge,
+    loss,
+    mixture,
+    optimizer,
+    rollout,
+    scoring,
+    symbolic,
+    update,
+)
+from models import decoder, hardware, hub, huggingface, lora, sharding
 from models.attention import kernels
 from models.engine import cache, placement, shapes
 from models.engine.replicas import Replicas
+from models.gguf import folder as gguf_folder
 from tools import toolbox
 from tools.sandbox import selftest
 
@@ -32,10 +43,10 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 class Session:
     """The parts of a run.
 
-    params: what is trained, float32 on the mesh: a whole Qwen2, or LoRA adapters.
-    frozen: Qwen2 in the compute dtype on the mesh: reference policy, LoRA's base.
+    params: what is trained, float32 on the mesh: a whole Decoder, or LoRA adapters.
+    frozen: Decoder in the compute dtype on the mesh: reference policy, LoRA's base.
     shardings: NamedSharding of each of `params`, structured like them.
-    assemble: (params, frozen) -> Qwen2, the policy.
+    assemble: (params, frozen) -> Decoder, the policy.
     released: whether the engine's memory is given up.
     backends: what answers for each module and for the judge.
     system: engine, tokenizer, tools, ...; its engine serves "policy" and "frozen".
@@ -44,7 +55,7 @@ class Session:
 
     mesh: jax.sharding.Mesh
     params: Any
-    frozen: qwen2.Qwen2
+    frozen: decoder.Decoder
     shardings: Any
     assemble: Callable
     dtype: jax.typing.DTypeLike
@@ -120,7 +131,7 @@ def execution(config, mesh):
         residual = sharding.residual_sharding(mesh, sequence=config.mesh.sequence)
     with command.checking_config():
         attend = kernels.make(config.model.attention, mesh=mesh)
-        return qwen2.Execution(compute_dtype(config), config.model.remat, attend, residual)
+        return decoder.Execution(compute_dtype(config), config.model.remat, attend, residual)
 
 
 def make_update(config, variant, *, mesh, params, shardings, assemble=update.whole_model):
@@ -193,7 +204,7 @@ def locate_model(path, *, root=ROOT):
 def model_folder(config):
     if not config.model.path:
         raise command.ConfigError(
-            "model.path is empty; give the Hugging Face folder of a Qwen2.5 model, e.g. "
+            "model.path is empty; give the Hugging Face folder of a model, e.g. "
             "--config.model.path=/models/Qwen2.5-7B-Instruct, or the name on the hub of one that "
             "was downloaded: Qwen/Qwen2.5-7B-Instruct."
         )
@@ -203,7 +214,11 @@ def model_folder(config):
 def model_files(config):
     """Returns (config.json, names of the files) of the model's folder."""
     folder = model_folder(config)
-    return huggingface.read_config(folder), folders.Folder(folder).names()
+    return huggingface.read_config(folder), gguf_folder.opened(folder).names()
+
+
+def is_gguf(config):
+    return isinstance(gguf_folder.opened(model_folder(config)), gguf_folder.GgufFolder)
 
 
 def make_grammars(vocabulary, *, vocab_size):
@@ -236,6 +251,7 @@ def build(config, *, training=True):
     vocabulary = tokens.load(
         folder,
         stops=config.engine.stop_ids,
+        switches=tokens.switches(config.model),
         conversations=(tokens.CONVERSATION, *((tokens.REPAIR,) if judged else ())),
     )
     with command.checking_config():
@@ -427,8 +443,8 @@ def load_weights(config, folder, mesh, *, training=True):
 
 
 def abstract_model(dims, dtype=jnp.float32):
-    """Returns a Qwen2 of shapes; dims: qwen2.Config."""
-    return jax.eval_shape(lambda key: qwen2.Qwen2(key, dims, dtype), jax.random.key(0))
+    """Returns a Decoder of shapes; dims: decoder.Config."""
+    return jax.eval_shape(lambda key: decoder.Decoder(key, dims, dtype), jax.random.key(0))
 
 
 def batch_shapes(config, mesh):
@@ -443,6 +459,13 @@ def batch_shapes(config, mesh):
     with command.checking_config():
         batching.check_buckets(**shapes)
     return shapes
+
+
+def question_batches(config, questions):
+    """Returns the endless batches of training questions that a config asks for."""
+    settings = dict(batch=config.rollout.questions, seed=config.seed)
+    with command.checking_config():
+        return mixture.batches(questions, weights=config.data.mixture.to_dict(), **settings)
 
 
 def weighting(config, variant, step):

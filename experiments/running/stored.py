@@ -38,7 +38,8 @@ RENAMED = {
 def check_config(config, workdir):
     """Refuses a folder that holds a run with another config.
 
-    `steps` may differ: a run may be continued for longer.
+    `steps` may differ: a run may be continued for longer. So may the section `warmstart`, which no
+    training reads.
     """
     if not (workdir / "config.json").exists():
         return
@@ -47,7 +48,11 @@ def check_config(config, workdir):
         for each in (read_config(workdir)[0], config)
     )
     changed = sorted(
-        name for name in {**before, **now} if name != "steps" and before.get(name) != now.get(name)
+        name
+        for name in {**before, **now}
+        if name != "steps"
+        and not name.startswith("warmstart.")
+        and before.get(name) != now.get(name)
     )
     if changed:
         raise command.ConfigError(
@@ -180,7 +185,7 @@ def _set(config, name, value):
 
 
 def restore_policy(workdir, config, *, step=None):
-    """Returns (step, Qwen2 in host memory, meta) of a run's checkpoint; adapters are merged.
+    """Returns (step, Decoder in host memory, meta) of a run's checkpoint; adapters are merged.
 
     Raises:
       ConfigError: the run has no checkpoint, or not that one.

@@ -15,18 +15,28 @@ from models.engine import programs
 CONVERSATION, REPAIR = ("system", "user"), ("system", "user", "assistant", "user")
 
 
-def load(folder, *, stops=(), conversations=(CONVERSATION,)):
+def switches(model):
+    """Returns {name: value} that the chat template sees beside the messages.
+
+    model: `config.model`. Qwen3's template asks whether to think; Llama 3's writes a date, which is
+      the same every day, so that a run resumed tomorrow sees the prompts of today.
+    """
+    return {"enable_thinking": model.thinking, "date_string": model.date}
+
+
+def load(folder, *, stops=(), switches=None, conversations=(CONVERSATION,)):
     """Loads the Tokenizer of a folder.
 
     Args:
       stops: tokens that end a reply beside those that the folder names, ids or texts.
+      switches: of the function of that name; None leaves the chat template to its own defaults.
       conversations: roles of messages that its chat template must take.
 
     Raises:
       ConfigError: it names no end-of-reply token, or its chat template refuses a conversation.
     """
     with command.checking_config():
-        vocabulary = tokenizer.Tokenizer.load(folder, stops=stops)
+        vocabulary = tokenizer.Tokenizer.load(folder, stops=stops, switches=switches)
         for roles in conversations:
             vocabulary.check_conversation(roles)
     ends = vocabulary.eos_ids
@@ -70,7 +80,7 @@ def warn_if_nothing_ended(trajectories_QG, vocabulary, config):
 
     Of several processes, 0 warns.
     """
-    turns = [turn for group in trajectories_QG for each in group for turn in each.turns]
+    turns = [turn for group in trajectories_QG for each in group for turn in each.own_turns]
     if processes.index() or not turns or any(turn.finished for turn in turns):
         return
     logging.warning(

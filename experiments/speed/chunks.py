@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from flow_grpo_jax import logprobs
-from models import qwen2
+from models import decoder
 
 VOCABULARY, WIDTH, TOKENS = 151_936, 256, (1_024, 4_096)
 
@@ -18,8 +18,8 @@ def temporaries(chunk):
 
     The programs are only compiled. V is Qwen's vocabulary; D is small, so that logits dominate.
     """
-    config = qwen2.Config(VOCABULARY, WIDTH, WIDTH, 1, 4, 1, 64)
-    model = jax.eval_shape(lambda: qwen2.Qwen2(jax.random.key(0), config))
+    config = decoder.Config(VOCABULARY, WIDTH, WIDTH, 1, 4, 1, 64)
+    model = jax.eval_shape(lambda: decoder.Decoder(jax.random.key(0), config))
 
     def ours(model, hidden_BAD, target_BA):
         how = dict(temperature=1.0, chunk=chunk)

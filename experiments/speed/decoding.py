@@ -2,14 +2,14 @@
 
 import dataclasses
 
-from models import qwen2
+from models import decoder
 
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
     """The best a device can do. rate: FLOP/s. bandwidth: bytes/s. itemsize: of all numbers."""
 
-    dims: qwen2.Config
+    dims: decoder.Config
     rate: float
     bandwidth: float
     itemsize: int

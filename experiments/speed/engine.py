@@ -69,7 +69,7 @@ from experiments.running import command
 from experiments.speed import decoding, measure, summary, tracing, traffic
 from experiments.speed.peers import drive, link
 from flow_grpo_jax import files
-from models import huggingface, qwen2
+from models import decoder, huggingface
 from models.engine import placement, types
 from models.engine.engine import Engine
 
@@ -345,7 +345,7 @@ def measure_size(name, values):
         platform=jax.default_backend(),
         chosen={key: getattr(values, key) for key in traffic.ON_CPU},
     )
-    make = jax.jit(functools.partial(qwen2.Qwen2, config=size.dims, dtype=dtype))
+    make = jax.jit(functools.partial(decoder.Decoder, config=size.dims, dtype=dtype))
     model = jax.block_until_ready(make(jax.random.key(values.seed)))
     with contextlib.ExitStack() as stack:
         peers, versions = start_peers(stack, values, model, dtype, size)

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from absl import flags, logging
 
-from models import folders, huggingface, qwen2, safetensors_file, weights
+from models import decoder, folders, huggingface, safetensors_file, weights
 
 SHAPE = dict(
     vocab_size=151_936,
@@ -36,11 +36,11 @@ SHAPE = dict(
 
 
 def make_folder(folder, *, gigabytes):
-    """Writes random bfloat16 weights of about `gigabytes`; returns the qwen2.Config."""
-    config = qwen2.Config(**SHAPE, num_hidden_layers=1)
-    per_layer = _nbytes(qwen2.Config(**SHAPE, num_hidden_layers=2)) - _nbytes(config)
+    """Writes random bfloat16 weights of about `gigabytes`; returns the decoder.Config."""
+    config = decoder.Config(**SHAPE, num_hidden_layers=1)
+    per_layer = _nbytes(decoder.Config(**SHAPE, num_hidden_layers=2)) - _nbytes(config)
     layers = max(1, round((gigabytes * 1e9 - _nbytes(config)) / per_layer) + 1)
-    config = qwen2.Config(**SHAPE, num_hidden_layers=layers)
+    config = decoder.Config(**SHAPE, num_hidden_layers=layers)
     dtype, random = np.dtype(safetensors_file.DTYPES["BF16"]), np.random.default_rng(0)
 
     def tensor(name, shape):
@@ -146,7 +146,7 @@ def largest_tensor(folder):
 
 
 def _shapes(config):
-    return jax.eval_shape(lambda key: qwen2.Qwen2(key, config), jax.random.key(0))
+    return jax.eval_shape(lambda key: decoder.Decoder(key, config), jax.random.key(0))
 
 
 def _nbytes(config):

@@ -10,7 +10,7 @@ import functools
 import numpy as np
 
 from flow_grpo_jax import batching, packing
-from models import published, qwen2
+from models import decoder, published
 
 # The method's lengths in tokens, for AgentFlow's prompts with Qwen's tokenizer: what a question's
 # first prompt holds, what each further turn adds to it, the instructions at the end of every
@@ -34,7 +34,7 @@ class UpdateSize:
       bfloat16; from the largest memory in use on one H200.
     """
 
-    dims: qwen2.Config
+    dims: decoder.Config
     row: int
     rows: int
     batches: int
@@ -74,7 +74,7 @@ class UpdateSize:
 SIZES = {
     # The quickstart's planner: 1.05 M parameters.
     "nano": UpdateSize(
-        qwen2.Config(2_048, 128, 384, 4, 4, 2, 32, rope_theta=10_000.0, initializer_range=0.05),
+        decoder.Config(2_048, 128, 384, 4, 4, 2, 32, rope_theta=10_000.0, initializer_range=0.05),
         row=256,
         rows=8,
         batches=2,
@@ -82,7 +82,7 @@ SIZES = {
         questions=4,
     ),
     "20m": UpdateSize(
-        qwen2.Config(8_192, 384, 1_536, 8, 6, 2, 64, initializer_range=0.05),
+        decoder.Config(8_192, 384, 1_536, 8, 6, 2, 64, initializer_range=0.05),
         row=512,
         rows=4,
         batches=2,

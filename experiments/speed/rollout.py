@@ -195,7 +195,7 @@ def scripted(config, *, turns, answers):
     limits.rollout.max_turns = turns
     folder = sessions.model_folder(config)
     return Scripted(
-        tokens.load(folder, stops=config.engine.stop_ids),
+        tokens.load(folder, stops=config.engine.stop_ids, switches=tokens.switches(config.model)),
         folder,
         sessions.make_tools(config),
         sessions.rollout_settings(limits, temperature=1.0),

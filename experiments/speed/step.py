@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.speed import measure
 from flow_grpo_jax import loss, optimizer, update
-from models import huggingface, lora, qwen2
+from models import decoder, huggingface, lora
 from models.attention import kernels
 
 LOSS = dict(clip_low=0.2, clip_high=0.3, dual_clip=3.0, kl_coef=1e-3)
@@ -35,7 +35,9 @@ def maker(size, *, dtype, remat, attend, chunk, mesh=None):
         update.Update,
         adamw,
         numbers=loss.Numbers(sequence_ratio=False, tis_cap=0.0, **LOSS),
-        execution=qwen2.Execution(dtype=dtype, remat=remat, attend=kernels.make(attend, mesh=mesh)),
+        execution=decoder.Execution(
+            dtype=dtype, remat=remat, attend=kernels.make(attend, mesh=mesh)
+        ),
         temperature=1.0,
         chunk=chunk,
         assemble=lora.combine if size.rank else update.whole_model,
@@ -52,7 +54,7 @@ class OurUpdate:
     def __init__(self, size, *, dtype, seed, **how):
         """Draws the weights. how: the others of `maker`."""
         key_model, key_reference, key_adapters = jax.random.split(jax.random.key(seed), 3)
-        make = functools.partial(qwen2.Qwen2, config=size.dims)
+        make = functools.partial(decoder.Decoder, config=size.dims)
         if size.rank:
             self.frozen = jax.jit(functools.partial(make, dtype=dtype))(key_model)
             init = jax.jit(functools.partial(lora.init, settings=adapters(size)))

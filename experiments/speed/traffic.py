@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.speed import loads
 from experiments.speed.peers import drive
-from models import published, qwen2
+from models import decoder, published
 
 SPREAD = 0.6  # standard deviation of the logarithm, of the queue's lengths and the tools' seconds
 CLIP = 4  # lengths lie within a factor of this from their median
@@ -29,7 +29,7 @@ class EngineSize:
     tool_seconds: median time of a tool call. engine: arguments of our engine.
     """
 
-    dims: qwen2.Config
+    dims: decoder.Config
     slots: int
     prompt: int
     response: int

@@ -269,7 +269,7 @@ def define_flags():
     flags.DEFINE_integer("rounds", None, "Timed steps of each contestant.", lower_bound=1)
     flags.DEFINE_integer("threads", 0, "CPU threads of torch; 0 = one for each core.", 0)
     flags.DEFINE_string("attention", "auto", "Of models/attention/kernels.py.")
-    flags.DEFINE_string("remat", "dots", "What our backward pass recomputes; models/qwen2.py.")
+    flags.DEFINE_string("remat", "dots", "What our backward pass recomputes; models/decoder.py.")
     flags.DEFINE_integer("chunk", 512, "Tokens whose logits we hold at once.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Of weights and samples.")
     flags.DEFINE_bool("logprobs", None, "Also measure the memory of log-probs.")

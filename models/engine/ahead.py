@@ -18,7 +18,7 @@ def lowered(model, *, mesh, separate, layout=None, **settings):
     """Lowers the programs that an `Engine` of these settings runs, for a mesh.
 
     Args:
-      model: Qwen2 of shapes.
+      model: Decoder of shapes.
       mesh, separate: as of an Engine; devices may be of `jax.experimental.topologies`.
       layout: of the cache; None takes the first of `cache.candidates`.
       settings: the others of `shapes.of`.

@@ -33,7 +33,7 @@ class Engine(types.Sampler):
     """Serves requests to the weight sets it is given.
 
     Args:
-      weights: name -> Qwen2, all of one config. The engine keeps these arrays (a copy only where
+      weights: name -> Decoder, all of one config. The engine keeps these arrays (a copy only where
         dtype or placement differ, and of layers that are to be separate): donate them to no other
         program while it may still use them.
       slots: requests that run at once, for each weight set.

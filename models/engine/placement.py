@@ -19,7 +19,7 @@ class Place:
     """Where an engine keeps weights of one architecture: on its mesh, in its dtype.
 
     Args:
-      model: Qwen2 of arrays or shapes, see `copies`.
+      model: Decoder of arrays or shapes, see `copies`.
       separate: of `copies`.
     """
 

@@ -149,7 +149,7 @@ def prefill(model, kv, slots, chunk, seed, *, static):
     """Continues prompts; draws the first token of those that end.
 
     Args:
-      model: Qwen2.
+      model: Decoder.
       kv: cache, list over layers. Pages must be there for every token of the rows.
       static: `Static`.
 

@@ -19,7 +19,7 @@ class Replicas(types.Sampler):
     Every process must make one and call its `set_weights`, with the same sizes of meshes.
 
     Args:
-      weights: name -> Qwen2, all of one config, on a mesh of all devices or anywhere.
+      weights: name -> Decoder, all of one config, on a mesh of all devices or anywhere.
       meshes: of the engines, from `placement.meshes`.
       settings: further ones of each `Engine`.
     """

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from models import qwen2
+from models import decoder
 from models.engine import cache, pages
 
 BITS = 32  # of a word of a mask
@@ -28,7 +28,7 @@ class Shapes:
     words: W; 0 if the engine knows no grammars.
     """
 
-    config: qwen2.Config
+    config: decoder.Config
     layout: str
     dtype: jax.typing.DTypeLike
     slots: int

@@ -182,6 +182,23 @@ def characters(limit):
     return prompts.Budget(limit, lambda messages: len(messages[1]["content"]))
 
 
+def test_a_solver_goes_on_from_any_turn_like_the_one_that_took_it():
+    """Nothing of the turns before is asked or called again; their memory is the same."""
+    of_turns = [
+        [PLAN, COMMAND, FOUND, "Verdict: CONTINUE"],
+        ["no plan"],
+        [PLAN, COMMAND, effects.ToolResult("gone", error=True)],
+        [PLAN, COMMAND, FOUND, "neither"],
+    ]
+    how = dict(max_turns=4, rollout=2, clock=lambda: 0.0)
+    whole, seen = play(["capital", *sum(of_turns, []), "Answer: Madrid"], **how)
+    for taken in range(len(of_turns) + 1):
+        script = [*sum(of_turns[taken:], []), "Answer: Madrid"]
+        before = whole.turns[:taken]
+        rest, asked = play(script, **how, analysis=whole.analysis, before=before)
+        assert (rest, asked) == (whole, seen[-len(script) :])
+
+
 def test_oldest_results_are_shortened_first_and_the_newest_never():
     memory = Memory((step("a" * 500), step("b" * 500), step("c" * 500)))
 

@@ -27,10 +27,10 @@ from experiments.speed import (
     update,
 )
 from experiments.speed.peers import drive, link
-from models import qwen2
+from models import decoder
 
 TOY = loads.UpdateSize(
-    qwen2.Config(97, 32, 48, 2, 4, 2, 8, initializer_range=0.3),
+    decoder.Config(97, 32, 48, 2, 4, 2, 8, initializer_range=0.3),
     row=64,
     rows=4,
     batches=2,
@@ -148,7 +148,7 @@ def test_every_layout_holds_all_sampled_tokens(layout):
 def test_flops_of_a_model_small_enough_to_count_by_hand():
     # D 4, F 6, 2 layers, 2 query heads and 1 kv head of 2: a layer has
     # 4*4 (q) + 4*2 (k) + 4*2 (v) + 4*4 (o) + 3*4*6 = 120 weights; the head has 10*4 = 40.
-    size = loads.UpdateSize(qwen2.Config(10, 4, 6, 2, 2, 1, 2), 8, 1, 1, 1, 1)
+    size = loads.UpdateSize(decoder.Config(10, 4, 6, 2, 2, 1, 2), 8, 1, 1, 1, 1)
     usual, done = step.useful_flops(size, tokens=5, pairs=15, sampled=2)
     # A pair costs 2 products of 2 numbers in 2 heads of 2 layers, forward: 4 * 2 * 4 = 32.
     assert usual == 6 * (240 + 40) * 5 + 3 * 32 * 15
@@ -511,7 +511,9 @@ def test_a_wait_passes_on_the_clock_without_being_waited_for():
 def test_the_limit_of_a_model_small_enough_to_count_by_hand():
     # As above: 2 layers of 120 weights, a head of 40; a pair costs 32 FLOPs; 2 * 2 * 2 numbers
     # of keys and values for a position.
-    limit = decoding.Limit(qwen2.Config(10, 4, 6, 2, 2, 1, 2), rate=10.0, bandwidth=1e9, itemsize=4)
+    limit = decoding.Limit(
+        decoder.Config(10, 4, 6, 2, 2, 1, 2), rate=10.0, bandwidth=1e9, itemsize=4
+    )
     assert limit.decode_seconds(3, 5, 7) == (2 * 280 * 5 + 32 * 7) / 10
     assert limit.prefill_seconds(4, 2) == (2 * 240 * 2 + 2 * 40 + 32 * (3 + 4)) / 10
     slow = decoding.Limit(limit.dims, rate=1e9, bandwidth=10.0, itemsize=4)
@@ -521,7 +523,7 @@ def test_the_limit_of_a_model_small_enough_to_count_by_hand():
 @pytest.mark.slow
 def test_our_engine_does_all_of_a_tiny_trace():
     load = traffic.trace(TINY, 0, 1)
-    make = functools.partial(qwen2.Qwen2, config=TINY.dims)
+    make = functools.partial(decoder.Decoder, config=TINY.dims)
     model = jax.jit(make)(jax.random.key(0))
     settings = engine.our_settings(
         TINY, load.longest[2], None, dtype=np.dtype(np.float32), platform="cpu",

@@ -13,7 +13,7 @@ from experiments import export, train
 from experiments.configs import quickstart
 from experiments.running import command, limits, sessions
 from flow_grpo_jax import metrics
-from models import huggingface, qwen2, sharding
+from models import decoder, huggingface, sharding
 
 FOLDER = pathlib.Path(train.__file__).parent / "configs"
 # Name, argument, how many devices stand for the real ones, and the mesh they form.
@@ -45,7 +45,7 @@ def one_layer(tmp_path_factory):
     )
     shape = huggingface.model_config(base)
     shape = dataclasses.replace(shape, num_hidden_layers=1)
-    model = jax.jit(lambda: qwen2.Qwen2(jax.random.key(0), shape))()
+    model = jax.jit(lambda: decoder.Decoder(jax.random.key(0), shape))()
     huggingface.save(folder, model, tokenizer_folder=base)
     return folder
 
@@ -83,6 +83,7 @@ def test_every_config_is_here():
         "quickstart",
         "ranges",
         "smoke",
+        "worlds",
     }
 
 
@@ -129,6 +130,21 @@ def test_steps_and_bounds_that_depend_on_each_other(caplog):
         assert bool(caplog.text) is warns
 
 
+def test_a_group_that_does_not_hold_roots_and_branches_is_refused(caplog):
+    config = module("smoke").get_config()
+    config.rollout.group, config.loss.variant = 8, "turns"
+    plan = limits.branching(config, limits.check(config))
+    assert (plan.points, plan.siblings, plan.broadcast, plan.roots(8)) == (1, 3, 0.0, 2)
+    assert not caplog.text
+    config.loss.turns.siblings = 4
+    with pytest.raises(
+        command.ConfigError, match="rollout.group=8 must be a multiple of 5, such as 10"
+    ):
+        limits.check(config)
+    config.loss.variant = "flow"
+    assert limits.branching(config, limits.check(config)) is None
+
+
 @pytest.fixture
 def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
@@ -151,4 +167,4 @@ def test_a_step_of_training(tmp_path, monkeypatch, one_layer, name, arguments, d
     assert np.isfinite(line["loss/total"]) and np.isfinite(line["optim/grad_norm"])
     if name.startswith("lora"):  # adapters are merged
         export.export(tmp_path, tmp_path / "out")
-        assert type(huggingface.load(tmp_path / "out")) is qwen2.Qwen2
+        assert type(huggingface.load(tmp_path / "out")) is decoder.Decoder

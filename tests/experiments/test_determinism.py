@@ -12,7 +12,7 @@ import pytest
 from experiments import warmstart
 from experiments.running import command, determinism, sessions
 from flow_grpo_jax import batching, loss, optimizer, update
-from models import qwen2
+from models import decoder
 from models.attention import kernels
 from tests.models import configs
 
@@ -61,7 +61,7 @@ def test_the_update_multiplies_in_its_dtype(name, dtype):
                        clip_norm=1.0, moment_dtype="float32"),
         numbers=loss.Numbers(clip_low=0.2, clip_high=0.3, dual_clip=3.0, kl_coef=1e-3,
                              sequence_ratio=False, tis_cap=0.0),
-        execution=qwen2.Execution(dtype, "dots", kernels.make("blockwise")),
+        execution=decoder.Execution(dtype, "dots", kernels.make("blockwise")),
         temperature=1.0, chunk=64, epochs=1, old_logprobs="sampler",
         assemble=update.whole_model, donate_params=True,
     )  # fmt: skip

@@ -11,7 +11,7 @@ from experiments import doctor
 from experiments.configs import quickstart
 from experiments.diagnosis import kernels, machine, models, rows, sampler, surroundings
 from experiments.running import sessions
-from models import huggingface, qwen2
+from models import decoder, huggingface
 from models.tokenizer import train_byte_bpe
 from tests.models import configs
 from tools.sandbox import selftest
@@ -218,7 +218,7 @@ def test_the_first_kernel_that_passes_is_used():
 @pytest.mark.slow
 def test_the_sampler_is_compared_with_the_trainer(monkeypatch):
     monkeypatch.setattr(sampler, "DIMS", configs.small(initializer_range=0.3))
-    params, dtype = qwen2.Qwen2(machine.jax.random.key(0), sampler.DIMS), jnp.dtype(jnp.float32)
+    params, dtype = decoder.Decoder(machine.jax.random.key(0), sampler.DIMS), jnp.dtype(jnp.float32)
     layout, requests, together, alone = sampler.draw(params, dtype)
     honest = list(sampler.compare(params, dtype, layout, requests, together, alone))
     assert [row.state for row in honest] == ["ok"] * 3

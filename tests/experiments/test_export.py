@@ -174,3 +174,9 @@ def test_an_adapter_names_its_base_and_how_to_use_it(lora_run, tmp_path):
 def test_a_run_without_adapter_says_so(run, tmp_path):
     with pytest.raises(command.ConfigError, match="lora.rank=0 .* Leave out --adapter"):
         export.export(run[0], tmp_path, adapter=True)
+
+
+def test_an_adapter_of_a_gguf_model_needs_the_name_of_a_base(lora_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(export.sessions, "is_gguf", lambda config: True)
+    with pytest.raises(command.ConfigError, match="is a GGUF model. Give the name .*--base_model"):
+        export.export(lora_run, tmp_path, adapter=True)

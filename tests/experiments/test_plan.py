@@ -16,7 +16,7 @@ from experiments.configs import lora_7b_single_gpu, paper_7b, smoke
 from experiments.planning import advice, formulas, programs, rollouts
 from experiments.running import command, limits, sessions
 from flow_grpo_jax import optimizer, update
-from models import hardware, published, qwen2, sharding
+from models import decoder, hardware, published, sharding
 from models.engine import placement
 from tests.models import engines
 
@@ -78,7 +78,7 @@ def nano(**sizes):
     config.batch.rows = (1,)
     config.rollout.max_prompt_tokens = config.rollout.max_response_tokens = 8
     config.mesh.update(sizes)
-    dims = qwen2.Config(
+    dims = decoder.Config(
         vocab_size=64,
         hidden_size=256,
         intermediate_size=1024,
@@ -136,7 +136,7 @@ def test_rollouts_count_the_bytes_of_a_real_engine():
     config.engine.update(tensor=2, slots=4, cache_tokens=640)
     target = hardware.topology("cpu:2")
     found = rollouts.need(config, dims, target, advice.need(config, dims, 2))
-    model = qwen2.Qwen2(jax.random.key(0), dims)
+    model = decoder.Decoder(jax.random.key(0), dims)
     [mesh] = placement.meshes(tensor=2, replicas=1)
     [copy] = placement.copies(model, jnp.float32, [mesh], separate=False)
     weights = {"policy": copy, "frozen": copy}

@@ -1,5 +1,6 @@
 """What a run writes down of its steps, and what it says meanwhile."""
 
+import dataclasses
 import json
 import logging
 import sys
@@ -7,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from agents.trajectory import Status, Stop, Trajectory
+from agents.trajectory import Branch, Status, Stop, Trajectory, Turn
 from experiments.running import record
-from flow_grpo_jax import metrics, processes
+from flow_grpo_jax import counterfactual, metrics, processes
 from flow_grpo_jax.rewards import Reward
 
 QUESTIONS = [
@@ -151,6 +152,26 @@ def test_trajectories_are_written_group_by_group_with_reward_and_advantage(tmp_p
     written.write_trajectories("heldout", QUESTIONS, trajectories_QG, scores_QG, step=7)
     text = (tmp_path / "trajectories" / "heldout_000007.jsonl").read_text()
     assert {json.loads(line)["advantage"] for line in text.splitlines()} == {0.0}
+    assert "branch" not in text  # nor has a turn an advantage, unless rollouts branch
+
+
+def test_a_branch_is_written_with_its_parent_and_the_credit_of_its_turn(tmp_path):
+    written = record.Record(tmp_path, steps=1)
+    root = trajectory(0, 0)
+    turn = Turn(1, (5,), (9,), (-1.0,), True, "", "", "", "", "", "", False, "CONTINUE", 0, 0, 1.0)
+    turns = turn, dataclasses.replace(turn, index=2)
+    branch = dataclasses.replace(root, rollout=1, turns=turns, branch=Branch(parent=0, turn=2))
+    adv_QGN, share_QGN = np.array([[[0.0, 0.0], [0.0, -0.5]]]), np.array([[[0, 0], [0, 0.5]]])
+    credit = counterfactual.Credit(adv_QGN, share_QGN, np.zeros(1))
+    scores_QG = [[Reward(1.0, "qa/exact_match")] * 2]
+    written.write_trajectories(
+        "step", QUESTIONS[:1], [[root, branch]], scores_QG, step=1, turns=credit
+    )
+    text = (tmp_path / "trajectories" / "step_000001.jsonl").read_text()
+    first, second = map(json.loads, text.splitlines())
+    assert "branch" not in first and second["branch"] == {"parent": 0, "turn": 2}
+    assert [turn["advantage"] for turn in second["turns"]] == [None, -0.5]
+    assert first["advantage"] is second["advantage"] is None
 
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch, said):

@@ -56,6 +56,21 @@ def test_a_run_of_an_earlier_version_keeps_its_values(tmp_path, caplog):
         stored.check_config(expected, tmp_path)
 
 
+def test_the_warm_start_of_a_config_may_change(tmp_path):
+    """No training reads it: runs from before `warmstart.worlds` go on."""
+
+    def earlier(values):
+        del values["warmstart"]["worlds"], values["data"]["mixture"]
+        values["warmstart"]["steps"] = 7
+
+    written(tmp_path, earlier)
+    stored.check_config(quickstart.get_config(), tmp_path)
+    config = quickstart.get_config()
+    config.data.mixture.quickstart = 2.0
+    with pytest.raises(command.ConfigError, match="it differs in data.mixture.quickstart"):
+        stored.check_config(config, tmp_path)
+
+
 def test_fields_that_nobody_knows_are_left_out_and_named(tmp_path, caplog):
     def later(values):
         values["rollout"]["speculation"], values["new"] = 3, {"a": 1}

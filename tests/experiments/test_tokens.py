@@ -168,7 +168,7 @@ def test_every_command_finds_a_model_by_its_name(cached, monkeypatch):
     seen = []
     monkeypatch.setattr(command, "need", lambda extra: None)
     monkeypatch.setattr(serve.huggingface, "read_config", lambda folder: seen.append(folder) or {})
-    with pytest.raises(command.ConfigError, match="/f00d: .*vocab_size is missing"):
+    with pytest.raises(command.ConfigError, match="/f00d: .*model_type=None"):
         serve.make("Org/Nano", **dict.fromkeys(SERVER))
     assert seen == [str(cached)]
 
@@ -184,3 +184,17 @@ def test_a_model_that_is_not_here_is_a_matter_of_the_config(cached):
         sessions.model_folder(config)
     with pytest.raises(command.ConfigError, match="hf download Org/Other"):
         serve.make("Org/Other", **dict.fromkeys(SERVER))
+
+
+def test_a_template_sees_thinking_and_the_day_of_the_config(folder):
+    day = "{% if not date_string is defined %}{% set date_string = strftime_now('%d') %}{% endif %}"
+    text = "{{ date_string }}{% if enable_thinking is false %} no thoughts{% endif %}"
+    template(folder, f"{day}{text}{{% for m in messages %}} {{{{ m.content }}}}{{% endfor %}}")
+    config = common.base()
+    config.model.date = "1 May 2020"
+    messages = [{"role": "user", "content": "hi"}]
+    words = tokens.load(folder, switches=tokens.switches(config.model))
+    assert words.decode(words.chat(messages)) == "1 May 2020 no thoughts hi"
+    config.model.thinking = True
+    words = tokens.load(folder, switches=tokens.switches(config.model))
+    assert words.decode(words.chat(messages)) == "1 May 2020 hi"

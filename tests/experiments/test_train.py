@@ -232,10 +232,12 @@ def test_solve_answers_with_a_trace(finished):
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_metrics(tmp_path):
+    """Its rollouts branch, which must be at the same turns with the same siblings again."""
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    assert run(*flags(undisturbed)).returncode == 0
+    turns = ["--config.loss.variant=turns", "--config.loss.turns.siblings=1"]
+    assert run(*flags(undisturbed), *turns).returncode == 0
     process = subprocess.Popen(
-        [sys.executable, "-m", *flags(killed)],
+        [sys.executable, "-m", *flags(killed), *turns],
         cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
         stderr=subprocess.DEVNULL,
@@ -245,12 +247,16 @@ def test_a_killed_run_resumes_to_the_same_metrics(tmp_path):
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    resumed = run(*flags(killed))
+    resumed = run(*flags(killed), *turns)
     assert resumed.returncode == 0 and "resumed after step" in resumed.stderr
     assert lines(killed) == lines(undisturbed)
     for step in (2, 3):
         name = f"trajectories/step_{step:06d}.jsonl"
-        assert stable(killed / name) == stable(undisturbed / name)
+        found = stable(killed / name)
+        assert found == stable(undisturbed / name)
+        branches = [trajectory.get("branch") for trajectory in found]
+        assert [branch and branch["parent"] for branch in branches] == [None, None, 0, 1] * 2
+        assert all(any("advantage" in turn for turn in each["turns"]) for each in found)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import html.parser
 import json
+import random
 import re
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from tests.experiments.fake_runs import (
     HOSTILE,
     TOOLS,
     fake_run,
+    fake_trajectory,
+    fake_turn,
     write_lines,
 )
 
@@ -293,6 +296,24 @@ def test_the_terminal_gets_the_same_answers(run):
 )
 def test_curves_of_blocks(values, shown):
     assert terminal.curve(values) == shown
+
+
+def test_a_branch_keeps_its_place_and_turns_their_own_advantages(tmp_path):
+    draw = random.Random(0)
+    plain, branch = (fake_trajectory(draw, 1, 0, rollout, skill=1.0) for rollout in range(2))
+    branch |= {"branch": {"parent": 0, "turn": 2, "x": HOSTILE}, "advantage": None}
+    branch["turns"] = [fake_turn(draw, i, skill=1.0, last=False) for i in range(2)]
+    for turn, advantage in zip(branch["turns"], (None, -0.5), strict=True):
+        turn["advantage"] = advantage
+    lines = (json.dumps(each) + "\n" for each in (plain, branch))
+    (tmp_path / "step_000001.jsonl").write_text("".join(lines))
+    listing = trajectories.collect(tmp_path, text_budget=50_000)
+    [[first, second]] = trajectories.unpack(listing.texts[0])
+    lengths = [turn["response_tokens"] for turn in first["turns"]]
+    assert listing.steps[0]["response_tokens"] == pytest.approx(sum(lengths) / len(lengths))
+    assert "branch" not in first and "advantage" not in first["turns"][0]
+    assert second["branch"] == {"parent": 0, "turn": 2} and second["advantage"] is None
+    assert [turn["advantage"] for turn in second["turns"]] == [None, -0.5]
 
 
 def test_an_empty_folder_is_an_error(tmp_path):

@@ -309,6 +309,7 @@ TOKENS_S, TRAJECTORY_S, MICRO_S = np.array([2, 4, 3]), np.array([0, 0, 1]), np.a
     "name, expected_S",
     [
         ("weigh_turns", [1 / 4, 1 / 4, 1 / 2]),
+        ("weigh_last_turn", [0, 1 / 2, 1 / 2]),
         ("weigh_rollout_tokens", [2 / 12, 4 / 12, 1 / 2]),
         ("weigh_tokens", [2 / 9, 4 / 9, 3 / 9]),
         ("weigh_micro_batch_tokens", [1 / 2, 4 / 14, 3 / 14]),
@@ -372,6 +373,7 @@ SPLITS = {
 }
 WEIGH = [
     credit.weigh_turns,
+    credit.weigh_last_turn,
     credit.weigh_rollout_tokens,
     credit.weigh_tokens,
     credit.weigh_constant_length,
@@ -400,7 +402,7 @@ def mean_weights(weigh, excluded, split):
     return samples, valid_QG, weight_S
 
 
-@pytest.mark.parametrize("weigh", [credit.weigh_turns, credit.weigh_rollout_tokens])
+@pytest.mark.parametrize("weigh", WEIGH[:3])
 @pytest.mark.parametrize("excluded", [(), (1,), (1, 4, 5)], ids=str)
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_question_weighs_the_same(weigh, excluded, split):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from flow_grpo_jax import checkpoint, files, optimizer, update
-from models import qwen2, sharding
+from models import decoder, sharding
 
-CONFIG = qwen2.Config(64, 16, 32, 2, 2, 1, 8)
+CONFIG = decoder.Config(64, 16, 32, 2, 2, 1, 8)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def state():
         moment_dtype="float32",
     )
     mesh = sharding.make_mesh(data=2, fsdp=4)
-    model = qwen2.Qwen2(jax.random.key(0), CONFIG)
+    model = decoder.Decoder(jax.random.key(0), CONFIG)
     params = jax.device_put(model, sharding.parameter_shardings(mesh, model))
     return update.init(params, adamw, shardings=sharding.parameter_shardings(mesh, model))
 
@@ -47,7 +47,7 @@ def test_round_trip_is_exact_and_keeps_placement(tmp_path, state):
     assert (step, meta["data"]) == (4, {"next": 6})
     assert not equal(newest, state)
     step, older, meta = checkpoints.restore(state, step=3)
-    assert equal(older, state) and type(older.params) is qwen2.Qwen2
+    assert equal(older, state) and type(older.params) is decoder.Decoder
     with pytest.raises(ValueError, match=r"no checkpoint of step 9; there are \[3, 4\]"):
         checkpoints.restore(state, step=9)
     checkpoints.close()
@@ -80,7 +80,7 @@ def test_a_part_is_restored_without_the_rest(tmp_path, state):
     checkpoints.save(3, state, {"data": 5})
     step, params, meta = checkpoints.restore_part(state.params, "params")
     assert (step, meta["data"]) == (3, 5)
-    assert equal(params, state.params) and type(params) is qwen2.Qwen2
+    assert equal(params, state.params) and type(params) is decoder.Decoder
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), state.params

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from flow_grpo_jax import batching, credit, logprobs, packing
-from models import qwen2, sharding
+from models import decoder, sharding
 
-CONFIG = qwen2.Config(
+CONFIG = decoder.Config(
     vocab_size=37,
     hidden_size=16,
     intermediate_size=24,
@@ -26,7 +26,7 @@ CONFIG = qwen2.Config(
 
 def make_model(config=CONFIG, seed=0):
     """Random weights, norms and biases included, drawn on the host: nothing to compile."""
-    shapes = jax.eval_shape(lambda: qwen2.Qwen2(jax.random.key(0), config))
+    shapes = jax.eval_shape(lambda: decoder.Decoder(jax.random.key(0), config))
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), x.dtype), shapes)
 
@@ -162,7 +162,7 @@ def chunked(model, *arguments):
 def test_memory_is_that_of_a_chunk():
     """Temporaries of value and gradient at the size of Qwen2.5's vocabulary; nothing is run."""
     config = dataclasses.replace(CONFIG, vocab_size=151_936)
-    model = jax.eval_shape(lambda: qwen2.Qwen2(jax.random.key(0), config))
+    model = jax.eval_shape(lambda: decoder.Decoder(jax.random.key(0), config))
 
     def temporaries(logps, A):
         shape = jax.ShapeDtypeStruct
@@ -285,7 +285,7 @@ def test_score_equals_whole_row_logits(model, layout):
         split=functools.partial(batching.by_questions, mini_batches=1),
         constant_length=0,
     )
-    execution = qwen2.Execution(jnp.float32, "none")
+    execution = decoder.Execution(jnp.float32, "none")
     scored = jax.jit(
         lambda m, b: logprobs.score(m, b, temperature=0.5, chunk=12, execution=execution)
     )(model, batch)

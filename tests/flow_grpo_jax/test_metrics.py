@@ -3,10 +3,11 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
-from agents.trajectory import Trajectory, Turn
-from flow_grpo_jax import metrics
+from agents.trajectory import Branch, Trajectory, Turn
+from flow_grpo_jax import counterfactual, metrics
 
 TURN = Turn(
     index=1, prompt_tokens=(1,), response_tokens=(2,), logprobs=(-1.0,), finished=True,
@@ -41,6 +42,27 @@ def test_rewards_are_over_valid_trajectories():
     assert found["reward/mean"] == 0.75
     assert found["group/zero_variance"] == 0.5
     assert found["rollout/valid_share"] == pytest.approx(2 / 3)
+
+
+def test_branches_are_counted_apart_from_roots():
+    """The second branch drew its root's action again; the third broke before its own turn."""
+    other = dataclasses.replace(BAD, index=2, response_tokens=(7, 8))
+    root = dataclasses.replace(DONE, turns=(TURN, BAD))
+    drawn = [dataclasses.replace(root, turns=(TURN, t)) for t in (other, BAD)]
+    broken = dataclasses.replace(BROKEN, turns=(TURN,))
+    group = [root] + [dataclasses.replace(t, branch=Branch(0, 2)) for t in (*drawn, broken)]
+    of_points = np.array([0.0, 1.0])
+    found = metrics.of_rollouts(
+        [group], counterfactual.Credit(None, None, of_points), ("search", "python"), roots=1
+    )
+    assert found["rollout/turns"] == 2 and found["rollout/infra_errors"] == 0
+    assert found["tool/search/share"] == 0.5
+    assert found["group/zero_variance"] == found["branch/mean_range"] == 0.5
+    assert (found["branch/points"], found["branch/tokens"]) == (2, 3)
+    assert (found["branch/infra_errors"], found["branch/timeouts"]) == (1, 0)
+    assert found["branch/same_action_share"] == 0.5
+    plain = metrics.of_rollouts([[DONE], [CUT]], None, ("search",), roots=1)
+    assert plain == metrics.of_trajectories([DONE, CUT], ("search",), prefix="rollout")
 
 
 def test_file_is_truncated_to_the_restored_step_and_survives_a_cut_line(tmp_path):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flow_grpo_jax import batching, credit, logprobs, loss, packing
-from models import qwen2
+from models import decoder
 from models.attention import kernels
 
 # ---- rows --------------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ def test_trees_save_what_the_lengths_promise():
 
 # ---- no layout changes the loss or its gradient ------------------------------------------------
 
-CONFIG = qwen2.Config(
+CONFIG = decoder.Config(
     vocab_size=24,
     hidden_size=16,
     intermediate_size=24,
@@ -268,7 +268,7 @@ def float64(monkeypatch):
 
 
 def make_model(seed):
-    shapes = jax.eval_shape(lambda: qwen2.Qwen2(jax.random.key(0), CONFIG))
+    shapes = jax.eval_shape(lambda: decoder.Decoder(jax.random.key(0), CONFIG))
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape)), shapes)
 
@@ -332,7 +332,7 @@ def one_by_one(model, ref_model, samples, execution):
 @pytest.mark.slow
 def test_every_layout_has_the_loss_and_gradient_of_turns_one_by_one(float64):
     model, ref_model, samples = make_model(0), make_model(1), agent_turns()
-    execution = qwen2.Execution(jnp.float64, "none", attend=kernels.make("reference"))
+    execution = decoder.Execution(jnp.float64, "none", attend=kernels.make("reference"))
     how = dict(temperature=TEMPERATURE, chunk=16, execution=execution)
 
     def in_batch(model, ref_model, batch):

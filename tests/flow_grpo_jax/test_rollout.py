@@ -1,5 +1,6 @@
 """The rollout driver against a scripted engine: concurrency, deadlines, failures, order."""
 
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -7,6 +8,7 @@ import functools
 import pathlib
 import threading
 import time
+import zlib
 
 import loopback
 import numpy as np
@@ -15,7 +17,8 @@ import pytest
 from agents import forms, prompts, solve
 from agents.backends import modules
 from agents.memory import Entry, Memory
-from flow_grpo_jax import attempts, rollout, scoring, timing
+from agents.trajectory import KINDS, Branch
+from flow_grpo_jax import attempts, branches, rollout, scoring, timing, wire
 from flow_grpo_jax.evaluate import evaluate
 from models.engine.types import Completion
 from models.tokenizer import CHAT_TEMPLATE, Tokenizer
@@ -52,7 +55,10 @@ def completion(tokens, reason):
 
 
 class ScriptedEngine:
-    """The engine's interface; answers by the first word of the prompt, newest request first."""
+    """The engine's interface; answers by the first word of the prompt, newest request first.
+
+    replies: role's word -> text, or a function of the `Request` that gives one.
+    """
 
     def __init__(self, replies=None, silent=()):
         self.replies, self.silent = REPLIES | (replies or {}), silent
@@ -81,7 +87,9 @@ class ScriptedEngine:
             if role in self.silent:
                 continue
             del self.waiting[identity]
-            tokens = np.array([*map(ord, self.replies[role]), EOS], np.int32)
+            reply = self.replies[role]
+            text = reply if isinstance(reply, str) else reply(request)
+            tokens = np.array([*map(ord, text), EOS], np.int32)
             return [(identity, completion(tokens, "stop"))]
         time.sleep(0.005)
         return []
@@ -533,6 +541,101 @@ def test_an_analysis_that_lost_its_only_reader_is_asked_again():
         engine.silent = ()
         [[first, second]] = drive(driver).values()
     assert (first.status, second.status) == ("timeout", "ok")
+
+
+# ------------------------------------------------------------------------------------- branches
+
+
+def drawn(request):
+    """A plan whose sub-goal says which address it was drawn with: rollout and turn."""
+    *_, rollout, turn, _ = request.address
+    return f"Context: Spain\nSub-goal: {rollout}.{turn}\nTool: search"
+
+
+def call_of_the_sub_goal(request):
+    text = "".join(map(chr, request.tokens))
+    return f'search(query="{text.split("Sub-goal: ")[1].split()[0]}")'
+
+
+PLAN = branches.Branching(points=2, siblings=2, broadcast=0.0, seed=5)
+
+
+def branched(run=lambda query: "It is", **how):
+    """(engine, groups) of two roots with two points of two siblings, three turns each."""
+    engine = ScriptedEngine(
+        {"plan": drawn, "call": call_of_the_sub_goal, "verify": "Verdict: CONTINUE"}
+    )
+    how = dict(group=10, max_turns=3, branching=PLAN, infra_retries=0) | how
+    return engine, collect(engine, run, **how)
+
+
+def sub_goals(trajectory):
+    return [turn.sub_goal for turn in trajectory.turns]
+
+
+def test_a_branch_draws_one_action_anew_and_all_that_follows_like_its_root():
+    calls = []
+    engine, groups = branched(lambda query: calls.append(query) or "It is")
+    seen = collections.Counter()
+    for q, group in enumerate(groups):
+        assert [t.rollout for t in group] == [*range(10)]
+        places = [PLAN.turns(3, (7, zlib.crc32(b"q%d" % q), 0, root)) for root in range(2)]
+        assert [t.branch for t in group] == [None] * 2 + [
+            Branch(root, turn) for root in range(2) for turn in places[root] for _ in range(2)
+        ]
+        for g, trajectory in enumerate(group):
+            branch = trajectory.branch or Branch(g, 1)
+            expected = [f"{branch.parent}.{turn}" for turn in (1, 2, 3)]
+            expected[branch.turn - 1] = f"{g}.{branch.turn}"
+            assert sub_goals(trajectory) == expected
+            root = group[branch.parent]
+            assert trajectory.turns[: branch.turn - 1] == root.turns[: branch.turn - 1]
+            at = branch.turn - 1
+            assert trajectory.turns[at].prompt_tokens == root.turns[at].prompt_tokens
+            assert trajectory.own_turns == trajectory.turns[at:]
+            seen[branch.turn] += bool(trajectory.branch)
+    assert len(seen) == 3 and sum(seen.values()) == 16  # or the test would show little
+    # Nothing of the turns before a branch is asked or called again, and the analysis once for all.
+    own = sum(len(t.own_turns) for group in groups for t in group)
+    heads = collections.Counter("".join(map(chr, r.tokens))[:6] for r in engine.log)
+    assert len(calls) == own < 2 * 10 * 3
+    assert heads == {"analys": 2, "plan s": own, "call s": own, "verify": own, "answer": 20}
+
+
+def test_branches_do_not_depend_on_company_and_a_resumed_step_draws_them_again():
+    timeless = lambda t: dataclasses.replace(t, seconds=0.0, turns=without_seconds(t))
+    stable = lambda groups: [[timeless(t) for t in group] for group in groups]
+    _, groups = branched()
+    for how in (dict(in_flight=1), dict(in_flight=3, questions=1)):
+        assert stable(branched(**how)[1]) == stable(groups)[: how.get("questions", 2)]
+    again = wire.decode(wire.encode(groups, KINDS), KINDS)  # to the other processes
+    assert again == groups
+
+
+def test_a_branch_that_breaks_leaves_its_siblings_and_a_root_takes_its_branches_along():
+    def broken_by(action, **how):
+        def run(query):
+            if query == action:
+                raise ConnectionError("gone")
+            return "It is"
+
+        [group] = branched(run, questions=1, **how)[1]
+        assert {t.error for t in group if t.broken} == {"ConnectionError: gone"}
+        return [t.rollout for t in group if t.status == "infra_error"], group
+
+    _, (whole, _) = branched()
+    broken, group = broken_by(f"3.{whole[3].branch.turn}")
+    assert broken == [3] and group[3].branch == whole[3].branch
+    ended = []
+    broken, _ = broken_by("0.1", on_finished=ended.append)
+    assert broken == [0, 2, 3, 4, 5] and sorted(t.rollout for t in ended) == [*range(10)]
+    broken, group = broken_by("0.2")  # its turns are tokens that were generated once
+    assert broken == [0, 2, 3, 4, 5] and [len(group[g].turns) for g in broken] == [1, 0, 0, 0, 0]
+
+
+def test_a_root_without_a_turn_stands_for_its_branches():
+    _, (group,) = branched(questions=1, max_prompt_tokens=1)
+    assert [(t.status, t.turns, t.branch) for t in group] == [("truncated", (), None)] * 10
 
 
 # ------------------------------------------------------------------------------- remote models

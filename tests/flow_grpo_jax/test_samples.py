@@ -1,10 +1,12 @@
 """Which trajectories and turns are trained on."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from agents.trajectory import Status, Stop, Trajectory, Turn
-from flow_grpo_jax import batching, samples
+from agents.trajectory import Branch, Status, Stop, Trajectory, Turn
+from flow_grpo_jax import batching, branches, loss, samples
 from flow_grpo_jax.rewards import Reward
 
 KNOWN = Reward(1.0, "qa/exact_match")
@@ -111,3 +113,36 @@ def test_samples_are_the_turns_in_order_with_the_tokens_that_the_engine_saw():
     counts_QG = batching.turn_counts(found, questions=2, rollouts=2)
     assert counts_QG.tolist() == [[2, 0], [0, 1]]
     assert np.array_equal(counts_QG, [[len(t.turns) for t in group] for group in trajectories_QG])
+
+
+def branched(*, broken=False):
+    """One root of two turns, and a branch that draws the second one anew."""
+    first, second = turn(1, (5,), (1, 9)), turn(2, (5, 6), (2, 9))
+    anew = turn(2, (5, 6), (3, 9))
+    root = trajectory(first, second)
+    status = Status.INFRA_ERROR if broken else Status.OK
+    branch = dataclasses.replace(trajectory(first, anew, status=status), branch=Branch(0, 2))
+    return [[root, branch]]
+
+
+def test_what_a_variant_trains_on_and_what_it_earns():
+    rewards_QG, valid_QG = np.array([[1.0, 0.0]]), np.ones((1, 2), bool)
+    pair = [[trajectory(turn(1, (5,), (9,))), trajectory(turn(1, (5,), (8,)))]]
+    how = dict(variant=loss.VARIANTS["flow"], branching=None)
+    found = samples.earned(pair, rewards_QG, valid_QG, **how)
+    assert found.trained == found.drawn == samples.of_turns(pair)
+    assert found.adv_QG == pytest.approx(np.array([[0.5, -0.5]]) * 2**0.5, abs=1e-5)
+    assert found.own is found.turns is None and found.missing == ""
+
+    how = dict(
+        variant=loss.VARIANTS["turns"],
+        branching=branches.Branching(points=1, siblings=1, broadcast=0.0, seed=0),
+    )
+    found = samples.earned(branched(), rewards_QG, valid_QG, **how)
+    assert [s.response_tokens for s in found.drawn] == [(1, 9), (2, 9), (3, 9)]
+    assert [(s.response_tokens, s.trajectory) for s in found.trained] == [((2, 9), 0), ((3, 9), 1)]
+    assert found.own.adv_S.tolist() == [1.0, -1.0] and found.own.among_S.tolist() == [1.0, 1.0]
+    assert found.turns.shown(0, 1) == [None, -1.0]
+
+    found = samples.earned(branched(broken=True), rewards_QG, np.array([[True, False]]), **how)
+    assert found.trained == [] and found.missing == "no turn has two actions with a valid outcome"

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from flow_grpo_jax import batching, credit, logprobs, loss, optimizer, update
-from models import qwen2, sharding
+from models import decoder, sharding
 
-CONFIG = qwen2.Config(
+CONFIG = decoder.Config(
     vocab_size=32,
     hidden_size=16,
     intermediate_size=32,
@@ -21,7 +21,7 @@ CONFIG = qwen2.Config(
     num_key_value_heads=2,
     head_dim=4,
 )
-SCORING = dict(temperature=0.7, chunk=64, execution=qwen2.Execution(jnp.float32, "none"))
+SCORING = dict(temperature=0.7, chunk=64, execution=decoder.Execution(jnp.float32, "none"))
 HOW = SCORING | dict(epochs=1, old_logprobs="sampler")
 NUMBERS = loss.Numbers(
     clip_low=0.2, clip_high=0.3, dual_clip=3.0, kl_coef=0.0, sequence_ratio=False, tis_cap=0.0
@@ -30,7 +30,7 @@ NUMBERS = loss.Numbers(
 FULL = dict(
     numbers=dataclasses.replace(NUMBERS, kl_coef=0.05),
     chunk=24,
-    execution=qwen2.Execution(jnp.float32, "dots"),
+    execution=decoder.Execution(jnp.float32, "dots"),
 )
 ADAM = dict(b1=0.9, b2=0.99, weight_decay=0.01, clip_norm=1.0)
 ADAM |= dict(warmup_steps=0, moment_dtype="float32")
@@ -38,7 +38,7 @@ ADAM |= dict(warmup_steps=0, moment_dtype="float32")
 
 def make_model(seed=0):
     """Random weights, norms and biases included, drawn on the host: nothing to compile."""
-    shapes = jax.eval_shape(lambda: qwen2.Qwen2(jax.random.key(0), CONFIG))
+    shapes = jax.eval_shape(lambda: decoder.Decoder(jax.random.key(0), CONFIG))
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), x.dtype), shapes)
 
@@ -445,7 +445,7 @@ def test_donated_parameters_are_gone(model):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_float32_updates_ask_for_float32_products(model, dtype):
-    step_program = make_update(execution=qwen2.Execution(dtype, "dots"))
+    step_program = make_update(execution=decoder.Execution(dtype, "dots"))
     ((batch, *_),) = micro_batches(model)
     sums = {name: jnp.zeros(()) for name in update.sum_names()}
     lowered = [

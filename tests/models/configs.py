@@ -1,6 +1,6 @@
-"""A small Qwen2 architecture."""
+"""A small Decoder architecture."""
 
-from models import qwen2
+from models import decoder
 
 
 def small(**changes):
@@ -13,4 +13,4 @@ def small(**changes):
         num_key_value_heads=2,
         head_dim=8,
     )
-    return qwen2.Config(**sizes | changes)
+    return decoder.Config(**sizes | changes)

@@ -1,4 +1,4 @@
-"""The independent reference: tiny random Qwen2 models of transformers, in float32 on the CPU."""
+"""The independent reference: tiny random models of transformers, in float32 on the CPU."""
 
 import dataclasses
 import pathlib
@@ -24,6 +24,22 @@ SHAPES = {
     "one_kv_head": dict(num_key_value_heads=1),
     "all_kv_heads": dict(num_key_value_heads=4),
     "wide_heads": dict(head_dim=16),
+    "qwen3": dict(model_type="qwen3", head_dim=16, tie_word_embeddings=True),
+    "llama": dict(model_type="llama", tie_word_embeddings=True),
+    # At 24 tokens half of the frequencies lie between the two factors or below them.
+    "llama3": dict(
+        model_type="llama",
+        rope_theta=1e4,
+        max_position_embeddings=128,
+        rope_scaling={
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    ),
+    "mistral": dict(model_type="mistral", head_dim=16, sliding_window=None),
 }
 
 
@@ -56,11 +72,11 @@ def reference(tmp_path_factory):
 
     def make(name):
         if name not in made:
-            config = transformers.Qwen2Config(
-                **(COMMON | SHAPES[name]), attn_implementation="eager"
+            config = transformers.AutoConfig.for_model(
+                **({"model_type": "qwen2"} | COMMON | SHAPES[name]), attn_implementation="eager"
             )
             torch.manual_seed(0)
-            model = transformers.Qwen2ForCausalLM(config).eval()
+            model = transformers.AutoModelForCausalLM.from_config(config).eval()
             with torch.no_grad():
                 for parameter_name, parameter in model.named_parameters():
                     center = 1.0 if "norm" in parameter_name else 0.0

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import qwen2, sharding
+from models import decoder, sharding
 from models.attention import blockwise, flash, kernels, masks, pallas, proof, splash, triton
 
 interpreted = lambda kernel: functools.partial(kernel, interpret=True)
@@ -364,7 +364,7 @@ def test_remat_policy_spares_the_forward_loop(mesh):
         jaxpr = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(*arrays).jaxpr
         return primitives(jaxpr, ["while"])
 
-    assert loops(qwen2.REMAT["attention"]) == 2
+    assert loops(decoder.REMAT["attention"]) == 2
     assert loops(jax.checkpoint_policies.save_only_these_names(masks.SAVED)) == 2
     assert loops(jax.checkpoint_policies.nothing_saveable) == 3
 
@@ -373,7 +373,7 @@ def test_remat_policy_spares_the_forward_loop(mesh):
 def test_remat_policy_spares_the_forward_pass_of_flash(remat, runs):
     *arrays, _ = inputs(1, 128, 4, 2, 64)
     layer = lambda q, k, v: FLASH(2 * q, k, v, jnp.full((1, 128), 128))
-    loss = lambda *qkv: jax.checkpoint(layer, policy=qwen2.REMAT[remat])(*qkv).sum()
+    loss = lambda *qkv: jax.checkpoint(layer, policy=decoder.REMAT[remat])(*qkv).sum()
     jaxpr = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(*arrays).jaxpr
     assert primitives(jaxpr, ["cond"]) == runs
 
@@ -613,5 +613,5 @@ def test_remat_policy_spares_the_cudnn_call(pretended_gpu):
         jaxpr = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(*arrays).jaxpr
         return primitives(jaxpr, ["dot_product_attention_fwd_wrapper"])
 
-    assert runs(qwen2.REMAT["attention"]) == 1
+    assert runs(decoder.REMAT["attention"]) == 1
     assert runs(jax.checkpoint_policies.nothing_saveable) == 2

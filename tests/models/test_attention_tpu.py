@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from models import qwen2, sharding
+from models import decoder, sharding
 from models.attention import kernels
 
 pytestmark = [
@@ -112,5 +112,7 @@ def test_remat_policy_spares_the_forward_kernel(devices, kernel, sizes):
             compiled(devices("v5e"), kernel, 1024, 128, rows=2, policy=policy, **sizes)
         )
 
-    assert runs(qwen2.REMAT["attention"]) == 3  # forward, query gradients, key and value gradients
+    assert (
+        runs(decoder.REMAT["attention"]) == 3
+    )  # forward, query gradients, key and value gradients
     assert runs(jax.checkpoint_policies.nothing_saveable) == 4

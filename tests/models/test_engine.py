@@ -12,15 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import qwen2
+from models import decoder
 from models.engine.types import Request, Sampling
 from tests.models import configs, engines
 from tests.models.test_sampling import reference
 
 # Small weights would hide mistakes in positions and masks.
 CONFIG = configs.small(vocab_size=150, initializer_range=0.3)
-MODEL = qwen2.Qwen2(jax.random.key(0), CONFIG)
-OTHER = qwen2.Qwen2(jax.random.key(1), CONFIG)
+MODEL = decoder.Decoder(jax.random.key(0), CONFIG)
+OTHER = decoder.Decoder(jax.random.key(1), CONFIG)
 WHOLE = 64  # whole-sequence passes are padded to this length
 
 
@@ -125,6 +125,22 @@ def test_greedy_equals_argmax_of_whole_sequences(engine, length):
         assert abs(logprob - np.log(reference(logits_V)[tokens[-1]])) < 1e-4
     assert got.tokens.tolist() == tokens[length:]
     assert (got.tokens.dtype, got.logprobs.dtype) == (np.int32, np.float32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["qwen3", "llama"])
+def test_other_families_draw_from_whole_sequences_too(model_type):
+    config = dataclasses.replace(CONFIG, model_type=model_type, head_dim=12)
+    shapes = jax.eval_shape(lambda key: decoder.Decoder(key, config), jax.random.key(0))
+    draw = lambda leaf: np.random.default_rng(leaf.size).normal(0.3, 0.3, leaf.shape)
+    model = jax.tree.map(lambda leaf: jnp.asarray(draw(leaf), leaf.dtype), shapes)
+    engine = engines.build({"policy": model}, slots=2, max_length=64, page_size=8)
+    requests = [request(5), request(20)]
+    for request_, got in zip(requests, run(engine, requests), strict=True):
+        whole_TV = logits_TV(model, [*request_.tokens, *got.tokens])
+        p_TV = np.array([reference(row_V) for row_V in whole_TV[len(request_.tokens) - 1 : -1]])
+        expected_T = np.log(p_TV[np.arange(12), got.tokens])
+        np.testing.assert_allclose(got.logprobs, expected_T, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -375,7 +391,7 @@ def test_released_memory_comes_back_with_new_weights():
 
 def test_set_weights_refuses_another_shape(engine):
     config = dataclasses.replace(CONFIG, intermediate_size=64)
-    wide = jax.eval_shape(lambda: qwen2.Qwen2(jax.random.key(0), config))
+    wide = jax.eval_shape(lambda: decoder.Decoder(jax.random.key(0), config))
     with pytest.raises(ValueError, match="'policy' differ .*w_gate_DF"):
         engine.set_weights("policy", wide)
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import qwen2, sharding
+from models import decoder, sharding
 from models.engine import cache, pages, types
 from models.engine.engine import Engine
 from models.engine.replicas import Replicas
@@ -306,8 +306,8 @@ def test_a_gpu_tries_layouts_that_fit_in_turn(head_dim, size, dtype, names):
 @pytest.mark.slow
 @pytest.mark.parametrize("tensor", [2, 4])
 def test_heads_over_several_devices(alone, tensor):
-    config = qwen2.Config(**{**vars(CONFIG), "num_key_value_heads": 4, "num_attention_heads": 8})
-    model = qwen2.Qwen2(jax.random.key(0), config)
+    config = decoder.Config(**{**vars(CONFIG), "num_key_value_heads": 4, "num_attention_heads": 8})
+    model = decoder.Decoder(jax.random.key(0), config)
     mesh = sharding.make_mesh(tensor=tensor, devices=jax.devices()[:tensor])
     whole, split = (
         small.build({"policy": model}, **SETTINGS, mesh=where) for where in (None, mesh)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from models import published, qwen2, sharding
+from models import decoder, published, sharding
 from models.engine import ahead
 from tests.models.test_attention_tpu import devices  # noqa: F401
 
@@ -43,7 +43,7 @@ def test_the_cache_is_updated_in_place(devices, chip, size, tensor, name):  # no
     """
     whole = published.SIZES[size]
     config = dataclasses.replace(whole, num_hidden_layers=8)
-    model = jax.eval_shape(lambda key: qwen2.Qwen2(key, config), jax.random.key(0))
+    model = jax.eval_shape(lambda key: decoder.Decoder(key, config), jax.random.key(0))
     mesh = sharding.make_mesh(tensor=tensor, devices=devices(chip)[:tensor])
     lowered = ahead.lowered(model, mesh=mesh, **SETTINGS)[name]
     kv = lowered.args_info[0][1]

@@ -92,7 +92,7 @@ def test_what_an_earlier_process_left_does_not_come_back(tmp_path):
 def test_a_local_copy_of_a_remote_folder_has_the_named_files(location):
     folders.Folder(location).write("a", "1")
     folders.Folder(location).write("b", "2")
-    with folders.local_copy(location, ("a", "c")) as copy:
+    with folders.local_copy(folders.Folder(location), ("a", "c")) as copy:
         assert (copy / "a").read_text() == "1"
         assert not (copy / "c").exists()
         assert (copy / "b").exists() == ("://" not in location)

@@ -10,7 +10,7 @@ import pytest
 import tokenizers
 
 from agents import forms, memory, parsing, prompts
-from models import huggingface, qwen2, sharding
+from models import decoder, huggingface, sharding
 from models.engine import ahead
 from models.engine.types import Request, Sampling
 from models.tokenizer import Tokenizer
@@ -21,7 +21,7 @@ grammar = pytest.importorskip("models.engine.grammar", reason="needs the extra g
 
 MODEL = pathlib.Path(__file__).parents[2] / "experiments/data/quickstart/model"
 ROWS, EOS = 2048, 2047
-TINY = qwen2.Config(
+TINY = decoder.Config(
     vocab_size=ROWS,
     hidden_size=16,
     intermediate_size=16,
@@ -196,7 +196,7 @@ def test_an_unusable_expression_is_refused():
 
 
 def test_programs_made_ahead_take_masks_too():
-    model = jax.eval_shape(lambda key: qwen2.Qwen2(key, TINY), jax.random.key(0))
+    model = jax.eval_shape(lambda key: decoder.Decoder(key, TINY), jax.random.key(0))
     mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
     shapes = dict(slots=4, max_length=64, cache_tokens=256, page_size=16, prefill_tokens=16)
     shapes |= dict(prefill_rows=2, decode_steps=2, dtype=np.float32, separate=False)
@@ -211,7 +211,7 @@ def test_programs_made_ahead_take_masks_too():
 def test_the_engine_obeys_and_leaves_neighbours_alone(text):
     """Random draws at a high temperature: nothing but the masks can make them valid JSON."""
     engine = engines.build(
-        {"policy": qwen2.Qwen2(jax.random.key(0), TINY)},
+        {"policy": decoder.Decoder(jax.random.key(0), TINY)},
         slots=4,
         max_length=128,
         page_size=16,

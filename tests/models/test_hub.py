@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import folders, hub, huggingface, qwen2, tokenizer
+from models import decoder, folders, hub, huggingface, tokenizer
 from tests.models import configs
 
 NAME = "Org/Tiny-1.5"
@@ -24,7 +24,7 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     tokenizer.train_byte_bpe(["some text"] * 3, vocab_size=400, folder=folder)
     config, draw = configs.small(vocab_size=400), np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda key: qwen2.Qwen2(key, config), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: decoder.Decoder(key, config), jax.random.key(0))
     model = jax.tree.map(lambda x: jnp.asarray(draw.normal(size=x.shape), x.dtype), shapes)
     huggingface.save(folder, model, base_folder=folder)
     return folder

@@ -19,9 +19,9 @@ import pytest
 import safetensors.numpy
 
 from models import (
+    decoder,
     folders,
     huggingface,
-    qwen2,
     safetensors_file,
     sharding,
     tokenizer,
@@ -53,7 +53,7 @@ def edit(folder, change):
 
 def random_model(**changes):
     config = huggingface.config_from_dict(SMALL | changes)
-    return jax.jit(lambda key: qwen2.Qwen2(key, config))(jax.random.key(0))
+    return jax.jit(lambda key: decoder.Decoder(key, config))(jax.random.key(0))
 
 
 def copy(reference, tmp_path):
@@ -78,7 +78,11 @@ def test_config_of_transformers_4_and_5_is_the_same():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llama"}, "model_type='llama'"),
+        (
+            {"model_type": "qwen3_moe"},
+            "model_type='qwen3_moe' .*knows qwen2, qwen3, llama, mistral",
+        ),
+        ({"model_type": None}, "model_type=None"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ({"use_sliding_window": True}, "use_sliding_window=True"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
@@ -117,6 +121,62 @@ def test_config_of_transformers_4_and_5_is_the_same():
 def test_settings_that_would_change_results_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         huggingface.config_from_dict(SMALL | changes)
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}
+LLAMA3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("llama", {"attention_bias": True}, "attention_bias=True"),
+        ("llama", {"mlp_bias": True}, "mlp_bias=True"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+        ("llama", {"rope_scaling": {"rope_type": "longrope"}}, "'default' or 'yarn' or 'llama3'"),
+        ("llama", {"rope_scaling": LLAMA3 | {"beta_fast": 32}}, "rope_scaling=.*beta_fast"),
+        ("llama", {"rope_scaling": LLAMA3 | {"factor": None}}, "factor is missing"),
+        ("llama", {"rope_scaling": LLAMA3 | {"factor": 0.5}}, "factor 0.5 is less than 1"),
+        ("llama", {"rope_scaling": LLAMA3 | {"high_freq_factor": 1}}, "is not above"),
+        ("llama", {"layer_types": ["sliding_attention"]}, "layer_types"),
+        ("qwen3", {"attention_bias": True}, "attention_bias=True"),
+        ("qwen3", {"use_sliding_window": True}, "use_sliding_window=True"),
+        ("mistral", {"sliding_window": 4096}, "sliding_window=4096 .supported: null"),
+        ("mistral", {}, "sliding_window=4096 .supported: null"),  # what transformers assumes
+    ],
+)
+def test_what_other_families_do_not_have_is_refused(kind, changes, message):
+    with pytest.raises(ValueError, match=message):
+        huggingface.config_from_dict(SMALL | {"model_type": kind} | changes)
+
+
+FAMILIES = {
+    "qwen2": {},
+    "qwen3": {},  # a head of 128, whatever the width
+    "llama": {"rope_scaling": LLAMA3, "rope_theta": 5e5},
+    "mistral": {"sliding_window": None},
+}
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_config_of_a_family_comes_back_with_what_transformers_assumes(tmp_path, kind):
+    import transformers
+
+    values = SMALL | {"model_type": kind} | FAMILIES[kind]
+    config = huggingface.config_from_dict(values)
+    theirs = transformers.AutoConfig.for_model(**values)
+    assert config.head_dim == getattr(theirs, "head_dim", 8)
+    for name in ("rms_norm_eps", "max_position_embeddings", "num_key_value_heads"):
+        assert getattr(config, name) == getattr(theirs, name)
+    for original in (None, values):
+        written = huggingface.config_to_dict(config, original=original)
+        (tmp_path / "config.json").write_text(json.dumps(written))
+        again = transformers.AutoConfig.from_pretrained(tmp_path)
+        assert type(again) is type(theirs)
+        assert huggingface.config_from_dict(json.loads(json.dumps(written))) == config
+        assert huggingface.config_from_dict(again.to_dict()) == config
+    silent = {**SMALL, "model_type": "llama", "num_key_value_heads": None}
+    assert huggingface.config_from_dict(silent).num_key_value_heads == 4
 
 
 def test_all_refused_settings_are_listed_at_once():
@@ -259,7 +319,7 @@ def test_yarn_frequencies_equal_transformers(yarn, style, head_dim, theta):
         kind = {"rope_type": "yarn", "rope_theta": theta}
         values |= {"rope_parameters": YARNS[yarn] | kind}
     ours = huggingface.config_from_dict(values)
-    frequency_H, factor = qwen2.rope_frequencies(ours)
+    frequency_H, factor = decoder.rope_frequencies(ours)
     their_H, their_factor = their_rope(transformers.Qwen2Config(**values))
     np.testing.assert_allclose(frequency_H, their_H, rtol=3e-6)
     assert factor == pytest.approx(their_factor, rel=1e-6)
@@ -276,7 +336,7 @@ def test_plain_frequencies_equal_transformers():
     import transformers
 
     values = SMALL | {"hidden_size": 512, "rope_theta": 1e6, "rope_scaling": None}
-    frequency_H, factor = qwen2.rope_frequencies(huggingface.config_from_dict(values))
+    frequency_H, factor = decoder.rope_frequencies(huggingface.config_from_dict(values))
     their_H, _ = their_rope(transformers.Qwen2Config(**values))
     np.testing.assert_allclose(frequency_H, their_H, rtol=3e-6)
     assert factor == 1.0
@@ -329,7 +389,7 @@ def test_yarn_logits_equal_transformers_and_each_part_counts(tmp_path):
     gap = lambda: np.abs(our_logits(model, token_BT) - expected).max() / np.abs(expected).max()
     assert gap() < 1e-4
     right = model.config
-    assert right.rope_scaling == qwen2.Yarn(4.0, 256, beta_fast=8.0)
+    assert right.rope_scaling == decoder.Yarn(4.0, 256, beta_fast=8.0)
     for wrong in (
         None,
         dataclasses.replace(right.rope_scaling, attention_factor=1.0),
@@ -344,7 +404,7 @@ def test_yarn_logits_equal_transformers_and_each_part_counts(tmp_path):
 # ---------------------------------------------------------------- weights
 
 
-@pytest.mark.parametrize("shape", ["tied", "untied", "wide_heads"])
+@pytest.mark.parametrize("shape", ["tied", "untied", "wide_heads", "qwen3", "mistral"])
 def test_export_of_loaded_weights_is_bit_exact(reference, tmp_path, shape):
     folder = reference(shape).folder
     huggingface.save(tmp_path, huggingface.load(folder))
@@ -451,7 +511,7 @@ MESHES = {
 
 def shardings_for(folder, **sizes):
     config = huggingface.config_from_dict(huggingface.read_config(folder))
-    abstract = jax.eval_shape(lambda key: qwen2.Qwen2(key, config), jax.random.key(0))
+    abstract = jax.eval_shape(lambda key: decoder.Decoder(key, config), jax.random.key(0))
     return sharding.parameter_shardings(sharding.make_mesh(**sizes), abstract)
 
 
@@ -575,7 +635,7 @@ def test_a_save_that_fails_keeps_the_folder_as_it_was(reference, tmp_path, monke
 
 def test_adapters_are_not_dropped_silently(reference):
     model = huggingface.load(reference("tied").folder)
-    model.blocks.attn.lora_q = qwen2.RMSNorm(model.config, jnp.float32)
+    model.blocks.attn.lora_q = decoder.RMSNorm(model.config, jnp.float32)
     with pytest.raises(ValueError, match="has no place for blocks/attn/lora_q/scale_D. Adapters"):
         huggingface.save("unused", model)
 
@@ -587,13 +647,13 @@ rank, port, folder, full, out = sys.argv[1:]
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.distributed.initialize(f"localhost:{port}", 2, int(rank))
-from models import huggingface, qwen2, safetensors_file, sharding
+from models import huggingface, decoder, safetensors_file, sharding
 fill, sizes = safetensors_file.File._fill, []
 def count(self, raw, offset):
     sizes.append(len(raw))
     fill(self, raw, offset)
 config = huggingface.config_from_dict(huggingface.read_config(folder))
-abstract = jax.eval_shape(lambda key: qwen2.Qwen2(key, config), jax.random.key(0))
+abstract = jax.eval_shape(lambda key: decoder.Decoder(key, config), jax.random.key(0))
 for numbers in (dict(data=2, fsdp=2, tensor=2), dict(fsdp=8)):
     places = sharding.parameter_shardings(sharding.make_mesh(**numbers), abstract)
     safetensors_file.File._fill, header = fill, 0

@@ -16,7 +16,7 @@ import pytest
 import safetensors.numpy
 from jax.sharding import PartitionSpec as P
 
-from models import huggingface, lora, qwen2, sharding
+from models import decoder, huggingface, lora, sharding
 from models.engine.types import Request, Sampling
 from tests.models import configs, engines
 
@@ -43,7 +43,7 @@ def loud(shapes, *, seed=0):
 
 @functools.cache
 def base_model():
-    return loud(jax.eval_shape(lambda key: qwen2.Qwen2(key, CONFIG), jax.random.key(0)))
+    return loud(jax.eval_shape(lambda key: decoder.Decoder(key, CONFIG), jax.random.key(0)))
 
 
 def loud_adapters(base, settings=SETTINGS, *, seed=0):
@@ -197,7 +197,8 @@ def test_adapters_compute_in_the_dtype_of_the_input():
     ("shape", "targets"),
     [
         ("tied", tuple(lora.TARGETS)),
-        ("wide_heads", tuple(lora.TARGETS)),
+        ("qwen3", tuple(lora.TARGETS)),
+        ("llama", tuple(lora.TARGETS)),
         ("one_kv_head", ("q_proj", "down_proj")),
     ],
 )
@@ -490,7 +491,7 @@ def test_gradients_equal_those_of_peft(reference, tmp_path):
 @pytest.mark.parametrize("remat", ["full", "dots", "attention"])
 def test_gradients_do_not_depend_on_remat(remat):
     adapters, base = lora.split(adapted(base_model()))
-    execution = qwen2.Execution(jnp.float32, remat)
+    execution = decoder.Execution(jnp.float32, remat)
 
     def objective(adapters, base):
         return log_likelihood(lora.combine(adapters, base), tokens(), execution)
@@ -511,7 +512,7 @@ def products(program, *args):
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_gradients_of_the_base_are_never_formed(remat):
     adapters, base = lora.split(adapted(base_model()))
-    execution = qwen2.Execution(jnp.float32, remat)
+    execution = decoder.Execution(jnp.float32, remat)
     token_BT = tokens(2, 20)  # 40 tokens: no dimension of a parameter
     matrices = {(32, 64), (32, 32), (32, 48)}  # D with N*H, K*H and F
 

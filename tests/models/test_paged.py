@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import qwen2, sharding
+from models import decoder, sharding
 from models.attention import paged
 from models.engine import proof, shapes
 from models.engine.layouts import paged as layout
@@ -133,7 +133,7 @@ def on_cpu(monkeypatch):
 
 @pytest.mark.slow
 def test_an_engine_on_pages_draws_what_others_draw(on_cpu):
-    model = qwen2.Qwen2(jax.random.key(0), CONFIG)
+    model = decoder.Decoder(jax.random.key(0), CONFIG)
     build = functools.partial(engines.build, {"policy": model}, dtype=jnp.bfloat16, **SIZES)
     rng = np.random.default_rng(0)
     start = tuple(rng.integers(2, 60, 24).tolist())

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from models import precision, qwen2, sharding
+from models import decoder, precision, sharding
 from models.engine import ahead
 from tests.models import configs
 
@@ -22,7 +22,7 @@ def products(lowered):
 @pytest.mark.parametrize("name", ["prefill", "decode"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_programs_of_the_engine(name, dtype):
-    model = jax.eval_shape(lambda key: qwen2.Qwen2(key, configs.small()), jax.random.key(0))
+    model = jax.eval_shape(lambda key: decoder.Decoder(key, configs.small()), jax.random.key(0))
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     found = products(ahead.lowered(model, mesh=mesh, dtype=dtype, **SIZES)[name])
     assert len(found) > 8

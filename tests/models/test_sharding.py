@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from models import lora, qwen2, sharding, weights
+from models import decoder, lora, sharding, weights
 from models.engine import placement
 from tests.models import configs
 
@@ -19,7 +19,7 @@ WIDE = dataclasses.replace(CONFIG, num_attention_heads=8, num_key_value_heads=4)
 
 
 def abstract(config=CONFIG):
-    return jax.eval_shape(lambda key: qwen2.Qwen2(key, config), jax.random.key(0))
+    return jax.eval_shape(lambda key: decoder.Decoder(key, config), jax.random.key(0))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,12 @@ def test_every_parameter_has_its_rule():
         "final_norm/scale_D": P(),
         "head/w_DV": P("fsdp", "tensor"),
     }
-    assert set(found) == set(weights.LAYOUT)
+    others = abstract(dataclasses.replace(CONFIG, model_type="qwen3"))
+    leaves = jax.tree.leaves(sharding.parameter_shardings(mesh, others))
+    own = dict(zip(sharding.parameter_names(others), (x.spec for x in leaves), strict=True))
+    norms = dict.fromkeys(("blocks/attn/q_norm/scale_H", "blocks/attn/k_norm/scale_H"), P())
+    assert own == {name: spec for name, spec in found.items() if "/b_" not in name} | norms
+    assert {*found, *own} == set(weights.LAYOUT)
 
 
 def test_unused_rules_are_none():
@@ -174,7 +179,7 @@ def test_gathered_weights_are_whole_along_fsdp_and_split_along_tensor():
 
 def test_sharded_model_computes_the_same():
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-    model = qwen2.Qwen2(jax.random.key(1), CONFIG)
+    model = decoder.Decoder(jax.random.key(1), CONFIG)
     placed = jax.device_put(model, sharding.parameter_shardings(mesh, model))
     token_BT = np.arange(32, dtype=np.int32).reshape(4, 8)
     until_BT = np.full_like(token_BT, 8)
@@ -193,7 +198,7 @@ def test_sharded_model_computes_the_same():
 @pytest.mark.parametrize(("tensor", "replicas"), [(2, 4), (4, 2), (2, 1), (1, 0)])
 def test_replicas_get_the_values_in_their_shardings(monkeypatch, tensor, replicas, moved_bytes):
     monkeypatch.setattr(placement, "MOVED_BYTES", moved_bytes)
-    model = qwen2.Qwen2(jax.random.key(0), WIDE)
+    model = decoder.Decoder(jax.random.key(0), WIDE)
     mesh = sharding.make_mesh(fsdp=4, tensor=2)
     spread = jax.device_put(model, sharding.parameter_shardings(mesh, model))
     meshes = placement.meshes(tensor=tensor, replicas=replicas)
@@ -208,7 +213,7 @@ def test_replicas_get_the_values_in_their_shardings(monkeypatch, tensor, replica
 
 
 def test_what_lies_as_wanted_is_not_copied():
-    model = qwen2.Qwen2(jax.random.key(0), CONFIG)
+    model = decoder.Decoder(jax.random.key(0), CONFIG)
     meshes = placement.meshes(tensor=1, replicas=1)
     [copy] = placement.copies(model, jnp.float32, meshes, separate=False)
     for leaf, original in zip(*map(jax.tree.leaves, (copy, model)), strict=True):
@@ -218,7 +223,7 @@ def test_what_lies_as_wanted_is_not_copied():
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_layers_may_have_arrays_of_their_own(tensor):
     mesh = sharding.make_mesh(fsdp=4, tensor=2)
-    model = qwen2.Qwen2(jax.random.key(0), WIDE)
+    model = decoder.Decoder(jax.random.key(0), WIDE)
     spread = jax.device_put(model, sharding.parameter_shardings(mesh, model))
     meshes = placement.meshes(tensor=tensor, replicas=2)
     stacked = placement.copies(spread, jnp.bfloat16, meshes, separate=False)
@@ -235,7 +240,7 @@ def test_layers_may_have_arrays_of_their_own(tensor):
 
 
 def test_two_weight_sets_of_the_same_layers_get_one_copy_of_them():
-    model = qwen2.Qwen2(jax.random.key(0), CONFIG)
+    model = decoder.Decoder(jax.random.key(0), CONFIG)
     made = placement.Copies(jnp.float32, placement.meshes(tensor=1, replicas=1), separate=True)
     ([policy], [frozen]) = (made.make(name, model) for name in ("policy", "frozen"))
     assert buffers(policy) == buffers(frozen)
@@ -252,7 +257,7 @@ def buffers(tree):
 @pytest.mark.parametrize(("tensor", "replicas"), [(1, 1), (2, 1), (2, 4)])
 @pytest.mark.parametrize("sizes", [dict(data=1, fsdp=8), dict(data=4, tensor=2), None])
 def test_a_donation_that_is_allowed_leaves_the_copies(sizes, tensor, replicas, dtype):
-    model = jax.tree.map(lambda leaf: leaf + 0, qwen2.Qwen2(jax.random.key(0), WIDE))
+    model = jax.tree.map(lambda leaf: leaf + 0, decoder.Decoder(jax.random.key(0), WIDE))
     if sizes is not None:
         mesh = sharding.make_mesh(**sizes)
         model = jax.device_put(model, sharding.parameter_shardings(mesh, model))

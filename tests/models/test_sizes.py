@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from models import huggingface, qwen2, sharding, weights
+from models import decoder, huggingface, published, sharding, weights
 
 PUBLISHED = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -78,7 +78,7 @@ MODELS = {  # size, what its config.json says beside PUBLISHED and SHAPES
 }
 
 
-def published(name):
+def config_json(name):
     """The parsed config.json of a model."""
     size, own = MODELS[name]
     hidden, layers, heads, kv_heads, feed_forward, _ = SHAPES[size]
@@ -94,18 +94,18 @@ def published(name):
 
 @functools.cache
 def shapes(size):
-    """The Qwen2 of shapes of a size."""
+    """The Decoder of shapes of a size."""
     name = next(name for name in MODELS if MODELS[name][0] == size)
-    config = huggingface.config_from_dict(published(name))
-    return jax.eval_shape(lambda key: qwen2.Qwen2(key, config), jax.random.key(0))
+    config = huggingface.config_from_dict(config_json(name))
+    return jax.eval_shape(lambda key: decoder.Decoder(key, config), jax.random.key(0))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_published_configurations_are_followed(name):
-    values = published(name)
+    values = config_json(name)
     config = huggingface.config_from_dict(values)
-    yarn = values.get("rope_scaling") and qwen2.Yarn(4.0, 32768)
-    assert config == qwen2.Config(
+    yarn = values.get("rope_scaling") and decoder.Yarn(4.0, 32768)
+    assert config == decoder.Config(
         vocab_size=values["vocab_size"],
         hidden_size=values["hidden_size"],
         intermediate_size=values["intermediate_size"],
@@ -124,6 +124,32 @@ def test_published_configurations_are_followed(name):
     assert set(written) - set(values) <= {"dtype", "rope_parameters"}  # as transformers 5 says it
 
 
+OTHERS = {  # parameters of published models of other families
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "qwen3-8b": 8_190_735_360,
+    "qwen3-14b": 14_768_307_200,
+    "qwen3-32b": 32_762_123_264,
+    "llama3.2-1b": 1_235_814_400,
+    "llama3.2-3b": 3_212_749_824,
+    "llama3.1-8b": 8_030_261_248,
+    "llama3.1-70b": 70_553_706_496,
+    "smollm2-135m": 134_515_008,
+    "smollm2-360m": 361_821_120,
+    "smollm2-1.7b": 1_711_376_384,
+    "mistral-7b": 7_248_023_552,
+}
+
+
+@pytest.mark.parametrize("name", published.SIZES)
+def test_sizes_for_plans_are_as_large_as_published(name):
+    config = published.SIZES[name]
+    tree = jax.eval_shape(lambda key: decoder.Decoder(key, config), jax.random.key(0))
+    known = OTHERS | {size.lower(): values[-1] for size, values in SHAPES.items()}
+    assert sum(leaf.size for leaf in jax.tree.leaves(tree)) == known[name]
+
+
 @pytest.mark.parametrize("size", SHAPES)
 def test_parameters_are_as_many_as_published(size):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes(size))) == SHAPES[size][-1]
@@ -136,7 +162,7 @@ def test_tensors_have_the_names_and_shapes_of_transformers(size):
 
     name = next(name for name in MODELS if MODELS[name][0] == size)
     with torch.device("meta"):
-        theirs = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**published(name)))
+        theirs = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**config_json(name)))
     expected = {key: tuple(value.shape) for key, value in theirs.state_dict().items()}
     if theirs.config.tie_word_embeddings:
         del expected["lm_head.weight"]

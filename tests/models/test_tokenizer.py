@@ -14,7 +14,7 @@ import sentencepiece
 import tokenizers
 import transformers
 
-from models import tokenizer
+from models import splits, tokenizer
 
 CORPUS = [
     f"The capital of country_{i} is city {i * 37}.\nSub-goal: look up {i} in the café;\n\n"
@@ -148,7 +148,8 @@ def test_ordinary_messages_have_the_ids_of_transformers(folder, text, template):
     assert made.chat(messages) == expected
 
 
-def test_a_prompt_of_known_lines_has_the_ids_of_the_whole_text(tmp_path, monkeypatch):
+@pytest.mark.parametrize("cut", ["qwen2", "llama3", "smollm"])
+def test_a_prompt_of_known_lines_has_the_ids_of_the_whole_text(tmp_path, monkeypatch, cut):
     """Random texts of what could be cut otherwise alone, of which the merges were learnt, too."""
     draw = random.Random(0)
     monkeypatch.setattr(tokenizer, "KEPT", 100_000)
@@ -157,31 +158,48 @@ def test_a_prompt_of_known_lines_has_the_ids_of_the_whole_text(tmp_path, monkeyp
     pieces += ["<|im_start|>", "<|im_end|>", "'s", "'S", "10", "\nThe capital of", "\n12", "\n 3"]
     texts = ["".join(draw.choices(pieces, k=draw.randint(1, 25))) for _ in range(5_000)]
     made = tokenizer.train_byte_bpe(texts, vocab_size=600, folder=tmp_path)
-    assert made._cuts and len(made.encode("\n\n")) == 1
+    steps = {"llama3": splits.steps(splits.LLAMA3), "smollm": splits.SMOLLM}
+    if cut in steps:
+        made = trained_again(tmp_path, {"type": "Sequence", "pretokenizers": steps[cut]}, texts)
+    assert len(made.encode("\n\n")) == 1
     cuts, most = 0, 0
     for text in texts[:1_000]:
         whole, enough = made.encode(text), draw.randrange(9)
         assert made.encode(text, most=len(text)) == whole, repr(text)
         for first in (made.encode(text, most=enough), made._encode_by_lines(text, enough)):
             assert whole[: enough + 1] == list(first)[: enough + 1], repr(text)
-        cuts += len(tokenizer.CUT.findall(text, tokenizer.PART))
-    assert cuts > 1_000
+        cuts += len(made._parting.anywhere.findall(text, tokenizer.PART))
+    assert cuts > (500 if cut == "smollm" else 1_000)
     made._lines, made._kept, cuts = {}, 0, 0
     for text in texts:
-        cuts += len(tokenizer.LINE_END.findall(text))
+        cuts += len(made._parting.line_end.findall(text))
         assert made._encode_by_lines(text) == made.encode(text), repr(text)
         most = max(most, len(made._lines))
-    assert cuts > 5_000
+    assert cuts > (2_000 if cut == "smollm" else 5_000)
     assert 1_000 < most < 100_000 / tokenizer.KEPT_LINE + 2  # what was seen before is forgotten
     assert len(made._lines) < most
 
 
-def test_only_qwens_way_to_cut_text_is_trusted_with_lines(folder):
+def trained_again(folder, pre_tokenizer, texts):
+    """The Tokenizer of a folder with another pre-tokenizer, its merges learnt anew."""
+    parts = json.loads((folder / "tokenizer.json").read_text())
+    parts |= {"pre_tokenizer": pre_tokenizer, "normalizer": None, "added_tokens": []}
+    parts["model"] |= {"vocab": {}, "merges": []}
+    fast = tokenizers.Tokenizer.from_str(json.dumps(parts))
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=600, initial_alphabet=sorted(alphabet), show_progress=False
+    )
+    fast.train_from_iterator(texts, trainer)
+    return tokenizer.Tokenizer(transformers.PreTrainedTokenizerFast(tokenizer_object=fast))
+
+
+def test_only_known_ways_to_cut_text_are_trusted_with_lines(folder):
     def trusted(change):
         parts = json.loads((folder / "tokenizer.json").read_text())
         change(parts)
         fast = tokenizers.Tokenizer.from_str(json.dumps(parts))
-        return tokenizer._cuts_at_words(fast, fast.get_added_tokens_decoder().values())
+        return splits.parting(fast, fast.get_added_tokens_decoder().values())
 
     steps = lambda parts: parts["pre_tokenizer"]["pretokenizers"]
     assert trusted(lambda parts: steps(parts)[1].update(trim_offsets=False))  # as in Qwen2.5's
@@ -414,6 +432,47 @@ def test_sentencepiece_file_gives_its_own_ids_and_text(tmp_path, options):
         ids = processor.encode(text)
         assert loaded.encode(text) == ids, text
         assert loaded.decode(ids) == processor.decode(ids), text
+
+
+@pytest.mark.parametrize("stated", ["GPT2Tokenizer", None])
+def test_what_is_copied_is_read_by_transformers_as_its_file_says(folder, tmp_path, stated):
+    """SmolLM2 names a class that forgets how its digits are parted."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    made = trained_again(folder, {"type": "Sequence", "pretokenizers": splits.SMOLLM}, TEXTS)
+    made.save(source)
+    values = {"eos_token": "<|im_end|>"} | ({"tokenizer_class": stated} if stated else {})
+    (source / "tokenizer_config.json").write_text(json.dumps(values))
+    tokenizer.copy_files(source, target)
+    for place in (source, target):
+        (place / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    theirs, theirs_before = map(transformers.AutoTokenizer.from_pretrained, (target, source))
+    ids = [tokenizer.Tokenizer.load(source).encode(text) for text in TEXTS]
+    assert ids == [theirs.encode(text, add_special_tokens=False) for text in TEXTS]
+    before = [theirs_before.encode(text, add_special_tokens=False) for text in TEXTS]
+    assert (ids == before) == (stated is None)
+
+
+QWEN3 = """{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% if enable_thinking is defined and enable_thinking is false %}<think>
+
+</think>
+
+{% endif %}{% endif %}"""
+
+
+def test_switches_reach_the_template_that_asks_for_them(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    load = lambda place, on: tokenizer.Tokenizer.load(place, switches={"enable_thinking": on})
+    messages = [{"role": "user", "content": "hi"}]
+    plain = load(folder, False)
+    assert plain.switches == () and plain.chat(messages) == load(folder, True).chat(messages)
+    (tmp_path / "chat_template.jinja").write_text(QWEN3)
+    off, on = load(tmp_path, False), load(tmp_path, True)
+    assert off.switches == ("enable_thinking",)
+    assert off.decode(off.chat(messages)) == "user\nhi\nassistant\n<think>\n\n</think>\n\n"
+    assert on.decode(on.chat(messages)) == "user\nhi\nassistant\n"
 
 
 def test_sentencepiece_survives_saving_copying_and_a_model_beside_it(tmp_path):

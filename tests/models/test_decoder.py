@@ -1,4 +1,4 @@
-"""The model against transformers' Qwen2ForCausalLM.
+"""The model against those of transformers.
 
 Dimensions:
   B rows    T tokens in a row    D model width    V vocabulary
@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import huggingface, qwen2
+from models import decoder, huggingface
 from models.attention import masks
+from tests.models import conftest
 
 TOLERANCE = 1e-4  # of the largest logit
 
@@ -40,9 +41,7 @@ def gap(ours, theirs):
     return np.abs(ours - theirs).max() / np.abs(theirs).max()
 
 
-@pytest.mark.parametrize(
-    "shape", ["tied", "untied", "low_theta", "one_kv_head", "all_kv_heads", "wide_heads"]
-)
+@pytest.mark.parametrize("shape", conftest.SHAPES)
 def test_logits_equal_transformers(reference, shape):
     expected = reference(shape)
     token_BT = tokens(2, 24)
@@ -107,7 +106,7 @@ def interleaved_rotation(model, monkeypatch):
         pair = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
         return pair.reshape(x_BTNH.shape)
 
-    monkeypatch.setattr(qwen2, "rotate", wrong)
+    monkeypatch.setattr(decoder, "rotate", wrong)
 
 
 def small_norm_eps(model, monkeypatch):
@@ -117,6 +116,22 @@ def small_norm_eps(model, monkeypatch):
 
 def head_from_embedding(model, monkeypatch):
     model.config = dataclasses.replace(model.config, tie_word_embeddings=True)
+
+
+def without_head_norms(model, monkeypatch):
+    monkeypatch.setattr(decoder.HeadNorm, "__call__", lambda self, x_BTNH: x_BTNH)
+
+
+def swapped_head_norms(model, monkeypatch):
+    attn = model.blocks.attn
+    attn.q_norm, attn.k_norm = attn.k_norm, attn.q_norm
+
+
+def half_of_llama3(model, monkeypatch):
+    """Divides all slow frequencies by the factor, as if nothing lay between the two bounds."""
+    scaling = model.config.rope_scaling
+    scaling = dataclasses.replace(scaling, low_freq_factor=scaling.high_freq_factor - 1e-6)
+    model.config = dataclasses.replace(model.config, rope_scaling=scaling)
 
 
 BUGS = {
@@ -132,6 +147,20 @@ BUGS = {
     "norm_eps": small_norm_eps,
     "tie": head_from_embedding,
 }
+FAMILY_BUGS = {
+    ("qwen3", "no norms"): without_head_norms,
+    ("qwen3", "norms swapped"): swapped_head_norms,
+    ("llama3", "plain frequencies"): configured(rope_scaling=None),
+    ("llama3", "no ramp"): half_of_llama3,
+}
+
+
+@pytest.mark.parametrize(("shape", "bug"), FAMILY_BUGS)
+def test_parity_of_families_would_notice(reference, monkeypatch, shape, bug):
+    expected, token_BT = reference(shape), tokens(2, 24)
+    model = huggingface.load(expected.folder)
+    FAMILY_BUGS[shape, bug](model, monkeypatch)
+    assert gap(logits(model, token_BT), expected.logits(token_BT)) > 10 * TOLERANCE
 
 
 @pytest.mark.parametrize("bug", BUGS)
@@ -184,14 +213,14 @@ def test_gradients_equal_torch_with_and_without_remat(reference):
     (theirs * torch.tensor(weight_BTV)).sum().backward()
 
     def loss(model, remat):
-        execution = qwen2.Execution(jnp.float32, remat)
+        execution = decoder.Execution(jnp.float32, remat)
         x_BTD = model.hidden(token_BT, np.full_like(token_BT, 16), execution)
         return (model.logits(x_BTD) * weight_BTV).sum()
 
     grad = jax.jit(jax.grad(loss), static_argnums=1)
     model = huggingface.load(expected.folder)
     kept = grad(model, "none")
-    for remat in set(qwen2.REMAT) - {"none"}:
+    for remat in set(decoder.REMAT) - {"none"}:
         recomputed = grad(model, remat)
         for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(recomputed), strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * float(jnp.abs(a).max()))
@@ -215,7 +244,7 @@ def test_gradients_equal_torch_with_and_without_remat(reference):
 def test_unknown_remat_names_the_valid_ones():
     message = "remat='half' is unknown; valid: none, dots, attention, full"
     with pytest.raises(ValueError, match=message):
-        qwen2.Execution(jnp.float32, remat="half")
+        decoder.Execution(jnp.float32, remat="half")
 
 
 def published(**changes):
@@ -255,5 +284,5 @@ def test_published_parameter_counts(size):
             tie_word_embeddings=tied,
         )
     )
-    shapes = jax.eval_shape(lambda key: qwen2.Qwen2(key, config), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: decoder.Decoder(key, config), jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count

@@ -1,10 +1,12 @@
-"""Qwen2.5 as a Flax NNX module that is used as a plain pytree.
+"""The decoder of Qwen2.5, Qwen3, Llama and Mistral: a Flax NNX module used as a plain pytree.
 
-One definition of the block serves training and sampling: the caller hands in `attend`, which
-training makes from a segment mask and the engine from its cache. Layers are stacked: every array
-below `blocks` has a leading layer axis (L) and `hidden` walks it with one `lax.scan`.
+They are one architecture; `Config` says where they differ. One definition of the block serves
+training and sampling: the caller hands in `attend`, which training makes from a segment mask and
+the engine from its cache. Layers are stacked: every array below `blocks` has a leading layer axis
+(L) and `hidden` walks it with one `lax.scan`.
 
-Source: Qwen2.5 technical report (arXiv 2412.15115); `Qwen2ForCausalLM` in transformers.
+Source: Qwen2.5, Qwen3 and Llama 3 technical reports (arXiv 2412.15115, 2505.09388, 2407.21783);
+`Qwen2ForCausalLM`, `Qwen3ForCausalLM`, `LlamaForCausalLM` and `MistralForCausalLM` in transformers.
 
 Dimensions:
   B rows    T tokens in a row    D model width    F feed-forward width    V vocabulary
@@ -102,10 +104,48 @@ class Yarn:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """Shape and constants of a Qwen2.5 model; fields as in a Hugging Face `config.json`.
+class Llama3:
+    """Context extension of Llama 3.1 and later; fields as in `rope_scaling` of `config.json`.
 
-    rope_scaling: Yarn, or None for plain rotary embeddings.
+    factor: divides the frequencies that turn fewer than low_freq_factor times over the context of
+      pretraining; those that turn more than high_freq_factor times stay, between they are mixed.
+    original_max_position_embeddings: tokens, context of pretraining.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Where models of one `model_type` differ from others.
+
+    title: the name that people know.
+    qkv_bias: the products that make q, k and v have biases.
+    qk_norm: each head of q and k is normalised before it is rotated.
+    """
+
+    title: str
+    qkv_bias: bool = False
+    qk_norm: bool = False
+
+
+FAMILIES = {
+    "qwen2": Family("Qwen2.5", qkv_bias=True),
+    "qwen3": Family("Qwen3", qk_norm=True),
+    "llama": Family("Llama"),
+    "mistral": Family("Mistral"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Shape and constants of a model; fields as in a Hugging Face `config.json`.
+
+    rope_scaling: Yarn, Llama3, or None for plain rotary embeddings.
+    model_type: one of FAMILIES.
     """
 
     vocab_size: int
@@ -120,9 +160,14 @@ class Config:
     tie_word_embeddings: bool = True
     max_position_embeddings: int = 32768
     initializer_range: float = 0.02
-    rope_scaling: Yarn | None = None
+    rope_scaling: Yarn | Llama3 | None = None
+    model_type: str = "qwen2"
 
     def __post_init__(self):
+        if self.model_type not in FAMILIES:
+            raise ValueError(
+                f"model_type={self.model_type!r} is unknown; valid: {', '.join(FAMILIES)}."
+            )
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} is not a multiple of "
@@ -130,6 +175,10 @@ class Config:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} is odd; rotary embeddings need it even.")
+
+    @property
+    def family(self):
+        return FAMILIES[self.model_type]
 
     @property
     def layer_parameters(self):
@@ -140,15 +189,21 @@ class Config:
 
 
 def rope_frequencies(config):
-    """Returns (float32 [H/2] radians per position, factor on cos and sin) of a Config, in NumPy.
-
-    Plain: theta^(-2i/H). YaRN: the mean of the plain frequency and of it divided by `factor`,
-    weighted by a ramp over the dimensions that turn between `beta_fast` and `beta_slow` times.
-    """
-    theta, H, yarn = config.rope_theta, config.head_dim, config.rope_scaling
+    """Returns (float32 [H/2] radians per position, factor on cos and sin) of a Config, in NumPy."""
+    theta, H, scaling = config.rope_theta, config.head_dim, config.rope_scaling
     plain_H = theta ** (-np.arange(0, H, 2) / H)
-    if yarn is None:
-        return plain_H.astype(np.float32), 1.0
+    if isinstance(scaling, Yarn):
+        return _yarn(plain_H, theta, scaling), _yarn_attention_factor(scaling)
+    frequency_H = plain_H if scaling is None else _llama3(plain_H, scaling)
+    return frequency_H.astype(np.float32), 1.0
+
+
+def _yarn(plain_H, theta, yarn):
+    """Returns the mean of the plain frequency and of it divided by `factor`.
+
+    The weights are a ramp over the dimensions that turn between `beta_fast` and `beta_slow` times.
+    """
+    H = 2 * len(plain_H)
 
     def dimension(turns):  # that makes this many turns over the pretraining context
         wavelength = yarn.original_max_position_embeddings / turns
@@ -161,7 +216,15 @@ def rope_frequencies(config):
     width = high - low if high != low else 1e-3
     ramp_H = np.clip((np.arange(H // 2) - low) / width, 0, 1)
     frequency_H = plain_H / yarn.factor * ramp_H + plain_H * (1 - ramp_H)
-    return frequency_H.astype(np.float32), _yarn_attention_factor(yarn)
+    return frequency_H.astype(np.float32)
+
+
+def _llama3(plain_H, scaling):
+    """Returns the mean of the plain frequency and of it divided by `factor`, weighted by turns."""
+    turns_H = scaling.original_max_position_embeddings * plain_H / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept_H = np.clip((turns_H - low) / (high - low), 0, 1)
+    return plain_H / scaling.factor * (1 - kept_H) + plain_H * kept_H
 
 
 def _yarn_attention_factor(yarn):
@@ -221,20 +284,38 @@ def _zeros(shape, dtype):
     return nnx.Param(jnp.zeros(shape, dtype))
 
 
+def normalised(x, scale, eps):
+    """Divides the last axis by its root mean square, in float32; returns the dtype of x."""
+    x32 = x.astype(jnp.float32)
+    variance = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
+    return (x32 * jax.lax.rsqrt(variance + eps)).astype(x.dtype) * scale.astype(x.dtype)
+
+
 class RMSNorm(nnx.Module):
     def __init__(self, config, dtype):
         self.eps = config.rms_norm_eps
         self.scale_D = nnx.Param(jnp.ones(config.hidden_size, dtype))
 
     def __call__(self, x_BTD):
-        x32_BTD = x_BTD.astype(jnp.float32)
-        variance_BT1 = jnp.mean(jnp.square(x32_BTD), axis=-1, keepdims=True)
-        unit_BTD = (x32_BTD * jax.lax.rsqrt(variance_BT1 + self.eps)).astype(x_BTD.dtype)
-        return unit_BTD * self.scale_D[...].astype(x_BTD.dtype)
+        return normalised(x_BTD, self.scale_D[...], self.eps)
+
+
+class HeadNorm(nnx.Module):
+    """Normalises each head by itself."""
+
+    def __init__(self, config, dtype):
+        self.eps = config.rms_norm_eps
+        self.scale_H = nnx.Param(jnp.ones(config.head_dim, dtype))
+
+    def __call__(self, x_BTNH):
+        return normalised(x_BTNH, self.scale_H[...], self.eps)
 
 
 class Attention(nnx.Module):
-    # Adapters, see models/lora.py: no part of the tree until a module is assigned.
+    # What a family has not is no part of the tree; nor are adapters, until a module is assigned
+    # (models/lora.py).
+    b_q_NH = b_k_KH = b_v_KH = None
+    q_norm = k_norm = None
     lora_q = lora_k = lora_v = lora_o = None
 
     def __init__(self, key, config, dtype):
@@ -245,18 +326,24 @@ class Attention(nnx.Module):
         self.w_k_DKH = _normal(key_k, (D, K, H), config, dtype)
         self.w_v_DKH = _normal(key_v, (D, K, H), config, dtype)
         self.w_o_NHD = _normal(key_o, (N, H, D), config, dtype)
-        self.b_q_NH = _zeros((N, H), dtype)
-        self.b_k_KH = _zeros((K, H), dtype)
-        self.b_v_KH = _zeros((K, H), dtype)
+        if config.family.qkv_bias:
+            self.b_q_NH = _zeros((N, H), dtype)
+            self.b_k_KH = _zeros((K, H), dtype)
+            self.b_v_KH = _zeros((K, H), dtype)
+        if config.family.qk_norm:
+            self.q_norm, self.k_norm = HeadNorm(config, dtype), HeadNorm(config, dtype)
 
     def __call__(self, x_BTD, rope, attend):
         def project(w, b, low_rank):
-            return linear(x_BTD, w, low_rank) + b.astype(x_BTD.dtype)
+            y_BTNH = linear(x_BTD, w[...], low_rank)
+            return y_BTNH if b is None else y_BTNH + b[...].astype(x_BTD.dtype)
 
-        q_BTNH = rotate(project(self.w_q_DNH[...], self.b_q_NH[...], self.lora_q), rope)
-        k_BTKH = rotate(project(self.w_k_DKH[...], self.b_k_KH[...], self.lora_k), rope)
-        v_BTKH = project(self.w_v_DKH[...], self.b_v_KH[...], self.lora_v)
-        o_BTNH, aux = attend(q_BTNH, k_BTKH, v_BTKH)
+        q_BTNH = project(self.w_q_DNH, self.b_q_NH, self.lora_q)
+        k_BTKH = project(self.w_k_DKH, self.b_k_KH, self.lora_k)
+        v_BTKH = project(self.w_v_DKH, self.b_v_KH, self.lora_v)
+        if self.q_norm is not None:
+            q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
+        o_BTNH, aux = attend(rotate(q_BTNH, rope), rotate(k_BTKH, rope), v_BTKH)
         B, T, N, H = o_BTNH.shape
         w_o_OD = self.w_o_NHD[...].reshape(N * H, -1)
         return linear(o_BTNH.reshape(B, T, N * H), w_o_OD, self.lora_o), aux
@@ -315,7 +402,7 @@ class Head(nnx.Module):
         self.w_DV = _normal(key, (config.hidden_size, config.vocab_size), config, dtype)
 
 
-class Qwen2(nnx.Module):
+class Decoder(nnx.Module):
     """The language model. Arrays hold `dtype` (normally float32 masters)."""
 
     def __init__(self, key, config, dtype=jnp.float32):

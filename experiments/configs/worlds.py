@@ -1,0 +1,66 @@
+"""Three more worlds to learn in, each by itself, or all in one run with the quickstart's.
+
+    C=experiments/configs/worlds.py:game24 W=runs/worlds/game24
+    python -m experiments.warmstart --config=$C --workdir=$W/start
+    python -m experiments.train --config=$C --workdir=$W/run
+
+The same with chains and tables, or with all for the mixture, whose weights are `data.mixture`.
+docs/worlds.md describes the worlds.
+"""
+
+from experiments.configs import common, quickstart
+
+# Steps of the warm start: forms that are further from the quickstart's take more.
+STEPS = {"quickstart": 400, "game24": 300, "chains": 800, "tables": 600}
+# Turns, and tokens of a prompt, of the planner's reply and of another module's.
+SIZES = {
+    "quickstart": (3, 224, 32, 32),
+    "game24": (3, 576, 48, 160),
+    "chains": (6, 400, 48, 64),
+    "tables": (4, 528, 80, 128),
+}
+
+
+def get_config(arg="all"):
+    if arg not in (*SIZES, "all"):
+        raise ValueError(f"Unknown config argument {arg!r}; valid: {', '.join(SIZES)}, all.")
+    worlds = tuple(SIZES) if arg == "all" else (arg,)
+    start = f"runs/worlds/{arg}/start"
+    turns, prompt, planned, written = map(max, zip(*(SIZES[name] for name in worlds), strict=True))
+
+    c = quickstart.get_config()
+    c.steps = 40
+    c.model.path = f"{start}/model"
+    c.data.train = f"{start}/train.jsonl"
+    c.data.held_out = f"{start}/held_out.jsonl"
+    if "chains" in worlds:
+        c.tools.knowledge_search.index = f"{start}/articles.db"
+    c.rollout.questions = 8
+    c.rollout.max_turns = turns
+    c.rollout.max_prompt_tokens = prompt
+    c.rollout.max_response_tokens = planned
+    c.rollout.max_module_tokens = written
+    row = -(-(prompt + planned) // 64) * 64
+    c.batch.row_lengths = (row,)
+    c.batch.response_lengths = (256,)
+    c.batch.rows = (4,)
+
+    c.unlock()
+    if arg == "all":
+        c.data.mixture = dict.fromkeys(worlds, 1.0)
+    c.warmstart.update(
+        worlds=",".join(worlds),
+        start=quickstart.get_config().model.path,
+        train_questions=300,
+        held_out_questions=60,
+        steps=sum(STEPS[name] for name in worlds),
+        rows=4,
+        row_length=row,
+        copy_samples=0,
+        real_share=0.3,
+        lr=1e-3,
+        warmup_steps=20,
+        probes=80,
+        probe_every=60,
+    )
+    return common.lock(c)

@@ -1,0 +1,147 @@
+"""Arithmetic on tables and dates with the Python tool, in one to three programs.
+
+The rows of a table are articles of the knowledge base, of the entities of the split. A date stands
+in the questions of one split alone.
+"""
+
+import datetime
+import statistics
+
+from experiments.worlds import encyclopedia
+from experiments.worlds.encyclopedia import Step, compute
+from experiments.worlds.world import World
+from tools import knowledge_base
+
+NAME = "tables"
+# kind of the articles -> (fact, heading)
+COLUMNS = {
+    "element": ("number", "Atomic numbers"),
+    "state": ("year", "Years of joining the USA"),
+    "country": ("code", "Calling codes"),
+}
+# operation -> (its program's start and end, function)
+OPERATIONS = {
+    "total": ("print(sum(", "))", sum),
+    "smallest": ("print(min(", "))", min),
+    "largest": ("print(max(", "))", max),
+    "median": ("from statistics import median; print(median(", "))", statistics.median),
+}
+DATES = "from datetime import *; d = date.fromisoformat; "
+DAYS = (datetime.date(1900, 1, 1).toordinal(), datetime.date(2049, 12, 31).toordinal())
+# A first program that is right, then the first one again: 1 of 3 questions is solved so.
+FIRST = {"right": 0.65, "ask": 0.35}
+NEXT = {"right": 0.25, "ask": 0.1, "again": 0.65}
+
+
+def operate(operation, table):
+    """Returns the step that computes one number of a table, "Gold 79, Iron 26, Zinc 30"."""
+    start, end, function = OPERATIONS[operation]
+    value = str(function(int(row.split()[-1]) for row in table.split(",")))
+    code = f"{start}int(row.split()[-1]) for row in ' {table}'.split(','){end}"
+    return Step(operation, table, value, value, code)
+
+
+def days(first, second):
+    value = str((datetime.date.fromisoformat(second) - datetime.date.fromisoformat(first)).days)
+    code = f"{DATES}print((d('{second}') - d('{first}')).days)"
+    return Step("days", f"{first}, {second}", value, value, code)
+
+
+def later(date, count):
+    value = str(datetime.date.fromisoformat(date) + datetime.timedelta(count))
+    return Step(
+        "later", f"{date}, {count}", value, value, f"{DATES}print(d('{date}') + timedelta({count}))"
+    )
+
+
+def weekday(date):
+    value = datetime.date.fromisoformat(date).strftime("%A")
+    return Step("weekday", date, value, value, f"{DATES}print(d('{date}').strftime('%A'))")
+
+
+def table_problem(articles, rng):
+    """Returns (question, steps) about a table of articles."""
+    kind = rng.choice([kind for kind in COLUMNS if kind in articles.by_kind])
+    fact, heading = COLUMNS[kind]
+    plain = [article for article in articles.by_kind[kind] if not set("',") & set(article.title)]
+    rows = rng.sample(plain, rng.choice((3, 5)))
+    table = ", ".join(f"{article.title} {article.facts[fact]}" for article in rows)
+    one, other = rng.sample(list(OPERATIONS), 2)
+    steps = [operate(one, table)]
+    asked, wanted = rng.randint(1, 3), f"the {one}"
+    if asked == 2:
+        need, word = rng.choice((("add", "plus"), ("multiply", "times")))
+        constant = str(rng.randint(2, 60))
+        steps.append(compute(need, steps[0].value, constant))
+        wanted += f" {word} {constant}"
+    elif asked == 3:
+        steps.append(operate(other, table))
+        steps.append(compute("subtract", steps[0].value, steps[1].value))
+        wanted += f" minus the {other}"
+    return f"{heading}: {table}. What is {wanted}?", tuple(steps)
+
+
+def date_problem(date, rng):
+    """Returns (question, steps) about dates; date: () -> a random one of the split."""
+    count = rng.randint(20, 900)
+    first, second, third, fourth = (date() for _ in range(4))
+    match rng.choice(("days", "later", "weekday", "two spans")):
+        case "days":
+            return f"How many days are there from {first} to {second}?", (days(first, second),)
+        case "later":
+            return f"Which date is {count} days after {first}?", (later(first, count),)
+        case "weekday":
+            step = later(first, count)
+            question = f"On which weekday is the date {count} days after {first}?"
+            return question, (step, weekday(step.value))
+    spans = days(first, second), days(third, fourth)
+    question = f"How many days are there from {first} to {second} and from {third} to {fourth}?"
+    return question, (*spans, compute("add", spans[0].value, spans[1].value))
+
+
+def dates(split, rng):
+    """Returns () -> a random date of a split: of every ten days, the first three are held out."""
+    digits = {"train": range(3, 10), "held_out": range(3), "all": range(10)}[split]
+
+    def date():
+        day = rng.randrange(DAYS[0] // 10, DAYS[1] // 10) * 10 + rng.choice(digits)
+        return str(datetime.date.fromordinal(day))
+
+    return date
+
+
+def problem(articles, date, rng):
+    make, about = rng.choice(((table_problem, articles), (date_problem, date)))
+    question, steps = make(about, rng)
+    numeric = steps[-1].need not in ("later", "weekday")
+    return encyclopedia.problem(
+        question,
+        steps,
+        source=f"{NAME}/{len(steps)}-step",
+        kind="math" if numeric else "qa",
+        odds=lambda step, place: NEXT if place else FIRST,
+    )
+
+
+def draw(split, rng):
+    return problem(encyclopedia.splits()[split], dates(split, rng), rng)
+
+
+def invent(tokenizer):
+    inventor = encyclopedia.Inventor(knowledge_base.articles(), tokenizer)
+
+    def invented(rng):
+        facts = ({"number": str(rng.randint(1, 2000))} for _ in range(5))
+        rows = [knowledge_base.Article(inventor.name(rng), "element", "", f) for f in facts]
+        return problem(encyclopedia.Articles(rows), dates("train", rng), rng)
+
+    return invented
+
+
+WORLD = World(
+    name=NAME,
+    tools=("python_coder",),
+    sources=tuple(f"{NAME}/{steps}-step" for steps in (1, 2, 3)),
+    draw=draw,
+    invent=invent,
+)
