@@ -39,7 +39,6 @@ class Run:
     ends: `summary.Ends` or None.    damaged: lines that were no JSON object.
     """
 
-    folder: pathlib.Path
     name: str
     metrics: list
     config: dict
@@ -106,7 +105,6 @@ def read(workdirs, *, text_budget):
     listing = records.listing(parts, records.interleaved(orders), text_budget=text_budget)
     runs = [
         Run(
-            folder=folder,
             name=name,
             metrics=with_lengths(metrics, [s for s in listing.steps if s["run"] == index]),
             config=read_config(folder / "config.json"),
