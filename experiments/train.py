@@ -104,7 +104,8 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
     if meta:
         session.serve(state.params)
         logging.info("resumed after step %d", done)
-    record, watch = open_record(config, workdir, done, meta), watching.Watch(config, workdir)
+    record = open_record(config, workdir, done, meta, session)
+    watch = watching.Watch(config, workdir)
     evaluation = Evaluation(held_out, config, session, record, watch, should_stop)
     settings = sessions.rollout_settings(config, temperature=config.rollout.temperature)
     rollouts, branching = config.rollout.group, limits.branching(config, variant)
@@ -197,11 +198,11 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
     processes.gather([])  # the others end after process 0, which serves them all
 
 
-def open_record(config, workdir, done, meta):
+def open_record(config, workdir, done, meta, session):
     """Returns the `Record` of a run after step `done`; meta: of its checkpoint, or None."""
-    watchers = trackers.start(config, workdir, first_step=done + 1)
-    saved = dict(resumed_after=done, saved=meta.get("metrics")) if meta else {}
-    return Record(workdir, steps=config.steps, watchers=watchers, **saved)
+    how = dict(resumed_after=done, saved=meta.get("metrics")) if meta else {}
+    how["watchers"] = trackers.start(config, workdir, first_step=done + 1)
+    return Record(workdir, steps=config.steps, decode=session.system.tokenizer.decode, **how)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,7 +41,7 @@ ALLOWED = {
     ("experiments/__main__.py", "run_module"): "the same",
     ("experiments/sweeping/jobs.py", "subprocess"): "starts experiments.train, as this user asks",
     ("experiments/running/trackers.py", "subprocess"): "starts experiments.tracking, no other",
-    ("experiments/evaluating/identity.py", "importlib"): FIND,
+    ("experiments/running/versions.py", "importlib"): FIND,
     ("experiments/planning/programs.py", "importlib"): FIND,
     ("experiments/running/command.py", "importlib"): FIND,
     ("flow_grpo_jax/symbolic.py", "importlib"): FIND,

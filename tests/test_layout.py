@@ -58,7 +58,7 @@ FLOORS = {
     "experiments.documenting": 1,
     "experiments.evaluating": 4,
     "experiments.planning": 2,
-    "experiments.reporting": 2,
+    "experiments.reporting": 5,
     "experiments.running": 5,
     "experiments.serving": 4,
     "experiments.solving": 1,

@@ -283,7 +283,9 @@ def _guarded(main, remote):
         for name in PATHS:
             if name in flags.FLAGS and flags.FLAGS[name].present:
                 check = check_path if name in remote else check_local
-                check(f"--{name}", flags.FLAGS[name].value)
+                given = flags.FLAGS[name].value
+                for value in given if isinstance(given, list) else [given]:
+                    check(f"--{name}", value)
         main()
     except Exception as error:
         code = exit_code(error)

@@ -25,15 +25,18 @@ class Record:
       resumed_after: the last step that is kept; None starts empty files.
       saved: the metrics of that step in its checkpoint, which make its line whole.
       watchers: `trackers.Trackers`, told of each step; None if nobody follows.
+      decode: token ids -> text of the planner; with it, trajectories tell tokens apart.
 
     Attributes:
       writes: whether this process writes.
     """
 
-    def __init__(self, workdir, *, steps, resumed_after=None, saved=None, watchers=None):
+    def __init__(
+        self, workdir, *, steps, resumed_after=None, saved=None, watchers=None, decode=None
+    ):
         self.writes = processes.index() == 0
         self._folder, self._steps, self._watchers = workdir, steps, watchers
-        self._metrics = None
+        self._metrics, self._decode = None, decode
         if self.writes:
             self._metrics = metrics.MetricsFile(
                 workdir / "metrics.jsonl", keep_to_step=resumed_after, saved=saved
@@ -103,6 +106,7 @@ class Record:
                     reward_source=score.source,
                     advantage=advantage if turns is None else None,
                     of_turns=turns and turns.shown(q, g),
+                    decode=self._decode,
                 )
                 lines.append(json.dumps(line) + "\n")
         with files.writing(path.parent):

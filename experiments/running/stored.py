@@ -12,7 +12,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from experiments.configs import common
-from experiments.running import command, dotted, sessions, trust
+from experiments.running import command, dotted, sessions, trust, versions
 from flow_grpo_jax import checkpoint, files, processes
 from flow_grpo_jax.bounds import json_text
 from models import huggingface, lora
@@ -64,6 +64,7 @@ def write_config(config, workdir, **facts):
     The config is remembered as this user's (`trust`). Of several processes, 0 writes.
     """
     values = values_of(config)
+    facts |= {"versions": versions.installed()}
     text = json.dumps({"hash": hash_of(values), "config": values, **facts}, indent=2)
     if processes.index() == 0:
         files.replace_text(workdir / "config.json", text + "\n")
