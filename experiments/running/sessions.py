@@ -14,6 +14,7 @@ from absl import logging
 from agents import prompts
 from experiments.running import backends, command, compiled, determinism, tokens
 from flow_grpo_jax import (
+    answering,
     batching,
     judge,
     loss,
@@ -61,7 +62,7 @@ class Session:
     dtype: jax.typing.DTypeLike
     backends: backends.Backends
     released: bool = False
-    system: rollout.System | None = None
+    system: answering.System | None = None
     scorer: scoring.Scorer | None = None
 
     def weights(self):
@@ -280,7 +281,7 @@ def build(config, *, training=True):
             decode_text=vocabulary.decode,
             **engine_shapes(config),
         )
-    session.system = rollout.System(
+    session.system = answering.System(
         engine,
         vocabulary,
         tools,
