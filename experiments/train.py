@@ -81,9 +81,11 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
         stored.check_config(config, workdir)
 
     # ---- data, model, engine, tools ----------------------------------------------------------
-    questions, held_out = read_questions(config)
+    environment = dataset.open_environment(config.data.environment)
+    questions, held_out = read_questions(config, environment)
     goes_on = processes.of_first((workdir / "config.json").exists())
     session = sessions.build(config)
+    session.system = dataclasses.replace(session.system, environment=environment)
     questions = fitting.choose(questions, held_out, config, session.system, started=goes_on)
     batches = sessions.question_batches(config, questions)
     shapes = sessions.batch_shapes(config, session.mesh)
@@ -158,7 +160,9 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
             # ---- record ------------------------------------------------------------------------
             values = {
                 **metrics.of_rewards(rewards_QG[:, :roots], valid_QG[:, :roots]),
-                **metrics.of_rollouts(trajectories_QG, earned.turns, session.system.tools, roots),
+                **metrics.of_rollouts(
+                    trajectories_QG, earned.turns, session.system.tool_names, roots
+                ),
                 **judged,
                 **session.backends.counts(),
                 **updated,
@@ -189,6 +193,8 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
         checkpoints.close()
         record.close()
         session.close()
+        if environment:
+            environment.close()
     if record.writes:
         report.write_report(workdir)
         record.summarise()
@@ -250,11 +256,12 @@ def measured(turns, timer, rollout, update):
     }
 
 
-def read_questions(config):
+def read_questions(config, environment=None):
     """Returns (training questions, held-out ones); raises where processes have different ones."""
-    questions, held_out = dataset.read(config, config.data.train), []
-    if config.data.held_out:
-        held_out = dataset.read(config, config.data.held_out)
+    paths = config.data.train, config.data.held_out
+    of_files = [dataset.read(config, path) if path else [] for path in paths]
+    of_environment = dataset.of_environment(environment, config.data.environment)
+    questions, held_out = map(list.__add__, of_files, of_environment)
     held_out = held_out[: config.eval.questions or len(held_out)]
     processes.same(
         {

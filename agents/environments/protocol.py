@@ -39,6 +39,42 @@ class Episode(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class Settings:
+    """How an environment is made; a config's section `data.environment`.
+
+    seconds: deadline of a call, kept by the environment where it can.
+    reward_low, reward_high: totals of rewards that are worth 0 and 1.
+    rules: what a question begins with; "" for the environment's own.
+    actions: names of numbered actions; () for the environment's own.
+    max_characters: of a result.
+    options: arguments of the environment itself.
+    """
+
+    seconds: float
+    reward_low: float
+    reward_high: float
+    rules: str
+    actions: tuple[str, ...]
+    max_characters: int
+    options: Mapping[str, Any]
+
+    def __post_init__(self):
+        if not self.reward_low < self.reward_high:
+            raise ValueError(
+                f"data.environment.reward_low={self.reward_low} must be less than "
+                f"reward_high={self.reward_high}."
+            )
+
+    def scaled(self, total: float) -> float:
+        """Returns the reward of a total; outside of 0 to 1 if the bounds are wrong."""
+        return (total - self.reward_low) / (self.reward_high - self.reward_low)
+
+    def cut(self, text: str) -> str:
+        most = self.max_characters
+        return text if len(text) <= most else text[:most] + " [cut]"
+
+
+@dataclasses.dataclass(frozen=True)
 class Environment:
     """A source of questions from outside.
 
@@ -87,7 +123,8 @@ class Play:
         if not 0 <= reward <= 1:
             raise ValueError(
                 f"The environment {self._environment.name} gave the reward {reward}; rewards are "
-                "from 0 to 1. Set its lowest and highest total, reward_low and reward_high."
+                "from 0 to 1. Set data.environment.reward_low and reward_high to its lowest and "
+                "highest total."
             )
         return reward
 

@@ -5,7 +5,12 @@ from ml_collections import ConfigDict
 MODULES = ("analyst", "executor", "verifier", "generator", "base_generator")  # all but the planner
 # Sections whose fields are not fixed here: the warm start's own, sources of questions, fields of a
 # server's requests.
-FREE = ("warmstart", "data.mixture", *(f"backends.{name}.extra" for name in (*MODULES, "judge")))
+FREE = (
+    "warmstart",
+    "data.mixture",
+    "data.environment.options",
+    *(f"backends.{name}.extra" for name in (*MODULES, "judge")),
+)
 MIXED = ("engine.stop_ids",)  # tuples whose items are texts or whole numbers
 
 
@@ -85,7 +90,7 @@ def turns():
 def data():
     """Returns where questions come from."""
     c = ConfigDict()
-    c.train = ""  # JSONL, JSON, Parquet or a TFDS array_record folder
+    c.train = ""  # JSONL, JSON, Parquet or a TFDS array_record folder; "": the environment's alone
     c.held_out = ""  # "" = no evaluation
     c.format = "auto"  # of the rows of both; docs/data.md has the names
     c.held_out_format = ""  # "" = as data.format
@@ -95,6 +100,22 @@ def data():
     # the same. flow_grpo_jax/mixture.py
     c.mixture = ConfigDict()
     c.too_long = "refuse"  # or "drop": training questions whose prompts can never fit
+    c.environment = environment()
+    return c
+
+
+def environment():
+    """Returns whose questions join those of the files; docs/worlds.md."""
+    c = ConfigDict({"name": ""})  # such as "gymnasium:FrozenLake-v1"; code of others is run
+    c.train = 64  # training questions
+    c.held_out = 16
+    c.seconds = 20.0  # of a call
+    c.reward_low = 0.0  # lowest and highest total of an episode's rewards: scaled to 0 and 1
+    c.reward_high = 1.0
+    c.rules = ""  # what a question begins with; "": the environment's own
+    c.actions = ()  # names of numbered actions; (): the environment's own
+    c.max_characters = 2_000  # of a result; a longer one is cut and says so
+    c.options = ConfigDict()  # arguments of its own, such as is_slippery=False
     return c
 
 
@@ -213,9 +234,10 @@ def base():
 
 
 def lock(c):
-    """Locks a config, but for sources of questions and fields of servers' requests; returns it."""
+    """Locks a config, but for its FREE sections; returns it."""
     c.lock()
     c.data.mixture.unlock()
+    c.data.environment.options.unlock()
     for module in c.backends.values():
         module.extra.unlock()
     return c

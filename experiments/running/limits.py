@@ -17,6 +17,12 @@ def check(config):
     fields.check(config)
     check_limits(config)
     variant = choose_variant(config)
+    if branching(config, variant) and config.data.environment.name:
+        raise command.ConfigError(
+            f"loss.variant={config.loss.variant} goes on from the middle of trajectories, which "
+            f"data.environment.name={config.data.environment.name} cannot. Use another variant, "
+            "such as flow."
+        )
     if branching(config, variant) and config.tools.mcp:
         logging.warning(
             "loss.variant=%s goes on from the middle of trajectories, and servers in tools.mcp may "
@@ -77,7 +83,8 @@ def check_limits(config):
             f"model.remat={config.model.remat!r} is unknown; valid: {', '.join(decoder.REMAT)}."
         )
     check_data(config.data)
-    if not (config.tools.names or config.tools.mcp):
+    own = config.data.environment.name and not config.data.train
+    if not (config.tools.names or config.tools.mcp or own):
         raise command.ConfigError(
             "tools.names and tools.mcp are empty; every turn of the agent calls a tool. Name one: "
             "--config.tools.names=base_generator"
@@ -95,9 +102,11 @@ def check_limits(config):
 
 
 def check_data(settings):
-    """Raises ConfigError if `config.data` names no file or has an unknown value."""
-    if not settings.train:
-        raise command.ConfigError("data.train is empty; give a file of questions.")
+    """Raises ConfigError if `config.data` names no questions or has an unknown value."""
+    if not (settings.train or settings.environment.name):
+        raise command.ConfigError(
+            "data.train is empty; give a file of questions, or data.environment.name."
+        )
     for name in ("train", "held_out"):
         if settings[name]:
             command.check_local(f"data.{name}", settings[name])
