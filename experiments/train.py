@@ -155,18 +155,16 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
                 state, updated = session.take_steps(
                     step_program, state, parts, release=config.engine.release
                 )
-            finished, engine = time.monotonic(), session.system.engine
+            finished, system = time.monotonic(), session.system
 
             # ---- record ------------------------------------------------------------------------
             values = {
                 **metrics.of_rewards(rewards_QG[:, :roots], valid_QG[:, :roots]),
-                **metrics.of_rollouts(
-                    trajectories_QG, earned.turns, session.system.tool_names, roots
-                ),
+                **metrics.of_rollouts(trajectories_QG, earned.turns, system.tool_names, roots),
                 **judged,
                 **session.backends.counts(),
                 **updated,
-                "compile/count": float(step_program.compile_count + engine.compile_count),
+                "compile/count": float(step_program.compile_count + system.engine.compile_count),
                 **measured(earned.drawn, timer, rolled_out - started, finished - rolled_out),
             }
             meta, stopped = {"data": batches.get_state(), **facts, "metrics": values}, None

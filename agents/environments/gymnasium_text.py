@@ -28,7 +28,9 @@ def _cell(observation, env):
 
 def _frozen_lake(env, options):
     rows = " ".join(b"".join(row).decode() for row in env.unwrapped.desc)
-    slips = " The ice is slippery: you may slide to a side." if options["is_slippery"] else ""
+    slips = (
+        " The ice is slippery: you may slide to a side." if options.get("is_slippery", True) else ""
+    )
     return f"Walk from S to G over ice F; a hole H ends it.{slips} Rows from the top: {rows}."
 
 
@@ -135,8 +137,6 @@ def _words(env, target, settings):
 
     known = GAMES.get(type(env.unwrapped).__name__)
     options = (env.spec.kwargs if env.spec else {}) | dict(settings.options)
-    if known and "FrozenLake" in type(env.unwrapped).__name__:
-        options = {"is_slippery": True} | options
     rules = settings.rules or (known.rules(env, options) if known else "")
     if not rules:
         raise ValueError(

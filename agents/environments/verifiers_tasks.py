@@ -31,9 +31,7 @@ def make(target: str, settings: protocol.Settings) -> protocol.Environment:
         taskset = loaders.load_taskset(config)
         kind = loaders.environment_class(target)
     except (ImportError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"verifiers has no taskset {target} with these options: {error}"
-        ) from error
+        raise ValueError(f"verifiers makes no taskset {target}: {error}") from error
     if kind is not loaders.SingleAgentEnv:
         raise ValueError(f"The taskset {target} has a loop of its own ({kind.__name__}).")
     if taskset.toolsets(config):
