@@ -24,7 +24,7 @@ from agents import drive, effects, prompts, questions
 from agents.backends import errors
 from agents.environments import protocol
 from agents.trajectory import KINDS, Status
-from flow_grpo_jax import answering, attempts, processes, timing
+from flow_grpo_jax import attempts, processes, services, timing
 from models.engine.types import Request, Sampling
 
 IDLE_SECONDS = 0.02  # how long to wait for tools when the engine has nothing to do
@@ -126,7 +126,7 @@ class Driver:
     timer: counts this thread's time under the names of `SHARES`.
     """
 
-    system: answering.System
+    system: services.System
     settings: Settings
     _: dataclasses.KW_ONLY
     on_finished: Callable = lambda trajectory: None

@@ -16,7 +16,7 @@ def choose(questions, held_out, config, system, *, started):
     Held-out questions stay: all are in the denominator, and those that cannot fit are wrong.
 
     Args:
-      system: `answering.System` with the tokenizer and the tools.
+      system: `services.System` with the tokenizer and the tools.
       started: whether the run began before. It goes on with the questions that it has, so nothing
         is refused any more.
 

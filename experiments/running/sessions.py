@@ -14,7 +14,6 @@ from absl import logging
 from agents import prompts
 from experiments.running import backends, command, compiled, determinism, tokens
 from flow_grpo_jax import (
-    answering,
     batching,
     judge,
     loss,
@@ -22,6 +21,7 @@ from flow_grpo_jax import (
     optimizer,
     rollout,
     scoring,
+    services,
     symbolic,
     update,
 )
@@ -62,7 +62,7 @@ class Session:
     dtype: jax.typing.DTypeLike
     backends: backends.Backends
     released: bool = False
-    system: answering.System | None = None
+    system: services.System | None = None
     scorer: scoring.Scorer | None = None
 
     def weights(self):
@@ -281,7 +281,7 @@ def build(config, *, training=True):
             decode_text=vocabulary.decode,
             **engine_shapes(config),
         )
-    session.system = answering.System(
+    session.system = services.System(
         engine,
         vocabulary,
         tools,
