@@ -9,6 +9,7 @@ from setuptools import setup
 PACKAGES = [
     "agents",
     "agents.backends",
+    "agents.environments",
     "experiments",
     "experiments.configs",
     "experiments.diagnosis",
@@ -64,6 +65,7 @@ SERVE = ["prometheus-client>=0.21,<1", "starlette>=0.46,<2", "uvicorn>=0.34,<1"]
 MCP = ["mcp>=2.3,<3"]
 GRAMMAR = ["llguidance>=1.8,<2"]
 GGUF = ["gguf>=0.17,<1"]
+GYMNASIUM = ["gymnasium>=1.2,<2"]
 PLOTS = ["matplotlib>=3.9,<4"]
 EXTRAS = {
     "tpu": ["jax[tpu]"],
@@ -77,6 +79,9 @@ EXTRAS = {
     "web": ["trafilatura>=2,<3", "lxml_html_clean>=0.4,<1"],  # the main text of pages
     "gguf": GGUF,  # model files of llama.cpp
     "mcp": MCP,
+    # Environments of others. verifiers has no extra: it pins older versions of openai and mcp.
+    "gymnasium": GYMNASIUM,
+    "openenv": ["openenv-core>=0.3,<0.4"],
     "math": ["math-verify>=0.8", "sympy>=1.13"],
     "tensorboard": ["tensorboardX>=2.6"],
     "plots": PLOTS,  # PNG and SVG of experiments.evaluate --analyse and experiments.compare
@@ -86,6 +91,7 @@ EXTRAS = {
         *SERVE,
         *GRAMMAR,
         *GGUF,
+        *GYMNASIUM,
         *MCP,
         *PLOTS,
         "httpx>=0.27,<1",

@@ -81,8 +81,7 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
         stored.check_config(config, workdir)
 
     # ---- data, model, engine, tools ----------------------------------------------------------
-    environment = dataset.open_environment(config.data.environment)
-    questions, held_out = read_questions(config, environment)
+    environment, questions, held_out = read_questions(config)
     goes_on = processes.of_first((workdir / "config.json").exists())
     session = sessions.build(config)
     session.system = dataclasses.replace(session.system, environment=environment)
@@ -191,8 +190,6 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
         checkpoints.close()
         record.close()
         session.close()
-        if environment:
-            environment.close()
     if record.writes:
         report.write_report(workdir)
         record.summarise()
@@ -254,8 +251,12 @@ def measured(turns, timer, rollout, update):
     }
 
 
-def read_questions(config, environment=None):
-    """Returns (training questions, held-out ones); raises where processes have different ones."""
+def read_questions(config):
+    """Returns (environment or None, training questions, held-out ones).
+
+    Raises where processes have different ones.
+    """
+    environment = dataset.open_environment(config.data.environment)
     paths = config.data.train, config.data.held_out
     of_files = [dataset.read(config, path) if path else [] for path in paths]
     of_environment = dataset.of_environment(environment, config.data.environment)
@@ -269,7 +270,7 @@ def read_questions(config, environment=None):
             "the version of jax": jax.__version__,
         }
     )
-    return questions, held_out
+    return environment, questions, held_out
 
 
 def stop_signal():

@@ -50,6 +50,12 @@ class System:
             return self.tools
         return self.tools | {tool.name: tool for tool in self.environment.tools}
 
+    def close(self):
+        """Ends calls of tools that have not begun, and the environment."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        if self.environment:
+            self.environment.close()
+
     @property
     def tool_names(self):
         """The names of all tools, whatever the question."""

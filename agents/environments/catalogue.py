@@ -11,7 +11,7 @@ def _of_module(target: str, settings: protocol.Settings) -> protocol.Environment
         module = importlib.import_module(target)
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"data.environment.name names the module {target}, and there is no module "
+            f"data.environment.id names the module {target}, and there is no module "
             f"{error.name}. Start the command where Python finds it."
         ) from error
     if not callable(make := getattr(module, "make", None)):
@@ -37,7 +37,7 @@ def make(name: str, settings: protocol.Settings) -> protocol.Environment:
     kind, _, target = name.partition(":")
     if kind not in MAKERS or not target:
         raise ValueError(
-            f"data.environment.name={name!r} names no environment; examples: {EXAMPLES}."
+            f"data.environment.id={name!r} names no environment; examples: {EXAMPLES}."
         )
     found = MAKERS[kind](target, settings)
     names = [tool.name for tool in found.tools]

@@ -106,7 +106,7 @@ def data():
 
 def environment():
     """Returns whose questions join those of the files; docs/worlds.md."""
-    c = ConfigDict({"name": ""})  # such as "gymnasium:FrozenLake-v1"; code of others is run
+    c = ConfigDict({"id": ""})  # such as "gymnasium:FrozenLake-v1"; code of others is run
     c.train = 64  # training questions
     c.held_out = 16
     c.seconds = 20.0  # of a call

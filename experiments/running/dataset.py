@@ -37,13 +37,13 @@ def open_environment(settings):
     Raises:
       ConfigError: there is no such environment, or it does not take the settings.
     """
-    if not settings.name:
+    if not settings.id:
         return None
     names = [field.name for field in dataclasses.fields(protocol.Settings)]
     values = settings.to_dict()
     with command.checking_config():
         return catalogue.make(
-            settings.name, protocol.Settings(**{name: values[name] for name in names})
+            settings.id, protocol.Settings(**{name: values[name] for name in names})
         )
 
 

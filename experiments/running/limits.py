@@ -17,10 +17,10 @@ def check(config):
     fields.check(config)
     check_limits(config)
     variant = choose_variant(config)
-    if branching(config, variant) and config.data.environment.name:
+    if branching(config, variant) and config.data.environment.id:
         raise command.ConfigError(
             f"loss.variant={config.loss.variant} goes on from the middle of trajectories, which "
-            f"data.environment.name={config.data.environment.name} cannot. Use another variant, "
+            f"data.environment.id={config.data.environment.id} cannot. Use another variant, "
             "such as flow."
         )
     if branching(config, variant) and config.tools.mcp:
@@ -83,7 +83,7 @@ def check_limits(config):
             f"model.remat={config.model.remat!r} is unknown; valid: {', '.join(decoder.REMAT)}."
         )
     check_data(config.data)
-    own = config.data.environment.name and not config.data.train
+    own = config.data.environment.id and not config.data.train
     if not (config.tools.names or config.tools.mcp or own):
         raise command.ConfigError(
             "tools.names and tools.mcp are empty; every turn of the agent calls a tool. Name one: "
@@ -103,9 +103,9 @@ def check_limits(config):
 
 def check_data(settings):
     """Raises ConfigError if `config.data` names no questions or has an unknown value."""
-    if not (settings.train or settings.environment.name):
+    if not (settings.train or settings.environment.id):
         raise command.ConfigError(
-            "data.train is empty; give a file of questions, or data.environment.name."
+            "data.train is empty; give a file of questions, or data.environment.id."
         )
     for name in ("train", "held_out"):
         if settings[name]:

@@ -99,8 +99,8 @@ class Session:
         self.released = True
 
     def close(self):
-        """Ends everything beside the engine: tools, calls of servers, checkers."""
-        self.system.pool.shutdown(wait=False, cancel_futures=True)
+        """Ends everything beside the engine: tools, environment, calls of servers, checkers."""
+        self.system.close()
         self.backends.close()
         self.scorer.close()
 

@@ -222,13 +222,13 @@ def test_a_server_of_openenv_keeps_a_session_for_each_trajectory(echo):
     assert question["question"] == (
         'Echo it. {"echoed_message": "Echo environment ready!", "message_length": 0}'
     )
-    told, reward = play(environment, question, {"message": "hello"}, {"message": "x" * 20})
+    told, reward = play(environment, question, {"message": "hello"}, {"message": "again"})
     assert told[0] == '{"echoed_message": "hello", "message_length": 5} Reward: 0.5.'
-    assert reward == pytest.approx(1.5 / 3)
+    assert reward == pytest.approx(1 / 3)
     both = [protocol.Play(environment, question) for _ in range(2)]
     for one in both:
-        one.tools["act"].run(message="x" * 20)
-    assert [one.score(None) for one in both] == [pytest.approx(1 / 3)] * 2
+        one.tools["act"].run(message="x" * 6)
+    assert [one.score(None) for one in both] == [pytest.approx(0.6 / 3)] * 2
     for one in both:
         one.close()
 
