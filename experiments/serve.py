@@ -70,7 +70,7 @@ def make(
         text,
     )
 
-    folder = sessions.locate_model(folder, root=pathlib.Path.cwd())
+    folder = sessions.locate_model(folder)
     config = huggingface.model_config(folder)
     switches = {"enable_thinking": thinking}
     words = tokens.load(folder, stops=stop_ids, switches=switches, conversations=(("user",),))

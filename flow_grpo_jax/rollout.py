@@ -123,7 +123,8 @@ class Driver:
 
     on_finished: called with each trajectory as it ends.
     on_event: called with every effect, reply and `effects.Refusal`, as they happen.
-    timer: counts this thread's time under the names of `SHARES`.
+    timer: counts this thread's time under the names of `SHARES`; its trace, if it has one, gets a
+      lane for each rollout: what that waits for, a role's model or a tool.
     """
 
     system: services.System
@@ -257,6 +258,7 @@ class Driver:
             self._finish(attempt, attempts.as_broken(attempt, f"{type(error).__name__}: {error}"))
             return
         self.on_event(effect)
+        self._mark(attempt, getattr(effect, "tool", None) or effect.role)
         if isinstance(effect, effects.ToolCall):
             self._call(attempt, effect)
         elif isinstance(effect, effects.Score):
@@ -296,6 +298,7 @@ class Driver:
 
     def _leave(self, attempt):
         """Forgets an attempt; its episode closes in the pool, since that may wait."""
+        self._mark(attempt, None)
         del self._running[attempt]
         if attempt.play:
             self.system.pool.submit(_close, attempt.play)
@@ -305,6 +308,11 @@ class Driver:
         attempt.solver.close()
         self._leave(attempt)
         self._queue.appendleft((attempt.question, attempt.rollout, attempt.number))
+
+    def _mark(self, attempt, name):
+        """Says in the trace, if one is made, what an attempt waits for from now on."""
+        if self.timer.trace:
+            self.timer.trace.mark(attempt.lane, name)
 
     # ---- requests and calls ----------------------------------------------------------------------
 

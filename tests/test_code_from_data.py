@@ -40,7 +40,10 @@ OWN = "imports a module that the user's own config names; others need --trust (r
 ALLOWED = {
     ("agents/environments/catalogue.py", "importlib"): OWN,
     ("agents/environments/catalogue.py", "import_module"): OWN,
-    ("experiments/compare.py", "subprocess"): "starts experiments.train, as this user asks",
+    ("experiments/__main__.py", "runpy"): "runs a command of this package, of a list of its files",
+    ("experiments/__main__.py", "run_module"): "the same",
+    ("experiments/sweeping/jobs.py", "subprocess"): "starts experiments.train, as this user asks",
+    ("experiments/running/trackers.py", "subprocess"): "starts experiments.tracking, no other",
     ("experiments/evaluating/identity.py", "importlib"): FIND,
     ("experiments/planning/programs.py", "importlib"): FIND,
     ("experiments/running/command.py", "importlib"): FIND,
