@@ -39,6 +39,11 @@ class System:
     def __post_init__(self):
         if "planner" in self.models:
             raise ValueError("The planner is answered by the policy, which is trained.")
+        if len(set(self.tool_names)) < len(self.tool_names):
+            raise ValueError(
+                f"The environment {self.environment.name} has a tool that is called as one of "
+                f"tools.names or tools.mcp: {', '.join(self.tool_names)}. Leave that out."
+            )
 
     def model_of(self, role):
         """Returns the weight set or the remote model that answers a role."""

@@ -3,8 +3,8 @@
 from ml_collections import ConfigDict
 
 MODULES = ("analyst", "executor", "verifier", "generator", "base_generator")  # all but the planner
-# Sections whose fields are not fixed here: sources of questions, arguments of an environment, fields
-# of a server's requests.
+# Sections whose fields are not fixed here: sources of questions, arguments of an environment,
+# fields of a server's requests.
 FREE = ("data.mixture", "data.environment.options")
 FREE += tuple(f"backends.{name}.extra" for name in (*MODULES, "judge"))
 MIXED = ("engine.stop_ids",)  # tuples whose items are texts or whole numbers

@@ -8,7 +8,7 @@ import pytest
 
 from agents.environments import protocol
 from agents.trajectory import KINDS, Status
-from flow_grpo_jax import rollout, scoring, wire
+from flow_grpo_jax import rollout, scoring, services, wire
 from tests.agents.environments import Counter
 from tests.flow_grpo_jax.test_rollout import ScriptedEngine, settings, system
 
@@ -107,6 +107,12 @@ def test_other_questions_have_their_tools_and_no_episode():
     assert (of_file.turns[0].tool, of_file.reward) == ("search", None)
     assert (of_environment.turns[0].tool, of_environment.reward) == ("count", 0.5)
     assert counter.started == 1
+
+
+def test_two_tools_of_one_name_are_refused():
+    counter = Counter()
+    with pytest.raises(ValueError, match="environment counting has a tool .*: count, count"):
+        services.System(None, None, {"count": None}, None, environment=counter.environment)
 
 
 def _text(request):
