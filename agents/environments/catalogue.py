@@ -12,7 +12,7 @@ def _of_module(target: str, settings: protocol.Settings) -> protocol.Environment
     except ModuleNotFoundError as error:
         raise ValueError(
             f"data.environment.id names the module {target}, and there is no module "
-            f"{error.name}. Start the command where Python finds it."
+            f"{error.name}. Say where it lies: PYTHONPATH=FOLDER."
         ) from error
     if not callable(make := getattr(module, "make", None)):
         raise ValueError(f"The module {target} has no function make(settings).")
