@@ -132,13 +132,13 @@ def data():
     # the same. flow_grpo_jax/mixture.py
     c.mixture = ConfigDict()
     c.too_long = "refuse"  # or "drop": training questions whose prompts can never fit
-    c.environment = environment()
     return c
 
 
 def environment():
     """Returns whose questions join those of the files; docs/worlds.md."""
-    c = ConfigDict({"id": ""})  # such as "gymnasium:FrozenLake-v1"; code of others is run
+    c = ConfigDict()
+    c.id = ""  # such as "gymnasium:FrozenLake-v1"; code of others is run
     c.train = 64  # training questions
     c.held_out = 16  # questions to evaluate
     c.seconds = 20.0  # of a call
@@ -226,6 +226,7 @@ def base():
     c.mesh.sequence = False  # between blocks, positions of a row are spread over `tensor`
 
     c.data = data()
+    c.data.environment = environment()
     c.tools = tools()
 
     c.rollout = ConfigDict()
