@@ -65,7 +65,6 @@ RANGES = {
     "model.lora.rank": off_or_more("0 trains all parameters"),
     "model.lora.alpha": Range(0, "twice the rank is common", above=True),
     "mesh.*": Range(1, "-1 takes all remaining devices", also=-1),
-    "data.environment.options.*": Range(-math.inf, "the environment says what it takes"),
     "data.environment.reward_*": Range(-math.inf, "it is a total of rewards, such as -1"),
     "data.environment.seconds": seconds(),
     "data.environment.max_characters": count("2,000 is a page of text"),
