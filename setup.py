@@ -12,6 +12,7 @@ from setuptools import setup
 PACKAGES = [
     "agents",
     "agents.backends",
+    "agents.environments",
     "experiments",
     "experiments.configs",
     "experiments.diagnosis",
@@ -71,6 +72,7 @@ SERVE = ["prometheus-client>=0.21,<1", "starlette>=0.46,<2", "uvicorn>=0.34,<1"]
 MCP = ["mcp>=2.3,<3"]
 GRAMMAR = ["llguidance>=1.8,<2"]
 GGUF = ["gguf>=0.17,<1"]
+GYMNASIUM = ["gymnasium>=1.2,<2"]
 PLOTS = ["matplotlib>=3.9,<4"]
 TENSORBOARD = ["tensorboardX>=2.6"]
 EXTRAS = {
@@ -85,6 +87,9 @@ EXTRAS = {
     "web": ["trafilatura>=2,<3", "lxml_html_clean>=0.4,<1"],  # the main text of pages
     "gguf": GGUF,  # model files of llama.cpp
     "mcp": MCP,
+    # Environments of others. verifiers has no extra: it pins older versions of openai and mcp.
+    "gymnasium": GYMNASIUM,
+    "openenv": ["openenv-core>=0.3,<0.4"],
     "math": ["math-verify>=0.8", "sympy>=1.13"],
     "tensorboard": TENSORBOARD,
     "wandb": ["wandb>=0.22"],
@@ -97,6 +102,7 @@ EXTRAS = {
         *SERVE,
         *GRAMMAR,
         *GGUF,
+        *GYMNASIUM,
         *MCP,
         *PLOTS,
         *TENSORBOARD,

@@ -1,10 +1,12 @@
 """An agent's requests to the world, and the replies.
 
 `solve` yields a `ModelRequest` or a `ToolCall` and is sent a `Reply` or a `ToolResult`. Its driver
-owns threads, batching, tokens and time.
+owns threads, batching, tokens and time. In an environment it ends with a `Score`.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 # A role's place in this tuple is part of every request's random address: another order changes all
 # draws. New roles go to the end.
@@ -58,6 +60,18 @@ class ToolResult:
     text: str
     error: bool = False
     ask: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """A request for the reward of a finished `Trajectory`; the reply is the number.
+
+    by: trajectory -> its reward; it may wait.
+    """
+
+    trajectory: Any
+    by: Callable
+    role: ClassVar[str] = "environment"
 
 
 @dataclasses.dataclass(frozen=True)

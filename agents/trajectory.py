@@ -81,6 +81,7 @@ class Trajectory:
     attempts: times it was started; more than 1 after infrastructure failures.
     earlier: turn budget -> what the same solver would have returned with that smaller budget.
     branch: None for a trajectory that began at the question.
+    reward: from its environment, 0 to 1; None where the answer is scored, or it is `broken`.
     """
 
     question_id: str
@@ -95,6 +96,7 @@ class Trajectory:
     attempts: int = 1
     earlier: dict = dataclasses.field(default_factory=dict)
     branch: Branch | None = None
+    reward: float | None = None
 
     @property
     def own_turns(self):

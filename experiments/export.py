@@ -133,7 +133,7 @@ def export(workdir, out, *, step=None, dtype=None, base_model=None, adapter=Fals
         base=known.get("base_model", config.model.path),
         reference=meta["reference"],
         step=step,
-        data=config.data.train,
+        data=config.data.train or config.data.environment.id,
         tools=", ".join(config.tools.names),
         reward=_deciders(config),
         loss=config.loss.variant,

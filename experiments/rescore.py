@@ -110,6 +110,11 @@ def _deciding(asked, config):
 
 
 def _questions(asked, question_files):
+    if asked.data.environment.id:
+        raise command.ConfigError(
+            f"The run's questions are of the environment {ascii(asked.data.environment.id)}, "
+            "which rewards a trajectory while it lasts: its rewards stay as they are."
+        )
     named = question_files or [p for p in (asked.data.train, asked.data.held_out) if p]
     return {
         (question["id"], question["question"]): question

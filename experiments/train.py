@@ -84,9 +84,10 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
         stored.check_config(config, workdir)
 
     # ---- data, model, engine, tools ----------------------------------------------------------
-    questions, held_out = read_questions(config)
+    environment, questions, held_out = read_questions(config)
     goes_on = processes.of_first((workdir / "config.json").exists())
     session = sessions.build(config)
+    session.system = dataclasses.replace(session.system, environment=environment)
     questions = fitting.choose(questions, held_out, config, session.system, started=goes_on)
     batches = sessions.question_batches(config, questions)
     shapes = sessions.batch_shapes(config, session.mesh)
@@ -159,16 +160,16 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
                 state, updated = session.take_steps(
                     step_program, state, parts, release=config.engine.release
                 )
-            finished, engine = time.monotonic(), session.system.engine
+            finished, system = time.monotonic(), session.system
 
             # ---- record ------------------------------------------------------------------------
             values = {
                 **metrics.of_rewards(rewards_QG[:, :roots], valid_QG[:, :roots]),
-                **metrics.of_rollouts(trajectories_QG, earned.turns, session.system.tools, roots),
+                **metrics.of_rollouts(trajectories_QG, earned.turns, system.tool_names, roots),
                 **judged,
                 **session.backends.counts(),
                 **updated,
-                "compile/count": float(step_program.compile_count + engine.compile_count),
+                "compile/count": float(step_program.compile_count + system.engine.compile_count),
                 **measured(earned.drawn, timer, rolled_out - started, finished - rolled_out),
             }
             last = step, state, {"data": batches.get_state(), **facts, "metrics": values}
@@ -272,10 +273,15 @@ def measured(turns, timer, rollout, update):
 
 
 def read_questions(config):
-    """Returns (training questions, held-out ones); raises where processes have different ones."""
-    questions, held_out = dataset.read(config, config.data.train), []
-    if config.data.held_out:
-        held_out = dataset.read(config, config.data.held_out)
+    """Returns (environment or None, training questions, held-out ones).
+
+    Raises where processes have different ones.
+    """
+    environment = dataset.open_environment(config.data.environment)
+    paths = config.data.train, config.data.held_out
+    of_files = [dataset.read(config, path) if path else [] for path in paths]
+    of_environment = dataset.of_environment(environment, config.data.environment)
+    questions, held_out = map(list.__add__, of_files, of_environment)
     held_out = held_out[: config.eval.questions or len(held_out)]
     processes.same(
         {
@@ -285,7 +291,7 @@ def read_questions(config):
             "the version of jax": jax.__version__,
         }
     )
-    return questions, held_out
+    return environment, questions, held_out
 
 
 def stop_signal():

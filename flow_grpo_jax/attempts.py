@@ -135,6 +135,8 @@ class Attempt:
     """A solver at work on a rollout.
 
     number: 0 for the first attempt at this rollout.
+    tools: name -> Tool that it may call.
+    play: `environments.protocol.Play` of a question from an environment.
     ticket: what it waits for.
     """
 
@@ -143,6 +145,8 @@ class Attempt:
     rollout: int
     number: int
     started: float
+    tools: dict
+    play: Any = None
     ticket: Ticket | None = None
 
     @property

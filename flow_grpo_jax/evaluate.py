@@ -61,5 +61,5 @@ def evaluate(
     if len(by_source) > 1:
         for source, right in sorted(by_source.items()):
             values[f"eval/success/{source}"] = sum(right) / len(right)
-    values |= metrics.of_trajectories(trajectories, tuple(system.tools), prefix="eval")
+    values |= metrics.of_trajectories(trajectories, system.tool_names, prefix="eval")
     return values, trajectories, scores

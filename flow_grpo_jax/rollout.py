@@ -11,25 +11,22 @@ Dimensions:
 """
 
 import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import queue
 import time
 import zlib
 from collections.abc import Callable
-from typing import Any
 
 from absl import logging
 
 from agents import drive, effects, prompts, questions
 from agents.backends import errors
+from agents.environments import protocol
 from agents.trajectory import KINDS, Status
-from flow_grpo_jax import attempts, processes, timing
+from flow_grpo_jax import attempts, processes, services, timing
 from models.engine.types import Request, Sampling
 
-# The weight set of the engine that answers a role, unless `System.models` names something else.
-WEIGHTS = {role: "policy" if role == "planner" else "frozen" for role in effects.ROLES}
 IDLE_SECONDS = 0.02  # how long to wait for tools when the engine has nothing to do
 LATE_SECONDS = 0.1  # how often to look for what takes too long
 # What the driver's thread spends time on: token ids of prompts and texts of replies; prompts,
@@ -60,37 +57,6 @@ class Settings:
     trajectory_seconds: float
     in_flight: int
     infra_retries: int
-
-
-@dataclasses.dataclass(frozen=True)
-class System:
-    """What answers the requests and calls of solvers.
-
-    engine: `models.engine.engine.Engine` or `Replicas` serving "policy" and "frozen".
-    tokenizer: `models.tokenizer.Tokenizer` of its models.
-    tools: dict name -> Tool.
-    pool: ThreadPoolExecutor for the tools.
-    models: role -> what answers it, "frozen" or "policy" of the engine, or a remote model
-      (`agents.backends.modules.Module`). Roles left out are answered by "frozen"; the planner is
-      always "policy".
-    grammars: None, or the `models.engine.grammar.Grammars` that hold the engine's replies to the
-      forms of their roles; the engine must be built for constraints. The planner is always free.
-    """
-
-    engine: Any
-    tokenizer: Any
-    tools: dict
-    pool: concurrent.futures.Executor
-    models: dict = dataclasses.field(default_factory=dict)
-    grammars: Any = None
-
-    def __post_init__(self):
-        if "planner" in self.models:
-            raise ValueError("The planner is answered by the policy, which is trained.")
-
-    def model_of(self, role):
-        """Returns the weight set or the remote model that answers a role."""
-        return self.models.get(role, WEIGHTS[role])
 
 
 class Stopped(Exception):
@@ -161,7 +127,7 @@ class Driver:
       lane for each rollout: what that waits for, a role's model or a tool.
     """
 
-    system: System
+    system: services.System
     settings: Settings
     _: dataclasses.KW_ONLY
     on_finished: Callable = lambda trajectory: None
@@ -240,7 +206,8 @@ class Driver:
         while left and self.system.engine.pending:
             left -= {key for key, _ in self.system.engine.advance()}
         self._queue.clear()
-        self._running.clear()
+        for attempt in list(self._running):
+            self._leave(attempt)
         self._tickets.clear()
 
     # ---- attempts --------------------------------------------------------------------------------
@@ -253,16 +220,24 @@ class Driver:
 
     def _start(self, question, rollout, number):
         settings = question.way.settings
+        play, tools = None, self.system.tools
+        if question.fields.get("kind") == protocol.KIND:
+            play = protocol.Play(self.system.environment, question.fields)
+            tools = tools | play.tools
         solver = question.way.solver(
             question.fields,
-            tools=self.system.tools,
+            tools=tools,
             prompt_set=settings.prompt_set,
             max_turns=settings.max_turns,
             budget=prompts.Budget(settings.max_prompt_tokens, self._length),
             on_refusal=self.on_event,
             **question.start_of(rollout),
         )
-        attempt = attempts.Attempt(solver, question, rollout, number, time.monotonic())
+        if play:
+            solver = protocol.scored(solver, play)
+        attempt = attempts.Attempt(
+            solver, question, rollout, number, time.monotonic(), tools=tools, play=play
+        )
         self._running[attempt] = None
         self._advance(attempt, None)
 
@@ -286,6 +261,8 @@ class Driver:
         self._mark(attempt, getattr(effect, "tool", None) or effect.role)
         if isinstance(effect, effects.ToolCall):
             self._call(attempt, effect)
+        elif isinstance(effect, effects.Score):
+            self._submit(attempt, effect.by, effect.trajectory)
         elif effect.role == "analyst":
             self._ask_analysis(attempt, effect)
         else:
@@ -293,8 +270,7 @@ class Driver:
 
     def _finish(self, attempt, trajectory):
         question, rollout = attempt.question, attempt.rollout
-        self._mark(attempt, None)
-        del self._running[attempt]
+        self._leave(attempt)
         if trajectory.status == Status.INFRA_ERROR:
             logging.warning(
                 "question %s rollout %d attempt %d failed: %s",
@@ -320,11 +296,17 @@ class Driver:
         for each in ended:
             question.way.on_finished(each)
 
+    def _leave(self, attempt):
+        """Forgets an attempt; its episode closes in the pool, since that may wait."""
+        self._mark(attempt, None)
+        del self._running[attempt]
+        if attempt.play:
+            self.system.pool.submit(_close, attempt.play)
+
     def _requeue(self, attempt):
         """Requeues a trajectory whose server was down before it was asked."""
         attempt.solver.close()
-        self._mark(attempt, None)
-        del self._running[attempt]
+        self._leave(attempt)
         self._queue.appendleft((attempt.question, attempt.rollout, attempt.number))
 
     def _mark(self, attempt, name):
@@ -336,11 +318,15 @@ class Driver:
 
     def _call(self, attempt, effect):
         """Runs a tool in the pool."""
-        tool, ticket = self.system.tools[effect.tool], attempts.Ticket([attempt])
+        self._submit(attempt, drive.call_tool, attempt.tools[effect.tool], effect.arguments)
+
+    def _submit(self, attempt, function, *arguments):
+        """Runs a function in the pool, which the attempt waits for."""
+        ticket = attempts.Ticket([attempt])
 
         def run():
             ticket.started = time.monotonic()
-            return drive.call_tool(tool, effect.arguments)
+            return function(*arguments)
 
         with self.timer.on("calls"):
             self._wait_for(ticket, self.system.pool.submit(run))
@@ -498,3 +484,10 @@ class Driver:
             ticket.call.cancel()
         else:
             self.system.engine.cancel(ticket.key)
+
+
+def _close(play):
+    try:
+        play.close()
+    except Exception as error:  # noqa: BLE001  its trajectory has ended
+        logging.warning("an episode could not be closed: %s: %s", type(error).__name__, error)

@@ -5,6 +5,7 @@
   math_verify  kind math: the rule; formulas it finds unequal are compared by math-verify, which is
                believed where `symbolic` has proof
   judge        an LLM (`judge`); the rule is asked too, and their agreement is counted
+  (an environment gives its own rewards: kind environment, see agents/environments)
 
 Where no decider comes to a verdict the reward is not `known`: the trajectory is left out of
 training.
@@ -16,6 +17,7 @@ Dimensions:
 import collections
 import re
 
+from agents.environments.protocol import KIND
 from flow_grpo_jax import judge, rewards
 from flow_grpo_jax.answers.expressions import KNOWN_WORDS
 from flow_grpo_jax.answers.formulas import is_copied
@@ -83,15 +85,23 @@ class Scorer:
         return scores, self._metrics(scores, len(cases), counts)
 
     def score_groups(self, questions, trajectories_QG):
-        """Scores Q groups of trajectories as `score` does; returns rewards_QG and its metrics."""
-        flat = [
-            (question, trajectory.answer)
+        """Scores Q groups of trajectories as `score` does; returns rewards_QG and its metrics.
+
+        One in an environment has its reward already, or is broken.
+        """
+        pairs = [
+            (question, trajectory)
             for question, group in zip(questions, trajectories_QG, strict=True)
             for trajectory in group
         ]
-        scores, values = self.score(*zip(*flat, strict=True)) if flat else ([], {})
+        asked = [(q, trajectory.answer) for q, trajectory in pairs if q["kind"] != KIND]
+        scores, values = self.score(*zip(*asked, strict=True)) if asked else ([], {})
         left = iter(scores)
-        return [[next(left) for _ in group] for group in trajectories_QG], values
+        flat = iter(
+            rewards.Reward(t.reward or 0.0, KIND) if q["kind"] == KIND else next(left)
+            for q, t in pairs
+        )
+        return [[next(flat) for _ in group] for group in trajectories_QG], values
 
     def _decide(self, question, answer, rule):
         """Returns the `Reward`, or the `judge.Case` to put to the judge."""

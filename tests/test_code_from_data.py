@@ -36,7 +36,10 @@ LAST = {name.rpartition(".")[2] for name in DOTTED}
 FIND = "asks whether a package that is named here is installed"
 CHILD = "starts this interpreter on a module of this repository, no shell"
 PEER = "measures a peer in an environment of its own; never part of a run"
+OWN = "imports a module that the user's own config names; others need --trust (running/trust.py)"
 ALLOWED = {
+    ("agents/environments/catalogue.py", "importlib"): OWN,
+    ("agents/environments/catalogue.py", "import_module"): OWN,
     ("experiments/__main__.py", "runpy"): "runs a command of this package, of a list of its files",
     ("experiments/__main__.py", "run_module"): "the same",
     ("experiments/sweeping/jobs.py", "subprocess"): "starts experiments.train, as this user asks",

@@ -198,8 +198,18 @@ def test_the_example_config_is_consistent(tmp_path):
     assert set(c.tools.names) <= set(toolbox.MAKERS)
 
 
-def test_the_example_tool_works(tmp_path):
-    tool = run_example(read("docs/tools.md"), tmp_path)["make"](seconds=1.0)
+EXAMPLES = {path.name: path for path in (ROOT / "docs" / "examples").glob("*.py")}
+
+
+def test_extend_shows_the_tested_files():
+    """The rest of these files' tests: tests/experiments/test_extend.py."""
+    shown = CODE.findall(read("docs/extend.md"))
+    assert sorted(shown) == sorted(path.read_text(encoding="utf-8") for path in EXAMPLES.values())
+    assert len(shown) == 5 and all(len(code.splitlines()) <= 50 for code in shown)
+
+
+def test_the_example_tool_works():
+    tool = runpy.run_path(str(EXAMPLES["word_counter.py"]))["make"](seconds=1.0)
     (arguments,) = parsing.calls(tool.demo, tool)
     assert protocol.call(tool, arguments) == "3 words"
     assert tool.limits in toolbox.describe(tool, full=True)

@@ -42,6 +42,7 @@ FLOORS = {
     "tools.sandbox": 3,
     "agents": 3,
     "agents.backends": 3,
+    "agents.environments": 4,
     "models": 4,
     "models.attention": 4,
     "models.engine": 6,

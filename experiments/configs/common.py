@@ -3,8 +3,10 @@
 from ml_collections import ConfigDict
 
 MODULES = ("analyst", "executor", "verifier", "generator", "base_generator")  # all but the planner
-# Sections whose fields are not fixed here: sources of questions, fields of a server's requests.
-FREE = ("data.mixture", *(f"backends.{name}.extra" for name in (*MODULES, "judge")))
+# Sections whose fields are not fixed here: sources of questions, arguments of an environment,
+# fields of a server's requests.
+FREE = ("data.mixture", "data.environment.options")
+FREE += tuple(f"backends.{name}.extra" for name in (*MODULES, "judge"))
 MIXED = ("engine.stop_ids",)  # tuples whose items are texts or whole numbers
 WHOLE = ("trace.steps", "profile.steps")  # tuples of whole numbers that are empty by default
 # What only watches a run, which goes on with others.
@@ -120,7 +122,7 @@ def optim():
 def data():
     """Returns where questions come from."""
     c = ConfigDict()
-    c.train = ""  # JSONL, JSON, Parquet or a TFDS array_record folder
+    c.train = ""  # JSONL, JSON, Parquet or a TFDS array_record folder; "": the environment's alone
     c.held_out = ""  # "" = no evaluation
     c.format = "auto"  # of the rows of both; docs/data.md has the names
     c.held_out_format = ""  # "" = as data.format
@@ -130,6 +132,22 @@ def data():
     # the same. flow_grpo_jax/mixture.py
     c.mixture = ConfigDict()
     c.too_long = "refuse"  # or "drop": training questions whose prompts can never fit
+    return c
+
+
+def environment():
+    """Returns whose questions join those of the files; docs/worlds.md."""
+    c = ConfigDict()
+    c.id = ""  # such as "gymnasium:FrozenLake-v1"; code of others is run
+    c.train = 64  # training questions
+    c.held_out = 16  # questions to evaluate
+    c.seconds = 20.0  # of a call
+    c.reward_low = 0.0  # total of an episode's rewards that is worth 0
+    c.reward_high = 1.0  # total that is worth 1
+    c.rules = ""  # what a question begins with; "": the environment's own
+    c.actions = ()  # names of numbered actions; (): the environment's own
+    c.max_characters = 2_000  # of a result; a longer one is cut and says so
+    c.options = ConfigDict()  # arguments of its own, such as is_slippery=False
     return c
 
 
@@ -208,6 +226,7 @@ def base():
     c.mesh.sequence = False  # between blocks, positions of a row are spread over `tensor`
 
     c.data = data()
+    c.data.environment = environment()
     c.tools = tools()
 
     c.rollout = ConfigDict()
@@ -293,9 +312,10 @@ def base():
 
 
 def lock(c):
-    """Locks a config, but for sources of questions and fields of servers' requests; returns it."""
+    """Locks a config, but for its FREE sections; returns it."""
     c.lock()
     c.data.mixture.unlock()
+    c.data.environment.options.unlock()
     for module in c.backends.values():
         module.extra.unlock()
     return c

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from experiments.running import backends, command, sessions, stored
-from flow_grpo_jax import checkpoint, rollout, scoring
+from flow_grpo_jax import checkpoint, scoring, services
 from models import huggingface
 
 
@@ -54,7 +54,7 @@ class Answering:
     scorer: decides as the config says, beside the official scorers.
     """
 
-    system: rollout.System
+    system: services.System
     planners: dict
     weights: dict
     parameters: int | None
@@ -177,7 +177,7 @@ def _by_server(config):
         made.close()
         raise
     pool = concurrent.futures.ThreadPoolExecutor(config.tools.workers, "tool")
-    system = rollout.System(NoEngine(), Estimated(), tools, pool, models=made.models)
+    system = services.System(NoEngine(), Estimated(), tools, pool, models=made.models)
     planner = backends.planner(made)
     served = config.backends.base_generator
     weights = {"trained": {"source": served.url, "model": served.model}}

@@ -1,5 +1,10 @@
-"""The question files of a config, read as it says."""
+"""The questions of a config: of its files, read as it says, and of its environment."""
 
+import dataclasses
+
+from absl import logging
+
+from agents.environments import catalogue, protocol
 from experiments.running import command, sessions
 from flow_grpo_jax import data
 
@@ -20,3 +25,43 @@ def read(config, path):
             bad_rows=config.data.bad_rows,
             judged=judged,
         )
+
+
+def open_environment(settings):
+    """Returns the `Environment` that `data.environment` names, None for "".
+
+    It imports code that the name says, so the config must be the user's own.
+
+    settings: the section `data.environment`.
+
+    Raises:
+      ConfigError: there is no such environment, or it does not take the settings.
+    """
+    if not settings.id:
+        return None
+    names = [field.name for field in dataclasses.fields(protocol.Settings)]
+    values = settings.to_dict()
+    with command.checking_config():
+        return catalogue.make(
+            settings.id, protocol.Settings(**{name: values[name] for name in names})
+        )
+
+
+def of_environment(environment, settings):
+    """Returns (training questions, held-out ones) of an environment; ([], []) for None.
+
+    Raises:
+      ConfigError: it has not so many, or cannot be reached.
+    """
+    if environment is None:
+        return [], []
+    with command.checking_config():
+        splits = [environment.questions(split, settings[split]) for split in ("train", "held_out")]
+    texts, held_out = ({question["question"] for question in split} for split in splits)
+    if held_out and held_out <= texts:
+        logging.warning(
+            "All held-out questions of %s begin as training questions do: eval/success says "
+            "nothing of new ones.",
+            environment.name,
+        )
+    return splits

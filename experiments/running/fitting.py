@@ -3,6 +3,7 @@
 from absl import logging
 
 from agents import prompts
+from agents.environments.protocol import KIND
 from experiments.running import command
 from flow_grpo_jax import lengths
 
@@ -15,7 +16,7 @@ def choose(questions, held_out, config, system, *, started):
     Held-out questions stay: all are in the denominator, and those that cannot fit are wrong.
 
     Args:
-      system: `rollout.System` with the tokenizer and the tools.
+      system: `services.System` with the tokenizer and the tools.
       started: whether the run began before. It goes on with the questions that it has, so nothing
         is refused any more.
 
@@ -39,13 +40,19 @@ def choose(questions, held_out, config, system, *, started):
 def _too_long(name, questions, config, system, *, refuse):
     """Returns what `lengths.too_long` finds; says how many these are, and the first."""
     limit = config.rollout.max_prompt_tokens
-    found = lengths.too_long(
-        questions,
-        limit=limit,
-        count=lambda messages: len(system.tokenizer.chat(messages)),
-        prompt_set=prompts.SETS[config.rollout.prompts],
-        tools=system.tools,
-    )
+    found = {}
+    for own in (False, True):  # of an environment, which adds tools
+        places = [i for i, question in enumerate(questions) if (question["kind"] == KIND) == own]
+        if not places:
+            continue
+        of_kind = lengths.too_long(
+            [questions[place] for place in places],
+            limit=limit,
+            count=lambda messages: len(system.tokenizer.chat(messages)),
+            prompt_set=prompts.SETS[config.rollout.prompts],
+            tools=system.tools_of(questions[places[0]]),
+        )
+        found |= {places[index]: tokens for index, tokens in of_kind.items()}
     if found:
         index, tokens = next(iter(found.items()))
         message = (

@@ -17,6 +17,12 @@ def check(config):
     fields.check(config)
     check_limits(config)
     variant = choose_variant(config)
+    if branching(config, variant) and config.data.environment.id:
+        raise command.ConfigError(
+            f"loss.variant={config.loss.variant} goes on from the middle of trajectories, which "
+            f"data.environment.id={config.data.environment.id} cannot. Use another variant, "
+            "such as flow."
+        )
     if branching(config, variant) and config.tools.mcp:
         logging.warning(
             "loss.variant=%s goes on from the middle of trajectories, and servers in tools.mcp may "
@@ -78,7 +84,8 @@ def check_limits(config):
         )
     check_data(config.data)
     trackers.check(config.trackers)
-    if not (config.tools.names or config.tools.mcp):
+    own = config.data.environment.id and not config.data.train
+    if not (config.tools.names or config.tools.mcp or own):
         raise command.ConfigError(
             "tools.names and tools.mcp are empty; every turn of the agent calls a tool. Name one: "
             "--config.tools.names=base_generator"
@@ -96,9 +103,11 @@ def check_limits(config):
 
 
 def check_data(settings):
-    """Raises ConfigError if `config.data` names no file or has an unknown value."""
-    if not settings.train:
-        raise command.ConfigError("data.train is empty; give a file of questions.")
+    """Raises ConfigError if `config.data` names no questions or has an unknown value."""
+    if not (settings.train or settings.environment.id):
+        raise command.ConfigError(
+            "data.train is empty; give a file of questions, or data.environment.id."
+        )
     for name in ("train", "held_out"):
         if settings[name]:
             command.check_local(f"data.{name}", settings[name])

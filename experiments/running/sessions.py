@@ -21,6 +21,7 @@ from flow_grpo_jax import (
     optimizer,
     rollout,
     scoring,
+    services,
     symbolic,
     update,
 )
@@ -60,7 +61,7 @@ class Session:
     dtype: jax.typing.DTypeLike
     backends: backends.Backends
     released: bool = False
-    system: rollout.System | None = None
+    system: services.System | None = None
     scorer: scoring.Scorer | None = None
 
     def weights(self):
@@ -97,8 +98,8 @@ class Session:
         self.released = True
 
     def close(self):
-        """Ends everything beside the engine: tools, calls of servers, checkers."""
-        self.system.pool.shutdown(wait=False, cancel_futures=True)
+        """Ends everything beside the engine: tools, environment, calls of servers, checkers."""
+        self.system.close()
         self.backends.close()
         self.scorer.close()
 
@@ -274,7 +275,7 @@ def build(config, *, training=True):
             decode_text=vocabulary.decode,
             **engine_shapes(config),
         )
-    session.system = rollout.System(
+    session.system = services.System(
         engine,
         vocabulary,
         tools,

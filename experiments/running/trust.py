@@ -47,6 +47,8 @@ MOST = {  # numbers up to which programs of the model may take what they want
 }
 VALUES = {  # other fields
     "compile_cache": "the compiled programs in it are run",
+    "data.environment.id": "code of the package or module that it names is run",
+    "data.environment.options.*": "code of others is run with them",
     "tools.mcp": "a command is started, or an address asked",
     "tools.*url": "an address is asked, with texts of the model",
     "tools.*key_variable": "what this environment variable holds is sent to a service",

@@ -40,7 +40,7 @@ from agents import effects
 from experiments.configs import common
 from experiments.running import command, dataset, fields, places, sessions, tokens
 from experiments.speed import measure
-from flow_grpo_jax import files, rollout, timing
+from flow_grpo_jax import files, rollout, services, timing
 from models.engine import types
 from models.tokenizer import Tokenizer
 from tools import knowledge_base
@@ -250,7 +250,7 @@ def solve_in_waves(agent, *, in_flight, waves, group, latencies, seed):
             questions,
             group=group,
             step=seed,
-            system=rollout.System(
+            system=services.System(
                 engine,
                 agent.tokenizer,
                 {name: latencies.slow(tool, run(tool)) for name, tool in agent.tools.items()},

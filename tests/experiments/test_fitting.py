@@ -14,11 +14,13 @@ class Words:
         return " ".join(message["content"] for message in messages).split()
 
 
-SYSTEM = types.SimpleNamespace(tokenizer=Words(), tools=TOOLS)
+SYSTEM = types.SimpleNamespace(tokenizer=Words(), tools_of=lambda question: TOOLS)
 
 
 def asked(*words):
-    return [{"id": f"q{i}", "question": "why " * count} for i, count in enumerate(words)]
+    return [
+        {"id": f"q{i}", "question": "why " * count, "kind": "qa"} for i, count in enumerate(words)
+    ]
 
 
 def choose(questions, held_out=(), *, too_long="refuse", started=False):

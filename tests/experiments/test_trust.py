@@ -22,6 +22,8 @@ SERVER = {"kind": "server", "url": "http://127.0.0.1:9/v1", "model": "m"}
 HOSTILE = [
     ({"tools.mcp": ["touch {evil}"]}, "tools.mcp"),
     ({"tools.mcp": ["http://127.0.0.1:9/mcp"]}, "tools.mcp"),
+    ({"data.environment.id": "module:evil"}, "data.environment.id"),
+    ({"data.environment.options.desc": "x"}, "data.environment.options.desc"),
     (
         {f"backends.verifier.{name}": value for name, value in SERVER.items()},
         "backends.verifier.url",
@@ -78,6 +80,7 @@ HOSTILE = [
 ]
 HARMLESS = {  # text fields by which nothing is run, asked, read or written
     *("model.dtype", "model.date", "model.remat", "model.attention", "model.lora.targets"),
+    *("data.environment.rules", "data.environment.actions"),
     *("data.format", "data.held_out_format", "data.index_base", "data.bad_rows", "data.too_long"),
     *("tools.wikipedia_search.contact", "tools.google_search.engine", "tools.google_search.model"),
     *("tools.web_search.embeddings_model", "rollout.prompts", "engine.stop_ids", "engine.layers"),

@@ -18,7 +18,7 @@ from agents import forms, prompts, solve
 from agents.backends import modules
 from agents.memory import Entry, Memory
 from agents.trajectory import KINDS, Branch
-from flow_grpo_jax import attempts, branches, rollout, scoring, timing, wire
+from flow_grpo_jax import attempts, branches, rollout, scoring, services, timing, wire
 from flow_grpo_jax.evaluate import evaluate
 from models.engine.types import Completion
 from models.tokenizer import CHAT_TEMPLATE, Tokenizer
@@ -120,7 +120,7 @@ def settings(**changes):
 @contextlib.contextmanager
 def system(engine, run=lambda query: "Madrid it is", *, workers=8, tokenizer=None, **others):
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        yield rollout.System(engine, tokenizer or Characters(), tool(run), pool, **others)
+        yield services.System(engine, tokenizer or Characters(), tool(run), pool, **others)
 
 
 def numbered(questions):

@@ -1,0 +1,154 @@
+"""The files of docs/examples do what docs/extend.md says; so do the config fields they use."""
+
+import pathlib
+import runpy
+import types
+
+import pytest
+
+from agents import prompts
+from agents.environments import protocol
+from agents.memory import Memory
+from agents.trajectory import Status
+from experiments import rescore
+from experiments.configs import common, quickstart
+from experiments.running import backends, command, dataset, fields, limits
+from flow_grpo_jax import rollout
+from tests.flow_grpo_jax.test_rollout import ScriptedEngine, settings, system
+
+EXAMPLES = pathlib.Path(__file__).parents[2] / "docs" / "examples"
+GUESS = "module:docs.examples.guess"
+
+
+def example(name):
+    return runpy.run_path(str(EXAMPLES / name))
+
+
+def config_of(name, **changes):
+    c = common.base()
+    c.data.train, c.data.environment.id = "", name
+    c.data.environment.update(changes)
+    return c
+
+
+def opened(config):
+    """Returns (environment, training questions, held-out ones) of a config."""
+    environment = dataset.open_environment(config.data.environment)
+    return environment, *dataset.of_environment(environment, config.data.environment)
+
+
+def test_a_world_of_ones_own_is_played_by_halving():
+    environment, train, held_out = opened(config_of(GUESS, train=3, held_out=2))
+    seeds = [question["seed"] for question in train + held_out]
+    assert seeds == [0, 1, 2, 1_000_000, 1_000_001]
+    answers = {"Too low.": 1, "Too high.": -1}
+
+    def halve(play):
+        low, high = 1, 20
+        while low <= high:
+            middle = (low + high) // 2
+            sign = answers.get(play.tools["guess"].run(number=middle))
+            if sign is None:
+                return play.score(None)
+            low, high = (middle + 1, high) if sign > 0 else (low, middle - 1)
+        raise AssertionError("no number fits the answers")
+
+    assert [halve(protocol.Play(environment, question)) for question in train] == [1.0] * 3
+    assert protocol.Play(environment, train[0]).score(None) == 0
+
+
+def test_it_earns_its_reward_in_rollouts():
+    environment, [question], _ = opened(config_of(GUESS, train=1, held_out=0))
+    number = next(
+        n
+        for n in range(1, 21)
+        if environment.start(question).call("guess", {"number": n}) == "That is the number."
+    )
+    replies = {
+        "plan": "Context: 1 to 20\nSub-goal: find it\nTool: guess",
+        "call": f"guess(number={number})",
+    }
+    with system(ScriptedEngine(replies), environment=environment) as answering:
+        how = dict(group=2, step=1, system=answering, settings=settings())
+        [group] = rollout.collect([question], **how)
+    assert [(t.status, t.reward, t.turns[0].result) for t in group] == [
+        (Status.OK, 1.0, "That is the number.")
+    ] * 2
+
+
+def test_a_reward_of_ones_own_pays_for_right_answers_in_few_turns():
+    config = example("brief_answers.py")["get_config"]()
+    limits.check(config)
+    environment, train, held_out = opened(config)
+    assert (len(train), len(held_out)) == (600, 120)
+    question, right = train[0], train[0]["row"]["answer"][0]
+
+    def score(answer, turns):
+        trajectory = types.SimpleNamespace(answer=answer, turns=(None,) * turns)
+        return protocol.Play(environment, question).score(trajectory)
+
+    found = [score(right, 1), score(right, 3), score(right, 20), score("xyz", 1), score("", 0)]
+    assert found == [1, pytest.approx(0.8), 0, 0, 0]
+
+
+def test_a_prompt_set_has_all_roles_and_asks_for_a_verdict():
+    careful = example("careful_prompts.py")["CAREFUL"]
+    assert careful.system.keys() == prompts.INSTRUCT.system.keys()
+    system_message, _ = prompts.verifier(careful, {}, "Why?", "", Memory())
+    text = system_message["content"]
+    assert text.endswith("Verdict: STOP\nif nothing is missing, or\nVerdict: CONTINUE")
+    assert "{tools}" not in text and text != prompts.INSTRUCT.system["verifier"]
+
+
+def test_a_module_on_a_server_is_asked_there():
+    config = example("served_verifier.py")["get_config"]()
+    limits.check(config)
+    made = backends.build(config.backends)
+    try:
+        assert made.models["executor"] == "frozen"
+        verifier = made.models["verifier"]
+        assert (verifier.role, verifier.structured) == ("verifier", True)
+    finally:
+        made.close()
+
+
+# ---- data.environment --------------------------------------------------------------------------
+
+
+def test_no_environment_has_no_questions():
+    assert opened(quickstart.get_config()) == (None, [], [])
+
+
+def test_what_a_config_cannot_ask_for(tmp_path):
+    check = lambda config: limits.check(config)
+    config = config_of("")
+    with pytest.raises(command.ConfigError, match="data.train is empty; .*data.environment.id"):
+        check(config)
+    config = config_of(GUESS)
+    config.tools.names = ()  # the environment has one
+    check(config)
+    config.data.train = "somewhere"  # its questions have none
+    with pytest.raises(command.ConfigError, match="tools.names and tools.mcp are empty"):
+        check(config)
+    config = config_of(GUESS)
+    config.loss.variant = "turns"
+    with pytest.raises(command.ConfigError, match="turns goes on from the middle of .*guess"):
+        check(config)
+    config = config_of(GUESS, held_out=-1)
+    with pytest.raises(command.ConfigError, match="held_out=-1 must be 0 or more"):
+        check(config)
+    with pytest.raises(command.ConfigError, match="names no environment"):
+        opened(config_of("guess"))
+    config = config_of(GUESS)
+    config.data.environment.options.anything = {"at": ("all", 1)}
+    fields.check(config)
+
+
+def test_held_out_questions_that_are_training_questions_are_warned_of(caplog):
+    opened(config_of(GUESS))  # all questions have one text
+    assert "All held-out questions of guess begin as training questions do" in caplog.text
+
+
+def test_a_run_of_an_environment_is_not_scored_again():
+    with pytest.raises(command.ConfigError, match="of the environment 'module:docs.examples.gue"):
+        rescore._questions(config_of(GUESS), ())
