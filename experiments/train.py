@@ -86,8 +86,7 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
     # ---- data, model, engine, tools ----------------------------------------------------------
     environment, questions, held_out = read_questions(config)
     goes_on = processes.of_first((workdir / "config.json").exists())
-    session = sessions.build(config)
-    session.system = dataclasses.replace(session.system, environment=environment)
+    session = sessions.build(config, environment=environment)
     questions = fitting.choose(questions, held_out, config, session.system, started=goes_on)
     batches = sessions.question_batches(config, questions)
     shapes = sessions.batch_shapes(config, session.mesh)

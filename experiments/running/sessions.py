@@ -226,10 +226,11 @@ def make_grammars(vocabulary, *, vocab_size):
     return grammar.Grammars(vocabulary.json, vocab_size=vocab_size, eos_ids=vocabulary.eos_ids)
 
 
-def build(config, *, training=True):
+def build(config, *, training=True, environment=None):
     """Loads the model on the mesh and sets up everything around it.
 
     training: False keeps no float32 parameters beside those that answer.
+    environment: of `System`.
     """
     folder = model_folder(config)
     if config.rollout.grammar:
@@ -282,6 +283,7 @@ def build(config, *, training=True):
         concurrent.futures.ThreadPoolExecutor(config.tools.workers, "tool"),
         models=answering.models,
         grammars=grammars,
+        environment=environment,
     )
     session.scorer = make_scorer(config, answering, engine=engine, vocabulary=vocabulary)
     return session
