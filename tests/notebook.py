@@ -10,7 +10,6 @@ import tempfile
 
 import nbclient
 import nbformat
-from traitlets.config import Config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "docs" / "quickstart.ipynb"
@@ -39,7 +38,6 @@ def executed(folder, **parameters):
         timeout=SECONDS,
         kernel_name="python3",
         coalesce_streams=True,
-        config=Config({"KernelManager": {"transport": "ipc"}}),  # no open ports
         resources={"metadata": {"path": str(folder)}},
     ).execute()
     cell.source = source
