@@ -66,7 +66,7 @@ def _with(places, text):
 
 def main():
     with tempfile.TemporaryDirectory() as folder:
-        notebook = executed(folder, REPOSITORY=str(ROOT))
+        notebook = executed(folder, REPOSITORY=ROOT.as_uri())
     nbformat.write(notebook, NOTEBOOK)
     sys.stderr.write(f"wrote {NOTEBOOK}\n")
 
