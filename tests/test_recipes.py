@@ -56,7 +56,10 @@ def blocks(page, language="sh"):
 
 
 ALL = [(page.name, *block) for page in PAGES for block in blocks(page)]
-PLAIN = sorted({text for _, mark, text in ALL if not mark})
+JOINED = re.compile(r"\\\n *")  # lines that go on
+PLAIN = sorted(
+    {ln for _, mark, text in ALL if not mark for ln in JOINED.sub("", text).splitlines()}
+)
 PLAYED = [(name, mark.split()[1:], text) for name, mark, text in ALL if "stand-ins" in mark]
 
 
@@ -163,30 +166,25 @@ def test_fields_and_values_beside_the_blocks_exist(page, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", PLAIN, ids=lambda block: block.split()[2])
-def test_a_block_without_a_mark_runs(block, tmp_path):
-    """In a folder that looks like a clone after the blocks before it."""
+@pytest.mark.parametrize("line", PLAIN, ids=lambda line: "-".join(re.findall(r"[\w-]+", line)[2:9]))
+def test_a_line_without_a_mark_runs(line, tmp_path):
+    """In a folder that looks like a clone after the lines before it; pages tell what plans say."""
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     (tmp_path / "data/wiki").mkdir(parents=True)
     (tmp_path / "data/benchmarks").mkdir()
     (tmp_path / "data/wiki/wiki-18.jsonl").write_text('{"id": "0", "contents": "\\"A\\"\\nText."}')
     (tmp_path / "data/benchmarks/bamboogle.jsonl").write_text('{"Question": "Who?", "Answer": "A"}')
     (tmp_path / "data/benchmarks/24.csv").write_text("Rank,Puzzles\n901,4 5 6 10\n")
-    environment = os.environ | {
-        "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-    }
-    how = dict(cwd=tmp_path, env=environment, capture_output=True, text=True)
-    for line in re.sub(r"\\\n *", "", block).splitlines():
-        ran = subprocess.run(["bash", "-c", line], **how)
-        assert ran.returncode == 0, ran.stderr
-        if "experiments.plan" in line:
-            (size,) = re.findall(r"fits: .* takes (\d+\.\d\d) GiB of", ran.stdout)
-            pages = [page.read_text("utf-8") for page in PAGES]
-            assert [text for text in pages if line in re.sub(r"\\\n *", "", text)]
-            assert all(
-                re.search(rf"\b{float(size):.1f} of \d", text) for text in pages if line in text
-            ), size
+    path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+    how = dict(cwd=tmp_path, env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)})
+    ran = subprocess.run(["bash", "-c", line], **how, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    pages = [text for page in PAGES if line in (text := JOINED.sub("", page.read_text("utf-8")))]
+    assert pages
+    if "experiments.plan" in line:
+        ((size, memory),) = re.findall(r"fits: .* takes (\S+) GiB of (\S+) GiB", ran.stdout)
+        said = f"{float(size):.1f} of {float(memory):g} GiB"
+        assert all(said in text for text in pages), said
 
 
 def test_every_block_with_stand_ins_is_played():
