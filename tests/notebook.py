@@ -49,7 +49,8 @@ def cleaned(notebook, places):
 
     places: folder -> what stands for it.
     """
-    notebook.metadata = {"kernelspec": {"display_name": "Python 3", "name": "python3"}}
+    kernel = {"display_name": "Python 3", "name": "python3", "language": "python"}
+    notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         for output in cell.get("outputs", ()):
