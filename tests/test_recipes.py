@@ -228,8 +228,12 @@ def test_ctrl_c_ends_the_loop_too(tmp_path):
         deadline = time.monotonic() + 30
         while not (tmp_path / "began").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
-        os.killpg(loop.pid, signal.SIGINT)
-        assert loop.wait(30) == 130
+        try:
+            os.killpg(loop.pid, signal.SIGINT)
+            assert loop.wait(30) == 130
+        except subprocess.TimeoutExpired:
+            os.killpg(loop.pid, signal.SIGKILL)
+            raise
     assert (tmp_path / "began").read_text() == "began\n"
 
 
