@@ -4,6 +4,9 @@ Packages are listed by hand, because other projects own import names such as `ag
 tests/test_layout.py keeps the list complete.
 """
 
+import pathlib
+import re
+
 from setuptools import setup
 
 PACKAGES = [
@@ -12,6 +15,7 @@ PACKAGES = [
     "experiments",
     "experiments.configs",
     "experiments.diagnosis",
+    "experiments.documenting",
     "experiments.evaluating",
     "experiments.planning",
     "experiments.reporting",
@@ -20,6 +24,9 @@ PACKAGES = [
     "experiments.solving",
     "experiments.speed",
     "experiments.speed.peers",
+    "experiments.sweeping",
+    "experiments.tracking",
+    "experiments.warmstarting",
     "experiments.worlds",
     "flow_grpo_jax",
     "flow_grpo_jax.answers",
@@ -65,6 +72,7 @@ MCP = ["mcp>=2.3,<3"]
 GRAMMAR = ["llguidance>=1.8,<2"]
 GGUF = ["gguf>=0.17,<1"]
 PLOTS = ["matplotlib>=3.9,<4"]
+TENSORBOARD = ["tensorboardX>=2.6"]
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda12": ["jax[cuda12]"],
@@ -78,8 +86,11 @@ EXTRAS = {
     "gguf": GGUF,  # model files of llama.cpp
     "mcp": MCP,
     "math": ["math-verify>=0.8", "sympy>=1.13"],
-    "tensorboard": ["tensorboardX>=2.6"],
-    "plots": PLOTS,  # PNG and SVG of experiments.evaluate --analyse and experiments.compare
+    "tensorboard": TENSORBOARD,
+    "wandb": ["wandb>=0.22"],
+    "trackio": ["trackio>=0.20"],
+    # PNG and SVG of experiments.evaluate --analyse, experiments.compare and experiments.sweep
+    "plots": PLOTS,
     # torch is the reference that tests compare with. This version also admits the small CPU build
     # 2.13.0+cpu, which pip prefers where an index offers it.
     "dev": [
@@ -88,6 +99,7 @@ EXTRAS = {
         *GGUF,
         *MCP,
         *PLOTS,
+        *TENSORBOARD,
         "httpx>=0.27,<1",
         "hypothesis>=6.100",
         "ipykernel>=6.29,<8",
@@ -103,9 +115,12 @@ EXTRAS = {
     ],
 }
 
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.*)"', (HERE / "flow_grpo_jax/__init__.py").read_text())[1]
+
 setup(
     name="flow-grpo-jax",
-    version="0.1.0",
+    version=VERSION,
     description="Flow-GRPO training of the planner of a tool-using agent, in one JAX program.",
     license="Apache-2.0",
     python_requires=">=3.11",
@@ -113,4 +128,5 @@ setup(
     package_data=PACKAGE_DATA,
     install_requires=REQUIRES,
     extras_require=EXTRAS,
+    entry_points={"console_scripts": ["flow-grpo = experiments.__main__:main"]},
 )

@@ -3,6 +3,8 @@
 import dataclasses
 import enum
 
+from agents import pieces
+
 VERSION = 1
 
 
@@ -113,10 +115,13 @@ class Trajectory:
 KINDS = (Trajectory, Turn, Branch, Status, Stop)  # of which a trajectory is made
 
 
-def to_json(trajectory, *, question, step, reward, reward_source, advantage, of_turns=None):
+def to_json(
+    trajectory, *, question, step, reward, reward_source, advantage, of_turns=None, decode=None
+):
     """Returns the line written to `trajectories/*.jsonl`; docs/design.md has the schema.
 
     of_turns: advantages of the turns, None for those not trained on; None if they have no own.
+    decode: token ids -> text; with it, turns have the log-probs of single tokens.
     """
     turns = [
         {
@@ -131,7 +136,9 @@ def to_json(trajectory, *, question, step, reward, reward_source, advantage, of_
             "result": turn.result,
             "tool_error": turn.tool_error,
             "verdict": turn.verdict,
+            "parse_failures": turn.parse_failures,
             "logprob_sum": float(sum(turn.logprobs)),
+            **_of_tokens(turn, decode),
             "seconds": round(turn.seconds, 4),
         }
         for turn in trajectory.turns
@@ -148,6 +155,7 @@ def to_json(trajectory, *, question, step, reward, reward_source, advantage, of_
         **branch,
         "question": question["question"],
         "gold": question["answer"],
+        "source": question.get("source"),
         "analysis": trajectory.analysis,
         "turns": turns,
         "answer": trajectory.answer,
@@ -159,4 +167,15 @@ def to_json(trajectory, *, question, step, reward, reward_source, advantage, of_
         "seconds": round(trajectory.seconds, 4),
         "error": trajectory.error,
         "attempts": trajectory.attempts,
+    }
+
+
+def _of_tokens(turn, decode):
+    """Returns characters and log-prob of each sampled token; {} where they cannot be told apart."""
+    found = decode and pieces.characters(decode, turn.response_tokens, turn.planner_text)
+    if not found:
+        return {}
+    return {
+        "token_characters": found,
+        "token_logprobs": [round(logprob, 4) + 0.0 for logprob in turn.logprobs],
     }

@@ -20,17 +20,15 @@ import json
 import math
 import pathlib
 import shlex
-import statistics
-import subprocess
 import sys
 
 from absl import flags, logging
 from ml_collections import config_flags
-from scipy import special
 
 from experiments.evaluating import plots
-from experiments.running import command, dataset, fields, limits, signals, stored
-from flow_grpo_jax import files, metrics
+from experiments.running import command, dataset, fields, signals, stored
+from experiments.sweeping import jobs, points, results
+from flow_grpo_jax import files, metrics, statistics
 
 LINES = 8  # in a chart
 PLACES = 40  # where a line is drawn
@@ -82,7 +80,7 @@ def run(file, changes, *, arms, seeds, source, tokens, out):
         raise command.ConfigError("Two of --arm have the same name.")
     if len(set(seeds)) < len(seeds) or not all(seed.isdecimal() for seed in seeds):
         raise command.ConfigError(f"--seeds={','.join(seeds)} must be different whole numbers.")
-    configs = [resolved(file, changes | own, name) for name, own in arms]
+    configs = [points.resolved(file, changes | own, f"--arm={name}") for name, own in arms]
     if source:
         changes = changes | only(source, configs[0], out / "questions")
     curves = {name: [] for name, _ in arms}
@@ -92,29 +90,6 @@ def run(file, changes, *, arms, seeds, source, tokens, out):
             curves[name].append(train(file, whole, workdir, tokens=tokens))
         text = write(curves, seeds[:done], out, tokens=tokens)
     return text
-
-
-def resolved(file, changes, name):
-    """Returns the config of an arm, as its trainings will read it.
-
-    Raises:
-      ConfigError: no training could start with it.
-    """
-    values, line = flags.FlagValues(), ["", f"--config={file}", *overrides(changes)]
-    how = dict(lock_config=True, flag_values=values, sys_argv=line)
-    config_flags.DEFINE_config_file("config", **how)
-    try:
-        values(line)
-        limits.check(values.config)
-    except (AttributeError, KeyError) as error:  # ml_collections: a field that is not there
-        raise command.ConfigError(f"--arm={name}: {command.unknown_field(str(error))}") from error
-    except (command.ConfigError, flags.Error, TypeError, ValueError) as error:
-        raise command.ConfigError(f"--arm={name}: {error}") from error
-    return values.config
-
-
-def overrides(changes):
-    return [f"--config.{field}={value}" for field, value in changes.items()]
 
 
 def parse(text):
@@ -148,9 +123,8 @@ def train(file, changes, workdir, *, tokens):
 
     tokens: after the steps of its config it goes on until it has generated so many.
     """
-    config = resolved(file, changes, workdir.name)
+    config = points.resolved(file, changes, workdir.name)
     stored.check_config(config, workdir)
-    start = [sys.executable, "-m", "experiments.train", f"--config={file}", f"--workdir={workdir}"]
     curve, steps = read(workdir), config.steps
     while curve.steps < steps or curve.tokens[-1] < tokens:
         if curve.steps >= steps:
@@ -158,7 +132,8 @@ def train(file, changes, workdir, *, tokens):
             share = 1.02 * tokens / max(curve.tokens[-1], 1)
             steps = max(curve.steps + 1, math.ceil(curve.steps * share))
         logging.info("%s: %d steps", workdir, steps)
-        if code := launch([*start, *overrides(changes | {"steps": steps})]):
+        whole = points.overrides(changes | {"steps": steps})
+        if code := launch(jobs.training(file, whole, workdir)):
             sys.exit(code)
         curve = read(workdir)
         if not any(curve.tokens[1:]):
@@ -171,9 +146,8 @@ def train(file, changes, workdir, *, tokens):
 
 def launch(arguments):
     """Runs a command; returns its exit code. The first signal to stop is passed on to it."""
-    with subprocess.Popen(arguments, start_new_session=True) as process:
-        signals.StopSignal(*signals.STOPPING, on_first=process.send_signal)()
-        return process.wait()
+    job = jobs.Job(" ".join(arguments), arguments, None)
+    return jobs.run([job], parallel=1).get(job.name, signals.STOPPED)
 
 
 def read(workdir):
@@ -212,23 +186,15 @@ def compare(curves, *, tokens):
     for name, runs in curves.items():
         success = [curve.at(tokens) for curve in runs]
         paired = [a - b.at(tokens) for a, b in zip(success, first, strict=True)]
+        a_step = [curve.tokens[-1] / max(curve.steps, 1) for curve in runs]
         arms[name] = {
-            "before": statistics.fmean(curve.success[0] for curve in runs),
+            "before": statistics.of_runs([curve.success[0] for curve in runs])[0],
             "success": success,
-            "mean": interval(success),
-            "difference": interval(paired),
-            "tokens a step": statistics.fmean(c.tokens[-1] / max(c.steps, 1) for c in runs),
+            "mean": statistics.of_runs(success),
+            "difference": statistics.of_runs(paired),
+            "tokens a step": statistics.of_runs(a_step)[0],
         }
     return {"tokens": tokens, "arms": arms}
-
-
-def interval(values):
-    """Returns [mean, half of its 95 % interval by Student's t]; a single value has none: None."""
-    mean, count = statistics.fmean(values), len(values)
-    if count == 1:
-        return [mean, None]
-    error = statistics.stdev(values) / math.sqrt(count)
-    return [mean, float(special.stdtrit(count - 1, 0.975)) * error]
 
 
 def table(found, seeds):
@@ -239,17 +205,12 @@ def table(found, seeds):
     rows.append(["---"] * len(rows[0]))
     for name, arm in found["arms"].items():
         numbers = [f"{value:.3f}" for value in (arm["before"], *arm["success"])]
-        ends = [_with_half(arm["mean"], ""), _with_half(arm["difference"], "+")]
+        ends = [results.with_half(arm["mean"]), results.with_half(arm["difference"], "+")]
         if name == first:
             ends[1] = ""
         rows.append([name, *numbers, *ends, f"{arm['tokens a step']:.0f}"])
     lines = [f"Held-out success after {found['tokens']:,.0f} generated tokens.", ""]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows), ""])
-
-
-def _with_half(pair, sign):
-    mean, half = pair
-    return f"{mean:{sign}.3f}" + ("" if half is None else f" ± {half:.3f}")
 
 
 def charts(curves, found):
@@ -264,23 +225,16 @@ def charts(curves, found):
         names = [first, *others[start : start + LINES - 1]]
         series = [
             {"label": name, "x": places, "points": False}
-            | _bounded([interval([c.at(x) for c in curves[name]]) for x in places])
+            | results.bounded([statistics.of_runs([c.at(x) for c in curves[name]]) for x in places])
             for name in names
         ]
         lines.append({"title": "Held-out success", "axis": "generated tokens", "series": series})
-    bars = _bounded([arm["mean"] for arm in found["arms"].values()]) | {"label": "mean of seeds"}
+    bars = results.bounded([arm["mean"] for arm in found["arms"].values()]) | {
+        "label": "mean of seeds"
+    }
     title = f"Held-out success after {end:,.0f} tokens"
     ends = {"title": title, "bars": list(curves), "series": [bars]}
     return [chart | {"unit": "share"} for chart in (*lines, ends)]
-
-
-def _bounded(pairs):
-    """Returns the y of a chart's series, and its bounds where every mean has an interval."""
-    y = [mean for mean, _ in pairs]
-    if any(half is None for _, half in pairs):
-        return {"y": y}
-    low, high = ([mean + sign * half for mean, half in pairs] for sign in (-1, 1))
-    return {"y": y, "low": low, "high": high}
 
 
 def define_flags():

@@ -16,7 +16,7 @@ import time
 import jax
 from absl import flags, logging
 
-from experiments.running import command, sessions, tokens
+from experiments.running import addresses, command, sessions, tokens
 from models import hardware, hub, huggingface, model_card, sharding
 from models.engine import placement
 from models.engine.engine import Engine
@@ -70,7 +70,7 @@ def make(
         text,
     )
 
-    folder = sessions.locate_model(folder, root=pathlib.Path.cwd())
+    folder = sessions.locate_model(folder)
     config = huggingface.model_config(folder)
     switches = {"enable_thinking": thinking}
     words = tokens.load(folder, stops=stop_ids, switches=switches, conversations=(("user",),))
@@ -129,14 +129,12 @@ def bind(host, port, *, api_key):
     Raises:
       ConfigError: other machines could reach it and there is no key, or it cannot be bound.
     """
-    from experiments.serving import app
-
     try:
-        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
         raise command.ConfigError(f"--host={host} is unknown: {error}.") from error
-    family, kind, protocol, _, address = addresses[0]
-    if not app.is_local(address[0]) and not api_key:
+    family, kind, protocol, _, address = found[0]
+    if not addresses.is_local(address[0]) and not api_key:
         raise command.ConfigError(
             f"--host={host} can be reached from other machines, so clients need a key: set the "
             f"environment variable {KEY_VARIABLE} (or --api_key, which other users of this machine "

@@ -10,7 +10,6 @@ The answer alone goes to standard output, so it can be piped; the rest goes to s
 
 import dataclasses
 import json
-import pathlib
 import signal
 import sys
 import time
@@ -165,7 +164,7 @@ def choose_config(config, *, model, url, workdir, api_key_variable, trusted=Fals
         raise command.ConfigError("--workdir brings its own model; leave out --model.")
     folder = model
     if model and not url:
-        folder = sessions.locate_model(model, root=pathlib.Path.cwd())
+        folder = sessions.locate_model(model)
     if workdir:
         trust.check_links(workdir, trusted=trusted)
     if config is not None:

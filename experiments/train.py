@@ -46,7 +46,9 @@ from experiments.running import (
     sessions,
     stored,
     tokens,
+    trackers,
     trust,
+    watching,
 )
 from experiments.running.record import Record, progress
 from flow_grpo_jax import (
@@ -76,6 +78,7 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
       rollout.Stopped: `should_stop` said so.
     """
     variant = limits.check(config)
+    trackers.need(config.trackers)
     trust.check_links(workdir, trusted=trusted)
     if not force:
         stored.check_config(config, workdir)
@@ -101,9 +104,9 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
     if meta:
         session.serve(state.params)
         logging.info("resumed after step %d", done)
-    saved = dict(resumed_after=done, saved=meta.get("metrics")) if meta else {}
-    record = Record(workdir, steps=config.steps, **saved)
-    evaluation = Evaluation(held_out, config, session, record, should_stop)
+    record = open_record(config, workdir, done, meta, session)
+    watch = watching.Watch(config, workdir)
+    evaluation = Evaluation(held_out, config, session, record, watch, should_stop)
     settings = sessions.rollout_settings(config, temperature=config.rollout.temperature)
     rollouts, branching = config.rollout.group, limits.branching(config, variant)
     roots = branching.roots(rollouts) if branching else rollouts
@@ -114,11 +117,11 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
             record.write(done, record.line(done) | evaluation.run(done))
             last[-1]["metrics"] = record.line(done)
 
-        for step in range(done + 1, config.steps + 1):
+        for step in watch.steps(range(done + 1, config.steps + 1)):
             started = time.monotonic()
 
             # ---- rollouts ----------------------------------------------------------------------
-            batch, timer = next(batches), timing.Timer()
+            batch, timer = next(batches), timing.Timer(trace=watch.trace)
             with progress(batch, f"step {step}", rollouts) as advance:
                 trajectories_QG = rollout.collect(
                     batch,
@@ -135,6 +138,7 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
             tokens.warn_if_nothing_ended(trajectories_QG, session.system.tokenizer, config)
 
             # ---- rewards and advantages --------------------------------------------------------
+            watch.phase("reward")
             scores_QG, judged = score_groups(session.scorer, batch, trajectories_QG)
             rewards_QG = np.array([[score.value for score in group] for group in scores_QG])
             valid_QG = samples.usable(
@@ -147,9 +151,11 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
             if cause := samples.why_none(trajectories_QG, scores_QG) or earned.missing:
                 updated = record.skip(step, cause, most=config.rollout.empty_steps)
             else:
+                watch.phase("rows")
                 how = shapes | sessions.weighting(config, variant, step)
                 how |= dict(adv_QG=earned.adv_QG, own=earned.own, valid_QG=valid_QG)
                 parts = batching.build(earned.trained, **how)
+                watch.phase("update")
                 state, updated = session.take_steps(
                     step_program, state, parts, release=config.engine.release
                 )
@@ -165,17 +171,14 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
                 "compile/count": float(step_program.compile_count + engine.compile_count),
                 **measured(earned.drawn, timer, rolled_out - started, finished - rolled_out),
             }
-            meta, stopped = {"data": batches.get_state(), **facts, "metrics": values}, None
-            last = step, state, meta
-            if evaluation.due(step):
-                try:
-                    values |= evaluation.run(step)
-                except rollout.Stopped as stop:  # the step itself is done: keep it
-                    stopped = stop
+            last = step, state, {"data": batches.get_state(), **facts, "metrics": values}
+            found, stopped = evaluation.after(step)
+            values |= found
+            watch.phase("save")
             values["time/step"] = time.monotonic() - started
             how = dict(step=step, adv_QG=earned.adv_QG, turns=earned.turns)
             record.write_trajectories("step", batch, trajectories_QG, scores_QG, **how)
-            record.write(step, values)
+            record.write(step, values, whole=stopped is None)
             if stopped:
                 raise stopped
             if step % config.checkpoint.every == 0 or step == config.steps:
@@ -195,6 +198,13 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
     processes.gather([])  # the others end after process 0, which serves them all
 
 
+def open_record(config, workdir, done, meta, session):
+    """Returns the `Record` of a run after step `done`; meta: of its checkpoint, or None."""
+    how = dict(resumed_after=done, saved=meta.get("metrics")) if meta else {}
+    how["watchers"] = trackers.start(config, workdir, first_step=done + 1)
+    return Record(workdir, steps=config.steps, decode=session.system.tokenizer.decode, **how)
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """Evaluates held-out questions when the config asks for it."""
@@ -203,6 +213,7 @@ class Evaluation:
     config: ConfigDict
     session: sessions.Session
     record: Record
+    watch: watching.Watch
     should_stop: Callable
 
     def due(self, step):
@@ -211,8 +222,18 @@ class Evaluation:
         at_an_end = step in (0, self.config.steps)
         return bool(self.questions) and (at_an_end or bool(every and step % every == 0))
 
+    def after(self, step):
+        """Returns (metrics, None) of an evaluation that is due after a training step, else ({},
+        None); ({}, the exception) where it was stopped: the step itself is done and kept.
+        """
+        try:
+            return (self.run(step) if self.due(step) else {}), None
+        except rollout.Stopped as stopped:
+            return {}, stopped
+
     def run(self, step):
         """Evaluates, writes the trajectories and returns the metrics."""
+        self.watch.phase("evaluation")
         with progress(self.questions, f"held-out {step}") as advance:
             values, trajectories, scores = evaluate(
                 self.questions,

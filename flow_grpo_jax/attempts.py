@@ -145,6 +145,11 @@ class Attempt:
     started: float
     ticket: Ticket | None = None
 
+    @property
+    def lane(self):
+        """Of a trace: (place in the batch, id of the question, rollout)."""
+        return self.question.index, self.question.fields["id"], self.rollout
+
 
 def as_broken(attempt, error):
     """Returns the Trajectory of an attempt whose solver raised."""

@@ -145,15 +145,6 @@ class MetricsFile:
         files.replace_text(self.path, text)
 
 
-def tensorboard(folder, *, first_step):
-    """Returns a tensorboardX writer from first_step on; None if tensorboardX is not installed."""
-    try:
-        import tensorboardX
-    except ImportError:
-        return None
-    return tensorboardX.SummaryWriter(str(folder), purge_step=first_step)
-
-
 def read(path):
     """Reads the lines of a metrics file; those that a crash damaged are left out and named."""
     lines, damaged = [], []

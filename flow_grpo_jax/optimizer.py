@@ -12,7 +12,8 @@ def make(*, lr, b1, b2, eps, weight_decay, clip_norm, warmup_steps, moment_dtype
     the paper was trained with.
 
     Args:
-      lr: learning rate, reached at optimizer step `warmup_steps`.
+      lr: learning rate, reached at optimizer step `warmup_steps`; or with warmup_steps=0 a schedule
+        of optax: steps before this one -> learning rate.
       b1, b2, eps, weight_decay: of AdamW.
       clip_norm: largest global gradient norm.
       warmup_steps: 0 = constant from the first step; else step i uses lr * (i + 1) / warmup_steps.

@@ -157,7 +157,8 @@ class Driver:
 
     on_finished: called with each trajectory as it ends.
     on_event: called with every effect, reply and `effects.Refusal`, as they happen.
-    timer: counts this thread's time under the names of `SHARES`.
+    timer: counts this thread's time under the names of `SHARES`; its trace, if it has one, gets a
+      lane for each rollout: what that waits for, a role's model or a tool.
     """
 
     system: System
@@ -282,6 +283,7 @@ class Driver:
             self._finish(attempt, attempts.as_broken(attempt, f"{type(error).__name__}: {error}"))
             return
         self.on_event(effect)
+        self._mark(attempt, getattr(effect, "tool", None) or effect.role)
         if isinstance(effect, effects.ToolCall):
             self._call(attempt, effect)
         elif effect.role == "analyst":
@@ -291,6 +293,7 @@ class Driver:
 
     def _finish(self, attempt, trajectory):
         question, rollout = attempt.question, attempt.rollout
+        self._mark(attempt, None)
         del self._running[attempt]
         if trajectory.status == Status.INFRA_ERROR:
             logging.warning(
@@ -320,8 +323,14 @@ class Driver:
     def _requeue(self, attempt):
         """Requeues a trajectory whose server was down before it was asked."""
         attempt.solver.close()
+        self._mark(attempt, None)
         del self._running[attempt]
         self._queue.appendleft((attempt.question, attempt.rollout, attempt.number))
+
+    def _mark(self, attempt, name):
+        """Says in the trace, if one is made, what an attempt waits for from now on."""
+        if self.timer.trace:
+            self.timer.trace.mark(attempt.lane, name)
 
     # ---- requests and calls ----------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import dataclasses
 import math
 
 import numpy as np
+from scipy import special
 
 Z = 1.96  # half width of a 95 % interval in errors
 
@@ -133,6 +134,18 @@ def mean_of(estimates):
         high=value + root(estimate.high - estimate.value for estimate in estimates),
         questions=sum(estimate.questions for estimate in estimates),
     )
+
+
+def of_runs(values):
+    """Returns (mean, half of its 95 % interval by Student's t) of numbers of independent runs.
+
+    A single one has no interval: None.
+    """
+    mean, count = float(np.mean(values)), len(values)
+    if count == 1:
+        return mean, None
+    error = float(np.std(values, ddof=1)) / math.sqrt(count)
+    return mean, float(special.stdtrit(count - 1, 0.975)) * error
 
 
 def agreement(first, second):

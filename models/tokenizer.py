@@ -115,6 +115,7 @@ class Tokenizer:
         added = self._fast.get_added_tokens_decoder()
         ends, self.turn_end = self._turn_end(behaviour.end or "", added)
         stops = [self._id(stop) for stop in stops]
+        self._reply_end = (*ends, *self.eos_ids, *stops)[:1]
         self.eos_ids = tuple(dict.fromkeys([*self.eos_ids, *ends, *stops]))
         self._marks = {token.content: i for i, token in added.items() if token.special}
         # Longest first, so that no mark is taken for another that it begins with.
@@ -235,6 +236,14 @@ class Tokenizer:
             if most is not None and len(ids) > most:
                 return ids
         return ids + self._encode_plain(show(rendered[end:]), most)
+
+    def reply(self, text):
+        """Returns the ids of a whole reply, list[int], as a model draws them after `chat`.
+
+        The last is the token that the chat template writes after a reply, else the first of
+        eos_ids; there is none if these are empty. As in `chat`, marks in the text are text.
+        """
+        return [*self._encode_plain(text), *self._reply_end]
 
     def _holds_mark(self, text):
         if self._normalizes_marks and not self._mark.search(text):

@@ -37,8 +37,11 @@ FIND = "asks whether a package that is named here is installed"
 CHILD = "starts this interpreter on a module of this repository, no shell"
 PEER = "measures a peer in an environment of its own; never part of a run"
 ALLOWED = {
-    ("experiments/compare.py", "subprocess"): "starts experiments.train, as this user asks",
-    ("experiments/evaluating/identity.py", "importlib"): FIND,
+    ("experiments/__main__.py", "runpy"): "runs a command of this package, of a list of its files",
+    ("experiments/__main__.py", "run_module"): "the same",
+    ("experiments/sweeping/jobs.py", "subprocess"): "starts experiments.train, as this user asks",
+    ("experiments/running/trackers.py", "subprocess"): "starts experiments.tracking, no other",
+    ("experiments/running/versions.py", "importlib"): FIND,
     ("experiments/planning/programs.py", "importlib"): FIND,
     ("experiments/running/command.py", "importlib"): FIND,
     ("flow_grpo_jax/symbolic.py", "importlib"): FIND,

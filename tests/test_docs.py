@@ -10,29 +10,21 @@ import runpy
 
 import pytest
 
+import flow_grpo_jax
 from agents import parsing, prompts
+from experiments import reference
+from experiments.documenting import fields, messages, metrics
 from flow_grpo_jax import data
 from flow_grpo_jax.benchmarks import places
 from flow_grpo_jax.datasets import formats
 from tools import protocol, toolbox
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PAGES = ("README.md",) + tuple(
-    f"docs/{name}.md"
-    for name in (
-        "algorithm",
-        "backends",
-        "benchmarks",
-        "commands",
-        "data",
-        "design",
-        "evaluate",
-        "security",
-        "serving",
-        "tools",
-        "worlds",
-    )
+PAGES = ("AGENTS.md", "CHANGELOG.md", "README.md") + tuple(
+    f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")) if path.stem != "log"
 )
+ORDER = ("start", "concepts", "training", "evaluate", "scaling", "serving", "extend")
+ORDER += ("troubleshooting", "reference")
 
 NAMED = re.compile(r"`([\w./]+\.py):([\w.]+)`")
 PATH = re.compile(
@@ -42,6 +34,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 COMMAND_ROW = re.compile(r"^\| `python -m (experiments\.\w+)` \| (.*?) \|", re.MULTILINE)
 FLAG = re.compile(r"--(\w[\w.]*)")
 DEFINED_FLAG = re.compile(r"DEFINE_\w+\(\s*\"(\w+)\"")
+CODE_BLOCK = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -87,7 +80,7 @@ def run_example(text, tmp_path):
     return runpy.run_path(str(path))
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "docs/scaling.md"])
 def test_named_functions_and_tests_exist(page):
     assert not unknown_names(read(page))
 
@@ -115,11 +108,48 @@ def test_named_files_exist(page):
     assert not [path for path in PATH.findall(read(page)) if not (ROOT / path).exists()]
 
 
-@pytest.mark.parametrize("page", PAGES)
+def anchors(text):
+    """What can stand behind the # of a link to a page, as GitHub makes it of headings."""
+    headings = re.findall(r"^#+ (.*)$", CODE_BLOCK.sub("", text), re.MULTILINE)
+    plain = [re.sub(r"\[(.*?)\]\(.*?\)", r"\1", heading).lower() for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
+
+
+def broken_links(page, text):
+    """Relative links of a page that lead to no file, or to no heading of it."""
+    folder, broken = (ROOT / page).parent, []
+    for link in LINK.findall(CODE_BLOCK.sub("", text)):
+        file, _, anchor = link.partition("#")
+        path = folder / file if file else ROOT / page
+        if link.startswith("http"):
+            continue
+        there = path.exists() and path.resolve().is_relative_to(ROOT)
+        if not there or (anchor and anchor not in anchors(path.read_text(encoding="utf-8"))):
+            broken.append(link)
+    return broken
+
+
+@pytest.mark.parametrize("page", (*PAGES, "docs/log.md"))
 def test_relative_links_lead_somewhere(page):
-    links = [link for link in LINK.findall(read(page)) if not link.startswith(("http", "#"))]
-    folder = (ROOT / page).parent
-    assert not [link for link in links if not (folder / link.split("#")[0]).exists()]
+    assert not broken_links(page, read(page))
+
+
+def test_broken_links_are_noticed():
+    text = "[a](data.md) [b](data.md#formats) [c](no.md) [d](data.md#no) [e](#no) [f](../../x)"
+    assert broken_links("docs/data.md", text) == ["no.md", "data.md#no", "#no", "../../x"]
+
+
+def test_the_docs_are_one_path():
+    """docs/README.md names the pages in order, each leads to the next, and none is forgotten."""
+    contents = read("docs/README.md")
+    named = re.findall(r"^\| \d+\. \[.*?\]\((\w+)\.md\)", contents, re.MULTILINE)
+    assert named == list(ORDER)
+    for page, after in zip(ORDER, ORDER[1:], strict=False):
+        assert re.search(rf"^Next: \[.*\]\({after}\.md\)$", read(f"docs/{page}.md"), re.MULTILINE)
+    linked = {f"docs/{link.split('#')[0]}" for link in LINK.findall(contents)}
+    assert {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} - linked == {
+        "docs/README.md"
+    }
 
 
 def test_the_table_of_commands_has_every_command_and_its_flags():
@@ -127,7 +157,7 @@ def test_the_table_of_commands_has_every_command_and_its_flags():
     modules = {
         f"experiments.{path.stem}"
         for path in (ROOT / "experiments").glob("*.py")
-        if "__main__" in path.read_text(encoding="utf-8")
+        if "__main__" in path.read_text(encoding="utf-8") and path.stem != "__main__"
     }
     assert set(rows) == modules
     for module, cells in rows.items():
@@ -136,14 +166,13 @@ def test_the_table_of_commands_has_every_command_and_its_flags():
         assert flags == set(DEFINED_FLAG.findall(source)), module
 
 
-def test_flags_of_example_commands_exist():
-    text = read("README.md") + read("docs/commands.md")
-    commands = re.findall(r"-m (experiments\.\w+)((?:[^\n`]|\\\n)*)", text)
-    assert len(commands) > 5
-    for module, rest in commands:
-        known = DEFINED_FLAG.findall(read(module.replace(".", "/") + ".py"))
-        used = FLAG.findall(rest)
-        assert all(flag.split(".")[0] in known for flag in used), (module, used)
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_of_examples_and_their_flags_exist(page):
+    run = r"(?:-m experiments\.|flow-grpo )([a-z]+)\b((?:[^\n`]|\\\n)*)"
+    for name, rest in re.findall(run, read(page)):
+        known = DEFINED_FLAG.findall(read(f"experiments/{name}.py"))
+        used = FLAG.findall(rest.split("#")[0])
+        assert name == "benchmark" or all(flag.split(".")[0] in known for flag in used), name
 
 
 def test_make_targets_of_the_readme_exist():
@@ -216,9 +245,65 @@ def test_every_benchmark_is_documented():
         assert re.findall(r"`(.*?)`", cells[name][1]) == list(places.SPLITS[name])
 
 
+def test_pages_made_from_the_code_are_current():
+    for name, text in (
+        ("reference", reference.reference()),
+        ("troubleshooting", reference.troubleshooting(read("docs/troubleshooting.md"))),
+    ):
+        assert read(f"docs/{name}.md") == text, "run python -m experiments.reference --out=docs"
+
+
+def test_every_field_of_a_config_says_what_it_means():
+    found = {field.name: field for field in fields.collect()}
+    assert not [name for name, field in found.items() if not field.meaning]
+    lr, kind = found["optim.lr"], found["backends.NAME.kind"]
+    assert (lr.default, lr.meaning) == ("1e-06", "learning rate")
+    assert lr.allowed == "number, 0 or more; 0 trains nothing, as a control"
+    assert (kind.default, kind.allowed) == ("'frozen'", "text")
+    assert len([name for name in found if name.startswith("backends.")]) == 21
+
+
+def test_comments_are_those_of_their_fields():
+    source = """
+def part(kind):
+    c = ConfigDict({"kind": kind})  # or others
+    c.g = 5  # five
+    return c
+
+def base():
+    shared = {"k": 1}  # of both
+    c = ConfigDict()
+    c.part = part("x")
+    for name in MODULES:
+        c.backends[name] = other()
+    c.a = 1  # one
+    # two,
+    # and more
+    c.b = ConfigDict({"x": 1, "y": 2})  # so
+    c.d = ConfigDict({"z": 3} | shared)
+    c.e = (
+        4  # inside
+    )
+    c.f = "# text"
+
+def other():
+    c = ConfigDict()
+    c.u = ""  # of all
+"""
+    assert fields.comments(source) == {
+        "part.kind": "or others",
+        "part.g": "five",
+        "backends.NAME.u": "of all",
+        "a": "one",
+        "b.x": "two, and more so",
+        "b.y": "two, and more so",
+        "d.k": "of both",
+        "e": "inside",
+    }
+
+
 def test_every_metric_is_documented():
     """Metric names are dict keys with a slash, or are made of a prefix."""
-    text = read("docs/design.md")
     names = set()
     for name in ("flow_grpo_jax/metrics.py", "flow_grpo_jax/update.py", "experiments/train.py"):
         names |= set(re.findall(r"\"([a-z]+/[a-z_]+)\":", read(name)))
@@ -227,7 +312,104 @@ def test_every_metric_is_documented():
         for name in re.findall(r"{prefix}/(\w+)\"", read("flow_grpo_jax/metrics.py"))
     }
     assert len(names) > 25
-    assert not [name for name in sorted(names) if f"`{name}`" not in text]
+    assert not [name for name in sorted(names) if not metrics.known(name)]
+
+
+def test_no_metric_is_told_that_is_gone():
+    sources = "".join(
+        path.read_text(encoding="utf-8")
+        for package in ("agents", "experiments", "flow_grpo_jax")
+        for path in (ROOT / package).rglob("*.py")
+        if path.parent.name != "documenting"
+    )
+    told = {name.split("/")[-1] for names, _ in metrics.collect() for name in names}
+    assert not [name for name in sorted(told - {"<source>", "…"}) if name not in sources]
+
+
+@pytest.mark.parametrize(
+    "name, known",
+    [
+        ("eval/turns", True),
+        ("eval/judge/asked", True),
+        ("eval/success/nq", True),
+        ("tool/web_search/share", True),
+        ("eval/nothing", False),
+        ("reward/max", False),
+        ("tool/share", False),
+    ],
+)
+def test_metrics_are_known_by_name(name, known):
+    assert metrics.known(name) == known
+
+
+def test_messages_are_read_from_raises():
+    source = """
+TEXT = "A constant says this."
+def fails(path, error):
+    if path:
+        raise ValueError(f"{path} holds no questions. Give a file.")
+    if error:
+        raise command.ConfigError(TEXT) from error
+    raise made(path)
+def made(path):
+    return RuntimeError(f"Nothing was written to {path}: " + f"{why}.")
+def others():
+    raise ToolError("The model reads this text.")
+    raise ValueError(str(error))
+    raise AssertionError("never to be seen by anyone")
+    return f"no message at all"
+"""
+    assert sorted(messages.messages(source)) == [
+        "A constant says this.",
+        "Nothing was written to …",
+        "… holds no questions.",
+    ]
+    assert "no message at all" in messages.messages(source, ast.Return)
+
+
+def listed(message):
+    """The lines of the troubleshooting page that are the beginning of a message."""
+    blocks = re.findall(r"^```text\n(.*?)^```$", read("docs/troubleshooting.md"), re.M | re.S)
+    patterns = {
+        line: ".*".join(map(re.escape, line.split(messages.GAP)))
+        for block in blocks
+        for line in block.splitlines()
+        if len(re.findall(r"\w\w+", line)) > 1
+    }
+    return [line for line, pattern in patterns.items() if re.match(pattern, message)]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "There is no file or folder /nowhere.jsonl.",
+        "loss.kl_coef=nan must be finite; 0 leaves the term out.",
+        "The configuration has no field 'max_turn'. Did you mean 'max_turns'?",
+        "runs/a holds a run with another config; it differs in optim.lr. Use a new --workdir, or",
+        "models/a holds no model: there is no config.json. A model's folder has",
+        "The checkpoint of step 3 cannot be written to runs/a: No space left on device.",
+        "wikipedia_search needs your e-mail address or web page, by the rules of its API: --config",
+        "runs/a is in use: process 7 on b works in it since 12:00. Wait for its end",
+        "Cannot listen on 127.0.0.1 port 80: Permission denied. Use another --port.",
+        "The processes disagree in the config. Start all of them with the same command",
+        "There is no command trian. Did you mean train?",
+        "This needs llguidance: pip install '.[grammar]'.",
+        "--config and --workdir are missing; see --help.",
+    ],
+)
+def test_what_a_command_says_is_found_on_the_page(message):
+    assert listed(message)
+
+
+def test_what_no_command_says_is_not_found():
+    assert not listed("Nothing of this kind is said anywhere.")
+
+
+def test_the_version_is_the_same_everywhere():
+    version = flow_grpo_jax.__version__
+    assert re.search(r"^## \[(.*?)\]", read("CHANGELOG.md"), re.MULTILINE)[1] == version
+    assert re.search(r"^version: (.*)$", read("CITATION.cff"), re.MULTILINE)[1] == version
+    assert "version=VERSION" in read("setup.py")
 
 
 def test_the_trajectory_schema_is_documented():

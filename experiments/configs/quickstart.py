@@ -37,36 +37,15 @@ def get_config():
     c.eval.every = 10
     c.checkpoint.every = 10
 
-    c.unlock()
-    c.warmstart = dict(
-        worlds="quickstart",  # of experiments/worlds, divided by commas
-        start="",  # folder of a model to go on from, instead of `model` and its tokenizer
-        seed=0,
-        model=dict(
-            vocab_size=2048,
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=32,
-            rope_theta=10_000.0,
-            max_position_embeddings=1024,
-        ),
-        train_questions=600,
-        held_out_questions=120,
-        tokenizer_samples=4_000,
-        steps=5_000,
-        rows=16,
-        row_length=192,
-        copy_samples=60_000,
-        prompt_weight=0.1,
-        real_share=0.3,
-        lr=2e-3,
-        final_lr=0.05,
-        warmup_steps=100,
-        weight_decay=0.01,
-        probes=400,
-        probe_every=100,
-    )
-    return common.lock(c)
+    # The shipped model, from nothing.
+    c.warmstart.worlds = "quickstart"
+    c.warmstart.prompt_weight = 0.1
+    c.warmstart.copy_samples = 60_000
+    c.warmstart.real_share = 0.3
+    c.warmstart.steps = 5_000
+    c.warmstart.lr = 2e-3
+    c.warmstart.final_lr = 0.05
+    c.warmstart.warmup_steps = 100
+    c.warmstart.probes = 400
+    c.warmstart.probe_every = 100
+    return c

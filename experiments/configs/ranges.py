@@ -10,6 +10,8 @@ import math
 
 from models.engine.types import LOWEST_TEMPERATURE
 
+GOOD_START = "the default is a good start"
+
 
 @dataclasses.dataclass(frozen=True)
 class Range:
@@ -44,7 +46,7 @@ def count(instead, least=1):
     return Range(least, instead)
 
 
-def seconds(instead="the default is a good start"):
+def seconds(instead=GOOD_START):
     return Range(0, instead, above=True)
 
 
@@ -69,7 +71,7 @@ RANGES = {
     "tools.*.per_second": off_or_more("0 sets no limit"),
     "tools.*.top_k": count("1 returns the best result alone; leave the tool out of tools.names"),
     "tools.*.max_characters": count("2,000 is a page of text"),
-    "tools.python_coder.*_bytes": count("the default is a good start"),
+    "tools.python_coder.*_bytes": count(GOOD_START),
     "rollout.questions": count("a step needs a question"),
     "rollout.group": count("advantages compare a question's rollouts: use 8, as the paper", 2),
     "rollout.max_turns": count("the paper trains with 3"),
@@ -82,7 +84,7 @@ RANGES = {
     "rollout.empty_steps": off_or_more("0 ends the run at the first"),
     "engine.replicas": off_or_more("0 makes as many as the devices allow"),
     "engine.cache_tokens": off_or_more("0 sizes the cache by the slots"),
-    "engine.*": count("the default is a good start"),
+    "engine.*": count(GOOD_START),
     "backends.*.extra.*": Range(-math.inf, "JSON has no other numbers"),
     "backends.*.temperature": off_or_more("0 decodes greedily"),
     "backends.*.limits.requests_per_second": off_or_more("0 sets no limit"),
@@ -90,8 +92,8 @@ RANGES = {
     "backends.*.limits.backoff_*": off_or_more("0 does not wait"),
     "backends.*.limits.open_seconds": off_or_more("0 asks again at once"),
     "backends.*seconds": seconds(),
-    "backends.*.limits.*": count("the default is a good start"),
-    "reward.*": count("the default is a good start"),
+    "backends.*.limits.*": count(GOOD_START),
+    "reward.*": count(GOOD_START),
     "batch.*": count("experiments.plan tells what fits"),
     "loss.clip_low": Range(0, "0.2 is usual, 3e-4 for gspo", high=1, above=True),
     "loss.clip_high": Range(0, "0.3 is usual, 4e-4 for gspo", above=True),
@@ -114,15 +116,21 @@ RANGES = {
     "eval.temperature": temperature("0 decodes greedily"),
     "checkpoint.every": count("a number above steps saves at the end alone"),
     "checkpoint.keep": count("1 keeps the newest alone"),
+    "tracking.trajectories": Range(0, "0 makes no table", high=1_000),
+    "tracking.seconds": seconds(),
+    "trace.steps": count("steps count from 1"),
+    "profile.steps": count("steps count from 1"),
     "warmstart.seed": Range(0, "use a small number such as 0", high=2**32 - 1),
-    "warmstart.lr": Range(0, "2e-3 suits the shipped model", above=True),
+    "warmstart.lr": Range(0, "1e-5 suits all parameters, 2e-4 adapters", above=True),
     "warmstart.final_lr": Range(0, "it is a share of warmstart.lr, such as 0.05", high=1),
     "warmstart.warmup_steps": off_or_more("0 starts at the full rate"),
     "warmstart.weight_decay": off_or_more("0 turns it off"),
     "warmstart.copy_samples": off_or_more("0 practises no copying"),
     "warmstart.prompt_weight": off_or_more("0 trains on responses alone"),
     "warmstart.real_share": Range(0, "it is a share, such as 0.3", high=1),
-    "warmstart.*": count("the quickstart's value is a good start"),
+    "warmstart.b2": Range(0, "0.98 is usual", high=1, below=True),
+    "warmstart.enough": Range(0, "it is a share such as 0.9; 0 turns it off", high=1),
+    "warmstart.*": count("the default is a good start"),
 }
 
 

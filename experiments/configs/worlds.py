@@ -10,8 +10,13 @@ docs/worlds.md describes the worlds.
 
 from experiments.configs import common, quickstart
 
-# Steps of the warm start: forms that are further from the quickstart's take more.
-STEPS = {"quickstart": 400, "game24": 300, "chains": 800, "tables": 600}
+# Steps of the warm start, and samples of which half are copying: longer copies take more of both.
+STARTS = {
+    "quickstart": (300, 0),
+    "game24": (300, 0),
+    "chains": (500, 4_000),
+    "tables": (400, 5_000),
+}
 # Turns, and tokens of a prompt, of the planner's reply and of another module's.
 SIZES = {
     "quickstart": (3, 224, 32, 32),
@@ -27,6 +32,7 @@ def get_config(arg="all"):
     worlds = tuple(SIZES) if arg == "all" else (arg,)
     start = f"runs/worlds/{arg}/start"
     turns, prompt, planned, written = map(max, zip(*(SIZES[name] for name in worlds), strict=True))
+    steps, copies = map(sum, zip(*(STARTS[name] for name in worlds), strict=True))
 
     c = quickstart.get_config()
     c.steps = 40
@@ -53,10 +59,10 @@ def get_config(arg="all"):
         start=quickstart.get_config().model.path,
         train_questions=300,
         held_out_questions=60,
-        steps=sum(STEPS[name] for name in worlds),
+        steps=steps,
         rows=4,
         row_length=row,
-        copy_samples=0,
+        copy_samples=copies,
         real_share=0.3,
         lr=1e-3,
         warmup_steps=20,

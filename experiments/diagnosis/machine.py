@@ -18,6 +18,7 @@ from experiments.configs import common
 from experiments.diagnosis.rows import ABSENT, BROKEN, INSTALL, NOTE, OK, Row
 from experiments.running import compiled
 from experiments.speed import measure
+from flow_grpo_jax import __version__
 from models import hardware
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -103,12 +104,14 @@ def _version(name):
 
 
 def _commit():
-    """Returns the commit of this checkout."""
+    """Returns the version and, of a checkout, its commit."""
     if not (ROOT / ".git").exists() or not shutil.which("git"):
-        return f"{_version(DISTRIBUTION) or 'unknown version'}, no git checkout"
+        return f"{__version__}, no git checkout"
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=, with changes"]
     told = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    return f"commit {told.stdout.strip()}" if told.returncode == 0 else told.stderr.strip()
+    if told.returncode != 0:
+        return f"{__version__}, {told.stderr.strip()}"
+    return f"{__version__}, commit {told.stdout.strip()}"
 
 
 # ---- devices -----------------------------------------------------------------------------------

@@ -1,7 +1,5 @@
 """Folders of models: what was found, and whether tokenizer, template and weights fit each other."""
 
-import pathlib
-
 import jax
 import jax.numpy as jnp
 
@@ -66,7 +64,7 @@ def _looked_at(what, look):
 
 def _config(location):
     """Returns ((path, decoder.Config), text)."""
-    path = sessions.locate_model(location, root=pathlib.Path.cwd())
+    path = sessions.locate_model(location)
     dims = huggingface.config_from_dict(huggingface.read_config(path))
     size = 2 * _parameters(dims)
     text = f"{path}: {_count(dims)} parameters, {size / hardware.GiB:.3g} GiB in bfloat16"

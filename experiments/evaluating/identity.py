@@ -4,15 +4,11 @@
 the tools. Further benchmarks, modes, budgets and trials may be added to a folder at any time.
 """
 
-import importlib.metadata
 import json
 import pathlib
-import platform
-
-import jax
 
 from experiments.evaluating import exports
-from experiments.running import command, dotted, stored
+from experiments.running import command, dotted, stored, versions
 from flow_grpo_jax import files
 from flow_grpo_jax.bounds import json_text
 
@@ -26,8 +22,6 @@ FREE += tuple(
     for name in ("max_turns", "temperature", "questions", "group", "in_flight", "infra_retries")
 )
 FREE += ("rollout.min_valid_share", "rollout.empty_steps")
-DISTRIBUTION, UNKNOWN = "flow-grpo-jax", "unknown"
-PACKAGES = (DISTRIBUTION, "jax", "jaxlib", "flax", "numpy", "transformers", "tokenizers")
 
 
 def read(folder):
@@ -103,7 +97,7 @@ def write(folder, before, *, config, benchmarks, answering):
         "parameters": answering.parameters,
         "tools": exports.describe(answering.system.tools),
         "sandbox": _sandbox(answering.system.tools),
-        "versions": versions(),
+        "versions": versions.installed(),
     }
     path = pathlib.Path(folder) / NAME
     files.replace_text(path, json.dumps(found, indent=2) + "\n")
@@ -114,18 +108,6 @@ def of_config(config):
     """Returns what is kept of a config, its hash and the seed, JSON-able."""
     kept = _kept(config)
     return {"config_hash": stored.hash_of(kept), "config": kept, "seed": config.seed}
-
-
-def versions():
-    """Returns versions of what results depend on, and the devices."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = UNKNOWN
-    devices = jax.devices()
-    return found | {"devices": f"{len(devices)} x {devices[0].device_kind}"}
 
 
 def _kept(config):

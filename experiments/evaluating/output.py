@@ -24,7 +24,7 @@ from experiments.evaluating import (
     run,
     table,
 )
-from experiments.running import sessions
+from experiments.running import sessions, versions
 from flow_grpo_jax import files
 
 
@@ -105,7 +105,7 @@ def _against(folder, scores):
 
 def _export(folder, benchmarks, arms, trials, ledger, about):
     tools = exports.described(about["tools"])
-    version = about["versions"][identity.DISTRIBUTION]
+    version = about["versions"][versions.DISTRIBUTION]
     as_messages, as_atif = [], []
     for benchmark, question, arm, _, found in run.keys(benchmarks, arms, trials):
         weights = about["weights"].get("trained" if arm.mode == "trained" else "untrained")

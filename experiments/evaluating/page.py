@@ -2,11 +2,13 @@
 
 from experiments.evaluating import analyses, table
 from experiments.evaluating.ledger import Key
-from experiments.reporting import report
+from experiments.reporting import markup
+from experiments.reporting import page as report_page
 from experiments.reporting import trajectories as records
+from experiments.reporting.markup import Markup, element, joined
 from experiments.running import dotted
 
-TEXT_BUDGET = 12_000_000  # bytes of trajectory texts
+TEXT_BUDGET = 12_000_000  # bytes of packed trajectory texts
 
 
 def make(folder, values, benchmarks, arms, trials, ledger):
@@ -21,22 +23,22 @@ def make(folder, values, benchmarks, arms, trials, ledger):
         for turns in arm.budgets
     ]
     listing = records.listing(parts, records.spread(len(parts)), text_budget=TEXT_BUDGET)
-    return report.page(
+    return report_page.make(
         folder.resolve().name,
         kind="evaluation",
-        table_title="Results",
-        table=_table(values),
         facts=_facts(values),
+        sections=[("Results", "", _table(values))],
         notes=_notes(listing),
         charts={"main": analyses.of_budgets([("", values)]), "other": []},
         listing=listing,
-        config=dict(dotted.flat({"weights": values["weights"], "config": values["config"]})),
+        config=[("", dict(dotted.flat({n: values[n] for n in ("weights", "versions", "config")})))],
     )
 
 
 def _part(benchmark, arm, turns, trials, ledger):
     told = {
         "step": turns,
+        "run": 0,
         "heldout": True,
         "name": f"{benchmark.name} · {arm.name}" + (f" · {turns} turns" if turns else ""),
     }
@@ -64,31 +66,31 @@ def _facts(values):
     ]
     if weights.get("step") is not None:
         facts.insert(1, (weights["step"], "step"))
-    pairs = [(report.escape(records.text(str(v), 60)), report.escape(n)) for v, n in facts]
-    return "".join(f"<li><b>{value}</b> {name}</li>" for value, name in pairs)
+    return [(records.text(str(value), 60), name) for value, name in facts]
 
 
 def _table(values):
     titles, rows = table.cells(values)
-    cell = lambda tag, text: f"<{tag}>{report.escape(text)}</{tag}>"
-    lines = ["<tr>" + "".join(cell("th", title) for title in titles) + "</tr>"]
-    lines += ["<tr>" + "".join(cell("td", text) for text in row) + "</tr>" for row in rows]
     notes = [
-        f'<p class="note"><b>{report.escape(title)}.</b> '
-        + "<br>".join(report.escape(line) for line in part)
-        + "</p>"
+        element(
+            "p",
+            element("b", f"{title}."),
+            " ",
+            *(joined(line, Markup("<br>")) for line in part),
+            class_="note",
+        )
         for title, part in table.sections(values)
     ]
-    return f'<div class="scroll config"><table>{"".join(lines)}</table></div>' + "".join(notes)
+    whole = element("div", markup.table(rows, heads=titles), class_="scroll config")
+    return element("div", whole, *notes, element("div", id="hero"), class_="card")
 
 
 def _notes(listing):
     asked = sum(step["questions"] for step in listing.steps)
     kept = sum(step["texts"] for step in listing.steps)
     if kept == asked:
-        return ""
-    note = (
+        return []
+    return [
         f"To stay small, this page holds the full texts of {kept:,} of {asked:,} questions. All "
         "trajectories are in ledger.jsonl."
-    )
-    return f'<p class="note">{report.escape(note)}</p>'
+    ]

@@ -1,120 +1,18 @@
-"""One self-contained HTML page for a run folder: before and after, curves, every trajectory.
+"""The report of run folders: did it learn, what did it learn, can it be trusted; all trajectories.
 
-The page loads nothing: it contains its styles and scripts, its content security policy admits only
-those (by hash), and texts of models and tools reach the document as text nodes.
+Several runs stand beside each other.
 """
 
-import base64
-import hashlib
-import html
+import dataclasses
 import pathlib
 
+from experiments.reporting import curves, markup, page, summary
 from experiments.reporting import trajectories as records
+from experiments.reporting.markup import element, joined
 from experiments.running import dotted
 from flow_grpo_jax import files
 from flow_grpo_jax.bounds import json_text
 from flow_grpo_jax.statistics import wilson_interval
-
-ASSETS = pathlib.Path(__file__).parent / "assets"
-MAX_POINTS = 1500
-
-# (title, unit, what it tells, {metric: label}); a name that ends in * stands for every tool.
-CHARTS = [
-    (
-        "Held-out success",
-        "share",
-        "Questions never trained on; 95 % interval.",
-        {"eval/success": "success"},
-    ),
-    (
-        "Held-out success by source",
-        "share",
-        "The same questions, each source by itself.",
-        {"eval/success/*": ""},
-    ),
-    ("Reward", "share", "Mean outcome of the sampled trajectories.", {"reward/mean": "mean"}),
-    (
-        "Tool errors",
-        "share",
-        "Share of turns whose command gave no result.",
-        {"rollout/tool_error_rate": "training", "eval/tool_error_rate": "held-out"},
-    ),
-    (
-        "Unreadable outputs",
-        "share",
-        "Share of turns with a module text that its strict parser refused.",
-        {"rollout/parse_failure_rate": "training", "eval/parse_failure_rate": "held-out"},
-    ),
-    (
-        "Turns",
-        "number",
-        "Planner turns of a trajectory.",
-        {"rollout/turns": "training", "eval/turns": "held-out"},
-    ),
-    (
-        "Response length",
-        "number",
-        "Tokens that the planner wrote in a turn.",
-        {"rollout/response_tokens": "training", "eval/response_tokens": "held-out"},
-    ),
-    ("Tools chosen", "share", "Share of the turns that went to each tool.", {"tool/*/share": ""}),
-    (
-        "Groups without signal",
-        "share",
-        "Questions, or points of branches, where all scored the same: no gradient.",
-        {"group/zero_variance": "zero variance"},
-    ),
-    ("Entropy", "number", "Nats per planner token.", {"policy/entropy": "entropy"}),
-    (
-        "KL to the reference",
-        "number",
-        "k3 estimate against the initial policy.",
-        {"loss/kl": "KL"},
-    ),
-    (
-        "Log-prob gap",
-        "log",
-        "Sampler against trainer, nats, before the update; should stay near rounding.",
-        {"policy/logprob_gap_max": "max", "policy/logprob_gap_mean": "mean"},
-    ),
-    (
-        "KL of sampler and trainer",
-        "log",
-        "k3 estimate of KL(sampler ‖ trainer), nats per token, before the update.",
-        {"policy/logprob_gap_k3": "k3"},
-    ),
-    (
-        "Clipped tokens",
-        "share",
-        "Share of tokens at the clip range.",
-        {"policy/clip_fraction": "clipped"},
-    ),
-    ("Gradient norm", "number", "Before clipping.", {"optim/grad_norm": "norm"}),
-    (
-        "Truncated rollouts",
-        "share",
-        "A planner response or prompt met its limit.",
-        {"rollout/truncated": "training", "eval/truncated": "held-out"},
-    ),
-    (
-        "Broken rollouts",
-        "number",
-        "Infrastructure failures are excluded from training and counted.",
-        {"rollout/infra_errors": "failures", "rollout/timeouts": "timeouts"},
-    ),
-    (
-        "Generation speed",
-        "number",
-        "Generated tokens per second of rollout.",
-        {"throughput/generated_tokens_per_s": "tokens/s"},
-    ),
-    (
-        "Time of a step",
-        "number",
-        "Seconds.",
-        {"time/step": "step", "time/rollout": "rollout", "time/update": "update"},
-    ),
-]
 
 # Facts of the config at the head of the page, where the run has them.
 FACTS = (
@@ -133,40 +31,101 @@ FACTS = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run folder that was read.
+
+    metrics: one {name: value} a step, in order.    config: {dotted name: value}.
+    ends: `summary.Ends` or None.    damaged: lines that were no JSON object.
+    """
+
+    name: str
+    metrics: list
+    config: dict
+    ends: summary.Ends | None
+    damaged: int
+
+
 def write_report(workdir, out=None, *, text_budget=12_000_000):
-    """Writes the page of the run in `workdir`; returns its path.
+    """Writes the page of the runs; returns its path.
 
     workdir: folder with config.json, metrics.jsonl and trajectories/, of which any may be missing
-      or end in a truncated line.
-    out: the file to write; by default report.html in `workdir`.
-    text_budget: bytes of trajectory texts on the page.
-    Raises ValueError if `workdir` holds neither metrics nor trajectories.
+      or end in a truncated line; or a list of such folders.
+    out: the file to write; by default report.html in the first of them.
+    text_budget: bytes of packed trajectory texts on the page.
+    Raises ValueError if one holds neither metrics nor trajectories.
     """
-    workdir = pathlib.Path(workdir)
-    out = pathlib.Path(out) if out else workdir / "report.html"
-    metrics, damaged = read_metrics(workdir / "metrics.jsonl")
-    listing = records.collect(workdir / "trajectories", text_budget=text_budget)
-    metrics = with_lengths(metrics, listing.steps)
-    if not metrics and not listing.steps:
-        raise ValueError(
-            f"{workdir} holds no run: found neither steps in metrics.jsonl nor files in "
-            "trajectories/. Pass the folder given to experiments.train as --workdir."
-        )
-    config = read_config(workdir / "config.json")
-    shown = page(
-        workdir.resolve().name,
-        kind="run report",
-        table_title="Held-out questions",
-        table=_table(*comparison(metrics)),
-        facts=_facts(config, totals(metrics)),
-        notes=_notes(listing, damaged + listing.damaged),
-        charts=charts(metrics),
-        listing=listing,
-        config=config,
-    )
+    workdirs = workdir if isinstance(workdir, list | tuple) else [workdir]
+    out = pathlib.Path(out) if out else pathlib.Path(workdirs[0]) / "report.html"
+    shown = html(workdirs, text_budget=text_budget)
     out.parent.mkdir(parents=True, exist_ok=True)
     files.replace_text(out, shown)
     return out
+
+
+def html(workdirs, *, text_budget, live=None):
+    """Returns the page of run folders; `live` is of `page.make`."""
+    runs, listing = read(workdirs, text_budget=text_budget)
+    names = [run.name for run in runs] if len(runs) > 1 else []
+    return page.make(
+        " · ".join(run.name for run in runs),
+        kind="runs beside each other" if names else "run report",
+        facts=_facts(runs),
+        sections=[
+            ("Did it learn?", "", _learned(runs)),
+            *_habits(runs),
+            ("Can I trust it?", "", _trust(runs)),
+        ],
+        notes=_notes(listing, sum(run.damaged for run in runs)),
+        charts=curves.of_runs([(run.name, run.metrics) for run in runs]),
+        listing=listing,
+        config=[(run.name if names else "", run.config) for run in runs],
+        runs=names,
+        live=live,
+    )
+
+
+# ---- reading -----------------------------------------------------------------------------------
+
+
+def read(workdirs, *, text_budget):
+    """Returns ([`Run`], `trajectories.Listing` of them all); see `write_report`."""
+    folders = [pathlib.Path(folder) for folder in workdirs]
+    found = [read_metrics(folder / "metrics.jsonl") for folder in folders]
+    parts, orders = [], []
+    for index, folder in enumerate(folders):
+        own, order = records.parts_of(folder / "trajectories", run=index)
+        if not own and not found[index][0]:
+            raise ValueError(
+                f"{folder} holds no run: found neither steps in metrics.jsonl nor files in "
+                "trajectories/. Pass the folder given to experiments.train as --workdir."
+            )
+        orders.append([len(parts) + place for place in order])
+        parts += own
+    listing = records.listing(parts, records.interleaved(orders), text_budget=text_budget)
+    runs = [
+        Run(
+            name=name,
+            metrics=with_lengths(metrics, [s for s in listing.steps if s["run"] == index]),
+            config=read_config(folder / "config.json"),
+            ends=summary.ends_of(folder / "trajectories"),
+            damaged=damaged,
+        )
+        for index, (folder, name, (metrics, damaged)) in enumerate(
+            zip(folders, _names(folders), found, strict=True)
+        )
+    ]
+    return runs, listing
+
+
+def _names(folders):
+    """Returns names that tell folders apart: the last part of a path, or as many as it takes."""
+    paths = [folder.resolve() for folder in folders]
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    raise ValueError(f"{folders[0]} was given twice; give two different runs.")
 
 
 def read_metrics(path):
@@ -204,51 +163,96 @@ def read_config(path):
     return dict(dotted.flat(value))
 
 
-def charts(metrics):
-    """Returns JSON-ready charts: the named ones, then one for each other metric.
-
-    A chart may have "axis", what its x are called; they are steps by default.
-    """
-    names = list(dict.fromkeys(name for step in metrics for name in step if name != "step"))
-    used, shown = {"eval/correct", "eval/total"}, []
-    for title, unit, note, wanted in CHARTS:
-        series = []
-        for pattern, label in wanted.items():
-            head, star, tail = pattern.partition("*")
-            for name in names:
-                if name == pattern or star and name.startswith(head) and name.endswith(tail):
-                    used.add(name)
-                    inner = name[len(head) : len(name) - len(tail)] if star else ""
-                    series.append(_series(metrics, name, label or inner))
-        if series:
-            shown.append({"title": title, "unit": unit, "note": note, "series": series})
-    other = [
-        {
-            "title": name,
-            "unit": "share" if _is_share(name) else "number",
-            "note": "",
-            "series": [_series(metrics, name, "held-out" if name.startswith("eval/") else "value")],
-        }
-        for name in sorted(set(names) - used)
-    ]
-    return {"main": shown, "other": other}
+# ---- did it learn ------------------------------------------------------------------------------
 
 
-def _series(metrics, name, label):
-    rows = [step for step in metrics if name in step]
-    stride = -(-len(rows) // MAX_POINTS)
-    rows = [row for i, row in enumerate(rows) if i % stride == 0 or i == len(rows) - 1]
-    series = {"label": label, "x": [row["step"] for row in rows], "y": [row[name] for row in rows]}
-    if name == "eval/success" and all(row.get("eval/total", 0) > 0 for row in rows):
-        bounds = [
-            wilson_interval(
-                row.get("eval/correct", row[name] * row["eval/total"]), row["eval/total"]
+def _learned(runs):
+    cards = [_learned_card(index, run, len(runs) > 1) for index, run in enumerate(runs)]
+    compared = against(runs)
+    cards.append(element("div", id="hero"))
+    return joined(
+        element("p", compared, class_="lead") if compared else None,
+        element("div", *cards, class_="outcome"),
+    )
+
+
+def _learned_card(index, run, several):
+    state, sentence, _ = summary.learned(run.metrics, run.ends)
+    titles, rows = comparison(run.metrics)
+    answer, colon, rest = sentence.partition(": ")
+    return element(
+        "div",
+        element("h3", run.name) if several else None,
+        element(
+            "p",
+            element("b", f"{answer}{'.' if colon else ''}", class_=f"verdict {state}"),
+            f" {rest[:1].upper()}{rest[1:]}",
+        ),
+        _figures(titles, rows),
+        _examples(index, run.ends),
+        _measures(titles, rows),
+        class_="card",
+    )
+
+
+def _figures(titles, rows):
+    if not rows or rows[0][0] != "solved":
+        return element("p", "This run was not evaluated on held-out questions.", class_="quiet")
+    shown = []
+    for title, cell in zip(titles, rows[0][1:], strict=False):
+        value, _, small = cell.partition("\n")
+        shown.append(
+            element("div", element("small", title), element("b", value), element("small", small))
+        )
+    return element("div", *shown, class_="figures")
+
+
+def _examples(index, ends):
+    """Returns questions that are newly solved or lost, as buttons that open them."""
+    if not ends or not ends.held_out:
+        return None
+    lines = []
+    step, _ = ends.places[1]
+    for title, names in zip(("Newly solved", "Lost"), summary.changed(ends), strict=True):
+        buttons = [
+            element(
+                "button",
+                records.text(next(iter(ends.after[name].values()))["question"], 90) or name,
+                class_="link",
+                data_step=f"{index}.h{step}",
+                data_question=name,
             )
-            for row in rows
+            for name in names[: summary.EXAMPLES]
         ]
-        series["low"] = [records.number(low) for low, _ in bounds]
-        series["high"] = [records.number(high) for _, high in bounds]
-    return series | {"points": name.startswith("eval/")}
+        more = len(names) - len(buttons)
+        if buttons:
+            tail = element("span", f"and {more:,} more", class_="quiet") if more else None
+            lines += [element("dt", title), element("dd", *buttons, tail)]
+    return element("dl", *lines, class_="examples") if lines else None
+
+
+def _measures(titles, rows):
+    if not rows:
+        return None
+    heads = ["", *titles, "Change" if len(titles) > 1 else ""]
+    whole = element("div", markup.table(rows, heads=heads), class_="scroll")
+    return element("details", element("summary", "All held-out measures"), whole)
+
+
+def against(runs):
+    """Returns a sentence that compares the last evaluations of two runs; "" if it cannot."""
+    if len(runs) != 2 or not all(run.ends and run.ends.held_out for run in runs):
+        return ""
+    first, second = (run.ends.after for run in runs)
+    shared = [name for name in first if name in second]
+    if not shared:
+        return "The two runs have no held-out question in common."
+    change = summary.difference(*({n: each[n] for n in shared} for each in (first, second)))
+    return (
+        f"{runs[1].name} less {runs[0].name}, at their last evaluations on the same "
+        f"{change.questions:,} questions: {summary.points(change.mean)} points "
+        f"(95 %: {summary.points(change.low)} to {summary.points(change.high)})."
+    )
 
 
 def comparison(metrics):
@@ -284,16 +288,11 @@ def _label(name):
     return renamed.get(words, words.replace("success/", "solved, "))
 
 
-def _is_share(name):
-    shares = ("success", "rate", "share", "truncated", "fraction", "verified", "shortened_prompts")
-    return name.startswith("eval/success") or name.endswith(shares)
-
-
 def _cell(step, name):
     value = step.get(name)
     if value is None:
         return "–"
-    shown = f"{100 * value:.1f} %" if _is_share(name) else f"{value:.4g}"
+    shown = f"{100 * value:.1f} %" if curves.is_share(name) else f"{value:.4g}"
     total = step.get("eval/total", 0)
     if name != "eval/success" or total <= 0:
         return shown
@@ -307,7 +306,7 @@ def _change(ends, name):
     if len(values) < 2 or None in values:
         return ""
     difference = values[1] - values[0]
-    if _is_share(name):
+    if curves.is_share(name):
         return f"{100 * difference:+.1f} points"
     return f"{difference:+.3g}"
 
@@ -339,78 +338,83 @@ def _short(value):
     return f"{value:.0f}"
 
 
-def page(name, *, kind, table_title, table, facts, notes, charts, listing, config):
-    """Returns the page.
+# ---- what did it learn, can it be trusted ------------------------------------------------------
 
-    name: its heading.    kind: what it is, in two words.
-    table, facts, notes: HTML, everything of others in it through `escape`.
-    charts: as `charts` returns them.    listing: `trajectories.Listing`.
-    config: {dotted name: value}.
-    """
-    style = (ASSETS / "report.css").read_text(encoding="utf-8")
-    script = "\n".join(
-        (ASSETS / part).read_text(encoding="utf-8")
-        for part in ("elements.js", "charts.js", "trajectories.js")
+
+def _habits(runs):
+    """Returns the section, if there is anything to compare."""
+    told = []
+    for run in runs:
+        if run.ends and run.ends.before:
+            same = f"the same {len(run.ends.before):,} held-out questions, before and after"
+            small = same if run.ends.held_out else "sampled, on other questions each time"
+            heads = [t.removesuffix(" training").removeprefix("After ") for t in run.ends.titles]
+            heads = [head.capitalize() for head in heads]
+            cards = [page.bars(*one[:2], heads, one[2]) for one in summary.habits(run.ends)]
+            told.append((run.name, small, element("div", *cards, class_="grid wide")))
+    if not told:
+        return []
+    if len(runs) == 1:
+        (_, small, content) = told[0]
+        return [("What did it learn?", small, content)]
+    content = [
+        joined(element("h3", name, " ", element("small", small)), cards)
+        for name, small, cards in told
+    ]
+    return [("What did it learn?", "", joined(*content))]
+
+
+def _trust(runs):
+    return element("div", *(_trust_cards(run, len(runs) > 1) for run in runs), class_="trust")
+
+
+def _trust_cards(run, several):
+    found = summary.checks(run.metrics, damaged=run.damaged)
+    lines = [
+        element(
+            "li",
+            element("b", check.title),
+            element("span", check.value),
+            element("small", check.why),
+            class_=check.state,
+        )
+        for check in found
+    ]
+    where = [(name, records.text(value, 200)) for name, value in summary.ran_where(run.config)]
+    pairs = [joined(element("dt", name), element("dd", value)) for name, value in where]
+    return joined(
+        element("h3", run.name, class_="whole") if several else None,
+        element("div", element("ul", *lines, class_="checks"), class_="card"),
+        element("div", element("h3", "What ran where"), element("dl", *pairs), class_="card where")
+        if pairs
+        else None,
     )
-    blocks = {"charts": records.dump(charts), "steps": records.dump(listing.steps)}
-    blocks |= {f"texts-{index}": text for index, text in listing.texts.items()}
-    parts = {
-        "POLICY": (
-            f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
-            "base-uri 'none'; form-action 'none'"
-        ),
-        "NAME": escape(name),
-        "KIND": escape(kind),
-        "FACTS": facts,
-        "TABLE_TITLE": escape(table_title),
-        "TABLE": table,
-        "NOTES": notes,
-        "CONFIG": _config(config),
-        "STYLE": style,
-        "DATA": "\n".join(
-            f'<script type="application/json" id="data-{key}">{text}</script>'
-            for key, text in blocks.items()
-        ),
-        "SCRIPT": script,
-    }
-    template = (ASSETS / "report.html").read_text(encoding="utf-8")
-    pieces = template.split("@@")  # text, name, text, name, ..., text
-    pieces[1::2] = [parts[key] for key in pieces[1::2]]
-    return "".join(pieces)
 
 
-def escape(value):
-    """Returns a text as HTML in which nothing hides."""
-    return html.escape(records.visible(value))
+def _facts(runs):
+    shown = []
+    for run in runs if len(runs) == 1 else ():
+        shown = [(records.text(value, 60), label) for value, label in totals(run.metrics)]
+        known = [label for _, label in shown]
+        for label, key in FACTS:
+            value = run.config.get(key, run.config.get(f"config.{key}"))
+            if value not in (None, "") and label not in known:
+                shown.append((records.text(value, 60), label))
+    if len(runs) > 1:
+        shown = [(text, "differs") for text in _differences(runs)]
+    return shown
 
 
-def _hash(content):
-    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-
-
-def _facts(config, facts):
-    shown = [(records.text(value, 60), label) for value, label in facts]
-    known = [label for _, label in shown]
-    for label, key in FACTS:
-        value = config.get(key, config.get(f"config.{key}"))
-        if value not in (None, "") and label not in known:
-            shown.append((records.text(value, 60), label))
-    return "".join(f"<li><b>{escape(value)}</b> {escape(label)}</li>" for value, label in shown)
-
-
-def _table(titles, rows):
-    if not rows:
-        return '<p class="quiet">This run was not evaluated on held-out questions.</p>'
-    heads = ["", *titles, "Change" if len(titles) > 1 else ""]
-    lines = ["<table><tr>", *(f"<th>{escape(head)}</th>" for head in heads), "</tr>"]
-    for row in rows:
-        cells = [cell.split("\n", 1) for cell in map(escape, row)]
-        lines += ["<tr>", *(_cell_html(*cell) for cell in cells), "</tr>"]
-    return "".join([*lines, "</table>"])
-
-
-def _cell_html(value, small=""):
-    return f"<td>{value}{f'<small>{small}</small>' if small else ''}</td>"
+def _differences(runs):
+    """Returns fields of the configs that differ, in words."""
+    first, second = runs[0].config, runs[1].config
+    names = [n for n in dict.fromkeys([*first, *second]) if n.startswith("config.")]
+    return [
+        f"{n.removeprefix('config.')}: "
+        + " / ".join(records.text(run.config.get(n), 40) or "–" for run in runs)
+        for n in names
+        if len({records.text(run.config.get(n)) for run in runs}) > 1
+    ][:12]
 
 
 def _notes(listing, damaged):
@@ -425,17 +429,10 @@ def _notes(listing, damaged):
             "last. The rewards of the other steps are listed; their texts are in the run's "
             "trajectories/ folder."
         )
+    damaged += listing.damaged
     if damaged:
         notes.append(
             f"{damaged:,} damaged or unfinished lines of the run's files were left out, as after "
             "a killed process."
         )
-    return "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
-
-
-def _config(config):
-    rows = "".join(
-        f"<tr><td>{escape(key)}</td><td>{escape(records.text(value, 400))}</td></tr>"
-        for key, value in config.items()
-    )
-    return f"<table>{rows}</table>" if rows else '<p class="quiet">No config.json.</p>'
+    return notes

@@ -1,32 +1,35 @@
 """Selects the trajectories that a report shows, within a size budget.
 
-Every step is listed with the rewards of its groups. The texts, which are the bulk, are kept for the
-first and the last steps and for steps spread evenly between them, until the budget is spent.
+Every step is listed with the rewards of its groups. The texts, which are the bulk, are packed, and
+kept for the first and the last steps and for steps spread evenly between them, until the budget is
+spent.
 """
 
+import base64
 import dataclasses
 import functools
+import gzip
 import json
 import math
 import pathlib
 import re
 
 from agents.trajectory import Status
+from experiments.reporting import mistakes
 from flow_grpo_jax.bounds import files, json_text
 
 FIELD_CHARACTERS = 6000
 QUESTION_CHARACTERS = 300
+NAME_CHARACTERS = 80  # of tools and the like, which are short unless somebody means harm
+RATIO = 16  # texts that pack better than this count as if they did not; browsers unpack them
 
 _NAME = re.compile(r"(step|heldout)_(\d+)\.jsonl$")
-_HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff]"
-)
 
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
     """steps: JSON-ready summaries, in order of step.
-    texts: {index into steps: JSON text of that step's trajectories}.
+    texts: {index into steps: that step's trajectories, packed}.
     damaged: lines that were no JSON object.
     """
 
@@ -57,6 +60,16 @@ def dump(value):
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
+def pack(text):
+    """Returns a text of `dump` as base64 of gzip, a tenth of its size; equal texts pack alike."""
+    return base64.b64encode(gzip.compress(text.encode("ascii"), 6, mtime=0)).decode("ascii")
+
+
+def unpack(packed):
+    """Returns the value that was dumped and packed."""
+    return json.loads(gzip.decompress(base64.b64decode(packed)))
+
+
 def number(value):
     """Returns a finite number rounded to six digits, or None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -68,11 +81,6 @@ def number(value):
     if not math.isfinite(value):
         return None
     return int(value) if value.is_integer() else value
-
-
-def visible(value):
-    """Writes out control and direction-changing characters, so that nothing hides."""
-    return _HIDDEN.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", value)
 
 
 def text(value, limit=FIELD_CHARACTERS):
@@ -117,8 +125,10 @@ def files_of(folder):
     return sorted(found)
 
 
-def collect(folder, *, text_budget, listed_rollouts=200_000):
-    """Returns the `Listing` of a run's `trajectories/` folder, which may be missing; as `listing`.
+def parts_of(folder, **told):
+    """Returns (parts of a run's `trajectories/` folder for `listing`, their order).
+
+    folder: may be missing.    told: what the page is told of all parts.
 
     The texts of training and of evaluations are chosen in turns.
     """
@@ -126,11 +136,22 @@ def collect(folder, *, text_budget, listed_rollouts=200_000):
     held = [i for i, (_, is_held, _) in enumerate(files) if is_held]
     trained = [i for i, (_, is_held, _) in enumerate(files) if not is_held]
     by_kind = [[kind[i] for i in spread(len(kind))] for kind in (held, trained)]
-    order = [kind[i] for i in range(len(files)) for kind in by_kind if i < len(kind)]
     parts = [
-        ({"step": step, "heldout": is_held}, functools.partial(read_lines, path))
+        (told | {"step": step, "heldout": is_held}, functools.partial(read_lines, path))
         for step, is_held, path in files
     ]
+    return parts, interleaved(by_kind)
+
+
+def interleaved(lists):
+    """Returns the first of each list, then the second of each, ..."""
+    longest = max(map(len, lists), default=0)
+    return [one[i] for i in range(longest) for one in lists if i < len(one)]
+
+
+def collect(folder, *, text_budget, listed_rollouts=200_000):
+    """Returns the `Listing` of a run's `trajectories/` folder, which may be missing."""
+    parts, order = parts_of(folder)
     return listing(parts, order, text_budget=text_budget, listed_rollouts=listed_rollouts)
 
 
@@ -140,7 +161,7 @@ def listing(parts, order, *, text_budget, listed_rollouts=200_000):
     parts: [(what the page is told of a part, function that yields its trajectories as JSON objects
       and None for a damaged line)]. "step" places a part on the axis of the charts.
     order: of the parts, by importance of their texts.
-    text_budget: bytes of trajectory texts to keep, at most a quarter of them for one part, so that
+    text_budget: bytes of packed texts to keep, at most a quarter of them for one part, so that
       both ends of training and of the evaluations are there. A part that does not fit whole keeps
       its first questions, at least one while anything is left.
     listed_rollouts: rollouts whose reward is listed; the means of all other parts remain.
@@ -148,20 +169,23 @@ def listing(parts, order, *, text_budget, listed_rollouts=200_000):
     steps, texts, damaged, left = {}, {}, 0, text_budget
     for index in order:
         told, read = parts[index]
-        groups, bad = _groups(read())
+        groups, bad = groups_of(read())
         damaged += bad
         count = sum(len(rollouts) for rollouts in groups.values())
         listed_rollouts -= count
         steps[index] = told | _summary(groups, listed=listed_rollouts >= 0)
         if left > 0 and listed_rollouts >= 0 and groups:
-            texts[index], kept = _texts(groups, min(left, text_budget // 4))
-            left -= len(texts[index])
+            texts[index], kept, cost = _texts(groups, min(left, text_budget // 4))
+            left -= cost
             steps[index]["texts"] = kept
     return Listing([steps[i] for i in range(len(parts))], texts, damaged)
 
 
-def _groups(lines):
-    """Returns ({question id: {rollout: trajectory}}, damaged lines); a repeated line wins."""
+def groups_of(lines):
+    """Returns ({question id: {rollout: trajectory}}, damaged lines); a repeated line wins.
+
+    A trajectory is a dict of texts and numbers, whatever the line held.
+    """
     groups, damaged = {}, 0
     for record in lines:
         if record is None:
@@ -181,7 +205,7 @@ def _is_index(value):
 def _trajectory(record):
     turns = record.get("turns")
     turns = [_turn(turn) for turn in turns if isinstance(turn, dict)] if _is_list(turns) else []
-    named = ("analysis", "answer", "reward_source", "status", "stop", "error", "question")
+    named = ("analysis", "answer", "reward_source", "status", "stop", "error", "question", "source")
     trajectory = {name: text(record.get(name)) for name in named}
     trajectory["gold"] = gold(record.get("gold"))
     for name in ("reward", "advantage", "seconds"):
@@ -189,20 +213,37 @@ def _trajectory(record):
     branch = record.get("branch")
     if isinstance(branch, dict):
         trajectory["branch"] = {name: number(branch.get(name)) for name in ("parent", "turn")}
-    return trajectory | {"turns": turns}
+    trajectory["turns"] = turns
+    return trajectory | {"mistakes": mistakes.of_trajectory(trajectory)}
 
 
 def _turn(turn):
     named = ("planner_text", "context", "sub_goal", "tool", "command", "result", "verdict")
     row = {name: text(turn.get(name)) for name in named}
-    for name in ("logprob_sum", "seconds"):
+    for name in ("logprob_sum", "seconds", "parse_failures"):
         row[name] = number(turn.get(name))
     if "advantage" in turn:
         row["advantage"] = number(turn["advantage"])
     for name in ("prompt_tokens", "response_tokens"):
         tokens = turn.get(name)
         row[name] = len(tokens) if _is_list(tokens) else number(tokens)
-    return row | {"tool_error": turn.get("tool_error") is True}
+    row["tool_error"] = turn.get("tool_error") is True
+    return row | {"mistake": mistakes.of_turn(row)} | _tokens(turn, row["planner_text"])
+
+
+def _tokens(turn, shown):
+    """Returns {"tokens": [[characters, log-prob], ...]} of a planner's text; {} if unknown."""
+    counts, logprobs = turn.get("token_characters"), turn.get("token_logprobs")
+    if not _is_list(counts) or not _is_list(logprobs) or len(counts) != len(logprobs):
+        return {}
+    both = zip(counts, logprobs, strict=True)
+    pairs = [[number(count), number(logprob)] for count, logprob in both]
+    if any(not isinstance(c, int) or c < 0 or p is None for c, p in pairs):
+        return {}
+    whole = turn.get("planner_text")
+    if shown != whole or sum(count for count, _ in pairs) != len(shown):
+        return {}  # cut
+    return {"tokens": [pair for pair in pairs if pair[0]]}
 
 
 def _is_list(value):
@@ -210,7 +251,11 @@ def _is_list(value):
 
 
 def _summary(groups, *, listed):
-    """Summarises a step: its means, and for each question [reward, turns, errors] a rollout."""
+    """Summarises a step: its means, and for each question what a list of it needs.
+
+    A group is [question id, question, source, rows], and a row of it, one a rollout, [reward,
+    turns, errors, status, mistakes, tools].
+    """
     trajectories = [t for rollouts in groups.values() for t in rollouts.values()]
     rewards = [t["reward"] for t in trajectories if t["reward"] is not None]
     summary = {
@@ -226,17 +271,23 @@ def _summary(groups, *, listed):
     if listed:
         for name, rollouts in groups.items():
             first = next(iter(rollouts.values()))
-            rows = [
-                [
-                    t["reward"] if t["status"] != Status.INFRA_ERROR else None,
-                    len(t["turns"]),
-                    sum(turn["tool_error"] for turn in t["turns"]),
-                ]
-                for _, t in sorted(rollouts.items())
-            ]
+            rows = [_row(t) for _, t in sorted(rollouts.items())]
             question = text(first["question"], QUESTION_CHARACTERS)
-            summary["groups"].append([name, question, rows])
+            source = first["source"][:NAME_CHARACTERS]
+            summary["groups"].append([name, question, source, rows])
     return summary
+
+
+def _row(trajectory):
+    tools = dict.fromkeys(turn["tool"][:NAME_CHARACTERS] for turn in trajectory["turns"])
+    return [
+        trajectory["reward"] if trajectory["status"] != Status.INFRA_ERROR else None,
+        len(trajectory["turns"]),
+        sum(turn["tool_error"] for turn in trajectory["turns"]),
+        trajectory["status"][:NAME_CHARACTERS],
+        [name[:NAME_CHARACTERS] for name in trajectory["mistakes"]],
+        list(tools),
+    ]
 
 
 def _mean_length(trajectories):
@@ -247,12 +298,15 @@ def _mean_length(trajectories):
 
 
 def _texts(groups, budget):
-    """Returns (JSON text of the trajectories of each question, number of questions kept)."""
-    kept, size = [], 2
-    for rollouts in groups.values():
-        part = dump([{"rollout": r} | t for r, t in sorted(rollouts.items())])
-        size += len(part) + 1
-        if kept and size > budget:
-            break
-        kept.append(part)
-    return f"[{','.join(kept)}]", len(kept)
+    """Returns (the trajectories of each question, packed; number of questions kept; cost).
+
+    cost: bytes packed, and at least a RATIO-th of those of the texts.
+    """
+    parts = [dump([{"rollout": r} | t for r, t in sorted(one.items())]) for one in groups.values()]
+    while True:
+        whole = f"[{','.join(parts)}]"
+        packed = pack(whole)
+        cost = max(len(packed), len(whole) // RATIO)
+        if cost <= budget or len(parts) == 1:
+            return packed, len(parts), cost
+        parts = parts[: max(1, min(len(parts) - 1, len(parts) * budget // cost))]

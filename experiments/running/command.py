@@ -6,6 +6,7 @@ after saving. A traceback comes only with --verbosity=1.
 
 import contextlib
 import importlib.util
+import itertools
 import logging as python_logging
 import math
 import os
@@ -17,7 +18,10 @@ import traceback
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
+from experiments.running import places
+
 FAILED, BAD_FLAGS = 1, 2
+CONFIG = ("--config", "-config")
 PATHS = ("workdir", "out")  # flags that name files and folders to write
 URL = r"[A-Za-z][\w+.-]+:/"
 UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # surrogates: bytes that are not UTF-8
@@ -26,6 +30,9 @@ EXTRAS = {
     "serve": ("prometheus_client", "starlette", "uvicorn"),
     "grammar": ("llguidance",),
     "plots": ("matplotlib",),
+    "tensorboard": ("tensorboardX",),
+    "wandb": ("wandb",),
+    "trackio": ("trackio",),
 }
 
 
@@ -133,14 +140,27 @@ def installed(extra):
     return all(importlib.util.find_spec(name) for name in EXTRAS[extra])
 
 
-def need(extra):
-    """Raises ConfigError where an extra is not installed."""
+def need(extra, what="This"):
+    """Raises ConfigError where an extra that `what` needs is not installed."""
     if not installed(extra):
-        raise ConfigError(f"This needs {' and '.join(EXTRAS[extra])}: pip install '.[{extra}]'.")
+        packages = " and ".join(EXTRAS[extra])
+        raise ConfigError(f"{what} needs {packages}: pip install '.[{extra}]'.")
+
+
+def with_files(arguments):
+    """Returns arguments with the files of configs that ship in place of their names."""
+
+    def found(before, argument):
+        flag, equals, value = argument.partition("=")
+        if equals and flag in CONFIG:
+            return f"{flag}={places.config_file(value)}"
+        return places.config_file(argument) if before in CONFIG else argument
+
+    return [found(*pair) for pair in itertools.pairwise(["", *arguments])]
 
 
 def _parsed(argv, required):
-    argv = ["--help" if argument == "-h" else argument for argument in argv]
+    argv = with_files(["--help" if argument == "-h" else argument for argument in argv])
     named = next((a.partition("=")[2] for a in argv if re.match("--?config=", a)), "")
     try:
         rest = flags.FLAGS(argv)
@@ -156,7 +176,7 @@ def _parsed(argv, required):
         if isinstance(error, (AttributeError, KeyError)):  # ml_collections: a field set by flag
             _stop(unknown_field(str(error)), BAD_FLAGS)
         if isinstance(error, (flags.Error, ValueError, TypeError, OSError)):
-            _stop(_plain(str(error)), BAD_FLAGS)
+            _stop(plain(str(error)), BAD_FLAGS)
         raise
     if named and not isinstance(flags.FLAGS.config, ConfigDict):
         kind = type(flags.FLAGS.config).__name__
@@ -224,10 +244,11 @@ def _is_file(name, path):
     return bool(name and path) and os.path.abspath(name) == os.path.abspath(path)
 
 
-def _plain(text):
+def plain(text):
     """Returns a sentence for what Python and its libraries say of a flag."""
     if missing := re.search(r"\[Errno 2\] No such file or directory: '([^']+)'", text):
-        return f"There is no file {missing[1]}; see --config."
+        names = ", ".join(places.configs())
+        return f"There is no file {missing[1]}; --config is a file, or a config by name: {names}."
     if "Path to config file is an empty string" in text:
         return "--config is empty; give a file."
     for raw, plain in (
@@ -262,7 +283,9 @@ def _guarded(main, remote):
         for name in PATHS:
             if name in flags.FLAGS and flags.FLAGS[name].present:
                 check = check_path if name in remote else check_local
-                check(f"--{name}", flags.FLAGS[name].value)
+                given = flags.FLAGS[name].value
+                for value in given if isinstance(given, list) else [given]:
+                    check(f"--{name}", value)
         main()
     except Exception as error:
         code = exit_code(error)

@@ -47,6 +47,9 @@ def _problems(values, defaults, prefix):
             items = values[name]
             if not (isinstance(items, tuple) and all(type(item) in (int, str) for item in items)):
                 yield f"{full}={items!r} must be a tuple, each item a text or a whole number."
+        elif full in common.WHOLE:
+            if not isinstance(values[name], tuple) or _mismatch(values[name], (0,)):
+                yield f"{full}={values[name]!r} must be a tuple of whole numbers, such as (2, 3)."
         elif wanted := _mismatch(values[name], defaults[name]):
             yield f"{full}={values[name]!r} must be {wanted}."
 

@@ -2,7 +2,7 @@
 
 from absl import logging
 
-from experiments.running import command, fields, fitting, sessions
+from experiments.running import command, fields, fitting, sessions, trackers
 from flow_grpo_jax import batching, branches, data, loss
 from models import decoder
 from models.engine import limits as engine_limits
@@ -77,6 +77,7 @@ def check_limits(config):
             f"model.remat={config.model.remat!r} is unknown; valid: {', '.join(decoder.REMAT)}."
         )
     check_data(config.data)
+    trackers.check(config.trackers)
     if not (config.tools.names or config.tools.mcp):
         raise command.ConfigError(
             "tools.names and tools.mcp are empty; every turn of the agent calls a tool. Name one: "

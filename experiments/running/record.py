@@ -17,42 +17,45 @@ BAR_WIDTH = 24
 
 
 class Record:
-    """Metrics, trajectories, TensorBoard and lines of the log; of several processes, 0 writes.
+    """Metrics, trajectories and lines of the log; of several processes, 0 writes.
 
     Args:
       workdir: run folder.
       steps: training steps of the run.
       resumed_after: the last step that is kept; None starts empty files.
       saved: the metrics of that step in its checkpoint, which make its line whole.
+      watchers: `trackers.Trackers`, told of each step; None if nobody follows.
+      decode: token ids -> text of the planner; with it, trajectories tell tokens apart.
 
     Attributes:
       writes: whether this process writes.
     """
 
-    def __init__(self, workdir, *, steps, resumed_after=None, saved=None):
+    def __init__(
+        self, workdir, *, steps, resumed_after=None, saved=None, watchers=None, decode=None
+    ):
         self.writes = processes.index() == 0
-        self._folder, self._steps = workdir, steps
-        self._metrics = self._board = None
+        self._folder, self._steps, self._watchers = workdir, steps, watchers
+        self._metrics, self._decode = None, decode
         if self.writes:
             self._metrics = metrics.MetricsFile(
                 workdir / "metrics.jsonl", keep_to_step=resumed_after, saved=saved
-            )
-            self._board = metrics.tensorboard(
-                workdir / "tensorboard", first_step=(resumed_after or 0) + 1
             )
 
     def line(self, step):
         """Returns the metrics of a step, {} if it has none; the same in every process."""
         return processes.of_first(self._metrics.lines.get(step, {}) if self.writes else None)
 
-    def write(self, step, values):
-        """Writes the metrics of a step, replacing those it has, and logs a line."""
+    def write(self, step, values, *, whole=True):
+        """Writes the metrics of a step, replacing those it has, and logs a line.
+
+        whole: False where an evaluation was cut off, which the resumed run adds.
+        """
         if not self.writes:
             return
         self._metrics.write(step, values)
-        if self._board:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        if self._watchers and whole:
+            self._watchers.tell(step)
         logging.info("%s", step_line(step, self._steps, values))
         if values.get("group/zero_variance") == 1.0 and values.get("optim/steps") != 0:
             logging.warning("step %d: all groups scored alike and taught nothing", step)
@@ -103,6 +106,7 @@ class Record:
                     reward_source=score.source,
                     advantage=advantage if turns is None else None,
                     of_turns=turns and turns.shown(q, g),
+                    decode=self._decode,
                 )
                 lines.append(json.dumps(line) + "\n")
         with files.writing(path.parent):
@@ -125,8 +129,8 @@ class Record:
         sys.stdout.flush()
 
     def close(self):
-        if self._board:
-            self._board.close()
+        if self._watchers:
+            self._watchers.close()
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 import concurrent.futures
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ from absl import logging
 
 from agents import prompts
 from experiments.running import backends, command, compiled, determinism, tokens
+from experiments.running.places import base, resolve
 from flow_grpo_jax import (
     batching,
     judge,
@@ -32,7 +32,6 @@ from models.gguf import folder as gguf_folder
 from tools import toolbox
 from tools.sandbox import selftest
 
-ROOT = pathlib.Path(__file__).parents[2]  # relative paths of configs start here
 WEIGHT_SETS = 2  # of the engine: policy and frozen
 LAYERS = ("auto", "separate", "stacked")  # of the engine
 ROOM = 0.9  # of the free memory that the engine's own layers and all that comes later may take
@@ -111,11 +110,6 @@ class Session:
         return self.assemble(jax.tree.map(zeros, self.params, self.shardings), self.frozen)
 
 
-def resolve(path):
-    """Returns a config's path: absolute and remote ones as they are, others from the repository."""
-    return path if "://" in path or pathlib.Path(path).is_absolute() else str(ROOT / path)
-
-
 def compute_dtype(config):
     if config.model.dtype not in DTYPES:
         raise command.ConfigError(
@@ -182,7 +176,7 @@ def start_update(config, variant, session):
     return step_program, update.init(session.params, adamw, shardings=session.shardings)
 
 
-def locate_model(path, *, root=ROOT):
+def locate_model(path):
     """Returns the folder of a model by path, URL or name on the hub, as `hub.locate`.
 
     Raises:
@@ -190,7 +184,7 @@ def locate_model(path, *, root=ROOT):
     """
     try:
         with command.checking_config():
-            folder = hub.locate(path, root=root)
+            folder = hub.locate(path, root=base(path))
             values = huggingface.read_config(folder)
     except ImportError as error:  # of a URL's protocol
         raise command.ConfigError(str(error)) from error

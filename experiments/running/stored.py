@@ -12,7 +12,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from experiments.configs import common
-from experiments.running import command, dotted, sessions, trust
+from experiments.running import command, dotted, sessions, trust, versions
 from flow_grpo_jax import checkpoint, files, processes
 from flow_grpo_jax.bounds import json_text
 from models import huggingface, lora
@@ -38,21 +38,18 @@ RENAMED = {
 def check_config(config, workdir):
     """Refuses a folder that holds a run with another config.
 
-    `steps` may differ: a run may be continued for longer. So may the section `warmstart`, which no
-    training reads.
+    `steps` may differ: a run may be continued for longer. So may what only watches it, and the
+    section `warmstart`, which no training reads.
     """
     if not (workdir / "config.json").exists():
         return
     before, now = (
-        {name: value for name, value in dotted.flat(_values(each)) if value != {}}
+        {name: value for name, value in dotted.flat(values_of(each)) if value != {}}
         for each in (read_config(workdir)[0], config)
     )
+    free = lambda name: name == "steps" or name.startswith(("warmstart.", *common.WATCHING))
     changed = sorted(
-        name
-        for name in {**before, **now}
-        if name != "steps"
-        and not name.startswith("warmstart.")
-        and before.get(name) != now.get(name)
+        name for name in {**before, **now} if not free(name) and before.get(name) != now.get(name)
     )
     if changed:
         raise command.ConfigError(
@@ -66,7 +63,8 @@ def write_config(config, workdir, **facts):
 
     The config is remembered as this user's (`trust`). Of several processes, 0 writes.
     """
-    values = _values(config)
+    values = values_of(config)
+    facts |= {"versions": versions.installed()}
     text = json.dumps({"hash": hash_of(values), "config": values, **facts}, indent=2)
     if processes.index() == 0:
         files.replace_text(workdir / "config.json", text + "\n")
@@ -146,7 +144,7 @@ def _read_file(workdir):
 
 
 def config_hash(config):
-    return hash_of(_values(config))
+    return hash_of(values_of(config))
 
 
 def hash_of(values):
@@ -154,7 +152,8 @@ def hash_of(values):
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _values(config):
+def values_of(config):
+    """Returns a config as JSON-able values."""
     return json.loads(config.to_json_best_effort())
 
 

@@ -22,16 +22,15 @@ import pathlib
 from absl import logging
 
 from experiments.configs import common
-from experiments.running import backends, command, dotted
+from experiments.running import backends, command, dotted, places
 from models import hub
 
-ROOT = pathlib.Path(__file__).parents[2]  # where relative paths of configs start
-SHIPPED = pathlib.Path(__file__).parents[1] / "data"
 HELP = (  # of the flag
     "Do what the run folder says even if somebody else made it: commands, addresses, keys, files "
     "elsewhere, links."
 )
 PARTS = ("config.json", "metrics.jsonl", "trajectories", "checkpoints", "tensorboard")  # of a run
+PARTS += ("tracking", "traces", "profiles")
 SHOWN_LINKS, SHOWN_CHARACTERS = 5, 500  # in a message
 PATHS = {  # fields with a path: what is done with what lies there
     "model.path": "a model that is not in the folder is read",
@@ -182,7 +181,7 @@ def _matching(table, name):
 
 def _is_name(path):
     """Whether a model is named as on the hub: `hub.locate` looks only in the hub's cache then."""
-    return bool(hub.NAME.fullmatch(path)) and not (ROOT / path).exists()
+    return bool(hub.NAME.fullmatch(path)) and not pathlib.Path(places.resolve(path)).exists()
 
 
 def _lies_in(path, workdir):
@@ -190,8 +189,9 @@ def _lies_in(path, workdir):
         return True
     if "\0" in path:
         return False
-    real, places = (ROOT / path).resolve(), (SHIPPED, pathlib.Path(workdir))
-    return "://" not in path and any(real.is_relative_to(place.resolve()) for place in places)
+    real = pathlib.Path(places.resolve(path)).resolve()
+    homes = (places.SHIPPED, pathlib.Path(workdir))
+    return "://" not in path and any(real.is_relative_to(home.resolve()) for home in homes)
 
 
 def _shown(value):

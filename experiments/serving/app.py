@@ -3,17 +3,15 @@
 import asyncio
 import contextlib
 import hmac
-import ipaddress
-import re
 
 from starlette import applications, exceptions, requests, responses, routing
 
+from experiments.running import addresses
 from experiments.serving import answers, errors, monitoring, protocol
 from experiments.serving.framing import MAX_BODY_BYTES
 
 GONE = 499  # unread: the client has left
 OPEN_PATHS = ("/health",)  # need no key
-HOST = re.compile(r"(\[[0-9a-f:.]{2,45}\]|[0-9a-z.]{1,15})(?::[0-9]{0,5})?", re.IGNORECASE)
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
@@ -198,7 +196,7 @@ class Gate:
             return None
         if self._api_key is None:
             host = request.headers.get("host", "")
-            if names_this_machine(host):
+            if addresses.names_this_machine(host):
                 return None
             return errors.ApiError(
                 403,
@@ -216,23 +214,6 @@ class Gate:
             code="invalid_api_key",
             headers={"www-authenticate": "Bearer"},
         )
-
-
-def names_this_machine(host):
-    """Whether a Host header is localhost or an address of this machine alone, with any port."""
-    found = HOST.fullmatch(host)
-    if found is None:
-        return False
-    name = found[1].lower()
-    return name in ("localhost", "localhost.") or is_local(name.strip("[]"))
-
-
-def is_local(address):
-    """Whether an IP address, as text, is that of this machine alone."""
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
 
 
 async def _body(request):

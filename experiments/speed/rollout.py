@@ -38,7 +38,7 @@ from ml_collections import config_flags
 
 from agents import effects
 from experiments.configs import common
-from experiments.running import command, dataset, fields, sessions, tokens
+from experiments.running import command, dataset, fields, places, sessions, tokens
 from experiments.speed import measure
 from flow_grpo_jax import files, rollout, timing
 from models.engine import types
@@ -323,7 +323,7 @@ def table(runs):
 def define_flags():
     config_flags.DEFINE_config_file(
         "config",
-        "experiments/configs/quickstart.py",
+        str(places.CONFIGS / "quickstart.py"),
         "The tokenizer and tools of both engines, and all of the agent of `model`.",
     )
     flags.DEFINE_list("engines", list(ENGINES), f"Of {', '.join(ENGINES)}.")

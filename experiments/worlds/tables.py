@@ -19,6 +19,7 @@ COLUMNS = {
     "state": ("year", "Years of joining the USA"),
     "country": ("code", "Calling codes"),
 }
+ROWS = 3  # of different numbers, so that each is easily copied
 # operation -> (its program's start and end, function)
 OPERATIONS = {
     "total": ("print(sum(", "))", sum),
@@ -64,7 +65,9 @@ def table_problem(articles, rng):
     kind = rng.choice([kind for kind in COLUMNS if kind in articles.by_kind])
     fact, heading = COLUMNS[kind]
     plain = [article for article in articles.by_kind[kind] if not set("',") & set(article.title)]
-    rows = rng.sample(plain, rng.choice((3, 5)))
+    rows = []
+    while len({article.facts[fact] for article in rows}) < ROWS:
+        rows = rng.sample(plain, ROWS)
     table = ", ".join(f"{article.title} {article.facts[fact]}" for article in rows)
     one, other = rng.sample(list(OPERATIONS), 2)
     steps = [operate(one, table)]

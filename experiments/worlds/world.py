@@ -222,15 +222,15 @@ class Actor:
         return f"Answer: {known if self.solved else UNKNOWN}"
 
 
-def demonstrate(problem, rng, *, tools, max_turns, syntax_error, flawless=False):
+def demonstrate(problem, rng, *, syntax_error, flawless=False, prompt_set=prompts.COMPACT, **how):
     """Yields the samples of one trajectory, in order; tools are not run, moves know their results.
 
-    tools: name -> Tool, as the config makes them.
     syntax_error: what the Python tool says of WORDS.
+    how: of `solve.solve`: tools, as the config makes them, and max_turns.
     """
     actor = Actor(problem, rng, flawless=flawless)
     question = {"id": "demonstration", "question": problem.question}
-    solver = solve.solve(question, tools=tools, prompt_set=prompts.COMPACT, max_turns=max_turns)
+    solver = solve.solve(question, prompt_set=prompt_set, **how)
     effect = next(solver)
     while True:
         if isinstance(effect, effects.ToolCall):
@@ -254,23 +254,28 @@ def _result(move, call, syntax_error):
     return effects.ToolResult(move.result)
 
 
-def trajectories(problems, rng, *, tools, max_turns, flawless=False):
-    """Yields the samples of each of endless problems, which may draw from the same `rng`."""
-    syntax_error = refusal_of_words(tools["python_coder"])
-    how = dict(tools=tools, max_turns=max_turns, syntax_error=syntax_error, flawless=flawless)
+def trajectories(problems, rng, *, tools, **how):
+    """Yields the samples of each of endless problems, which may draw from the same `rng`.
+
+    how: of `demonstrate`.
+    """
+    how |= dict(tools=tools, syntax_error=refusal_of_words(tools["python_coder"]))
     for problem in problems:
         yield list(demonstrate(problem, rng, **how))
 
 
-def demonstrations(worlds, *, tools, seed, max_turns, flawless=False, **which) -> Iterator[Sample]:
+def demonstrations(
+    worlds, *, seed, split="train", tokenizer=None, real_share=1.0, **how
+) -> Iterator[Sample]:
     """Yields endless samples of all worlds, whole trajectories of a random one after another.
 
-    which: of `World.demonstrations`.
+    split, tokenizer, real_share: of `World.demonstrations`.
+    how: of `trajectories`.
     """
 
     def play(world):
         rng = random.Random(seed)
-        how = dict(tools=tools, max_turns=max_turns, flawless=flawless)
+        which = dict(split=split, tokenizer=tokenizer, real_share=real_share)
         return trajectories(world.demonstrations(rng, **which), rng, **how)
 
     playing, order = [play(world) for world in worlds], random.Random(seed)

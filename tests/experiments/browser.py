@@ -44,14 +44,15 @@ class Browser:
         return json.loads(message)
 
     def open(self, path, *, width, height=900):
-        """Loads a file in a window of a size in CSS pixels."""
+        """Loads a file, or an address, in a window of a size in CSS pixels."""
         sizes = dict(width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
         self.call("Emulation.setDeviceMetricsOverride", **sizes)
         self.call("Page.navigate", url="about:blank")  # else a new "#…" does not load again
-        self.call("Page.navigate", url=path.as_uri())
+        self.call("Page.navigate", url=path if isinstance(path, str) else path.as_uri())
         self.run(
             "new Promise((done) => document.readyState === 'complete' ? done() : onload = done)"
         )
+        self.run("typeof ready === 'undefined' ? null : ready")  # of the report's script
         self.settle()
 
     def settle(self):

@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import warmstart
 from experiments.running import command, determinism, sessions
+from experiments.warmstarting import nano
 from flow_grpo_jax import batching, loss, optimizer, update
 from models import decoder
 from models.attention import kernels
@@ -81,6 +81,6 @@ def test_the_warm_start_multiplies_in_float32():
     batch = (token_BT, token_BT, jax.ShapeDtypeStruct((2, 16), np.float32))
     adamw = optax.adamw(1e-3)
     opt_state = jax.eval_shape(adamw.init, model)
-    step = functools.partial(precise, warmstart.train_step, model, opt_state, batch)
+    step = functools.partial(precise, nano.train_step, model, opt_state, batch)
     assert step(optimizer=adamw) == {True}
-    assert precise(jax.jit(warmstart.prediction), model, token_BT, token_BT) == {True}
+    assert precise(jax.jit(nano.prediction), model, token_BT, token_BT) == {True}

@@ -25,6 +25,7 @@ from experiments.evaluating import (
     table,
 )
 from experiments.evaluating.ledger import Key, Ledger
+from experiments.reporting import trajectories
 from experiments.running import command
 from flow_grpo_jax import rollout
 from flow_grpo_jax.benchmarks import catalogue
@@ -132,7 +133,10 @@ def test_a_killed_evaluation_goes_on_and_equals_an_undisturbed_one(nano, tmp_pat
 
     # Every number is of a trajectory on the page.
     page = (tmp_path / "whole" / "report.html").read_text()
-    assert "mine \\u00b7 untrained \\u00b7 3 turns" in page and "mine: score" in page
+    blocks = re.findall(r'id="data-(\w+)">([^<]*)<', page)
+    blocks = {name: trajectories.unpack(packed) for name, packed in blocks}
+    assert "mine · untrained · 3 turns" in {step["name"] for step in blocks["steps"]}
+    assert "mine: score" in {chart["title"] for chart in blocks["charts"]["main"]}
     assert re.search(r"untrained\s+3\s", table.terminal(found))
 
     with pytest.raises(command.ConfigError, match="another config; it differs in seed"):

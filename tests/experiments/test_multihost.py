@@ -131,7 +131,7 @@ def trajectories(path):
         del trajectory["seconds"], trajectory["advantage"]
         for turn in trajectory["turns"]:
             del turn["seconds"]
-            logprobs.append(turn.pop("logprob_sum"))
+            logprobs += [turn.pop("logprob_sum"), *turn.pop("token_logprobs")]
     return found, logprobs
 
 

@@ -103,7 +103,7 @@ def test_named_templates_open(folder):
 )
 def test_a_step_in_which_no_response_ended_is_told(caplog, finished_QG, warned):
     turns = lambda group: [SimpleNamespace(finished=end) for end in group]
-    groups = [[SimpleNamespace(turns=turns(each)) for each in group] for group in finished_QG]
+    groups = [[SimpleNamespace(own_turns=turns(each)) for each in group] for group in finished_QG]
     tokens.warn_if_nothing_ended(groups, tokenizer.Tokenizer.load(MODEL), common.base())
     assert ("none of the planner's 4 responses ended" in caplog.text) == warned
     if warned:

@@ -16,6 +16,7 @@ import pytest
 from agents import effects
 from experiments import export, solve, train
 from experiments.configs import common, quickstart, smoke
+from experiments.documenting import metrics as documented
 from experiments.running import command, limits, stored
 from experiments.solving import panel
 from flow_grpo_jax import data, metrics
@@ -84,6 +85,7 @@ def finished(tmp_path_factory):
     c = small_config()
     c.steps = 2
     c.mesh.update(data=2, fsdp=4)
+    c.trace.steps = (2,)
     with concurrent.futures.ThreadPoolExecutor(1) as notebook:  # no signal handlers, so any thread
         notebook.submit(train.train, c, workdir).result()
     return workdir
@@ -121,6 +123,8 @@ def test_a_run_leaves_everything_the_design_names(finished):
         "compile/count",
     ]
     assert not [name for name in required if name not in found[1]]
+    written = set().union(*found) - {"step"}
+    assert not [name for name in sorted(written) if not documented.known(name)]
     assert max(line["policy/logprob_gap_max"] for line in found[1:]) <= 1e-4
     assert max(abs(line["policy/logprob_gap_k3"]) for line in found[1:]) <= 1e-8
     assert {"eval/success", "eval/correct", "eval/total"} <= set(found[0]) & set(found[2])
@@ -133,6 +137,25 @@ def test_a_run_leaves_everything_the_design_names(finished):
         trajectories[0]
     )
     assert (finished / "trajectories" / "heldout_000002.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_a_trace_has_the_phases_and_each_solver_on_a_lane(finished):
+    (path,) = (finished / "traces").iterdir()
+    events = json.loads(path.read_text())["traceEvents"]
+    titles = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    spans = [e for e in events if e["ph"] == "X"]
+    phases = [e["name"] for e in spans if titles[e["tid"]] == "phases"]
+    assert phases == ["rollout", "reward", "rows", "update", "evaluation", "save"]
+    solvers = {tid for tid, title in titles.items() if title.startswith("question ")}
+    assert len(solvers) == 8
+    for tid in solvers:
+        lane = [e for e in spans if e["tid"] == tid]
+        names = [e["name"] for e in lane]
+        assert names[:3] == ["analyst", "planner", "executor"] and names[-1] == "generator"
+        assert "tool" in {e["cat"] for e in lane}
+        ends = [(e["ts"], e["ts"] + e["dur"]) for e in lane]
+        assert all(a[1] <= b[0] + 0.002 for a, b in zip(ends, ends[1:], strict=False))
 
 
 @pytest.mark.slow
@@ -328,7 +351,11 @@ BAD_INPUT = [
     (["--config.rollout.max_response_tokens=64"], 2, "Make it 288 or more"),
     (["--config.mesh.fsdp=3"], 2, "device"),
     (["--nope"], 2, "nope"),
-    (["--config=no/such_file.py"], 2, "There is no file no/such_file.py; see --config."),
+    (
+        ["--config=no/such_file.py"],
+        2,
+        "no file no/such_file.py; --config is a file, or a config by name: ",
+    ),
     (["--workdir=gs://bucket/run"], 2, "--workdir=gs://bucket/run is a URL"),
     (["--workdir="], 2, "--workdir is empty"),
     (["--workdir=~/a"], 2, "--workdir=~/a begins with ~; write --workdir=$HOME/a\n"),

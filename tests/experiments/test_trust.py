@@ -77,12 +77,17 @@ HOSTILE = [
     ({"data.held_out": "gs://bucket/x.jsonl"}, "data.held_out"),
 ]
 HARMLESS = {  # text fields by which nothing is run, asked, read or written
-    *("model.dtype", "model.remat", "model.attention", "model.lora.targets"),
+    *("model.dtype", "model.date", "model.remat", "model.attention", "model.lora.targets"),
     *("data.format", "data.held_out_format", "data.index_base", "data.bad_rows", "data.too_long"),
     *("tools.wikipedia_search.contact", "tools.google_search.engine", "tools.google_search.model"),
     *("tools.web_search.embeddings_model", "rollout.prompts", "engine.stop_ids", "engine.layers"),
     *("reward.qa", "reward.math", "reward.gameof24", "reward.choice", "batch.layout"),
     *("loss.variant", "loss.old_logprobs", "optim.moment_dtype"),
+    # Only a training acts on these, by the user's own config.
+    *("trackers", "tracking.project", "tracking.run_name", "trace.steps", "profile.steps"),
+    # Only `experiments.warmstart` reads this section, and from the user's own config.
+    *(f"warmstart.{name}" for name in ("start", "worlds", "data", "held_out", "modules")),
+    *(f"warmstart.{name}" for name in ("replies", "bad_rows", "too_long")),
 }
 OF_A_SERVER = ("kind", "model", "token_field", "extra")  # without its url they do nothing
 

@@ -18,8 +18,9 @@ from experiments import warmstart
 from experiments.configs import quickstart as quickstart_config
 from experiments.configs import worlds as worlds_config
 from experiments.running import command, limits, sessions
+from experiments.warmstarting import material
 from experiments.worlds import catalogue, chains, game24, tables, world
-from flow_grpo_jax import data, rewards
+from flow_grpo_jax import data, metrics, rewards
 from flow_grpo_jax.answers import game24 as answers_game24
 from models import decoder, huggingface, model_card
 from models.tokenizer import Tokenizer
@@ -37,7 +38,7 @@ def tools(tmp_path_factory):
     """The tools of the mixture, with the articles of all worlds."""
     config = worlds_config.get_config("all")
     path = tmp_path_factory.mktemp("worlds") / "articles.db"
-    text_index.build(path, warmstart.documents(catalogue.WORLDS.values()))
+    text_index.build(path, material.documents(catalogue.WORLDS.values()))
     config.tools.knowledge_search.index = str(path)
     return sessions.make_tools(config)
 
@@ -395,7 +396,8 @@ def small(config, **changes):
 def test_warmstart_writes_a_model_and_the_shipped_questions(tmp_path):
     c = small(quickstart_config.get_config(), tokenizer_samples=4000)
     shares = warmstart.warmstart(c, tmp_path)
-    assert set(shares) >= {"analyst", "planner", "executor", "verifier", "generator"}
+    modules = ("analyst", "planner", "executor", "verifier", "generator")
+    assert set(shares) >= {f"held_out/exact/{module}" for module in modules}
     for name in ("train.jsonl", "held_out.jsonl"):
         assert (tmp_path / name).read_bytes() == pathlib.Path(DATA, name).read_bytes()
     made, shipped = Tokenizer.load(tmp_path / "model"), Tokenizer.load(f"{DATA}/model")
@@ -405,7 +407,8 @@ def test_warmstart_writes_a_model_and_the_shipped_questions(tmp_path):
     assert model.config.num_hidden_layers == 1 and model.config.vocab_size == made.vocab_size
     cards = [pathlib.Path(place, "model", "README.md").read_text() for place in (tmp_path, DATA)]
     assert cards[0] == cards[1] and model_card.prompts(f"{DATA}/model") == "compact"
-    assert len((tmp_path / "warmstart.jsonl").read_text().splitlines()) == 1
+    steps = [line["step"] for line in metrics.read(tmp_path / "warmstart.jsonl")]
+    assert steps == [0, 1, 2]
     assert not (tmp_path / "articles.db").exists()
 
 
@@ -428,6 +431,8 @@ def test_warmstart_goes_on_from_a_model(tmp_path, tokenizer):
     index = text_index.Index.open(tmp_path / "articles.db")
     assert index.search("country of Tolstoy", top_k=1)[0].title == "Tolstoy"
     index.close()
+    with pytest.raises(command.ConfigError, match="differs in warmstart.lr"):
+        warmstart.warmstart(small(c, lr=1e-8), tmp_path)
     c.warmstart.worlds = "chess"
     with pytest.raises(command.ConfigError, match="chess"):
-        warmstart.warmstart(c, tmp_path)
+        warmstart.warmstart(c, tmp_path / "chess")

@@ -96,3 +96,8 @@ def test_the_mean_of_sets_gives_each_the_same_weight():
 def test_agreement_is_over_known_verdicts():
     assert statistics.agreement([1, 0, 1, 0.5], [1, 1, None, 0]) == pytest.approx(2 / 3)
     assert statistics.agreement([1], [None]) is None
+
+
+def test_the_interval_over_runs_is_students():
+    assert statistics.of_runs([0.5]) == (0.5, None)
+    assert statistics.of_runs([3.0, 1.0, 2.0]) == (2.0, pytest.approx(4.302653 / 3**0.5))

@@ -1,4 +1,5 @@
 const HEIGHT = 168, LEFT = 46, RIGHT = 10, TOP = 10, BOTTOM = 22;
+const FIRST_CHARTS = 6; // the others are folded
 const cursors = [];
 
 function showCursor(step) {
@@ -69,6 +70,13 @@ function line(points) {
   return points.map(([x, y], i) => `${i ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
 }
 
+// A second run has the colours of the first, and dashes.
+function colorOf(chart, index) {
+  const of = chart.series[index].run;
+  const before = chart.series.slice(0, index).filter((series) => series.run === of);
+  return `var(--c${(of === undefined ? index : before.length) % 8})`;
+}
+
 function drawChart(chart, steps, width, onStep) {
   const log = chart.unit === "log";
   const [low, high] = valueRange(chart);
@@ -97,11 +105,12 @@ function drawChart(chart, steps, width, onStep) {
   }
 
   chart.series.forEach((series, index) => {
-    const color = `var(--c${index % 8})`;
+    const color = colorOf(chart, index);
     const kept = series.y.map((_, i) => i).filter((i) => !log || series.y[i] > 0);
     const at = (values) => kept.map((i) => [x(series.x[i]), y(values[i])]);
     const stroke = (path, name) => {
       path.style[name] = color;
+      if (name === "stroke" && series.run) path.setAttribute("stroke-dasharray", "6 4");
       svg.append(path);
     };
     if (series.low) {
@@ -159,7 +168,8 @@ function chartCard(chart, steps, onStep) {
     { class: "legend" },
     ...chart.series.map((series, index) => {
       const mark = element("i");
-      mark.style.background = `var(--c${index % 8})`;
+      mark.style.background = colorOf(chart, index);
+      if (series.run) mark.className = "dashed";
       return element("span", {}, mark, visible(series.label), " ", values[index]);
     }),
     element("span", {}, ""),
@@ -198,26 +208,27 @@ function chartCard(chart, steps, onStep) {
   return card;
 }
 
-function showCharts(onStep) {
-  const { main, other } = data("charts");
+function showCharts({ main, other }, onStep) {
   const all = [...main, ...other].flatMap((chart) => chart.series.flatMap((series) => series.x));
   if (!all.length) {
     document.getElementById("charts").closest("section").remove();
     return;
   }
   const steps = all.reduce(([a, b], x) => [Math.min(a, x), Math.max(b, x)], [all[0], all[0]]);
+  const card = (chart) => chartCard(chart, steps, onStep);
   for (const chart of main) {
-    const place = chart.title === "Held-out success" ? "hero" : "charts";
-    document.getElementById(place).append(chartCard(chart, steps, onStep));
+    if (chart.title.startsWith("Held-out success")) document.getElementById("hero").append(card(chart));
   }
-  const rest = document.getElementById("other");
-  if (!other.length) rest.remove();
-  rest.addEventListener("toggle", () => {
-    const grid = rest.querySelector(".grid");
-    if (!grid.childElementCount) {
-      grid.append(...other.map((chart) => chartCard(chart, steps, onStep)));
-    }
-    showCursor(null);
-  });
+  const curves = main.filter((chart) => !chart.title.startsWith("Held-out success"));
+  document.getElementById("charts").append(...curves.slice(0, FIRST_CHARTS).map(card));
+  for (const [id, charts] of [["more", curves.slice(FIRST_CHARTS)], ["other", other]]) {
+    const place = document.getElementById(id);
+    if (!charts.length) place.remove();
+    place.addEventListener("toggle", () => {
+      const grid = place.querySelector(".grid");
+      if (!grid.childElementCount) grid.append(...charts.map(card));
+      showCursor(null);
+    });
+  }
   showCursor(null);
 }

@@ -2,12 +2,12 @@
 
 // Model and tool texts are hostile: they enter the document as text nodes only, never as markup.
 function element(tag, options = {}, ...children) {
-  const svg = ["svg", "path", "line", "text", "circle"].includes(tag);
+  const svg = ["svg", "path", "line", "text", "circle", "rect"].includes(tag);
   const node = svg
     ? document.createElementNS("http://www.w3.org/2000/svg", tag)
     : document.createElement(tag);
   for (const [name, value] of Object.entries(options)) {
-    if (name === "onclick" || name === "oninput" || name === "onchange") node[name] = value;
+    if (["onclick", "oninput", "onchange", "onscroll"].includes(name)) node[name] = value;
     else if (value !== null && value !== false) node.setAttribute(name, value);
   }
   node.append(...children.filter((child) => child !== null && child !== undefined));
@@ -20,11 +20,6 @@ function visible(text) {
     /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g,
     (character) => `⟨U+${character.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`,
   );
-}
-
-function data(name) {
-  const block = document.getElementById(`data-${name}`);
-  return block ? JSON.parse(block.textContent) : null;
 }
 
 function shown(value, unit) {
@@ -40,4 +35,8 @@ function shown(value, unit) {
 
 function plural(count, word) {
   return `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
+}
+
+function signed(value) {
+  return `${value > 0 ? "+" : value < 0 ? "−" : ""}${shown(Math.abs(value))}`;
 }

@@ -1,0 +1,294 @@
+"""Sweeps: the points, their trainings and how these stop, scripts, the table by hand."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from experiments import sweep
+from experiments.configs import smoke
+from experiments.running import command, signals, stored
+from experiments.sweeping import jobs, points, results, scripts
+
+# ml_collections loads the config's file in an old way.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+SMOKE = "experiments/configs/smoke.py"
+
+
+def test_values_are_lists_and_ranges_and_may_hold_commas_in_brackets():
+    found = points.parse("optim.lr=1e-6, 3e-6 ;seed=0:3;batch.rows=(1,2),(3,);data.train='a;b,c';")
+    assert found == {
+        "optim.lr": ["1e-6", "3e-6"],
+        "seed": ["0", "1", "2"],
+        "batch.rows": ["(1,2)", "(3,)"],
+        "data.train": ["'a;b,c'"],
+    }
+    assert points.parse("a=-1:6:3,9")["a"] == ["-1", "2", "5", "9"]
+    assert points.parse("a=http://h:80")["a"] == ["http://h:80"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "names no field"),
+        ("lr", "'lr' must be FIELD=VALUE"),
+        ("a b=1", "'a b=1' must be FIELD=VALUE"),
+        ("seed=", "'seed=' has an empty value"),
+        ("seed=1,,2", "has an empty value"),
+        ("seed=3:3", "has an empty value or range"),
+        ("seed=1;seed=2", "names seed twice"),
+        ("seed=0:1000000000000", "1,000,000,000,000 values; at most 1,000"),
+        ("a=0:100;b=0:100", "10,000 points or more; at most 1,000"),
+    ],
+)
+def test_a_sweep_that_cannot_be_read_is_refused(text, told):
+    with pytest.raises(command.ConfigError, match=told):
+        points.parse(text)
+
+
+def test_points_are_checked_as_trainings_check_them_and_named_by_their_values():
+    text = "optim.lr=0.000001,3e-6;tools.names=('python_coder', 'base_generator');seed=5"
+    found = points.make(SMOKE, {"steps": "2"}, text)
+    tools = "tools.names=python_coder+base_generator,seed=5"
+    assert [point.name for point in found] == [f"optim.lr=1e-06,{tools}", f"optim.lr=3e-06,{tools}"]
+    assert [point.config.optim.lr for point in found] == [1e-6, 3e-6]
+    assert found[0].changes["steps"] == "2" and found[0].config.steps == 2
+    (odd,) = points.make(SMOKE, {}, "compile_cache=/a b/~")
+    assert odd.name.startswith("compile_cache=_a_b_-") and len(odd.name) < 40
+    flags = points.overrides(found[0].changes)
+    assert flags[:2] == ["--config.steps=2", "--config.optim.lr=0.000001"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("optim.rate=1", "point optim.rate=1: The configuration has no field 'rate'"),
+        ("seed=1,x", "point seed=x: flag --config.seed=x: "),
+        ("optim.lr=1e-6,-1", r"point optim.lr=-1: optim.lr=-1.0 must be 0 or more"),
+        ("rollout.group=4,1", "point rollout.group=1: rollout.group=1 must be 2 or more"),
+        ("trackers=mlflow", "point trackers=mlflow: trackers=mlflow must name"),
+        ("optim.lr=1e-6,0.000001", "are the same: optim.lr=1e-6 and optim.lr=0.000001"),
+        ("steps=1", "steps stands in --sweep and as --config.steps"),
+    ],
+)
+def test_a_point_that_could_not_be_trained_is_refused_before_the_first_starts(text, told):
+    with pytest.raises(command.ConfigError, match=told):
+        points.make(SMOKE, {"steps": "2"}, text)
+
+
+# ---- trainings -----------------------------------------------------------------------------------
+
+
+def as_run(workdir, config, *, steps, **values):
+    workdir.mkdir(parents=True)
+    stored.write_config(config, workdir)
+    lines = [{"step": step, "eval/success": 0.1 * step, **values} for step in range(steps + 1)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (workdir / "metrics.jsonl").write_text(text)
+    (workdir / "checkpoints" / f"step_{steps}").mkdir(parents=True)
+
+
+def test_a_run_is_finished_when_its_last_step_is_evaluated_and_saved(tmp_path):
+    config = smoke.get_config()
+    assert not results.is_finished(tmp_path / "none", config)
+    as_run(tmp_path / "a", config, steps=3)
+    assert results.is_finished(tmp_path / "a", config)
+    (tmp_path / "a" / "checkpoints" / "step_3").rmdir()
+    assert not results.is_finished(tmp_path / "a", config)
+    as_run(tmp_path / "b", config, steps=2)
+    assert not results.is_finished(tmp_path / "b", config)
+    config.steps = 2
+    assert results.is_finished(tmp_path / "b", config)
+    path = tmp_path / "b" / "metrics.jsonl"
+    path.write_text(path.read_text().rpartition('{"step": 2')[0] + '{"step": 2}\n')
+    assert not results.is_finished(tmp_path / "b", config)  # the last evaluation was cut off
+    config.optim.lr = 1.0
+    with pytest.raises(command.ConfigError, match="another config"):
+        results.is_finished(tmp_path / "b", config)
+
+
+def job(tmp_path, name, code):
+    return jobs.Job(name, [sys.executable, "-c", code], tmp_path / "logs" / f"{name}.log")
+
+
+@pytest.fixture
+def handlers():
+    kept = {number: signal.getsignal(number) for number in signals.STOPPING}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+def test_jobs_run_some_at_a_time_and_one_that_fails_stops_no_other(tmp_path, handlers):
+    note = f"import pathlib, time; f = pathlib.Path({str(tmp_path)!r}) / 'order'; "
+    say = note + "f.open('a').write('{}\\n'); time.sleep(0.2); f.open('a').write('-{}\\n')"
+    fails = "import sys; sys.stderr.write('error: it is so.\\n'); sys.exit(1)"
+    wanted = [
+        job(tmp_path, "a", say.format("a", "a")),
+        job(tmp_path, "b", fails),
+        job(tmp_path, "c", say.format("c", "c")),
+    ]
+    codes = jobs.run(wanted, parallel=1)
+    assert codes == {"a": 0, "b": 1, "c": 0} and jobs.exit_code(codes, "abc") == 1
+    assert (tmp_path / "order").read_text().split() == ["a", "-a", "c", "-c"]
+    assert (tmp_path / "logs" / "b.log").read_text() == "error: it is so.\n"
+    assert jobs.exit_code({"a": 0}, ["a"]) == 0 and jobs.exit_code({"a": 0}, ["a", "b"]) == 75
+
+
+SWEEP = """
+import pathlib, sys
+from experiments.sweeping import jobs
+child = '''
+import os, signal, sys, time
+def stop(number, frame):
+    if {patient}:
+        print("saved", flush=True)
+        sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
+print("ready", os.getpid(), flush=True)
+time.sleep(60)
+'''
+names = ("a", "b", "c")
+wanted = [jobs.Job(n, [sys.executable, "-c", child], pathlib.Path({out!r}) / n) for n in names]
+codes = jobs.run(wanted, parallel=2)
+sys.exit(jobs.exit_code(codes, names))
+"""
+
+
+@pytest.mark.parametrize("patient", [True, False])
+def test_a_signal_stops_the_trainings_and_a_second_kills_them(patient, tmp_path):
+    code = SWEEP.format(out=str(tmp_path), patient=patient)
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    logs = [tmp_path / "a", tmp_path / "b"]
+    wait_for(lambda: all(log.exists() and "ready" in log.read_text() for log in logs))
+    process.send_signal(signal.SIGINT)
+    if not patient:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.3)
+        process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 75
+    assert not (tmp_path / "c").exists()
+    for log in logs:
+        assert ("saved" in log.read_text()) == patient
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(log.read_text().split()[1]), 0)
+
+
+def wait_for(is_so):
+    deadline = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+# ---- scripts -------------------------------------------------------------------------------------
+
+HOSTILE = "a b'$(touch x)"
+
+
+def executable(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/bash\n{text}")
+    path.chmod(0o755)
+
+
+def test_a_slurm_script_gives_each_task_its_point(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    executable(tmp_path / ".venv" / "bin" / "python", 'printf "%s\\n" "$@"\n')
+    flags = [["--config.seed=0"], [f"--config.data.train={HOSTILE}"]]
+    how = dict(name="a/b c", config="--config=c d.py", workdirs=["runs/0", f"runs/{HOSTILE}"])
+    text = scripts.slurm(flags, **how, parallel=4)
+    assert "#SBATCH --job-name=sweep-a-b-c\n#SBATCH --array=0-1%4\n" in text
+    assert "--array=0-1\n" in scripts.slurm(flags, **how, parallel=None)
+    for task in (0, 1):
+        done = subprocess.run(
+            ["bash"],
+            input=text,
+            env=os.environ | {"SLURM_ARRAY_TASK_ID": str(task)},
+            capture_output=True,
+            text=True,
+            cwd="/",
+        )
+        told = ["-m", "experiments.train", "--config=c d.py", *flags[task]]
+        assert done.stdout.splitlines() == [*told, f"--workdir={how['workdirs'][task]}"]
+    assert not (tmp_path / "x").exists()
+    again = subprocess.run(["bash"], input=text, env={"SLURM_ARRAY_TASK_ID": "2"}, text=True)
+    assert again.returncode == 2
+
+
+GCLOUD = """
+echo "$4" >> calls
+[ "$4" != describe ] || echo "$(cat state)"
+case "$4" in
+create) echo READY > state ;;
+delete) echo > state ;;
+ssh)
+  for last; do :; done
+  remote=${last#--command=}
+  [ "$remote" != setup ] || exit 0
+  bash -c "$remote" || exit
+  if [ ! -f preempted ]; then touch preempted; echo PREEMPTED > state; exit 255; fi
+  ;;
+esac
+"""
+
+
+def test_the_loop_for_a_tpu_goes_on_after_a_preemption_and_past_a_point_that_fails(tmp_path):
+    fake = tmp_path / "bin" / "gcloud"
+    executable(fake, GCLOUD)
+    executable(
+        tmp_path / "flow_grpo_jax" / ".venv" / "bin" / "python",
+        'printf "%s\\n" "$@" >> ../said; [[ "$*" != *seed=1* ]]\n',
+    )
+    flags = [[f"--config.data.train={HOSTILE}"], ["--config.seed=1"]]
+    how = dict(name="a", config="--config=c d.py", workdirs=["/mnt/0", "/mnt/1"])
+    text = scripts.gcloud(flags, **how)
+    settings = {"ZONE": "z", "TYPE": "v6e-8", "VERSION": "v", "SETUP": "setup", "WAIT": "0"}
+    environment = os.environ | settings | {"PATH": f"{fake.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash"], input=text, env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (1, "/mnt/1 failed with exit code 1\n")
+    first = ["-m", "experiments.train", "--config=c d.py", *flags[0], "--workdir=/mnt/0"]
+    second = ["-m", "experiments.train", "--config=c d.py", *flags[1], "--workdir=/mnt/1"]
+    assert (tmp_path / "said").read_text().splitlines() == first + first + second
+    calls = (tmp_path / "calls").read_text().split()
+    assert calls.count("create") == 2 and not (tmp_path / "flow_grpo_jax" / "x").exists()
+    assert subprocess.run(["bash"], input=text, text=True, capture_output=True).returncode
+
+
+# ---- table ---------------------------------------------------------------------------------------
+
+TABLE = """\
+| setting | runs | step | eval/success at first | last, by seed | mean ± 95 % |
+| --- | --- | --- | --- | --- | --- |
+| optim.lr=0.1 | 1 | 3 | 0.000 | 0.300 (0) | 0.300 |
+| optim.lr=0.001 | 3 | 1 to 3 (2 unfinished) | 0.000 | 0.200 (0), 0.300 (1), 0.100 (2) | 0.200 ± 0.248 |
+"""  # noqa: E501  0.248 = 4.303 * 0.1 / sqrt(3)
+
+
+def test_the_table_has_means_over_seeds_by_setting(tmp_path):
+    pytest.importorskip("matplotlib")
+    config = smoke.get_config()
+    for seed, steps in enumerate((2, 3, 1)):
+        config.seed, config.optim.lr = seed, 1e-3
+        as_run(tmp_path / f"s{seed}", config, steps=steps)
+    config.seed, config.optim.lr = 0, 0.1
+    as_run(tmp_path / "other", config, steps=3)
+    (tmp_path / "logs").mkdir()
+    text = sweep.tabulate(tmp_path, "eval/success")
+    assert text == TABLE == (tmp_path / "table.md").read_text()
+    assert len([*(tmp_path / "plots").glob("*.png")]) == 2
+    first = results.settings(results.read(tmp_path, "eval/success"))
+    lines, bars = results.charts(first, "eval/success")
+    assert [line["x"] for line in lines["series"]] == [[0, 1, 2, 3], [0, 1]]
+    assert bars["bars"] == ["optim.lr=0.1", "optim.lr=0.001"]
+    assert bars["series"][0]["y"] == pytest.approx([0.3, 0.2])
+    with pytest.raises(command.ConfigError, match="No run in .* has --metric=no; there are eval"):
+        sweep.tabulate(tmp_path, "no")
+    with pytest.raises(command.ConfigError, match="holds no folder with a run"):
+        sweep.tabulate(tmp_path / "plots", "eval/success")
