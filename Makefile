@@ -3,6 +3,7 @@
 #   make quickstart                 train the small agent, before/after table, report.html
 #   make test                       ruff and all tests
 #   make test JOBS=8                in eight processes of about 4 GB instead of two
+#   make notebook                   run docs/quickstart.ipynb and write its outputs
 #   make audit                      known vulnerabilities of the installed packages; never fails
 #   make test PYTHON=python3.12     another interpreter (make clean first)
 #   make test PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
@@ -27,7 +28,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-fast lint audit clean
+.PHONY: help quickstart test test-fast lint notebook audit clean
 
 help:
 	@sed -n 's/^#  *make/make/p' Makefile
@@ -45,6 +46,9 @@ test-fast: $(DEV)
 lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+notebook: $(DEV)
+	$(BIN)/python tests/notebook.py
 
 audit: $(RUNTIME)
 	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) pip-audit \

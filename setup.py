@@ -108,6 +108,8 @@ EXTRAS = {
         *TENSORBOARD,
         "httpx>=0.27,<1",
         "hypothesis>=6.100",
+        "ipykernel>=6.29,<8",
+        "nbclient>=0.10.1,<1",
         "openai>=1.70",
         "peft>=0.17",
         "pytest>=8",
