@@ -25,8 +25,9 @@ def test_values_are_lists_and_ranges_and_may_hold_commas_in_brackets():
         "optim.lr": ["1e-6", "3e-6"],
         "seed": ["0", "1", "2"],
         "batch.rows": ["(1,2)", "(3,)"],
-        "data.train": ["'a;b,c'"],
+        "data.train": ["a;b,c"],
     }
+    assert points.parse("a='0:3',\"b\",'c'd'e'")["a"] == ["0:3", "b", "'c'd'e'"]
     assert points.parse("a=-1:6:3,9")["a"] == ["-1", "2", "5", "9"]
     assert points.parse("a=http://h:80")["a"] == ["http://h:80"]
 
@@ -42,6 +43,7 @@ def test_values_are_lists_and_ranges_and_may_hold_commas_in_brackets():
         ("seed=3:3", "has an empty value or range"),
         ("seed=1;seed=2", "names seed twice"),
         ("seed=0:1000000000000", "1,000,000,000,000 values; at most 1,000"),
+        (f"seed=0:{10**30}:10", "values; at most 1,000"),  # too long a range for len
         ("a=0:100;b=0:100", "10,000 points or more; at most 1,000"),
     ],
 )
@@ -292,3 +294,29 @@ def test_the_table_has_means_over_seeds_by_setting(tmp_path):
         sweep.tabulate(tmp_path, "no")
     with pytest.raises(command.ConfigError, match="holds no folder with a run"):
         sweep.tabulate(tmp_path / "plots", "eval/success")
+
+
+def test_runs_of_other_lengths_are_other_settings(tmp_path):
+    config = smoke.get_config()
+    for config.steps in (2, 3):
+        as_run(tmp_path / str(config.steps), config, steps=config.steps)
+    assert [*results.settings(results.read(tmp_path, "eval/success"))] == ["steps=2", "steps=3"]
+
+
+def test_a_table_takes_runs_of_others_as_data(tmp_path):
+    config = smoke.get_config()
+    as_run(tmp_path / "a", config, steps=2)
+    config.model.path = "\x1b]0;x\x07\n| a |"
+    as_run(tmp_path / "b", config, steps=2)
+    with (tmp_path / "b" / "metrics.jsonl").open("a") as file:
+        for step, value in enumerate(("1", None, [1], True), start=3):
+            file.write(json.dumps({"step": step, "eval/success": value}) + "\n")
+    text = results.table(results.settings(results.read(tmp_path, "eval/success")), "eval/success")
+    assert len(text.splitlines()) == 4 and text.count("| 0.200 |") == 2
+    assert r"model.path=\x1b]0;x\x07 \| a \| |" in text
+    outside = tmp_path / "outside.jsonl"
+    (tmp_path / "b" / "metrics.jsonl").rename(outside)
+    (tmp_path / "b" / "metrics.jsonl").symlink_to(outside)
+    with pytest.raises(command.ConfigError, match="b leads elsewhere"):
+        results.read(tmp_path, "eval/success")
+    assert len(results.read(tmp_path, "eval/success", trusted=True)) == 2
