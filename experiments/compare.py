@@ -80,7 +80,13 @@ def run(file, changes, *, arms, seeds, source, tokens, out):
         raise command.ConfigError("Two of --arm have the same name.")
     if len(set(seeds)) < len(seeds) or not all(seed.isdecimal() for seed in seeds):
         raise command.ConfigError(f"--seeds={','.join(seeds)} must be different whole numbers.")
+    if any("seed" in each for each in (changes, *(own for _, own in arms))):
+        raise command.ConfigError("The field seed is set; give --seeds, which every arm has.")
     configs = [points.resolved(file, changes | own, f"--arm={name}") for name, own in arms]
+    if not all(config.data.held_out and config.steps for config in configs):
+        raise command.ConfigError(
+            "There is nothing to compare: set data.held_out, and steps above 0, in every arm."
+        )
     if source:
         changes = changes | only(source, configs[0], out / "questions")
     curves = {name: [] for name, _ in arms}
@@ -95,7 +101,10 @@ def run(file, changes, *, arms, seeds, source, tokens, out):
 def parse(text):
     """Returns (name, {field: value}) of an arm such as "turns: loss.variant=turns steps=80"."""
     name, _, rest = text.partition(":")
-    pairs = [part.partition("=") for part in shlex.split(rest)]
+    try:
+        pairs = [part.partition("=") for part in shlex.split(rest)]
+    except ValueError as error:  # a quote that is not closed
+        raise command.ConfigError(f'--arm="{text}": {error}.') from error
     if not name.strip().isidentifier() or not all(field and equals for field, equals, _ in pairs):
         raise command.ConfigError(
             f'--arm="{text}" must be a name of letters, digits and _, and fields of the config: '

@@ -86,6 +86,7 @@ def successes(
             if per_question and taken[asked] == per_question:
                 continue
             place = f"{path.name}, question {line['question_id']}, rollout {line['rollout']}"
+            place = command.visible(place)
             try:
                 found = list(replay(line, place, **how))
             except Unlike as problem:
@@ -224,11 +225,14 @@ def _paths(workdir, first, last):
             found.append((int(number[1]), path))
     if not found:
         raise command.ConfigError(f"{workdir}/trajectories holds no training trajectories.")
-    kept = [path for step, path in sorted(found) if first <= step and step <= (last or step)]
+    kept = [
+        path for step, path in sorted(found) if first <= step and (last is None or step <= last)
+    ]
     if not kept:
         steps = sorted(step for step, _ in found)
+        end = "the last" if last is None else last
         raise command.ConfigError(
-            f"No step from {first} to {last}: {workdir} has trajectories of {steps[0]} to "
+            f"No step from {first} to {end}: {workdir} has trajectories of {steps[0]} to "
             f"{steps[-1]}."
         )
     return kept

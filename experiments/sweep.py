@@ -27,7 +27,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from experiments.evaluating import plots
-from experiments.running import command, fields
+from experiments.running import command, fields, places, trust
 from experiments.sweeping import jobs, points, results, scripts
 from flow_grpo_jax import files
 
@@ -38,7 +38,7 @@ def main():
     values = flags.FLAGS
     out = pathlib.Path(values.out)
     if values.table:
-        sys.stdout.write(tabulate(out, values.metric))
+        sys.stdout.write(tabulate(out, values.metric, trusted=values.trust))
         return
     for name in ("config", "sweep"):
         if not values[name].present:
@@ -78,6 +78,9 @@ def launch(file, left, out, *, parallel):
 
 def script(kind, file, left, out):
     """Returns a script that trains points elsewhere."""
+    path = pathlib.Path(file)
+    if kind == "gcloud" and path.is_relative_to(places.ROOT):
+        file = path.relative_to(places.ROOT)  # the repository lies elsewhere on a TPU
     how = dict(
         name=out.resolve().name,
         config=f"--config={file}",
@@ -90,10 +93,10 @@ def script(kind, file, left, out):
     return scripts.slurm(overrides, **how, parallel=flag.value if flag.present else None)
 
 
-def tabulate(out, metric):
+def tabulate(out, metric, *, trusted=False):
     """Writes table and plots of the runs in a folder; returns the table."""
     command.need("plots")
-    found = results.settings(results.read(out, metric))
+    found = results.settings(results.read(out, metric, trusted=trusted))
     text = results.table(found, metric)
     files.replace_text(out / "table.md", text)
     plots.write(results.charts(found, metric), out / "plots")
@@ -108,6 +111,7 @@ def define_flags():
     flags.DEFINE_enum("print", None, PRINTED, "Print a script instead of training.")
     flags.DEFINE_bool("table", False, "Write a table and plots of the runs in --out.")
     flags.DEFINE_string("metric", "eval/success", "What --table compares.")
+    flags.DEFINE_bool("trust", False, trust.HELP)
 
 
 if __name__ == "__main__":

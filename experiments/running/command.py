@@ -301,7 +301,11 @@ def _text(error):
     return str(error) or repr(error)
 
 
+def visible(text):
+    """Returns a text without characters that steer a terminal: their escapes instead."""
+    return UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 def _stop(message, code):
-    message = UNSEEN.sub(lambda found: ascii(found[0])[1:-1], message)
-    sys.stderr.write(f"error: {message}\n")
+    sys.stderr.write(f"error: {visible(message)}\n")
     sys.exit(code)

@@ -79,9 +79,12 @@ class Watch:
 
     def _write(self, step):
         path = self._folder / "traces" / f"step_{step:06d}.json"
-        with files.writing(path.parent):
-            path.parent.mkdir(exist_ok=True)
-        files.replace_text(path, json.dumps(as_events(self.trace.spans, step)) + "\n")
+        try:
+            with files.writing(path.parent):
+                path.parent.mkdir(exist_ok=True)
+            files.replace_text(path, json.dumps(as_events(self.trace.spans, step)) + "\n")
+        except files.CannotWrite as error:
+            logging.warning("the trace of step %d is lost: %s", step, error)
 
 
 def as_events(spans, step):

@@ -3,6 +3,7 @@
     optim.lr=1e-6,3e-6;seed=0:3      six points; A:B and A:B:STEP count as Python's range does
 
 Commas and semicolons inside brackets or quotes belong to a value: engine.stop_ids=(1,2),(3,)
+Quotes around a whole value are no part of it: tracking.run_name="a,b"
 """
 
 import dataclasses
@@ -126,14 +127,16 @@ def _split(text, mark):
 
 
 def _expand(text):
-    """Returns the values of a text: those of a range, else itself."""
+    """Returns the values of a text: those of a range, else itself without quotes around it."""
     text = text.strip()
+    if len(text) > 1 and text[0] in QUOTES and text.find(text[0], 1) == len(text) - 1:
+        return [text[1:-1]]
     if not (found := RANGE.fullmatch(text)):
         return [text]
-    numbers = range(int(found[1]), int(found[2]), int(found[3] or 1))
-    if len(numbers) > MOST:
-        raise command.ConfigError(f"--sweep: {text} has {len(numbers):,} values; at most {MOST:,}.")
-    return [*map(str, numbers)]
+    start, stop, step = int(found[1]), int(found[2]), int(found[3] or 1)
+    if (count := -(-(stop - start) // step)) > MOST:  # a range may be too long to have a length
+        raise command.ConfigError(f"--sweep: {text} has {count:,} values; at most {MOST:,}.")
+    return [*map(str, range(start, stop, step))]
 
 
 def _value(config, field):

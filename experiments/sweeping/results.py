@@ -8,13 +8,12 @@ import dataclasses
 import pathlib
 
 from experiments.configs import common
-from experiments.running import command, dotted, stored
+from experiments.running import command, dotted, stored, trust
 from flow_grpo_jax import metrics, statistics
 
 LINES = 8  # of a chart
 AGREE = (
     "seed",
-    "steps",
     "compile_cache",
     "warmstart.",
     *common.WATCHING,
@@ -52,15 +51,18 @@ def is_finished(workdir, config):
     return last["step"] == config.steps and evaluated and saved
 
 
-def read(folder, metric):
+def read(folder, metric, *, trusted=False):
     """Returns the `Run`s among the folders in a folder, by their names.
 
+    trusted: whether the user trusts the makers of these folders.
+
     Raises:
-      ConfigError: there is none, or none has the metric.
+      ConfigError: there is none, none has the metric, or one leads elsewhere.
     """
     found, known = [], set()
     for path in sorted(pathlib.Path(folder).glob("*/metrics.jsonl")):
         workdir = path.parent
+        trust.check_links(workdir, trusted=trusted)
         config, _ = stored.read_config(workdir)
         lines = metrics.read(path)
         known |= {name for line in lines for name in line}
@@ -70,7 +72,9 @@ def read(folder, metric):
                 seed=config.seed,
                 steps=lines[-1]["step"] if lines else 0,
                 wanted=config.steps,
-                values={line["step"]: line[metric] for line in lines if metric in line},
+                values={
+                    line["step"]: line[metric] for line in lines if _is_number(line.get(metric))
+                },
                 config=dict(dotted.flat(config.to_dict())),
             )
         )
@@ -164,5 +168,10 @@ def number(value, sign=""):
     return f"{value:{sign}.3f}" if abs(value) >= 5e-4 or not value else f"{value:{sign}.2e}"
 
 
+def _is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _cell(text):
-    return text.replace("|", "\\|")
+    """Returns one cell, whatever the maker of a run folder wrote into its config."""
+    return command.visible(" ".join(text.split())).replace("|", "\\|")

@@ -3,8 +3,9 @@
 import os
 import re
 import shlex
+import sys
 
-PYTHON = ".venv/bin/python"  # in the repository, as make leaves it
+PYTHON = ".venv/bin/python"  # in the repository on a TPU, as make leaves it
 
 SLURM = """#!/bin/bash
 #SBATCH --job-name={name}
@@ -79,7 +80,7 @@ def slurm(points, *, name, config, workdirs, parallel):
             f"{number}) set -- {shlex.join([*flags, f'--workdir={workdir}'])} ;;"
             for number, (flags, workdir) in enumerate(lines)
         ),
-        python=PYTHON,
+        python=shlex.quote(sys.executable),
         config=shlex.quote(config),
     )
 

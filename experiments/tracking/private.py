@@ -36,6 +36,8 @@ def of_config(config, hide):
 
 
 def _shown(name, value, hide):
+    if isinstance(value, dict):
+        return {key: _shown(f"{name}.{key}", part, hide) for key, part in value.items()}
     if isinstance(value, list):
         return [_shown(name, item, hide) for item in value]
     if not isinstance(value, str):

@@ -174,7 +174,8 @@ def _examples(row, place, replies):
     """Returns the Examples of a row, at least one; raises BadField."""
     if not isinstance(row, Mapping):
         raise BadField(f"is {shown(row)}; expected an object with 'messages'")
-    messages, module = row.get("messages"), row.get("module", "")
+    messages, module = row.get("messages"), row.get("module")
+    module = "" if module is None else module  # a column of Parquet has null where it is missing
     if not isinstance(messages, list) or not messages:
         names = ", ".join(map(str, row)) or "none"
         raise BadField(

@@ -30,6 +30,7 @@ CHAT_TEMPLATE = (
     "{% else %}{{ message['content'] + '\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>' }}{% endif %}"
 )
+LOOKED_AT = 10  # held-out demonstrations for each that is measured
 FRONT = {"library_name": "transformers", model_card.PROMPTS: "compact"}
 CARD = """
 # Nano model of the {worlds}
@@ -186,7 +187,13 @@ class WholeRows:
         how = dict(tools=tools, max_turns=config.rollout.max_turns)
         probes = world.demonstrations(worlds, seed=1, flawless=True, split="held_out", **how)
         fits = lambda sample: len(encode(sample, tokenizer)[0]) <= settings.row_length
-        self._probes = list(itertools.islice(filter(fits, probes), settings.probes))
+        looked_at = itertools.islice(probes, LOOKED_AT * settings.probes)
+        self._probes = list(itertools.islice(filter(fits, looked_at), settings.probes))
+        if len(self._probes) < settings.probes:
+            raise command.ConfigError(
+                f"warmstart.row_length={settings.row_length} has room for {len(self._probes)} of "
+                f"{LOOKED_AT * settings.probes} held-out demonstrations; use longer rows."
+            )
         self._length = settings.row_length
         shown = world.demonstrations(
             worlds, seed=settings.seed, tokenizer=tokenizer, real_share=settings.real_share, **how

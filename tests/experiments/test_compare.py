@@ -108,6 +108,9 @@ def test_what_no_training_could_start_with_is_refused_before_the_first(run):
         (["a", "b: loss.variant=turns rollout.group=7"], "--arm=b: rollout.group=7 must be"),
         (["a", "b: loss.sort=turns"], "--arm=b: The configuration has no field 'sort'"),
         (["a", "b: steps=x"], "--arm=b: flag --config.steps=x: it must be a whole number"),
+        (["a", "b: seed=4"], "The field seed is set; give --seeds"),
+        (["a", "b: data.held_out="], "set data.held_out, and steps above 0, in every arm"),
+        (["a", "b: steps='4"], "steps='4\": No closing quotation"),
     ]:
         with pytest.raises(command.ConfigError, match=told):
             run(*arms)

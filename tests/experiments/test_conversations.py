@@ -64,6 +64,8 @@ def test_modules_are_chosen_and_written_rows_are_read_again(tmp_path):
     assert (again.module, again.messages, again.reply) == ("verifier", (ASK,), SAY["content"])
     with pytest.raises(ValueError, match="rows.jsonl has no conversation of base to learn from"):
         read(tmp_path, *rows, modules=("base",))
+    [missing] = read(tmp_path, {"module": None, "messages": [ASK, SAY]})  # as Parquet has it
+    assert missing.module == ""
 
 
 BAD = {
@@ -280,7 +282,9 @@ def test_successes_are_chosen_and_written_once(played, tmp_path):
     assert found.reply == SAID["planner"][0]
     with pytest.raises(command.ConfigError, match="none of 6 training trajectories earned"):
         successes.successes(tmp_path, out, **how | {"reward": 2.0})
-    with pytest.raises(command.ConfigError, match="No step from 5 to None: .* of 3 to 4"):
+    with pytest.raises(command.ConfigError, match="No step from 5 to the last: .* of 3 to 4"):
         successes.successes(tmp_path, out, first_step=5, **how)
+    with pytest.raises(command.ConfigError, match="No step from 0 to 0"):
+        successes.successes(tmp_path, out, last_step=0, **how)
     with pytest.raises(command.ConfigError, match="stores the texts of planner, executor, analyst"):
         successes.successes(tmp_path, out, **how | {"modules": ("verifier",)})

@@ -11,7 +11,7 @@ import pytest
 
 from experiments import sweep
 from experiments.configs import smoke
-from experiments.running import command, signals, stored
+from experiments.running import command, places, signals, stored
 from experiments.sweeping import jobs, points, results, scripts
 
 # ml_collections loads the config's file in an old way.
@@ -25,8 +25,9 @@ def test_values_are_lists_and_ranges_and_may_hold_commas_in_brackets():
         "optim.lr": ["1e-6", "3e-6"],
         "seed": ["0", "1", "2"],
         "batch.rows": ["(1,2)", "(3,)"],
-        "data.train": ["'a;b,c'"],
+        "data.train": ["a;b,c"],
     }
+    assert points.parse("a='0:3',\"b\",'c'd'e'")["a"] == ["0:3", "b", "'c'd'e'"]
     assert points.parse("a=-1:6:3,9")["a"] == ["-1", "2", "5", "9"]
     assert points.parse("a=http://h:80")["a"] == ["http://h:80"]
 
@@ -42,6 +43,7 @@ def test_values_are_lists_and_ranges_and_may_hold_commas_in_brackets():
         ("seed=3:3", "has an empty value or range"),
         ("seed=1;seed=2", "names seed twice"),
         ("seed=0:1000000000000", "1,000,000,000,000 values; at most 1,000"),
+        (f"seed=0:{10**30}:10", "values; at most 1,000"),  # too long a range for len
         ("a=0:100;b=0:100", "10,000 points or more; at most 1,000"),
     ],
 )
@@ -198,7 +200,8 @@ def executable(path, text):
 
 def test_a_slurm_script_gives_each_task_its_point(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    executable(tmp_path / ".venv" / "bin" / "python", 'printf "%s\\n" "$@"\n')
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "an environment" / "python"))
+    executable(tmp_path / "an environment" / "python", 'printf "%s\\n" "$@"\n')
     flags = [["--config.seed=0"], [f"--config.data.train={HOSTILE}"]]
     how = dict(name="a/b c", config="--config=c d.py", workdirs=["runs/0", f"runs/{HOSTILE}"])
     text = scripts.slurm(flags, **how, parallel=4)
@@ -261,6 +264,13 @@ def test_the_loop_for_a_tpu_goes_on_after_a_preemption_and_past_a_point_that_fai
     assert subprocess.run(["bash"], input=text, text=True, capture_output=True).returncode
 
 
+def test_a_tpu_is_told_a_config_by_its_place_in_the_repository(tmp_path):
+    file, point = f"{places.CONFIGS / 'paper_7b.py'}:v6e8", points.Point("a", {"seed": "1"}, None)
+    text = sweep.script("gcloud", file, [point], tmp_path)
+    assert "--config=experiments/configs/paper_7b.py:v6e8" in text
+    assert str(places.ROOT) not in text
+
+
 # ---- table ---------------------------------------------------------------------------------------
 
 TABLE = """\
@@ -292,3 +302,29 @@ def test_the_table_has_means_over_seeds_by_setting(tmp_path):
         sweep.tabulate(tmp_path, "no")
     with pytest.raises(command.ConfigError, match="holds no folder with a run"):
         sweep.tabulate(tmp_path / "plots", "eval/success")
+
+
+def test_runs_of_other_lengths_are_other_settings(tmp_path):
+    config = smoke.get_config()
+    for config.steps in (2, 3):
+        as_run(tmp_path / str(config.steps), config, steps=config.steps)
+    assert [*results.settings(results.read(tmp_path, "eval/success"))] == ["steps=2", "steps=3"]
+
+
+def test_a_table_takes_runs_of_others_as_data(tmp_path):
+    config = smoke.get_config()
+    as_run(tmp_path / "a", config, steps=2)
+    config.model.path = "\x1b]0;x\x07\n| a |"
+    as_run(tmp_path / "b", config, steps=2)
+    with (tmp_path / "b" / "metrics.jsonl").open("a") as file:
+        for step, value in enumerate(("1", None, [1], True), start=3):
+            file.write(json.dumps({"step": step, "eval/success": value}) + "\n")
+    text = results.table(results.settings(results.read(tmp_path, "eval/success")), "eval/success")
+    assert len(text.splitlines()) == 4 and text.count("| 0.200 |") == 2
+    assert r"model.path=\x1b]0;x\x07 \| a \| |" in text
+    outside = tmp_path / "outside.jsonl"
+    (tmp_path / "b" / "metrics.jsonl").rename(outside)
+    (tmp_path / "b" / "metrics.jsonl").symlink_to(outside)
+    with pytest.raises(command.ConfigError, match="b leads elsewhere"):
+        results.read(tmp_path, "eval/success")
+    assert len(results.read(tmp_path, "eval/success", trusted=True)) == 2

@@ -213,6 +213,12 @@ def test_values_of_keys_are_hidden_wherever_they_stand():
     hide = private.hider({"HF_TOKEN": "hf_abcdef", "API_KEY": "short", "HOME": "/home/someone"})
     assert hide("x hf_abcdef short /home/someone") == "x *** short /home/someone"
     assert private.hider({})("anything") == "anything"
+    extra = {"calls": [{"headers": {"api_key": "b", "max": 1}}], "at": "hf_abcdef"}
+    found = private.of_config({"backends": {"judge": {"extra": extra}}}, hide)
+    assert found == {
+        "backends.judge.extra.calls": [{"headers": {"api_key": "***", "max": 1}}],
+        "backends.judge.extra.at": "***",
+    }
 
 
 # ---- the libraries themselves, without a network -------------------------------------------------

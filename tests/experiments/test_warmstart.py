@@ -132,6 +132,13 @@ def test_what_cannot_be_trained_is_said_before_a_model_is_loaded(files, tmp_path
     assert not (tmp_path / warmstart.CONFIG).exists()
 
 
+def test_rows_too_short_for_demonstrations_are_refused(files, tmp_path):
+    c = config_of(files, worlds="quickstart", data="", held_out="", modules=(), prompt_weight=0.1)
+    c.warmstart.update(train_questions=3, held_out_questions=3, row_length=16, probes=2)
+    with pytest.raises(command.ConfigError, match="row_length=16 has room for 0 of 20 held-out"):
+        warmstart.warmstart(c, tmp_path)
+
+
 def test_limits_are_those_of_rollouts_and_rows(files):
     c = config_of(files)
     c.rollout.update(max_prompt_tokens=200, max_response_tokens=30, max_module_tokens=20)

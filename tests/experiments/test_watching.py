@@ -68,7 +68,11 @@ def test_events_are_those_of_the_format():
     ]
 
 
-def test_steps_that_are_named_are_traced_and_no_others(tmp_path, monkeypatch):
+def refuse(path, text):
+    raise watching.files.CannotWrite("disk full")
+
+
+def test_steps_that_are_named_are_traced_and_no_others(tmp_path, monkeypatch, caplog):
     watch = watching.Watch(config_of(trace=(2,)), tmp_path)
     seen = {}
     for step in watch.steps(range(1, 4)):
@@ -77,6 +81,9 @@ def test_steps_that_are_named_are_traced_and_no_others(tmp_path, monkeypatch):
     assert seen == {1: False, 2: True, 3: False}
     assert [path.name for path in tmp_path.rglob("*.json")] == ["step_000002.json"]
     check_trace(tmp_path / "traces" / "step_000002.json", phases=["rollout", "update"])
+    monkeypatch.setattr(watching.files, "replace_text", refuse)
+    assert [*watching.Watch(config_of(trace=(3,)), tmp_path).steps([3, 4])] == [3, 4]
+    assert "the trace of step 3 is lost: disk full" in caplog.text
     monkeypatch.setattr(watching.processes, "index", lambda: 1)
     other = watching.Watch(config_of(trace=(4,), profile=(4,)), tmp_path)
     assert [other.trace for _ in other.steps([4])] == [None]

@@ -22,11 +22,14 @@ CONFIG = decoder.Config(
 )
 ADAM = dict(b1=0.9, b2=0.98, eps=1e-8, weight_decay=0.0, clip_norm=1e9)
 OPTIMIZER = optimizer.make(lr=1e-2, warmup_steps=0, moment_dtype="float32", **ADAM)
-REPLIES = [  # two with one prompt, one with its beginning, one of a single token
+REPLIES = [  # two with one prompt, one with its beginning, one of a single token; one twice, and a
+    # second reply of a conversation, in whose prompt the first is
     ((1, 2, 3, 4), (5, 6, 7)),
     ((1, 2, 3, 4), (5, 9)),
     ((1, 2), (8, 6, 7, 31)),
     ((11,), (0,)),
+    ((1, 2, 3, 4), (5, 9)),
+    ((1, 2, 3, 4, 5, 6, 7, 30), (2,)),
 ]
 SHAPES = dict(row_lengths=(8, 16), rows=(2, 1), response_lengths=(4, 12))
 
@@ -91,4 +94,4 @@ def test_loss_and_gradient_are_those_of_transformers(model, reference, program, 
 def test_the_loss_of_each_token_counts_the_same():
     [batches] = supervised.lay_out(REPLIES, SHAPES | {"layout": "packed"})
     weights = np.concatenate([batch.weight_BA[batch.mask_BA] for batch in batches])
-    assert len(weights) == 10 and weights == pytest.approx(0.1)
+    assert len(weights) == 13 and weights == pytest.approx(1 / 13)
