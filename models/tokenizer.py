@@ -96,8 +96,8 @@ class Tokenizer:
         self._fast.no_padding()
         templates = chat_template.by_name(backend.chat_template)
         self._template = templates.get(chat_template.DEFAULT) or CHAT_TEMPLATE
-        # A template may write the special tokens.
-        self._seen = dict(switches or {}) | dict(backend.special_tokens_map)
+        # A template may write the special tokens, which a folder can call anything.
+        self._seen = dict(backend.special_tokens_map) | dict(switches or {})
         self.switches = tuple(name for name in switches or () if name in self._template)
         behaviour = chat_template.examine(self._render)
         self.merges_system = behaviour.merges_system
