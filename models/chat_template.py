@@ -82,10 +82,12 @@ class Behaviour:
 
     merges_system: it refuses or leaves out a system message, but takes the text in a user message.
     end: text that it writes after an assistant message; None if it writes no such message.
+    lead: blanks that it writes between the header of a reply and the reply.
     """
 
     merges_system: bool
     end: str | None
+    lead: str
 
 
 def examine(render):
@@ -105,11 +107,10 @@ def examine(render):
     system, user, assistant = ("system", SYSTEM), ("user", USER), ("assistant", ASSISTANT)
     merges = SYSTEM not in tried(system, user, header=True)
     merges = merges and SYSTEM in tried(("user", f"{SYSTEM}\n\n{USER}"), header=True)
-    text = tried(user, assistant)
-    if ASSISTANT not in text:
-        text = tried(system, user, assistant)
-    _, found, end = text.rpartition(ASSISTANT)
-    return Behaviour(merges, end if found else None)
+    asked = [user] if ASSISTANT in tried(user, assistant) else [system, user]
+    before, found, end = tried(*asked, assistant).rpartition(ASSISTANT)
+    lead = before.removeprefix(tried(*asked, header=True))
+    return Behaviour(merges, end if found else None, lead if lead.isspace() else "")
 
 
 def merged(messages):

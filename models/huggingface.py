@@ -119,6 +119,7 @@ def config_from_dict(values, place=CONFIG):
         "attention_bias": (family.qkv_bias, None),
         "qkv_bias": (family.qkv_bias, None),
         "mlp_bias": (False, None),
+        "is_causal": (True, None),
         "quantization_config": (None,),
     }.items():
         if values.get(key) not in accepted:
@@ -138,7 +139,7 @@ def config_from_dict(values, place=CONFIG):
     head_dim = values.get("head_dim") or absent.get("head_dim")
     return decoder.Config(
         **{key: values[key] for key in REQUIRED},
-        **{key: values.get(key, absent[key]) for key in ABSENT},
+        **{key: absent[key] if values.get(key) is None else values[key] for key in ABSENT},
         head_dim=head_dim or values["hidden_size"] // values["num_attention_heads"],
         rope_theta=theta,
         rope_scaling=scaling,
@@ -175,6 +176,8 @@ def _rope(values, context):
     thetas = {float(theta) for theta in thetas if theta is not None} or {ABSENT_ROPE_THETA}
     if len(thetas) > 1:
         problems.append(f"different rope_theta: {sorted(thetas)}")
+    if min(thetas) <= 1:
+        problems.append(f"rope_theta={min(thetas)} (supported: above 1)")
     if len(set(scalings)) > 1:
         problems.append("rope_scaling and rope_parameters contradict each other")
     return min(thetas), scalings[0] if scalings else None, problems

@@ -23,6 +23,7 @@ MAX_WORK = 500_000  # steps of one rendering, about 1 s; a turn of a published t
 MAX_TEXT = 2**23  # characters of one text, and of all texts in one list
 MAX_ITEMS, MAX_DEPTH = 2**17, 50  # of one list or mapping, those inside it included
 MAX_BITS = 4096  # of an integer
+DAY = "%d %b %Y"  # form of `date_string`, as in Llama 3's template
 CHARACTERS, NODES = 256, 16  # of a text, and of a template's body, that cost as much as one step
 
 FILTERS = (
@@ -399,9 +400,17 @@ def _raise(message):
     raise jinja2.TemplateError(message)
 
 
-def _now(form):
+@jinja2.pass_context
+def _now(context, form):
+    """Returns the time in a form; of the day that the values call date_string, if they do."""
     _check_length(1000 * len(form))
-    return datetime.datetime.now().strftime(form)
+    day = context.parent.get("date_string")
+    if day is None:
+        return datetime.datetime.now().strftime(form)
+    try:
+        return datetime.datetime.strptime(day, DAY).strftime(form)
+    except ValueError as error:
+        raise jinja2.TemplateError(f"date_string={day!r:.40} is no day like 26 Jul 2024") from error
 
 
 def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):

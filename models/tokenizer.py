@@ -96,11 +96,11 @@ class Tokenizer:
         self._fast.no_padding()
         templates = chat_template.by_name(backend.chat_template)
         self._template = templates.get(chat_template.DEFAULT) or CHAT_TEMPLATE
-        # A template may write the special tokens.
-        self._seen = dict(switches or {}) | dict(backend.special_tokens_map)
+        # A template may write the special tokens, which a folder can call anything.
+        self._seen = dict(backend.special_tokens_map) | dict(switches or {})
         self.switches = tuple(name for name in switches or () if name in self._template)
         behaviour = chat_template.examine(self._render)
-        self.merges_system = behaviour.merges_system
+        self.merges_system, self._lead = behaviour.merges_system, behaviour.lead
         own = () if backend.eos_token_id is None else (backend.eos_token_id,)
         self.eos_ids = tuple(eos_ids) or own
         self.pad_id = backend.pad_token_id
@@ -230,20 +230,21 @@ class Tokenizer:
         )
         ids, end = [], 0
         for mark in self._mark.finditer(rendered):
-            ids += self._encode_plain(show(rendered[end : mark.start()]), most)
+            ids += self._encode_plain(show(rendered[end : mark.start()]), most, inside=end > 0)
             ids.append(self._marks[mark[0]])
             end = mark.end()
             if most is not None and len(ids) > most:
                 return ids
-        return ids + self._encode_plain(show(rendered[end:]), most)
+        return ids + self._encode_plain(show(rendered[end:]), most, inside=end > 0)
 
     def reply(self, text):
         """Returns the ids of a whole reply, list[int], as a model draws them after `chat`.
 
-        The last is the token that the chat template writes after a reply, else the first of
-        eos_ids; there is none if these are empty. As in `chat`, marks in the text are text.
+        The chat template says what stands around it: blanks before, and the token after, else the
+        first of eos_ids; there is none if these are empty. As in `chat`, marks in the text are
+        text.
         """
-        return [*self._encode_plain(text), *self._reply_end]
+        return [*self._encode_plain(self._lead + text, inside=True), *self._reply_end]
 
     def _holds_mark(self, text):
         if self._normalizes_marks and not self._mark.search(text):
@@ -332,9 +333,9 @@ class Tokenizer:
         self._kept += len(line) + KEPT_LINE
         return ids
 
-    def _encode_plain(self, text, most=None):
-        """Encodes like `encode`, but special tokens in the text are not recognised."""
-        return self._encode_in_parts(self._plain, text, most)
+    def _encode_plain(self, text, most=None, *, inside=False):
+        """Encodes like `encode`, but special tokens are text. inside: after other text."""
+        return self._encode_in_parts(self._plain_inside if inside else self._plain, text, most)
 
     def _encode_in_parts(self, fast, text, most):
         with tokenizer_file.failures(CANNOT_ENCODE):
@@ -352,9 +353,13 @@ class Tokenizer:
 
     @functools.cached_property
     def _plain(self):
-        plain = tokenizers.Tokenizer.from_str(self._fast.to_str())
-        plain.encode_special_tokens = True
-        return plain
+        return _without_marks(self.json)
+
+    @functools.cached_property
+    def _plain_inside(self):
+        """Like `_plain`, without the blank that Mistral's puts before the first word of a text."""
+        inside = self.json.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"')
+        return self._plain if inside == self.json else _without_marks(inside)
 
     @property
     def json(self):
@@ -371,6 +376,13 @@ class Tokenizer:
         path = folder / GENERATION
         ends = {"eos_token_id": list(self.eos_ids), "pad_token_id": self.pad_id}
         _write_json(path, tokenizer_folder.read_json(path) | ends)
+
+
+def _without_marks(text):
+    """Returns the tokenizers.Tokenizer of a tokenizer.json that takes special tokens for text."""
+    plain = tokenizers.Tokenizer.from_str(text)
+    plain.encode_special_tokens = True
+    return plain
 
 
 def copy_files(source, target):

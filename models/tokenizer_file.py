@@ -10,6 +10,7 @@ from flow_grpo_jax.bounds import json_text
 
 MAX_PATTERN = 20_000  # characters of a regular expression; published ones have up to 2,000
 MAX_GROWTH = 64  # of a text by replacements; published ones write 1 or 3 characters for one
+MAX_ADDED = 2**15  # added tokens, each of which costs 50 us; published files have up to 7,000
 MAX_IDS = 2**24  # the largest published vocabularies have 2**18
 STEPS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")  # of a model, around each word
@@ -23,6 +24,8 @@ def check(path):
     values = json_text.read_object(path, advice=json_text.DOWNLOAD)
     if not isinstance(model := values.get("model"), dict):
         raise ValueError(f"{path} is damaged: it describes no tokenizer. {json_text.DOWNLOAD}")
+    if isinstance(added := values.get("added_tokens"), list) and len(added) > MAX_ADDED:
+        raise ValueError(f"{path} has {len(added):,} added tokens; the most are {MAX_ADDED:,}.")
     for name in AFFIXES:
         if len(str(model.get(name))) > MAX_GROWTH:
             raise ValueError(f"{path}: {name} has more than {MAX_GROWTH} characters.")

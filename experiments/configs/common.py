@@ -214,7 +214,7 @@ def base():
     c.model.dtype = "float32"  # compute dtype; masters are float32
     c.model.remat = "none"  # or "dots", "attention", "full": what is kept; models/decoder.py
     c.model.thinking = False  # what the chat template sees as enable_thinking
-    c.model.date = "26 Jul 2024"  # what it sees as date_string: the same every day
+    c.model.date = "26 Jul 2024"  # its day in date_string and strftime_now: the same every day
     c.model.attention = "auto"  # or a backend by name; models/attention/kernels.py
     c.model.lora = ConfigDict({"rank": 0})  # of the adapters
     c.model.lora.alpha = 32.0  # adapters are scaled by alpha / rank

@@ -11,6 +11,7 @@ Dimensions:
 
 import functools
 import json
+import math
 import os
 import re
 
@@ -44,11 +45,13 @@ REQUIRED += ("attention.head_count", "attention.layer_norm_rms_epsilon")
 KNOWN = (*FIELDS, "vocab_size", "attention.value_length", "rope.dimension_count")
 KNOWN += ("rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length")
 KNOWN += ("rope.scaling.finetuned", "tensor_data_layout")
+NEUTRAL = {"attention.causal": True}  # of other values 0 and nothing are neutral, False is not
 ARCHITECTURES = {
     "llama": {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
     "qwen2": {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]},
     "qwen3": {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]},
 }
+F32, MOST_FREQUENCIES = 0, 2**12  # number of a type; most values of `tensors.ROPE`
 # As every published Llama 3.1, 3.2 and 3.3 has them; the factor differs.
 LLAMA3 = {
     "rope_type": "llama3",
@@ -98,6 +101,8 @@ def _parts(folder, path):
     if not found:
         return [folder.source(os.path.basename(path))]
     count = int(found[3])
+    if not 0 < int(found[2]) <= count:
+        raise ValueError(f"{path} is no part of {count} files. Download the model again.")
     names = [f"{found[1]}-{number:05}-of-{found[3]}{SUFFIX}" for number in range(1, count + 1)]
     absent = [name for name in names[:1000] if not folder.has(name)]
     if absent:
@@ -178,8 +183,11 @@ class GgufFolder(folders.Folder):
         """Returns what divides each frequency, float32 [H/2]; None if there is nothing."""
         for path in self._parts:
             if tensor := header.read(path).tensors.get(tensors.ROPE):
-                raw = np.memmap(path, np.uint8, "r")[tensor.start :][: 4 * tensor.shape[-1]]
-                return np.frombuffer(raw.tobytes(), "<f4")
+                whole = math.prod(tensor.shape) <= MOST_FREQUENCIES and tensor.type == F32
+                raw = np.memmap(path, np.uint8, "r")[tensor.start :]
+                if not whole or len(raw) < 4 * tensor.shape[-1]:
+                    raise ValueError(f"{path}: {tensors.ROPE} is damaged. Download it again.")
+                return raw[: 4 * tensor.shape[-1]].view("<f4")
         return None
 
 
@@ -198,9 +206,9 @@ def _config(values, shapes, place, rope_factors):
     own = {k.removeprefix(f"{kind}."): v for k, v in values.items() if k.startswith(f"{kind}.")}
     problems = [f"{kind}.{key} is missing" for key in REQUIRED if own.get(key) is None]
     problems += [
-        f"{kind}.{key}={own[key]!r:.80} (supported: absent)"
+        f"{kind}.{key:.80}={own[key]!r:.80} (supported: absent)"
         for key in sorted(set(own) - set(KNOWN))
-        if own[key]
+        if own[key] is not NEUTRAL.get(key) and (own[key] or own[key] is False)
     ]
     problems += [
         f"{kind}.{key}={own[key]!r:.80} (supported: a number)"
@@ -221,7 +229,7 @@ def _config(values, shapes, place, rope_factors):
         problems += wrong
     if problems:
         raise ValueError(
-            f"{place} describes a model that would not be reproduced: {'; '.join(problems)}."
+            f"{place} describes a model that would not be reproduced: {'; '.join(problems[:10])}."
         )
     config |= {"vocab_size": shapes["token_embd.weight"][0], **ARCHITECTURES[kind]}
     config |= {"tie_word_embeddings": "output.weight" not in shapes, "hidden_act": "silu"}
@@ -236,7 +244,8 @@ def _short(value):
 
 def _scaling(own, factors, config):
     """Returns (rope_scaling or None, problems)."""
-    kind = own.get("rope.scaling.type", "none")
+    factor = own.get("rope.scaling.factor")
+    kind = own.get("rope.scaling.type", "none" if factor in (None, 0, 1) else "linear")
     if kind == "yarn":
         scaling = {"rope_type": "yarn"}
         for key, name in (
@@ -250,9 +259,11 @@ def _scaling(own, factors, config):
         return None, [f"rope.scaling.type={kind!r:.40} (supported: none, yarn)"]
     if factors is None:
         return None, []
+    if 2 * len(factors) != config["head_dim"]:
+        return None, [f"{tensors.ROPE} is not that of a head"]
     scaling = LLAMA3 | {"factor": _short(float(factors.max(initial=0)))}
     expected = _llama3_factors(scaling, config)
-    if len(expected) != len(factors) or not np.allclose(factors, expected, rtol=1e-4):
+    if not np.allclose(factors, expected, rtol=1e-4):
         return None, [f"{tensors.ROPE} is not that of Llama 3"]
     return scaling, []
 

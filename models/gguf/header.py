@@ -18,8 +18,9 @@ import numpy as np
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 ALIGNMENT = 32  # bytes, where `general.alignment` says nothing
-MOST_VALUES, MOST_TENSORS, MOST_ITEMS, MOST_TEXT = 2**14, 2**17, 2**24, 2**24
-MOST_DIMENSIONS = 4
+# Most of what a header may hold; the largest vocabularies need 16 MiB and 1.5 million items.
+MOST_BYTES, MOST_ITEMS = 2**26, 2**22  # items of all lists together
+MOST_VALUES, MOST_TENSORS, MOST_DIMENSIONS = 2**14, 2**17, 4
 TEXT, ARRAY = 8, 9
 NUMBERS = {  # number of a type -> how struct and NumPy call it
     0: "<u1",
@@ -86,7 +87,7 @@ class _Cursor:
     """Reads one thing after another."""
 
     def __init__(self, content, at):
-        self.content, self.at = content, at
+        self.content, self.at, self._items = content, at, 0
 
     def number(self, kind):
         return self.numbers(kind, 1)[0].item()
@@ -103,13 +104,17 @@ class _Cursor:
         return count
 
     def text(self):
-        return self._bytes(self.count("bytes in a text", MOST_TEXT)).decode("utf-8", "replace")
+        size = int.from_bytes(self._bytes(8), "little")
+        return self._bytes(size).decode("utf-8", "replace")
 
     def value(self):
         kind = self.number("<u4")
         if kind != ARRAY:
             return self._scalar(kind)
         kind, count = self.number("<u4"), self.count("items in a list", MOST_ITEMS)
+        self._items += count
+        if self._items > MOST_ITEMS:
+            raise ValueError(f"its lists have over {MOST_ITEMS:,} items")
         if kind == TEXT:
             return [self.text() for _ in range(count)]
         return self.numbers(_number(kind), count).tolist()
@@ -118,6 +123,8 @@ class _Cursor:
         return self.text() if kind == TEXT else self.number(_number(kind))
 
     def _bytes(self, count):
+        if self.at + count > MOST_BYTES:
+            raise ValueError(f"its header has over {MOST_BYTES:,} bytes")
         raw = self.content[self.at : self.at + count]
         if len(raw) < count:
             raise ValueError(f"it ends at byte {self.at + len(raw):,}, in its header")
@@ -136,8 +143,12 @@ def _parsed(cursor, size):
     if version not in VERSIONS:
         raise ValueError(f"its version is {version}; {' and '.join(map(str, VERSIONS))} are read")
     tensors, values = cursor.count("tensors", MOST_TENSORS), cursor.count("values", MOST_VALUES)
-    values = {cursor.text(): cursor.value() for _ in range(values)}
-    found = {}
+    named, found = {}, {}
+    for _ in range(values):
+        name = cursor.text()
+        if name in named:
+            raise ValueError(f"its value {name:.80} is there twice")
+        named[name] = cursor.value()
     for _ in range(tensors):
         name = cursor.text()
         dimensions = cursor.number("<u4")
@@ -149,7 +160,7 @@ def _parsed(cursor, size):
         if not 0 < math.prod(shape) < 2**63:
             raise ValueError(f"its tensor {name:.80} has the shape {shape}")
         found[name] = Tensor(shape, cursor.number("<u4"), cursor.number("<u8"))
-    alignment = values.get("general.alignment", ALIGNMENT)
+    alignment = named.get("general.alignment", ALIGNMENT)
     if type(alignment) is not int or not 0 < alignment <= 2**16:
         raise ValueError(f"its alignment is {alignment!r:.40}")
     start = -(-cursor.at // alignment) * alignment
@@ -157,4 +168,4 @@ def _parsed(cursor, size):
         name: dataclasses.replace(tensor, start=start + tensor.start)
         for name, tensor in found.items()
     }
-    return Header(values, found, size)
+    return Header(named, found, size)

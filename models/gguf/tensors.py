@@ -6,6 +6,7 @@ Source: `convert_hf_to_gguf.py` of llama.cpp for names and orders.
 """
 
 import importlib
+import itertools
 import math
 import re
 
@@ -75,14 +76,19 @@ class File:
 
         Raises:
           ImportError: `gguf` is not installed.
-          ValueError: a tensor is of a type that is not read, or not whole.
+          ValueError: a tensor is of a type that is not read, not whole, there twice, or overlaps
+            another.
         """
         self._gguf, self.name, self._heads = package(), path, heads
         self._content = np.memmap(path, np.uint8, "r")
-        self._tensors = {name_of(name): t for name, t in header.tensors.items() if name != ROPE}
+        self._tensors, self._kinds, self.entries = {}, {}, {}
         kinds = {self._gguf.GGMLQuantizationType[kind]: kind for kind in TYPES}
-        self._kinds, self.entries = {}, {}
-        for name, tensor in self._tensors.items():
+        for own_name, tensor in header.tensors.items():
+            name = name_of(own_name)
+            if own_name == ROPE:
+                continue
+            if name in self.entries:
+                raise ValueError(f"{path}: {name:.80} is there twice. Download it again.")
             if tensor.type not in kinds:
                 raise ValueError(
                     f"{path}: {name:.80} is of type {self._type_name(tensor.type)}, which is not "
@@ -93,10 +99,14 @@ class File:
             stop = tensor.start + math.prod(tensor.shape) // block * nbytes
             if tensor.shape[-1] % block or stop > header.size:
                 raise ValueError(f"{path}: {name:.80} is not whole. Download it again.")
-            self._kinds[name] = kind
+            self._tensors[name], self._kinds[name] = tensor, kind
             self.entries[name] = safetensors_file.Entry(
                 kind if kind in STORED else "F32", tensor.shape, tensor.start, stop
             )
+        # Else a small file could stand for a model of any size.
+        placed = sorted(self.entries.values(), key=lambda entry: entry.start)
+        if any(one.stop > other.start for one, other in itertools.pairwise(placed)):
+            raise ValueError(f"{path}: its tensors overlap. Download it again.")
 
     def __enter__(self):
         return self

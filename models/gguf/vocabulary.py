@@ -7,7 +7,7 @@ that it read.
 from models import splits
 
 BYTE_LEVEL = "gpt2"  # what llama.cpp calls a BPE over bytes
-CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # types of tokens
+CONTROL, USER_DEFINED, UNUSED, KINDS = 3, 4, 5, set(range(7))  # types of tokens; all that exist
 VALUES = "tokenizer.ggml."
 SPECIAL = {  # transformers' name -> that of the id here
     "bos_token": "bos_token_id",
@@ -47,10 +47,12 @@ def files(values, place):
             f"{BYTE_LEVEL!r} with {', '.join(CUTS)}. Put the model's tokenizer.json and "
             "tokenizer_config.json beside it, in a folder of their own."
         )
-    whole = all(isinstance(each, list) for each in (tokens, merges, kinds))
-    whole = whole and len(tokens) == len(kinds) and all(isinstance(t, str) for t in tokens)
-    pairs = [merge.split(" ") for merge in merges] if whole else []
-    if not whole or not all(len(pair) == 2 for pair in pairs):
+    fit = all(isinstance(each, list) for each in (tokens, merges, kinds))
+    # Items of one list are of one type.
+    fit = fit and all(isinstance(first, str) for first in (*tokens[:1], *merges[:1]))
+    pairs = [merge.split(" ") for merge in merges] if fit else []
+    fit = fit and all(len(pair) == 2 for pair in pairs) and set(kinds) <= KINDS
+    if not fit or not len(set(tokens)) == len(tokens) == len(kinds):
         raise ValueError(f"{place}: its tokens, their types and merges do not fit each other.")
     special = {
         name: tokens[index]

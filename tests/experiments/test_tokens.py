@@ -198,3 +198,17 @@ def test_a_template_sees_thinking_and_the_day_of_the_config(folder):
     config.model.thinking = True
     words = tokens.load(folder, switches=tokens.switches(config.model))
     assert words.decode(words.chat(messages)) == "1 May 2020 hi"
+    # A folder's name for a token does not overrule the config.
+    names = {"date_string": "<|im_end|>"}
+    edit(folder / "tokenizer_config.json", extra_special_tokens=names)
+    words = tokens.load(folder, switches=tokens.switches(config.model))
+    assert words.decode(words.chat(messages)) == "1 May 2020 hi"
+    # As Mistral's and SmolLM3's templates ask for it.
+    template(
+        folder, "{{ strftime_now('%Y-%m-%d') }}{% for m in messages %} {{ m.content }}{% endfor %}"
+    )
+    words = tokens.load(folder, switches=tokens.switches(config.model))
+    assert words.decode(words.chat(messages)) == "2020-05-01 hi"
+    config.model.date = "today"
+    with pytest.raises(command.ConfigError, match="date_string='today' is no day like 26 Jul 2024"):
+        tokens.load(folder, switches=tokens.switches(config.model))

@@ -131,6 +131,10 @@ def replacing(values, times, content):
         (lambda v: pattern(v, "a" * 20_001), "pre_tokenizer has a pattern of 20,001 characters"),
         (lambda v: pattern(v, "("), "cannot be used: .*unmatched parenthesis"),
         (lambda v: v["model"]["vocab"].update(zz=2**31), "has the token id 2147483648; ids go"),
+        (
+            lambda v: v.update(added_tokens=v["added_tokens"][:1] * 32_769),
+            "tokenizer.json has 32,769 added tokens; the most are 32,768",
+        ),
         (lambda v: v.update(model=[]), "cannot be used"),
         (lambda v: v.update(decoder=json.loads("[" * 100 + "]" * 100)), "nested too deeply"),
     ],

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import random
 import shutil
+import struct
 
 import jax
 import numpy as np
@@ -344,6 +345,8 @@ def test_a_tokenizer_beside_the_file_is_taken(made, tmp_path):
         ({"llama.block_count": None}, "llama.block_count is missing"),
         ({"llama.attention.head_count": [4, 2]}, "head_count=.4, 2. .supported: a number"),
         ({"tokenizer.ggml.model": "llama"}, "tokenizer of kind 'llama'"),
+        ({"llama.attention.causal": False}, "attention.causal=False"),
+        ({"llama.rope.scaling.factor": 4.0}, "rope.scaling.type='linear'"),  # llama.cpp's default
         ({"tokenizer.ggml.merges": ["a b c"]}, "merges do not fit"),
     ],
 )
@@ -371,6 +374,79 @@ def test_other_architectures_types_and_tensors_are_refused(made, tmp_path):
     path = str(tmp_path / "kind.gguf")
     with pytest.raises(ValueError, match="x.weight is of type IQ4_NL, which is not read"):
         tensors.File(path, header.read(path), heads={})
+
+
+def test_lists_of_a_vocabulary_fit_each_other():
+    values = tokenizer_values(byte_tokenizer("qwen2"), "qwen2")
+    assert vocabulary.files(values, "a.gguf")
+    count = len(values["tokenizer.ggml.tokens"])
+    for key, wrong in (
+        ("merges", [1, 2]),
+        ("tokens", ["a"] * count),
+        ("tokens", [1] * count),
+        ("token_type", [9] * count),
+        ("token_type", ["x"] * count),
+    ):
+        with pytest.raises(ValueError, match="^a.gguf: its tokens, their types and merges do not"):
+            vocabulary.files(values | {f"tokenizer.ggml.{key}": wrong}, "a.gguf")
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ({"a": (4, 0), "b": (4, 8)}, "its tensors overlap"),
+        ({"a": (4, 56)}, "a is not whole"),
+        (
+            {"blk.0.attn_q.weight": (2, 0), "model.layers.0.self_attn.q_proj.weight": (2, 8)},
+            "q_proj.weight is there twice",
+        ),
+    ],
+)
+def test_tensors_do_not_share_bytes_or_names(tmp_path, found, message):
+    path = tmp_path / "a.gguf"
+    path.write_bytes(bytes(64))
+    found = {name: header.Tensor((size,), Type.F32, start) for name, (size, start) in found.items()}
+    with pytest.raises(ValueError, match=message):
+        tensors.File(path, header.Header({}, found, 64), heads={})
+
+
+def test_a_header_is_bounded_as_a_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(header, "MOST_ITEMS", 5)
+    monkeypatch.setattr(header, "MOST_BYTES", 100)
+    path = tmp_path / "a.gguf"
+
+    def read(*values):
+        """values: (name, number of bytes in its list)."""
+        content = b"GGUF" + struct.pack("<IQQ", 3, 0, len(values))
+        for name, count in values:
+            content += struct.pack("<Q", len(name)) + name.encode()
+            content += struct.pack("<IIQ", 9, 0, count) + bytes(count)
+        path.write_bytes(content)
+        return header.read(path).values
+
+    assert read(("a", 3), ("bc", 2)) == {"a": [0] * 3, "bc": [0] * 2}
+    with pytest.raises(ValueError, match="its lists have over 5 items"):
+        read(("a", 3), ("b", 3))
+    with pytest.raises(ValueError, match="its header has over 100 bytes"):
+        read(("a" * 40, 1), ("b" * 20, 1))
+    with pytest.raises(ValueError, match="its value a is there twice"):
+        read(("a", 1), ("a", 2))
+
+
+def test_frequencies_are_bounded_and_parts_counted(made, tmp_path):
+    file = made("llama")
+    for changes, kind, message in (
+        ({"llama.attention.key_length": 2**31}, Type.F32, "is not that of a head"),
+        ({}, Type.F16, "rope_freqs.weight is damaged"),
+    ):
+        more = [(tensors.ROPE, np.ones(4, np.float32), kind)]
+        path = file.again(tmp_path / f"{kind}.gguf", more=more, **changes)
+        with pytest.raises(ValueError, match=message):
+            huggingface.read_config(path)
+    for name in ("a-00001-of-00000.gguf", "a-00003-of-00002.gguf"):
+        shutil.copy(file.path, tmp_path / name)
+        with pytest.raises(ValueError, match=f"{name} is no part of . files"):
+            huggingface.read_config(tmp_path / name)
 
 
 def test_damaged_files_give_one_error(made, tmp_path):

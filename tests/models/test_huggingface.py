@@ -132,12 +132,14 @@ LLAMA3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
     [
         ("llama", {"attention_bias": True}, "attention_bias=True"),
         ("llama", {"mlp_bias": True}, "mlp_bias=True"),
+        ("llama", {"is_causal": False}, "is_causal=False"),  # transformers then sees all tokens
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
         ("llama", {"rope_scaling": {"rope_type": "longrope"}}, "'default' or 'yarn' or 'llama3'"),
         ("llama", {"rope_scaling": LLAMA3 | {"beta_fast": 32}}, "rope_scaling=.*beta_fast"),
         ("llama", {"rope_scaling": LLAMA3 | {"factor": None}}, "factor is missing"),
         ("llama", {"rope_scaling": LLAMA3 | {"factor": 0.5}}, "factor 0.5 is less than 1"),
         ("llama", {"rope_scaling": LLAMA3 | {"high_freq_factor": 1}}, "is not above"),
+        ("llama", {"rope_theta": 1.0}, "rope_theta=1.0 .supported: above 1"),
         ("llama", {"layer_types": ["sliding_attention"]}, "layer_types"),
         ("qwen3", {"attention_bias": True}, "attention_bias=True"),
         ("qwen3", {"use_sliding_window": True}, "use_sliding_window=True"),
@@ -175,8 +177,9 @@ def test_config_of_a_family_comes_back_with_what_transformers_assumes(tmp_path, 
         assert type(again) is type(theirs)
         assert huggingface.config_from_dict(json.loads(json.dumps(written))) == config
         assert huggingface.config_from_dict(again.to_dict()) == config
-    silent = {**SMALL, "model_type": "llama", "num_key_value_heads": None}
-    assert huggingface.config_from_dict(silent).num_key_value_heads == 4
+    nulls = dict.fromkeys((*huggingface.ABSENT, "num_key_value_heads"))
+    silent = huggingface.config_from_dict(SMALL | {"model_type": "llama"} | nulls)
+    assert (silent.num_key_value_heads, silent.rms_norm_eps) == (4, 1e-6)
 
 
 def test_all_refused_settings_are_listed_at_once():
