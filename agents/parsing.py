@@ -21,7 +21,10 @@ _ODD_LABEL = re.compile(
     rf"{_ITEM}(justification|context|sub[- \u2010\u2011\u2013]?goal|tool){_COLON}",
     re.MULTILINE | re.IGNORECASE,
 )
-_ODD_ANSWER = re.compile(rf"{_ITEM}(?:final[ \t]+)?answer{_COLON}", re.MULTILINE | re.IGNORECASE)
+_ODD_ANSWER = re.compile(
+    rf"{_ITEM}(?:(?:final[ \t]+)?answer|the(?:[ \t]+final)?[ \t]+answer[ \t]+is){_COLON}",
+    re.MULTILINE | re.IGNORECASE,
+)
 _ODD_VERDICT = re.compile(
     rf"{_ITEM}verdict{_COLON}(?:{_MARKS})?[\"'“]?(STOP|CONTINUE)[\"'”]?(?:{_MARKS})?[.!]?"
     rf"(?:{_MARKS})?",
@@ -371,8 +374,8 @@ def verdict(text):
 def answer(text):
     """Returns the text after the last `Answer:` that begins a line.
 
-    Where there is none, after the last that is decorated, such as `**Answer:**`, `## Answer:` or
-    `Final answer:`, without what is left of the decoration.
+    Where there is none, after the last that is decorated, such as `**Answer:**`, `## Answer:`,
+    `Final answer:` or `The answer is:`, without what is left of the decoration.
     """
     found = re.split(r"^Answer:[ \t]*", text.strip(), flags=re.MULTILINE)
     if len(found) < 2 or not found[-1].strip():

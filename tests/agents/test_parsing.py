@@ -450,7 +450,13 @@ def test_answers():
     assert parsing.answer("Because.\nAnswer: Madrid") == "Madrid"
     assert parsing.answer("Answer: a\nAnswer: two\nlines") == "two\nlines"
     assert parsing.answer("Answer: a\n**Answer:** b") == "a\n**Answer:** b"  # as it always was
-    for text in ("Madrid", "Answer:", "The Answer: Madrid", "**Answer:**", "An answer: Madrid"):
+    for text in (
+        "Madrid",
+        "Answer:",
+        "The Answer: Madrid",
+        "**Answer:**",
+        "So the answer is: Madrid",
+    ):
         with pytest.raises(parsing.ParseError):
             parsing.answer(text)
 
@@ -466,6 +472,8 @@ def test_answers():
         "Final answer: Madrid",
         "**Final Answer:** Madrid",
         "Answer： Madrid",
+        "The answer is: Madrid",
+        "The **answer is** not Lisbon.\n**The final answer is:** Madrid",
         "**Answer:** Lisbon\n\nNo:\n\n**Answer:** Madrid",
         "```\n  Answer: Madrid\n```",
         "**Answer:**\nMadrid",
