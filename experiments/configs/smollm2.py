@@ -16,7 +16,7 @@ from experiments.configs import quickstart
 
 def get_config(arg="lora"):
     c = quickstart.get_config()
-    c.steps = 40
+    c.steps = 60
     c.model.path = ""
     c.model.remat = "dots"
     c.rollout.questions = 8

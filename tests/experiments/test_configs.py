@@ -25,6 +25,7 @@ RUNS = [
     ("math", (), 1, dict()),
     ("lora_7b_single_gpu", (), 1, dict()),
     ("colab_0.5b", (), 1, dict()),
+    ("smollm2", (), 1, dict()),
 ]
 FOR_REAL = {name for name, *_ in RUNS}
 
