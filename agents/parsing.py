@@ -79,22 +79,23 @@ def plan(text, tool_names):
     before a remark on lines of its own that names no other tool.
     """
     try:
-        return _plan(text, tool_names, _LABEL, lambda value: value)
+        return _plan(_LABEL.split(text), tool_names, str.strip, lambda value: value)
     except ParseError:
         try:
-            return _plan(text, tool_names, _ODD_LABEL, lambda value: _tool(value, tool_names))
+            find = lambda value: _tool(value, tool_names)
+            return _plan(_ODD_LABEL.split(text), tool_names, _undecorated, find)
         except ParseError:
             pass
         raise
 
 
-def _plan(text, tool_names, label, read_tool):
-    """Reads a plan by labels: a pattern, and a function that reads the value of `Tool`."""
-    parts = label.split(text)
+def _plan(parts, tool_names, clean, find_tool):
+    """Reads a plan that is divided into what precedes it, then labels and values in turn.
+
+    clean: function of a value. find_tool: from the value of `Tool` to a name.
+    """
     labels = [_label(found) for found in parts[1::2]]
-    values = [
-        _undecorated(value) if label is _ODD_LABEL else value.strip() for value in parts[2::2]
-    ]
+    values = map(clean, parts[2::2])
     repeated = {label for label in labels if labels.count(label) > 1}
     if repeated:
         raise ParseError(f"The plan repeats {', '.join(sorted(repeated))}.")
@@ -102,7 +103,7 @@ def _plan(text, tool_names, label, read_tool):
     missing = [label for label in ("Sub-goal", "Tool") if not fields.get(label)]
     if missing:
         raise ParseError(f"The plan has no {' and no '.join(missing)}.")
-    tool = read_tool(fields["Tool"])
+    tool = find_tool(fields["Tool"])
     if tool not in tool_names:
         raise ParseError(
             f"There is no tool {fields['Tool'][:60]!r}; choose from {', '.join(tool_names)}."
