@@ -29,6 +29,7 @@ PAGES = ("README.md",) + tuple(
         "evaluate",
         "security",
         "serving",
+        "smollm2",
         "tools",
         "worlds",
     )
