@@ -13,6 +13,25 @@ INTEGERS = range(-(2**63), 2**63)  # what every JSON reader and database takes
 MAX_READINGS = 12  # of one command, its wrappings taken off in different ways
 
 _LABEL = re.compile(rf"^({'|'.join(PLAN_LABELS)}):[ \t]*", re.MULTILINE | re.IGNORECASE)
+# The same as an item of a list or a heading, in bold or italics, with another hyphen or colon.
+_BLANKS, _MARKS = r"[^\S\n]*", r"[*_`]{1,3}"
+_ITEM = rf"^{_BLANKS}(?:(?:[-*+•]|#{{1,6}}|\d{{1,2}}[.)])[ \t]+)?(?:{_MARKS})?"
+_COLON = rf"(?:{_BLANKS}{_MARKS})?{_BLANKS}[:：](?:{_MARKS})?{_BLANKS}"
+_ODD_LABEL = re.compile(
+    rf"{_ITEM}(justification|context|sub[- \u2010\u2011\u2013]?goal|tool){_COLON}",
+    re.MULTILINE | re.IGNORECASE,
+)
+_ODD_ANSWER = re.compile(
+    rf"{_ITEM}(?:(?:final[ \t]+)?answer|the(?:[ \t]+final)?[ \t]+answer[ \t]+is){_COLON}",
+    re.MULTILINE | re.IGNORECASE,
+)
+_ODD_VERDICT = re.compile(
+    rf"{_ITEM}verdict{_COLON}(?:{_MARKS})?[\"'“]?(STOP|CONTINUE)[\"'”]?(?:{_MARKS})?[.!]?"
+    rf"(?:{_MARKS})?",
+    re.IGNORECASE,
+)
+_FENCE_AT_END = re.compile(r"(?:\n|^)[ \t]*(?:```|~~~)[ \t]*$")
+_AROUND_NAMES = " \t*_`\"'“”‘’«».,;"
 _BEGIN = re.compile(r"^```\w*[ \t]*\n", re.MULTILINE)
 _END = re.compile(r"^```[ \t]*$", re.MULTILINE)
 # The same with longer fences, tildes, indentation, CRLF and the names of more languages.
@@ -52,21 +71,72 @@ class Plan:
 
 
 def plan(text, tool_names):
-    """Reads `Context:`, `Sub-goal:` and `Tool:` lines; a value runs to the next label."""
-    parts = _LABEL.split(text)
-    labels = [label.capitalize() for label in parts[1::2]]
+    """Reads `Context:`, `Sub-goal:` and `Tool:` lines; a value runs to the next label.
+
+    A text that cannot be read so is read once more with labels as chat models decorate them:
+    `**Tool:**`, `- Tool:`, `### Tool:`, `Subgoal:`. A tool's name may then stand in quotes or
+    backticks, in other case or with blanks for underscores, before its parameters in brackets, and
+    before a remark on lines of its own that names no other tool.
+    """
+    try:
+        return _plan(_LABEL.split(text), tool_names, str.strip, lambda value: value)
+    except ParseError:
+        try:
+            find = lambda value: _tool(value, tool_names)
+            return _plan(_ODD_LABEL.split(text), tool_names, _undecorated, find)
+        except ParseError:
+            pass
+        raise
+
+
+def _plan(parts, tool_names, clean, find_tool):
+    """Reads a plan that is divided into what precedes it, then labels and values in turn.
+
+    clean: function of a value. find_tool: from the value of `Tool` to a name.
+    """
+    labels = [_label(found) for found in parts[1::2]]
+    values = map(clean, parts[2::2])
     repeated = {label for label in labels if labels.count(label) > 1}
     if repeated:
         raise ParseError(f"The plan repeats {', '.join(sorted(repeated))}.")
-    fields = dict(zip(labels, (value.strip() for value in parts[2::2]), strict=True))
+    fields = dict(zip(labels, values, strict=True))
     missing = [label for label in ("Sub-goal", "Tool") if not fields.get(label)]
     if missing:
         raise ParseError(f"The plan has no {' and no '.join(missing)}.")
-    if fields["Tool"] not in tool_names:
+    tool = find_tool(fields["Tool"])
+    if tool not in tool_names:
         raise ParseError(
             f"There is no tool {fields['Tool'][:60]!r}; choose from {', '.join(tool_names)}."
         )
-    return Plan(fields.get("Context", ""), fields["Sub-goal"], fields["Tool"])
+    return Plan(fields.get("Context", ""), fields["Sub-goal"], tool)
+
+
+def _label(found):
+    """Returns one of PLAN_LABELS, however it is written."""
+    return "Sub-goal" if found[0] in "Ss" else found.capitalize()
+
+
+def _tool(value, tool_names):
+    """Returns the tool that a decorated value names, "" if none or several may be meant."""
+    if value in tool_names:
+        return value
+    plain = lambda name: re.sub(r"[\s-]+", "_", name.casefold())
+    named = {plain(name): name for name in tool_names}
+    line = value.partition("\n")[0].partition("(")[0].strip(_AROUND_NAMES)
+    tool = named.get(plain(line), "") if len(named) == len(tool_names) else ""
+    others = [name for name in tool_names if name != tool]
+    if any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", value, re.IGNORECASE) for name in others):
+        return ""
+    return tool
+
+
+def _undecorated(value):
+    """Returns a value without a fence or an odd mark of bold text at its end."""
+    value = _FENCE_AT_END.sub("", value.strip()).strip()
+    for mark in ("**", "__", "*", "`"):
+        if value.endswith(mark) and value.count(mark) % 2:
+            value = value.removesuffix(mark).rstrip()
+    return value
 
 
 def calls(text, tool):
@@ -291,17 +361,26 @@ def _checked(name, value):
 
 
 def verdict(text):
-    """Returns True for STOP, False for CONTINUE; the last line must be a `Verdict:` line."""
-    lines = text.strip().splitlines()
-    match = re.fullmatch(r"Verdict:\s*(STOP|CONTINUE)\.?", lines[-1].strip()) if lines else None
+    """Returns True for STOP, False for CONTINUE; the last line must be a `Verdict:` line.
+
+    It may be in bold, an item or a heading, in any case, its word in quotes; a fence may end there.
+    """
+    lines = _FENCE_AT_END.sub("", text.strip()).strip().splitlines()
+    match = _ODD_VERDICT.fullmatch(lines[-1].strip()) if lines else None
     if not match:
         raise ParseError("The last line must be `Verdict: STOP` or `Verdict: CONTINUE`.")
-    return match.group(1) == "STOP"
+    return match[1].upper() == "STOP"
 
 
 def answer(text):
-    """Returns the text after the last `Answer:` that begins a line."""
+    """Returns the text after the last `Answer:` that begins a line.
+
+    Where there is none, after the last that is decorated, such as `**Answer:**`, `## Answer:`,
+    `Final answer:` or `The answer is:`, without what is left of the decoration.
+    """
     found = re.split(r"^Answer:[ \t]*", text.strip(), flags=re.MULTILINE)
+    if len(found) < 2 or not found[-1].strip():
+        found = [_undecorated(part) for part in _ODD_ANSWER.split(text.strip())]
     if len(found) < 2 or not found[-1].strip():
         raise ParseError("There is no `Answer:` line.")
     return found[-1].strip()

@@ -54,7 +54,7 @@ def solve(
     workdir: of a run, for the planner of its newest checkpoint.
     doing: called with what begins, where that takes long.
     """
-    doing(f"loading {config.model.path}")
+    doing(f"loading {_described(config)}")
     session = sessions.build(config, training=False)
     try:
         if workdir:
@@ -75,6 +75,17 @@ def solve(
     finally:
         session.close()
     return solved
+
+
+def _described(config):
+    """Returns a model's folder and size: what loading and compiling take grows with it."""
+    dims = huggingface.model_config(sessions.model_folder(config))
+    leaves = jax.tree.leaves(sessions.abstract_model(dims))
+    millions = sum(leaf.size for leaf in leaves) / 1e6
+    return (
+        f"{config.model.path}: {millions:,.0f} million parameters in {dims.num_hidden_layers} "
+        f"layers, as {config.model.dtype}"
+    )
 
 
 def solve_by_servers(config, query, *, on_event=lambda event: None):

@@ -39,14 +39,15 @@ def make(file, *, environment=os.environ):
 
 
 class Trace:
-    """Writes the modules' texts as they come, as plain lines.
+    """Writes the modules' texts as they come, as plain lines, and how long each turn took.
 
     every: seconds after which what is being done is written again.
     """
 
-    def __init__(self, file, *, every=SECONDS):
+    def __init__(self, file, *, every=SECONDS, clock=time.monotonic):
         self.file, self.speaker, self.turn = file, "", 0
         self._every, self._watch = every, None
+        self._clock, self._since = clock, 0.0  # when the turn began
 
     def __enter__(self):
         return self
@@ -95,8 +96,11 @@ class Trace:
 
     def _starts(self, speaker, event):
         turn = getattr(event, "turn", self.turn)
+        if self.turn and (turn > self.turn or speaker == "generator"):
+            self.file.write(f"── turn {self.turn}: {self._clock() - self._since:.1f} s\n")
         if turn > self.turn:
             self.file.write(f"── turn {turn} " + "─" * 40 + "\n")
+            self._since = self._clock()
         if speaker != "generator":
             self.turn = turn
         self.speaker = speaker
@@ -114,6 +118,7 @@ class Panel:
         self.colours, self._clock = colours, clock
         # Replaced as a whole, never changed: the thread of `Live` reads them.
         self._title, self._messages, self._doing = None, (), ("", 0.0)
+        self._since = 0.0  # when the box in progress began
         self._speaker = self._partial = ""
         self._spinner = spinner.Spinner("dots", style="cyan")
         self._console = console.Console(
@@ -170,13 +175,13 @@ class Panel:
             title = titles.get(speaker, f"turn {event.turn}")
             if title != self._title:
                 self._close()
-                self._title = title
+                self._title, self._since = title, self._clock()
         self._speaker = speaker
         self._doing = does(speaker, event), self._clock()
 
     def _close(self):
         """Leaves the box in progress on the screen, whole."""
-        closed = self._box()
+        closed = self._box(f" · {self._clock() - self._since:.1f} s")
         self._title, self._messages, self._doing = None, (), ("", 0.0)
         self._live.refresh()
         if closed is not None:
@@ -198,8 +203,8 @@ class Panel:
         row.append(f" {what} ").append(f"{self._clock() - since:.1f} s", "dim")
         return row
 
-    def _box(self):
-        """Returns the box in progress, or None."""
+    def _box(self, took=""):
+        """Returns the box in progress, or None; took: what its title says of its time."""
         if self._title is None:
             return None
         columns = min(self._console.width - 1, WIDEST)
@@ -215,9 +220,11 @@ class Panel:
                 lines = [*lines[: MESSAGE_LINES - 1], text.Text(f"… {more} more lines")]
             name = text.Text(speaker, STYLES.get(speaker, "dim"))
             rows.add_row(name, text.Text("\n").join(lines))
+        title = text.Text(self._title, "bold").append(took, "not bold")
+        title.truncate(max(columns - 6, 1), overflow="ellipsis")  # the corners and a line
         return box.Panel(
             rows,
-            title=text.Text(self._title, "bold"),
+            title=title,
             title_align="left",
             border_style="dim",
             width=columns,

@@ -344,16 +344,102 @@ def test_plan_values_run_to_the_next_label():
     )
 
 
+NAMES = ("knowledge_search", "python_coder")
+ODD_PLANS = [
+    "**Context:** Spain\n**Sub-goal:** its capital\n**Tool:** knowledge_search",
+    "**Context**: Spain\n**Sub-goal**: its capital\n**Tool**: `knowledge_search`",
+    "- **Context:** Spain\n- **Sub-goal:** its capital\n- **Tool:** knowledge_search",
+    "1. Context: Spain\n2. Sub-goal: its capital\n3. Tool: knowledge_search",
+    "### Context: Spain\n\n### Sub-goal: its capital\n\n### Tool: knowledge_search",
+    "Context: Spain\nSubgoal: its capital\nTool: knowledge_search",
+    "Context: Spain\nSub\u2011goal: its capital\nTool: knowledge_search",
+    "  Context： Spain\n  Sub goal： its capital\n  Tool： knowledge_search",
+    "**Context: Spain**\n**Sub-goal: its capital**\n**Tool: knowledge_search**",
+    "```\nContext: Spain\nSub-goal: its capital\nTool: knowledge_search\n```",
+    "```\nTool: knowledge_search\nContext: Spain\n**Sub-goal:** its capital\n```",
+    'Context: Spain\nSub-goal: its capital\nTool: "knowledge_search".',
+    "Context: Spain\nSub-goal: its capital\nTool: Knowledge Search",
+    "Context: Spain\nSub-goal: its capital\nTool: knowledge_search(query)",
+    'Context: Spain\nSub-goal: its capital\nTool: knowledge_search(query="Spain")',
+    "Context: Spain\nSub-goal: its capital\nTool: knowledge_search\n\nThis finds the capital.",
+    "Here is the plan:\n\n*Context:* Spain\n*Sub-goal:* its capital\n*Tool:* knowledge_search",
+]
+
+
+@pytest.mark.parametrize("text", ODD_PLANS)
+def test_plans_are_read_as_chat_models_decorate_them(text):
+    assert parsing.plan(text, NAMES) == parsing.Plan("Spain", "its capital", "knowledge_search")
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        "knowledge_search or python_coder",
+        "knowledge_search\npython_coder",
+        "knowledge_search\nThen use python_coder.",
+        "knowledge_search(query=python_coder)",
+        "not knowledge_search",
+        "knowledge_search is of no use",
+        "search",
+        "**",
+        "",
+    ],
+)
+def test_a_tool_that_is_not_clear_is_refused(tool):
+    with pytest.raises(parsing.ParseError):
+        parsing.plan(f"**Context:** Spain\n**Sub-goal:** its capital\n**Tool:** {tool}", NAMES)
+
+
+def test_decorated_labels_count_only_where_plain_ones_do_not_suffice():
+    text = (
+        "Context: in the shed\n- Tool: hammer\n**Sub-goal:** none\nSub-goal: x\nTool: python_coder"
+    )
+    assert parsing.plan(text, NAMES) == parsing.Plan(
+        "in the shed\n- Tool: hammer\n**Sub-goal:** none", "x", "python_coder"
+    )
+    for text in ("- Sub-goal: a\n- Sub-goal: b\n- Tool: python_coder", "- Tool: python_coder"):
+        with pytest.raises(parsing.ParseError, match="repeats Sub-goal|no Sub-goal"):
+            parsing.plan(text, NAMES)
+    plan = parsing.plan("- Sub-goal: 2 ** 3 ** 4\n- Tool: Python-Coder", NAMES)
+    assert plan == parsing.Plan("", "2 ** 3 ** 4", "python_coder")
+    with pytest.raises(parsing.ParseError):  # two tools by names that look alike
+        parsing.plan("- Sub-goal: a\n- Tool: Add It", ("add_it", "add-it"))
+
+
 @pytest.mark.parametrize(
     ("text", "stop"),
-    [("Verdict: STOP", True), ("It is valid.\nVerdict: CONTINUE", False), ("Verdict: STOP.", True)],
+    [
+        ("Verdict: STOP", True),
+        ("It is valid.\nVerdict: CONTINUE", False),
+        ("Verdict: STOP.", True),
+        ("Verdict:\u00a0STOP", True),
+        ("**Verdict: STOP**", True),
+        ("So:\n\n**Verdict:** CONTINUE", False),
+        ("**Verdict:** **Stop**.", True),
+        ("### Verdict: `CONTINUE`", False),
+        ('- verdict: "stop"!', True),
+        ("```\nVerdict: STOP\n```", True),
+        ("Verdict: STOP\n**Verdict:** CONTINUE", False),
+    ],
 )
 def test_verdicts(text, stop):
     assert parsing.verdict(text) is stop
 
 
 @pytest.mark.parametrize(
-    "text", ["STOP", "do not stop", "Verdict: STOP or CONTINUE", "Verdict: STOP\nbut go on", ""]
+    "text",
+    [
+        "STOP",
+        "do not stop",
+        "Verdict: STOP or CONTINUE",
+        "Verdict: STOP\nbut go on",
+        "Verdict: STOP, unless a part is open",
+        "The verdict: STOP",
+        "> Verdict: STOP",
+        "**Verdict:**\nSTOP",
+        "Verdict: not STOP",
+        "",
+    ],
 )
 def test_unclear_verdicts_are_refused(text):
     with pytest.raises(parsing.ParseError):
@@ -363,6 +449,45 @@ def test_unclear_verdicts_are_refused(text):
 def test_answers():
     assert parsing.answer("Because.\nAnswer: Madrid") == "Madrid"
     assert parsing.answer("Answer: a\nAnswer: two\nlines") == "two\nlines"
-    for text in ("Madrid", "Answer:", "The Answer: Madrid"):
+    assert parsing.answer("Answer: a\n**Answer:** b") == "a\n**Answer:** b"  # as it always was
+    for text in (
+        "Madrid",
+        "Answer:",
+        "The Answer: Madrid",
+        "**Answer:**",
+        "So the answer is: Madrid",
+    ):
         with pytest.raises(parsing.ParseError):
             parsing.answer(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "**Answer:** Madrid",
+        "**Answer**: Madrid",
+        "**Answer: Madrid**",
+        "It is there.\n\n## Answer: Madrid",
+        "- answer: Madrid",
+        "Final answer: Madrid",
+        "**Final Answer:** Madrid",
+        "Answer： Madrid",
+        "The answer is: Madrid",
+        "The **answer is** not Lisbon.\n**The final answer is:** Madrid",
+        "**Answer:** Lisbon\n\nNo:\n\n**Answer:** Madrid",
+        "```\n  Answer: Madrid\n```",
+        "**Answer:**\nMadrid",
+    ],
+)
+def test_answers_are_read_as_chat_models_decorate_them(text):
+    assert parsing.answer(text) == "Madrid"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["tool" + " " * 100_000, "answer" + "*" * 100_000, ("\n" + " " * 300) * 300, "- " * 50_000],
+)
+def test_long_texts_are_refused_at_once(text):
+    for parse in (parsing.answer, parsing.verdict, lambda text: parsing.plan(text, NAMES)):
+        with pytest.raises(parsing.ParseError):
+            parse(text)

@@ -26,7 +26,7 @@ RUNS = [
     ("lora_7b_single_gpu", (), 1, dict()),
     ("colab_0.5b", (), 1, dict()),
 ]
-FOR_REAL = {name for name, *_ in RUNS}
+FOR_REAL = {name for name, *_ in RUNS} | {"smollm2"}  # which is the quickstart's in other sizes
 
 
 def module(name):
@@ -106,6 +106,13 @@ def test_limits_fit_together(name):
     assert len(points) == 3
     for point in points:
         flat.update_from_flattened_dict(point)  # every field exists
+
+
+def test_a_small_model_trains_an_adapter_or_all_parameters():
+    make = module("smollm2").get_config
+    assert [make(*way).model.lora.rank for way in ((), ("full",))] == [16, 0]
+    with pytest.raises(ValueError, match="argument 'ful'; valid: lora, full"):
+        make("ful")
 
 
 def test_steps_and_bounds_that_depend_on_each_other(caplog):

@@ -1,6 +1,7 @@
 """One question from the command line: what is shown where, models on servers, and Ctrl-C."""
 
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -142,9 +143,9 @@ def events(result="Its capital is Madrid."):
     ]
 
 
-def shown(said, *, size=(60, 30), colours=False):
+def shown(said, *, size=(60, 30), colours=False, clock=lambda: 0.0):
     file = Tty()
-    board = panel.Panel(file, colours=colours, size=size)
+    board = panel.Panel(file, colours=colours, size=size, clock=clock)
     with board:
         for event in said:
             board(event)
@@ -153,18 +154,22 @@ def shown(said, *, size=(60, 30), colours=False):
 
 def test_the_panel_leaves_a_box_for_each_turn():
     row = lambda text: "│ " + text.ljust(56) + "│"
+    clock = itertools.count(0.0, 0.25)
+    boxes = [line for line in screen(shown(events(), clock=lambda: next(clock))) if "╭" in line]
+    times = [float(re.search(r" · ([0-9.]+) s ─", line)[1]) for line in boxes]
+    assert len(boxes) == 3 and times[1] > 2 * times[0] > 0
     assert screen(shown(events())) == [
-        "╭─ analysis " + "─" * 46 + "╮",
+        "╭─ analysis · 0.0 s " + "─" * 38 + "╮",
         row("   analyst  capital"),
         "╰" + "─" * 57 + "╯",
-        "╭─ turn 1 " + "─" * 48 + "╮",
+        "╭─ turn 1 · 0.0 s " + "─" * 40 + "╮",
         row("   planner  Sub-goal: capital"),
         row("            Tool: knowledge_search"),
         row('  executor  knowledge_search(query="Spain")'),
         row("      tool  Its capital is Madrid."),
         row("  verifier  Verdict: STOP"),
         "╰" + "─" * 57 + "╯",
-        "╭─ answer " + "─" * 48 + "╮",
+        "╭─ answer · 0.0 s " + "─" * 40 + "╮",
         row(" generator  Answer: Madrid"),
         "╰" + "─" * 57 + "╯",
         "",
@@ -243,6 +248,22 @@ def test_lines_tell_what_takes_long_and_how_long_so_far():
         assert after.endswith("  verifier │ Verdict: STOP\n")
         time.sleep(0.1)
     assert file.getvalue() == after
+
+
+def test_lines_tell_how_long_each_turn_took():
+    file, clock = io.StringIO(), iter([10.0, 22.5, 30.0, 34.0])
+    first, second = events()[:10], [effects.ModelRequest("planner", (), 2), *events()[10:]]
+    with panel.Trace(file, clock=lambda: next(clock)) as trace:
+        for event in first + second:
+            trace(event)
+    lines = [line for line in file.getvalue().splitlines() if "──" in line]
+    rule = "─" * 40
+    assert lines == [
+        f"── turn 1 {rule}",
+        "── turn 1: 12.5 s",
+        f"── turn 2 {rule}",
+        "── turn 2: 4.0 s",
+    ]
 
 
 def test_text_cannot_steer_the_terminal():

@@ -1,0 +1,53 @@
+"""A real pre-trained model on 2 CPU cores: SmolLM2-135M-Instruct learns the quickstart's world.
+
+Cost: 60 to 75 minutes on 2 cores of 0.15 TFLOP/s each, by arithmetic (docs/smollm2.md), and 2.7 GB.
+Not run to its end yet. `smollm2.py:full` trains all parameters instead of an adapter. On a GPU add
+--config.model.dtype=bfloat16.
+
+    C=experiments/configs/smollm2.py W=runs/smollm2
+    python -m experiments.warmstart --config=$C --workdir=$W/start \\
+        --config.warmstart.start=SmolLM2-135M-Instruct.Q4_1.gguf
+    python -m experiments.train --config=experiments/configs/smollm2.py --workdir=$W/run \\
+        --config.model.path=$W/start/model
+"""
+
+from experiments.configs import quickstart
+
+
+def get_config(arg="lora"):
+    c = quickstart.get_config()
+    c.steps = 50
+    c.model.path = ""
+    c.model.remat = "dots"
+    c.rollout.questions = 8
+    c.checkpoint.every = 5
+    c.eval.questions = 60
+
+    c.batch.row_lengths = (512,)  # longer than a turn, so that the turns of a question share more
+    c.batch.response_lengths = (256,)
+    c.batch.rows = (4,)
+
+    c.warmstart.prompt_weight = 0.0
+    c.warmstart.copy_samples = 0
+    c.warmstart.real_share = 1.0
+    c.warmstart.demonstrations = 2_000
+    c.warmstart.steps = 60
+    c.warmstart.final_lr = 0.1
+    c.warmstart.warmup_steps = 5
+    c.warmstart.probes = 48
+    c.warmstart.probe_every = 10
+    c.warmstart.enough = 0.9
+    if arg == "lora":
+        c.model.lora.rank = 16
+        c.optim.lr, c.warmstart.lr = 2e-4, 1e-3
+        c.optim.weight_decay = 0.0
+    elif arg == "full":
+        c.optim.lr, c.warmstart.lr = 2e-5, 1e-4
+    else:
+        raise ValueError(f"Unknown config argument {arg!r}; valid: lora, full")
+    return c
+
+
+def sweep(add):
+    for lr in (0.0, 1e-4, 4e-4):  # without learning: the control
+        add(**{"optim.lr": lr})
