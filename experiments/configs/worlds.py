@@ -15,7 +15,14 @@ STARTS = {
     "quickstart": (300, 0),
     "game24": (300, 0),
     "chains": (500, 4_000),
-    "tables": (400, 5_000),
+    "tables": (1_500, 10_000),
+}
+# Learning rate and questions of a training step: what is rarely solved collapses at a higher rate.
+STEPS = {
+    "quickstart": (3e-4, 12),
+    "game24": (3e-4, 8),
+    "chains": (1e-4, 12),
+    "tables": (2e-4, 12),
 }
 # Turns, and tokens of a prompt, of the planner's reply and of another module's.
 SIZES = {
@@ -33,15 +40,17 @@ def get_config(arg="all"):
     start = f"runs/worlds/{arg}/start"
     turns, prompt, planned, written = map(max, zip(*(SIZES[name] for name in worlds), strict=True))
     steps, copies = map(sum, zip(*(STARTS[name] for name in worlds), strict=True))
+    rates, questions = zip(*(STEPS[name] for name in worlds), strict=True)
 
     c = quickstart.get_config()
     c.steps = 40
+    c.optim.lr = min(rates)
     c.model.path = f"{start}/model"
     c.data.train = f"{start}/train.jsonl"
     c.data.held_out = f"{start}/held_out.jsonl"
     if "chains" in worlds:
         c.tools.knowledge_search.index = f"{start}/articles.db"
-    c.rollout.questions = 8
+    c.rollout.questions = max(questions)
     c.rollout.max_turns = turns
     c.rollout.max_prompt_tokens = prompt
     c.rollout.max_response_tokens = planned
