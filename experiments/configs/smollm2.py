@@ -1,6 +1,6 @@
 """A real pre-trained model on 2 CPU cores: SmolLM2-135M-Instruct learns the quickstart's world.
 
-Cost: 60 to 75 minutes on 2 cores of 0.15 TFLOP/s each, by arithmetic (docs/smollm2.md), and 2.7 GB.
+Cost: 65 to 75 minutes on 2 cores of 0.15 TFLOP/s each, by arithmetic (docs/smollm2.md), and 2.7 GB.
 Not run to its end yet. `smollm2.py:full` trains all parameters instead of an adapter. On a GPU add
 --config.model.dtype=bfloat16.
 
@@ -16,7 +16,7 @@ from experiments.configs import quickstart
 
 def get_config(arg="lora"):
     c = quickstart.get_config()
-    c.steps = 50
+    c.steps = 40
     c.model.path = ""
     c.model.remat = "dots"
     c.rollout.questions = 8
