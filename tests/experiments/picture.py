@@ -24,7 +24,10 @@ def main():
     values = parser.parse_args()
     path, hash, place = values.page.partition("#")
     address = f"{pathlib.Path(path).resolve().as_uri()}{hash}{place}"
-    with tempfile.TemporaryDirectory() as profile, browser.start(profile) as tab:
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,
+        browser.start(profile) as tab,
+    ):
         features = [{"name": "prefers-color-scheme", "value": values.theme}]
         tab.call("Emulation.setEmulatedMedia", features=features)
         tab.open(address, width=values.width, height=values.height)
