@@ -18,6 +18,15 @@ os.environ["XDG_CONFIG_HOME"] = config = tempfile.mkdtemp(prefix="config-")  # n
 atexit.register(shutil.rmtree, config, ignore_errors=True)
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture
+def quick_compilation():
+    """Compiles without optimisations, where compilation takes most of the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

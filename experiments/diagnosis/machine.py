@@ -16,12 +16,11 @@ from packaging.requirements import Requirement
 
 from experiments.configs import common
 from experiments.diagnosis.rows import ABSENT, BROKEN, INSTALL, NOTE, OK, Row
-from experiments.running import compiled
+from experiments.running import compiled, places
 from experiments.speed import measure
 from flow_grpo_jax import __version__
 from models import hardware
 
-ROOT = pathlib.Path(__file__).parents[2]
 DISTRIBUTION = "flow-grpo-jax"
 DEVELOPMENT = "dev"  # an extra that no run needs
 # Shown where they are installed; no requirement of ours names them.
@@ -105,9 +104,9 @@ def _version(name):
 
 def _commit():
     """Returns the version and, of a checkout, its commit."""
-    if not (ROOT / ".git").exists() or not shutil.which("git"):
+    if not (places.ROOT / ".git").exists() or not shutil.which("git"):
         return f"{__version__}, no git checkout"
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=, with changes"]
+    command = ["git", "-C", str(places.ROOT), "describe", "--always", "--dirty=, with changes"]
     told = subprocess.run(command, capture_output=True, text=True, timeout=30)
     if told.returncode != 0:
         return f"{__version__}, {told.stderr.strip()}"

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from agents import prompts
 from experiments.configs import quickstart
 from experiments.diagnosis.rows import ABSENT, BROKEN, NOTE, OK, Row
-from experiments.running import command, sessions, tokens
+from experiments.running import command, places, sessions, tokens
 from models import hardware, hub, huggingface, model_card, weights
 from models.gguf import folder as gguf_folder
 
@@ -16,7 +16,7 @@ SHOWN = 20  # models of the hub's cache
 
 def found():
     """Yields Rows on the model that comes with the code and on those in the hub's cache."""
-    yield from folder(sessions.resolve(quickstart.get_config().model.path), "shipped")
+    yield from folder(places.resolve(quickstart.get_config().model.path), "shipped")
     cache = hub.cache()
     models = sorted(cache.glob(f"{hub.REPOSITORY}*")) if cache.is_dir() else []
     if not models:

@@ -24,7 +24,7 @@ from experiments.evaluating import (
     run,
     table,
 )
-from experiments.running import sessions, versions
+from experiments.running import places, versions
 from flow_grpo_jax import files
 
 
@@ -125,7 +125,7 @@ def _recorded(config):
     if not config.tools.record:
         return None
     digest, count = hashlib.sha256(), 0
-    root = pathlib.Path(sessions.resolve(config.tools.record))
+    root = pathlib.Path(places.resolve(config.tools.record))
     for path in sorted(path for path in root.rglob("*.json") if path.is_file()):
         digest.update(f"{path.relative_to(root)} ".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())

@@ -5,7 +5,7 @@ import dataclasses
 from absl import logging
 
 from agents.environments import catalogue, protocol
-from experiments.running import command, sessions
+from experiments.running import command, places
 from flow_grpo_jax import data
 
 
@@ -19,7 +19,7 @@ def read(config, path):
     judged = [kind for kind, decider in config.reward.items() if decider == "judge"]
     with command.checking_config():
         return data.read_questions(
-            sessions.resolve(path),
+            places.resolve(path),
             format=own_format or config.data.format,
             index_base=config.data.index_base,
             bad_rows=config.data.bad_rows,

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from agents import prompts
-from experiments.running import backends, command, compiled, determinism, tokens
-from experiments.running.places import base, resolve
+from experiments.running import backends, command, compiled, determinism, places, tokens
 from flow_grpo_jax import (
     batching,
     judge,
@@ -185,7 +184,7 @@ def locate_model(path):
     """
     try:
         with command.checking_config():
-            folder = hub.locate(path, root=base(path))
+            folder = hub.locate(path, root=places.base(path))
             values = huggingface.read_config(folder)
     except ImportError as error:  # of a URL's protocol
         raise command.ConfigError(str(error)) from error
@@ -300,7 +299,7 @@ def start_tools(config):
 def make_tools(config):
     """Returns name -> Tool; refuses a machine that does not hold programs as the config asks."""
     config_tools = config.tools
-    here = lambda path: resolve(path) if path else ""
+    here = lambda path: places.resolve(path) if path else ""
     settings = {name: dict(config_tools[name]) for name in toolbox.MAKERS}
     for arguments in settings.values():
         if "index" in arguments:

@@ -9,7 +9,6 @@ costs its own record alone.
 import contextlib
 import json
 import os
-import pathlib
 import resource
 import signal
 import subprocess
@@ -19,12 +18,11 @@ import time
 import jax
 from absl import logging
 
-from experiments.running import command
+from experiments.running import command, places
 from experiments.tracking import process
 from flow_grpo_jax import processes
 
 NAMES = ("tensorboard", "wandb", "trackio")
-ROOT = pathlib.Path(__file__).parents[2]
 GIB = 2**30
 LOG_BYTES = 20_000  # of the end of a tracker's log, where the reason stands
 
@@ -114,7 +112,7 @@ class Trackers:
 
     def _start(self, name, about):
         self._folder.mkdir(exist_ok=True)
-        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        path = os.pathsep.join(filter(None, (str(places.ROOT), os.environ.get("PYTHONPATH"))))
         with (self._folder / f"{name}.log").open("ab") as log:
             child = subprocess.Popen(
                 [sys.executable, "-m", process.__name__],

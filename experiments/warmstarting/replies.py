@@ -14,7 +14,7 @@ from absl import logging
 
 from agents import effects
 from experiments.configs import common
-from experiments.running import command, sessions, tokens
+from experiments.running import command, places, sessions, tokens
 from experiments.warmstarting import conversations, material, probes
 from flow_grpo_jax import checkpoint, data, supervised, update
 from models import huggingface, lora, model_card, sharding
@@ -87,7 +87,7 @@ class Replies:
         examples = []
         for path in paths:
             examples += conversations.read(
-                sessions.resolve(path) if isinstance(path, str) else path,
+                places.resolve(path) if isinstance(path, str) else path,
                 modules=settings.modules,
                 replies=settings.replies,
                 bad_rows=settings.bad_rows,

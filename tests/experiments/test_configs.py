@@ -11,7 +11,7 @@ import pytest
 
 from experiments import export, train
 from experiments.configs import quickstart
-from experiments.running import command, limits, sessions
+from experiments.running import command, limits, places
 from flow_grpo_jax import metrics
 from models import decoder, huggingface, sharding
 
@@ -40,7 +40,7 @@ def module(name):
 def one_layer(tmp_path_factory):
     """Folder of a model with the quickstart's tokenizer; the engine compiles layer by layer."""
     base, folder = (
-        sessions.resolve(quickstart.get_config().model.path),
+        places.resolve(quickstart.get_config().model.path),
         tmp_path_factory.mktemp("m"),
     )
     shape = huggingface.model_config(base)
@@ -151,13 +151,6 @@ def test_a_group_that_does_not_hold_roots_and_branches_is_refused(caplog):
         limits.check(config)
     config.loss.variant = "flow"
     assert limits.branching(config, limits.check(config)) is None
-
-
-@pytest.fixture
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.slow

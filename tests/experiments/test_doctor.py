@@ -10,7 +10,7 @@ import pytest
 from experiments import doctor
 from experiments.configs import quickstart
 from experiments.diagnosis import kernels, machine, models, rows, sampler, surroundings
-from experiments.running import sessions
+from experiments.running import places, sessions
 from models import decoder, huggingface
 from models.tokenizer import train_byte_bpe
 from tests.models import configs
@@ -190,7 +190,7 @@ def test_a_folder_whose_parts_are_of_two_models(tmp_path):
 
 def test_names_in_the_hubs_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    path = sessions.resolve(quickstart.get_config().model.path)
+    path = places.resolve(quickstart.get_config().model.path)
     monkeypatch.setattr(models, "folder", lambda *_: ())
     assert [row.state for row in models.found()] == ["absent"]
     whole = tmp_path / "models--Qwen--Nano" / "snapshots"

@@ -13,7 +13,7 @@ import pytest
 
 from experiments import export
 from experiments.configs import common, smoke
-from experiments.running import command, sessions, stored
+from experiments.running import command, places, stored
 from flow_grpo_jax import checkpoint, optimizer, update
 from models import folders, huggingface, lora, model_card
 
@@ -24,7 +24,7 @@ def run(tmp_path_factory):
     workdir, config = tmp_path_factory.mktemp("run"), smoke.get_config()
     facts = {"level": "strict", "layers": {"process": "verified", "seccomp": "verified"}}
     stored.write_config(config, workdir, sandbox=facts)
-    base = huggingface.load(sessions.resolve(config.model.path), dtype=jnp.float32)
+    base = huggingface.load(places.resolve(config.model.path), dtype=jnp.float32)
     trained = jax.jit(lambda tree: jax.tree.map(lambda x: x * 1.01 + 1e-3, tree))(base)
     adamw = optimizer.make(**config.optim)
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=2)
@@ -42,7 +42,7 @@ def lora_run(tmp_path_factory):
     workdir, config = tmp_path_factory.mktemp("lora"), smoke.get_config()
     config.model.lora.update(rank=4, alpha=8.0)
     stored.write_config(config, workdir)
-    base = huggingface.load(sessions.resolve(config.model.path), dtype=jnp.float32)
+    base = huggingface.load(places.resolve(config.model.path), dtype=jnp.float32)
     adapters = lora.init(base, jax.random.key(0), lora.Settings(**config.model.lora))
     noisy = lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)
     state = update.init(jax.tree.map(noisy, adapters), optimizer.make(**config.optim))
@@ -73,7 +73,7 @@ def test_the_newest_checkpoint_is_exported_with_all_that_serving_needs(run, tmp_
     settings = json.loads((tmp_path / "generation_config.json").read_text())
     assert settings["eos_token_id"] == 2047 and settings["top_k"] == 0
     assert settings["temperature"] == smoke.get_config().rollout.temperature
-    original = huggingface.read_config(sessions.resolve(smoke.get_config().model.path))
+    original = huggingface.read_config(places.resolve(smoke.get_config().model.path))
     rope = {"rope_theta": 1e4, "rope_type": "default"}
     added = {"dtype": "float32", "rope_parameters": rope}
     assert huggingface.read_config(tmp_path) == original | added
@@ -89,7 +89,7 @@ def test_the_newest_checkpoint_is_exported_with_all_that_serving_needs(run, tmp_
 
 def test_an_exported_planner_ends_its_replies_as_in_training(run, tmp_path):
     """The base names another end than its template, and the run one more."""
-    base = shutil.copytree(sessions.resolve(smoke.get_config().model.path), tmp_path / "base")
+    base = shutil.copytree(places.resolve(smoke.get_config().model.path), tmp_path / "base")
     (base / "generation_config.json").write_text('{"eos_token_id": 2045, "top_p": 0.8}')
     workdir = shutil.copytree(run[0], tmp_path / "run")
     config = smoke.get_config()
@@ -105,7 +105,7 @@ def test_an_exported_planner_ends_its_replies_as_in_training(run, tmp_path):
 def test_the_base_is_the_snapshot_that_the_run_read_and_nothing_else(tmp_path, monkeypatch):
     """A name on the hub may mean a newer snapshot by now; a checkpoint may name any folder."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    model = pathlib.Path(sessions.resolve(smoke.get_config().model.path))
+    model = pathlib.Path(places.resolve(smoke.get_config().model.path))
     old, new = (tmp_path / "models--A--B" / "snapshots" / name for name in ("old", "new"))
     other = tmp_path / "models--A--C" / "snapshots" / "old"
     for place in (old, new, other, tmp_path / "away"):
@@ -127,7 +127,7 @@ def test_step_dtype_and_place_can_be_chosen(run):
     out = "memory://bucket/planner"
     assert export.export(workdir, out, step=3, dtype="bfloat16") == 3
     assert huggingface.read_config(out)["torch_dtype"] == "bfloat16"
-    base = huggingface.load(sessions.resolve(smoke.get_config().model.path))
+    base = huggingface.load(places.resolve(smoke.get_config().model.path))
     rounded = jax.tree.map(lambda x: np.asarray(x).astype(jnp.bfloat16), base)
     assert_equal(huggingface.load(out), rounded)
     card = folders.Folder(out).read("README.md").decode()
@@ -148,7 +148,7 @@ def test_an_adapter_in_peft_is_the_merged_model_in_transformers(lora_run, tmp_pa
     assert export.export(lora_run, tmp_path / "adapter", adapter=True) == 5
     assert not list((tmp_path / "adapter").glob("model*"))
     load = transformers.AutoModelForCausalLM.from_pretrained
-    base = load(sessions.resolve(smoke.get_config().model.path), dtype=torch.float32)
+    base = load(places.resolve(smoke.get_config().model.path), dtype=torch.float32)
     merged = logits(load(tmp_path / "merged", dtype=torch.float32))
     # As the card says: it finds the base by itself.
     adapted = peft.AutoPeftModelForCausalLM.from_pretrained(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from agents import prompts
 from experiments.configs import quickstart
-from experiments.running import sessions, tokens
+from experiments.running import places, tokens
 from flow_grpo_jax import lengths
 from tools.protocol import Parameter, Tool
 
@@ -17,7 +17,7 @@ TOOLS = {"search": Tool("search", "Finds.", (Parameter("query", "str", ""),), ""
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    folder = sessions.resolve(quickstart.get_config().model.path)
+    folder = places.resolve(quickstart.get_config().model.path)
     return tokens.load(folder)
 
 

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 from flow_grpo_jax import optimizer, supervised, update
 from models import decoder, huggingface
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 CONFIG = decoder.Config(
     vocab_size=32,
     hidden_size=16,
@@ -32,13 +33,6 @@ REPLIES = [  # two with one prompt, one with its beginning, one of a single toke
     ((1, 2, 3, 4, 5, 6, 7, 30), (2,)),
 ]
 SHAPES = dict(row_lengths=(8, 16), rows=(2, 1), response_lengths=(4, 12))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

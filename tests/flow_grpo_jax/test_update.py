@@ -12,6 +12,7 @@ import pytest
 from flow_grpo_jax import batching, credit, logprobs, loss, optimizer, update
 from models import decoder, sharding
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 CONFIG = decoder.Config(
     vocab_size=32,
     hidden_size=16,
@@ -41,14 +42,6 @@ def make_model(seed=0):
     shapes = jax.eval_shape(lambda: decoder.Decoder(jax.random.key(0), CONFIG))
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), x.dtype), shapes)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Most of this file's time is compilation; unoptimised it takes half as long."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
