@@ -1,4 +1,4 @@
-"""A reward of one's own: right answers, less for each further turn, to questions of files.
+"""A reward of your own: 1 for a right answer, minus a cost for each turn after the first.
 
 python -m experiments.train --config=docs/examples/brief_answers.py --workdir=runs/brief
 """

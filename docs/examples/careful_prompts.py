@@ -1,4 +1,4 @@
-"""A prompt set: that of instruction-tuned models, with a verifier that is harder to please."""
+"""A prompt set: the one for instruction-tuned models, with a stricter verifier."""
 
 import dataclasses
 

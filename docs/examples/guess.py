@@ -1,4 +1,4 @@
-"""A world with a state: find a number by guesses, which are told to be too low or too high."""
+"""A world with a state: guess a number, told each time whether the guess is too low or too high."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""The quickstart with a verifier on a server of OpenAI's API.
+"""The quickstart with a verifier on a server with OpenAI's API.
 
 python -m experiments.train --config=docs/examples/served_verifier.py --workdir=runs/served
 """
