@@ -74,20 +74,22 @@ def main():
 
 GENERAL = "General"
 NOTES = {
-    "backends": f"NAME is one of {', '.join(common.MODULES)} and judge. The judge's kind is `none` "
-    "unless the config says otherwise. The fields below `limits` are those of the server."
+    "backends": f"NAME is one of {', '.join(common.MODULES)} and judge. The judge's default kind "
+    "is `none`. All fields but `kind` concern a server: [backends.md](backends.md)."
 }
 HEAD = """# Reference
 
 Written by `python -m experiments.reference --out=docs` from the code; do not edit.
 
-Fields of a config, by section: {links}. `--config.NAME=VALUE` sets one; a default
-holds unless the config that you name sets another. How to begin: [training.md](training.md).
-Flags of the commands: [commands.md](commands.md)."""
-CONFIGS = "`--config=NAME` takes one that ships, `NAME:ARGUMENT` with its argument."
+Every field of a config, the configs that ship, and every metric: {links}.
+
+`--config.NAME=VALUE` sets a field; the defaults below hold unless your config sets others.
+[training.md](training.md) says where to start, [commands.md](commands.md) lists the flags of the
+commands."""
+CONFIGS = "`--config=NAME` takes one of these, `--config=NAME:ARGUMENT` gives it an argument."
 METRICS = (
-    "One line of `metrics.jsonl` for each step; step 0 is the evaluation before training. "
-    "Which to watch: [training.md](training.md#what-to-watch)."
+    "`metrics.jsonl` has one line per step; step 0 is the evaluation before training. "
+    "[training.md](training.md#what-to-watch) says which to watch."
 )
 
 

@@ -342,7 +342,7 @@ def test_a_step_without_a_prompt_that_fits_is_skipped_and_resumed(tmp_path):
 
 BAD_INPUT = [
     (["--config.rollout.temperature=0.0"], 2, "temperature"),
-    (["--config.checkpoint.keep=0"], 2, "checkpoint.keep=0 must be 1 or more; 1 keeps the newest"),
+    (["--config.checkpoint.keep=0"], 2, "checkpoint.keep=0 must be 1 or more; 1 keeps only the"),
     (["--config.loss.kl_coef=nan"], 2, "loss.kl_coef=nan must be finite"),
     (["--config.data.too_long=keep"], 2, "valid: refuse, drop"),
     (["--config.loss.variant=ppo"], 2, "valid: flow, original"),
