@@ -183,6 +183,8 @@ def warmstart():
     c.held_out_questions = 120  # held-out questions to write from the worlds
     c.demonstrations = 4_000  # replies to write from the worlds
     c.real_share = 1.0  # share of demonstrations on training questions, not invented ones
+    c.temperature = 1.0  # of the planner's demonstrated choices; lower: the likeliest more often
+    c.flawless = False  # demonstrate only good choices of the planner
 
     c.prompt_weight = 0.0  # loss weight of a prompt's token, for models trained from scratch
     c.model = ConfigDict()
@@ -199,6 +201,7 @@ def warmstart():
     c.rows = 16  # with prompt_weight: rows per optimizer step
     c.row_length = 192  # with prompt_weight: tokens per row
     c.copy_samples = 0  # with prompt_weight: random strings to learn copying from
+    c.copy_distinct = 0  # different tokens in every other such string, which then repeat; 0: any
     return c
 
 
