@@ -2,6 +2,7 @@
 
 from absl import logging
 
+from experiments.configs import ranges
 from experiments.running import command, fields, fitting, sessions, trackers
 from flow_grpo_jax import batching, branches, data, loss
 from models import decoder
@@ -66,6 +67,17 @@ def check_limits(config):
         )
         engine_limits.check_pages(
             prefill_tokens=config.engine.prefill_tokens, page_size=config.engine.page_size
+        )
+    if settings.questions * settings.group > ranges.MOST_OF_LIST:
+        raise command.ConfigError(
+            f"rollout.questions={settings.questions} times rollout.group={settings.group} are more "
+            f"than {ranges.MOST_OF_LIST:,} trajectories a step. Use fewer."
+        )
+    cached = sessions.engine_shapes(config)["cache_tokens"]
+    if cached > ranges.MOST:
+        raise command.ConfigError(
+            f"engine.slots={config.engine.slots} of the longest request are a cache of {cached:,} "
+            f"tokens; the most are {ranges.MOST:,}. Use fewer, or set engine.cache_tokens."
         )
     if not 1 <= config.loss.mini_batches <= settings.questions:
         raise command.ConfigError(
