@@ -96,7 +96,7 @@ def check_limits(config):
         )
     check_data(config.data)
     trackers.check(config.trackers)
-    own = config.data.environment.id and not config.data.train
+    own = config.data.environment.id and not (config.data.train or config.data.held_out)
     if not (config.tools.names or config.tools.mcp or own):
         raise command.ConfigError(
             "tools.names and tools.mcp are empty; every turn of the agent calls a tool. Name one: "
