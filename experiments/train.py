@@ -87,6 +87,7 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
 
 
 def _train(config, workdir, variant, environment, *, force, should_stop):
+    """Trains as `train` says, which opened the environment of the questions, if they have one."""
     # ---- data, model, engine, tools ----------------------------------------------------------
     questions, held_out = read_questions(config, environment)
     goes_on = processes.of_first((workdir / "config.json").exists())

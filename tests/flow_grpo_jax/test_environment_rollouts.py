@@ -66,6 +66,10 @@ def test_a_failure_is_tried_again_in_a_new_episode(method):
         (Status.OK, 1.0, 1),
     ]
     assert "OSError: no route" in found[0].error
+    scorer = scoring.Scorer({}, judge_characters=10)
+    questions = counter.environment.questions("train", 1)
+    [[failed, right]], _ = scorer.score_groups(questions, [found])
+    assert (failed.known, right.known, right.value) == (False, True, 1.0)
     assert (counter.started, counter.closed) == (3, 3)
 
 
