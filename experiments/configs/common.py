@@ -179,6 +179,7 @@ def warmstart():
     c.held_out_questions = 120  # questions to measure with
     c.demonstrations = 4_000  # replies
     c.real_share = 1.0  # of demonstrations about train questions; others are about invented things
+    c.temperature = 1.0  # of the demonstrated planner's choices: at 0.5 the likeliest stands out
 
     # Of a small model that knows nothing yet: it learns whole rows, prompts included.
     c.prompt_weight = 0.0  # of a prompt's token; 0: replies alone are learnt, as said above
@@ -196,6 +197,7 @@ def warmstart():
     c.rows = 16  # rows of an optimizer step
     c.row_length = 192  # tokens of a row
     c.copy_samples = 0  # random strings to copy, besides
+    c.copy_distinct = 0  # tokens that every other of them is made of, so that they repeat; 0: all
     return c
 
 

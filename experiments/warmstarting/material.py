@@ -57,7 +57,12 @@ def demonstrate(config, workdir, *, vocabulary):
         config.rollout.max_prompt_tokens, lambda messages: len(vocabulary.chat(messages))
     )
     shown = world.demonstrations(
-        worlds, seed=settings.seed, tokenizer=vocabulary, real_share=settings.real_share, **how
+        worlds,
+        seed=settings.seed,
+        tokenizer=vocabulary,
+        real_share=settings.real_share,
+        temperature=settings.temperature,
+        **how,
     )
     probes = world.demonstrations(worlds, seed=1, flawless=True, split="held_out", **how)
     paths = []

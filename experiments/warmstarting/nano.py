@@ -55,22 +55,32 @@ def encode(sample, tokenizer):
     return [*tokenizer.chat(sample.messages), *response], len(response)
 
 
-def copying(tokenizer, rng):
+def copying(tokenizer, rng, *, distinct):
     """Makes a random token string twice, the second time as response: pure look-up.
 
     Teaches copying of any token (arXiv 2209.11895) far faster than demonstrations alone.
+
+    distinct: the string is made of so many tokens, so that they come again, as digits do, and only
+      more than one of them tells the place; 0: of all.
     """
-    tokens = rng.integers(0, tokenizer.vocab_size, rng.integers(4, 25)).tolist()
+    length = rng.integers(4, 25)
+    if distinct:
+        tokens = rng.choice(rng.integers(0, tokenizer.vocab_size, distinct), length).tolist()
+    else:
+        tokens = rng.integers(0, tokenizer.vocab_size, length).tolist()
     marker = tokenizer.chat([{"role": "user", "content": ""}])
     return [*tokens, *marker, *tokens, tokenizer.eos_ids[0]], len(tokens) + 1
 
 
-def training_stream(stream, tokenizer, *, seed, copy_samples):
-    """Yields encoded samples: demonstrations, every other of the first `copy_samples` copying."""
+def training_stream(stream, tokenizer, *, seed, copy_samples, copy_distinct):
+    """Yields encoded samples: demonstrations, every other of the first `copy_samples` copying.
+
+    copy_distinct: of every other copied string, the `distinct` of `copying`.
+    """
     rng = np.random.default_rng(seed)
     for index in itertools.count():
         if index < copy_samples and index % 2:
-            yield copying(tokenizer, rng)
+            yield copying(tokenizer, rng, distinct=copy_distinct if index % 4 == 1 else 0)
         else:
             yield encode(next(stream), tokenizer)
 
@@ -196,11 +206,20 @@ class WholeRows:
             )
         self._length = settings.row_length
         shown = world.demonstrations(
-            worlds, seed=settings.seed, tokenizer=tokenizer, real_share=settings.real_share, **how
+            worlds,
+            seed=settings.seed,
+            tokenizer=tokenizer,
+            real_share=settings.real_share,
+            temperature=settings.temperature,
+            **how,
         )
         self._batches = packed_rows(
             training_stream(
-                shown, tokenizer, seed=settings.seed, copy_samples=settings.copy_samples
+                shown,
+                tokenizer,
+                seed=settings.seed,
+                copy_samples=settings.copy_samples,
+                copy_distinct=settings.copy_distinct,
             ),
             rows=settings.rows,
             length=settings.row_length,

@@ -193,10 +193,12 @@ class Actor:
     """Plays the modules for one problem.
 
     flawless: take only moves that lead on, the likeliest one.
+    temperature: above 0, of the choice of moves by their odds: lower takes the likeliest more.
     """
 
-    def __init__(self, problem, rng, *, flawless):
-        self.problem, self.rng, self.flawless = problem, rng, flawless
+    def __init__(self, problem, rng, *, flawless, temperature=1.0):
+        self.problem, self.rng = problem, rng
+        self.flawless, self.temperature = flawless, temperature
         self.done, self.move = 0, None  # finished stages; the latest move
 
     @property
@@ -215,7 +217,8 @@ class Actor:
         if self.flawless:
             odds = {name: odds.get(name, 0.0) for name, move in stage.moves.items() if move.leads}
             odds = {max(odds, key=odds.get): 1.0}
-        self.move = stage.moves[self.rng.choices(list(odds), list(odds.values()))[0]]
+        weights = [weight ** (1 / self.temperature) for weight in odds.values()]
+        self.move = stage.moves[self.rng.choices(list(odds), weights)[0]]
         return (
             f"Context: {self.move.context}\nSub-goal: {self.move.sub_goal}\nTool: {self.move.tool}"
         )
@@ -238,13 +241,23 @@ class Actor:
         return f"Answer: {known if self.solved else UNKNOWN}"
 
 
-def demonstrate(problem, rng, *, syntax_error, flawless=False, prompt_set=prompts.COMPACT, **how):
+def demonstrate(
+    problem,
+    rng,
+    *,
+    syntax_error,
+    flawless=False,
+    temperature=1.0,
+    prompt_set=prompts.COMPACT,
+    **how,
+):
     """Yields the samples of one trajectory, in order; tools are not run, moves know their results.
 
     syntax_error: what the Python tool says of WORDS.
+    flawless, temperature: of `Actor`.
     how: of `solve.solve`: tools, as the config makes them, and max_turns.
     """
-    actor = Actor(problem, rng, flawless=flawless)
+    actor = Actor(problem, rng, flawless=flawless, temperature=temperature)
     question = {"id": "demonstration", "question": problem.question}
     solver = solve.solve(question, prompt_set=prompt_set, **how)
     effect = next(solver)

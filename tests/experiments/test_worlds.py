@@ -12,6 +12,7 @@ import re
 import statistics
 
 import jax
+import numpy as np
 import pytest
 
 from agents import drive, effects, parsing, prompts, solve
@@ -19,7 +20,7 @@ from experiments import warmstart
 from experiments.configs import quickstart as quickstart_config
 from experiments.configs import worlds as worlds_config
 from experiments.running import command, limits, sessions
-from experiments.warmstarting import material
+from experiments.warmstarting import material, nano
 from experiments.worlds import catalogue, chains, game24, tables, world
 from flow_grpo_jax import data, metrics, rewards
 from flow_grpo_jax.answers import game24 as answers_game24
@@ -343,6 +344,28 @@ def test_the_quickstart_is_demonstrated_as_it_was(tools, tokenizer):
     for sample in itertools.islice(shown, 3000):
         digest.update(json.dumps([sample.role, sample.messages, sample.response]).encode())
     assert digest.hexdigest()[:16] == "5e9dc19e96abdb53"
+
+
+def test_strings_to_copy_can_repeat_their_tokens(tokenizer):
+    """As 12 tokens make up to 24; of the whole vocabulary, tokens hardly come again."""
+    rng = np.random.default_rng(0)
+    for distinct, most in ((12, 12), (0, 24)):
+        told = []
+        for _ in range(100):
+            tokens, count = nano.copying(tokenizer, rng, distinct=distinct)
+            assert tokens[: count - 1] == tokens[-count:-1]
+            assert len({*tokens[: count - 1]}) <= most
+            told.append(len({*tokens[: count - 1]}) / (count - 1))
+        assert np.mean(told) < 0.8 if distinct else np.mean(told) > 0.98
+
+
+def test_a_low_temperature_shows_the_likeliest_move_more_often(tools):
+    """Odds of 0.45, 0.35 and 0.2 to the power of 2: 0.2025, 0.1225 and 0.04, of 0.365."""
+    shown = world.demonstrations([QUICKSTART], tools=tools, seed=0, max_turns=1, temperature=0.5)
+    plans = (sample for sample in shown if sample.role == "planner")
+    chosen = [sample.response.split()[-1] for sample in itertools.islice(plans, 1500)]
+    for tool, share in (("knowledge_search", 0.555), ("base_generator", 0.336)):
+        assert abs(chosen.count(tool) / 1500 - share) < 0.04  # three standard errors
 
 
 def test_worlds_take_turns_by_whole_trajectories(tools):
