@@ -180,6 +180,7 @@ def warmstart():
     c.demonstrations = 4_000  # replies
     c.real_share = 1.0  # of demonstrations about train questions; others are about invented things
     c.temperature = 1.0  # of the demonstrated planner's choices: at 0.5 the likeliest stands out
+    c.flawless = False  # show the planner good choices alone
 
     # Of a small model that knows nothing yet: it learns whole rows, prompts included.
     c.prompt_weight = 0.0  # of a prompt's token; 0: replies alone are learnt, as said above

@@ -62,6 +62,7 @@ def demonstrate(config, workdir, *, vocabulary):
         tokenizer=vocabulary,
         real_share=settings.real_share,
         temperature=settings.temperature,
+        flawless=settings.flawless,
         **how,
     )
     probes = world.demonstrations(worlds, seed=1, flawless=True, split="held_out", **how)

@@ -211,6 +211,7 @@ class WholeRows:
             tokenizer=tokenizer,
             real_share=settings.real_share,
             temperature=settings.temperature,
+            flawless=settings.flawless,
             **how,
         )
         self._batches = packed_rows(

@@ -368,6 +368,31 @@ def test_a_low_temperature_shows_the_likeliest_move_more_often(tools):
         assert abs(chosen.count(tool) / 1500 - share) < 0.04  # three standard errors
 
 
+def test_a_config_says_how_well_the_planner_is_shown(tokenizer, tmp_path):
+    """Whoever searches first, or computes of numbers, is right; base_generator knows nothing."""
+    config = quickstart_config.get_config()
+    config.warmstart.update(
+        modules=("planner",),
+        demonstrations=300,
+        probes=1,
+        train_questions=30,
+        held_out_questions=30,
+    )
+
+    def share_of_asking(**changes):
+        config.warmstart.update(changes)
+        path, _ = material.demonstrate(config, tmp_path, vocabulary=tokenizer)
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert len(lines) == 300
+        return statistics.mean(
+            "base_generator" in json.loads(line)["messages"][-1]["content"] for line in lines
+        )
+
+    assert (asking := share_of_asking()) > 0.25
+    assert abs(share_of_asking(temperature=0.1) - asking) > 0.05
+    assert share_of_asking(flawless=True) == 0
+
+
 def test_worlds_take_turns_by_whole_trajectories(tools):
     worlds = [game24.WORLD, tables.WORLD]
     shown = world.demonstrations(worlds, tools=tools, seed=0, max_turns=3)
