@@ -27,11 +27,6 @@ def _first_line(module):
     return module.__doc__.strip().splitlines()[0]
 
 
-def _for_users(module):
-    """Returns the module's docstring without the part for readers of its code."""
-    return module.__doc__.partition("\nDimensions:")[0].strip()
-
-
 def main(arguments):
     """Runs the measurement named by the first argument; the others are its flags."""
     name = arguments[1] if len(arguments) > 1 else ""
@@ -49,7 +44,7 @@ def main(arguments):
     MEASUREMENTS[name].define_flags()
     if HELP & set(arguments[2:]):
         shown = flags.FLAGS.module_help(MEASUREMENTS[name])
-        sys.stdout.write(f"{_for_users(MEASUREMENTS[name])}\n\nflags:\n{shown}\n")
+        sys.stdout.write(f"{command.manual(MEASUREMENTS[name])}\n\nflags:\n{shown}\n")
         sys.exit(0)
     command.run(MEASUREMENTS[name].main)
 

@@ -11,9 +11,15 @@ seeds; the difference to the first arm is paired by seed. All held-out questions
 
 The table and the plots are written after every seed. Started again, the command goes on: runs that
 are done stay as they are. Needs the extra `plots`.
-Exit codes: 0 done, 2 bad flags, else that of the run that failed, 75 where a signal stopped it
-after saving.
+Exit codes: 0 done, 2 bad flags, else that of the run that failed, 75 where a signal stopped it,
+after saving if a training ran.
 """
+
+# ruff: noqa: E402  signals are taken before the long imports
+from experiments.running import signals
+
+if __name__ == "__main__":
+    signals.leave_on(*signals.STOPPING)
 
 import dataclasses
 import json
@@ -26,12 +32,13 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from experiments.evaluating import plots
-from experiments.running import command, dataset, fields, signals, stored
+from experiments.running import command, dataset, fields, stored
 from experiments.sweeping import jobs, points, results
 from flow_grpo_jax import files, metrics, statistics
 
 LINES = 8  # in a chart
 PLACES = 40  # where a line is drawn
+OF_FILES = {"data.format": "auto", "data.held_out_format": ""}  # of what --source writes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +95,7 @@ def run(file, changes, *, arms, seeds, source, tokens, out):
             "There is nothing to compare: set data.held_out, and steps above 0, in every arm."
         )
     if source:
+        check_source(source, arms, configs)
         changes = changes | only(source, configs[0], out / "questions")
     curves = {name: [] for name, _ in arms}
     for done, seed in enumerate(seeds, start=1):
@@ -113,9 +121,25 @@ def parse(text):
     return name.strip(), {field: value for field, _, value in pairs}
 
 
+def check_source(source, arms, configs):
+    """Raises ConfigError where an arm would be asked other questions than those of a source."""
+    for (name, own), config in zip(arms, configs, strict=True):
+        if both := sorted({*OF_FILES, "data.train", "data.held_out"} & own.keys()):
+            raise command.ConfigError(
+                f"--arm={name} sets {both[0]}, and --source={source} gives all arms the questions "
+                "of one file. Leave one of the two out."
+            )
+        if config.data.environment.id:
+            raise command.ConfigError(
+                f"--source={source} takes questions of files alone, and "
+                f"data.environment.id={config.data.environment.id} adds others in --arm={name}. "
+                "Leave one of the two out."
+            )
+
+
 def only(source, config, folder):
     """Writes the questions of one source; returns the fields of the config that name the files."""
-    found = {"data.format": "auto", "data.held_out_format": ""}  # of what is written here
+    found = dict(OF_FILES)
     for name in ("train", "held_out"):
         rows = [row for row in dataset.read(config, config.data[name]) if row["source"] == source]
         if not rows:
@@ -154,9 +178,13 @@ def train(file, changes, workdir, *, tokens):
 
 
 def launch(arguments):
-    """Runs a command; returns its exit code. The first signal to stop is passed on to it."""
-    job = jobs.Job(" ".join(arguments), arguments, None)
-    return jobs.run([job], parallel=1).get(job.name, signals.STOPPED)
+    """Runs a command; returns its exit code, STOPPED where a signal came and it has not failed.
+
+    The first signal to stop is passed on to it; it may have just ended.
+    """
+    job, stopped = jobs.Job(" ".join(arguments), arguments, None), []
+    code = jobs.run([job], parallel=1, on_stop=stopped.append).get(job.name, signals.STOPPED)
+    return code or (signals.STOPPED if stopped else 0)
 
 
 def read(workdir):

@@ -16,6 +16,7 @@ import time
 import jax
 from absl import flags, logging
 
+from experiments.configs import ranges
 from experiments.running import addresses, command, sessions, tokens
 from models import hardware, hub, huggingface, model_card, sharding
 from models.engine import placement
@@ -75,6 +76,9 @@ def make(
     switches = {"enable_thinking": thinking}
     words = tokens.load(folder, stops=stop_ids, switches=switches, conversations=(("user",),))
     max_length = _max_length(max_length, config)
+    _check_sizes(
+        config, slots=slots, top_logprobs=top_logprobs, cache=cache_tokens or slots * max_length
+    )
     if grammar is None:
         grammar = command.installed("grammar")
     elif grammar:
@@ -162,6 +166,20 @@ def _max_length(asked, config):
     return asked or min(LENGTH, longest)
 
 
+def _check_sizes(config, *, slots, top_logprobs, cache):
+    """Raises ConfigError for what no program can have; cache: tokens of all slots."""
+    if top_logprobs > config.vocab_size:
+        raise command.ConfigError(
+            f"--top_logprobs={top_logprobs} is more than the {config.vocab_size} tokens of the "
+            "model's vocabulary."
+        )
+    if cache > ranges.MOST:
+        raise command.ConfigError(
+            f"--slots={slots} of the longest answers are a cache of {cache:,} tokens; the most are "
+            f"{ranges.MOST:,}. Use fewer, or a smaller --max_length."
+        )
+
+
 def _engine(folder, config, *, dtype, tensor, **settings):
     devices = jax.local_devices()
     if not 1 <= tensor <= len(devices):
@@ -210,11 +228,13 @@ def define_flags():
     flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
     flags.DEFINE_integer("port", 8000, "Port to listen on; 0 is any free one.", 0, 65535)
     flags.DEFINE_string("api_key", None, f"What clients must send; better set {KEY_VARIABLE}.")
-    flags.DEFINE_integer("slots", 16, "Answers drawn at once.", 1)
+    flags.DEFINE_integer("slots", 16, "Answers drawn at once.", 1, ranges.MOST_OF_LIST)
     flags.DEFINE_integer(
         "max_length", None, f"Tokens of prompt and answer; {LENGTH}, or fewer if it must be.", 2
     )
-    flags.DEFINE_integer("cache_tokens", 0, "Tokens in the cache; 0 is slots * max_length.", 0)
+    flags.DEFINE_integer(
+        "cache_tokens", 0, "Tokens in the cache; 0 is slots * max_length.", 0, ranges.MOST
+    )
     flags.DEFINE_enum("dtype", None, list(sessions.DTYPES), "bfloat16, or on a CPU float32.")
     flags.DEFINE_integer("tensor", 1, "Devices that share the model.", 1)
     flags.DEFINE_integer("queue", 512, "Answers that may wait for a slot; more get status 429.", 0)

@@ -82,9 +82,14 @@ def train(config, workdir, *, force=False, trusted=False, should_stop=lambda: Fa
     trust.check_links(workdir, trusted=trusted)
     if not force:
         stored.check_config(config, workdir)
+    with dataset.environment(config.data.environment) as environment:
+        _train(config, workdir, variant, environment, force=force, should_stop=should_stop)
 
+
+def _train(config, workdir, variant, environment, *, force, should_stop):
+    """Trains as `train` says, which opened the environment of the questions, if they have one."""
     # ---- data, model, engine, tools ----------------------------------------------------------
-    environment, questions, held_out = read_questions(config)
+    questions, held_out = read_questions(config, environment)
     goes_on = processes.of_first((workdir / "config.json").exists())
     session = sessions.build(config, environment=environment)
     questions = fitting.choose(questions, held_out, config, session.system, started=goes_on)
@@ -271,12 +276,8 @@ def measured(turns, timer, rollout, update):
     }
 
 
-def read_questions(config):
-    """Returns (environment or None, training questions, held-out ones).
-
-    Raises where processes have different ones.
-    """
-    environment = dataset.open_environment(config.data.environment)
+def read_questions(config, environment):
+    """Returns (training questions, held-out ones); raises where processes have different ones."""
     paths = config.data.train, config.data.held_out
     of_files = [dataset.read(config, path) if path else [] for path in paths]
     of_environment = dataset.of_environment(environment, config.data.environment)
@@ -290,7 +291,7 @@ def read_questions(config):
             "the version of jax": jax.__version__,
         }
     )
-    return environment, questions, held_out
+    return questions, held_out
 
 
 def stop_signal():

@@ -38,6 +38,8 @@ from flow_grpo_jax import checkpoint, files, metrics, optimizer
 from flow_grpo_jax.bounds import json_text
 
 CONFIG, LOG, SAVED = "warmstart.json", "warmstart.jsonl", "warmstart_checkpoints"
+OF_WORLDS = ("train.jsonl", "held_out.jsonl", "articles.db", "tokenizer")
+OF_WORLDS += ("demonstrations.jsonl", "held_out_demonstrations.jsonl")
 
 
 class Stopped(Exception):
@@ -60,12 +62,13 @@ def warmstart(config, workdir, *, should_stop=lambda: False):
     check_config(config, workdir)
     made = nano.WholeRows if settings.prompt_weight else replies.Replies
     adamw = make_optimizer(config)
+    # First of all: what is written from now on is this warm start's.
+    files.replace_text(workdir / CONFIG, json.dumps(stored.values_of(config), indent=2) + "\n")
     learner = made(config, workdir, adamw)
     checkpoints = checkpoint.Checkpoints(workdir / SAVED, keep=config.checkpoint.keep)
     log = None
     try:
         done, state, meta = restore(checkpoints, learner)
-        files.replace_text(workdir / CONFIG, json.dumps(stored.values_of(config), indent=2) + "\n")
         known = dict(keep_to_step=done, saved=meta["metrics"]) if meta else {}
         log = metrics.MetricsFile(workdir / LOG, **known)
         if not meta:
@@ -130,9 +133,20 @@ def make_optimizer(config):
 
 
 def check_config(config, workdir):
-    """Refuses a folder that began with another config."""
+    """Refuses a folder that began with another config, or holds files that are not a warm start's.
+
+    While nothing was measured or saved the config may change.
+    """
     path = workdir / CONFIG
     if not path.exists():
+        written = (LOG, "model", *(OF_WORLDS if config.warmstart.worlds else ()))
+        if others := [name for name in written if (workdir / name).exists()]:
+            raise command.ConfigError(
+                f"{workdir} holds {', '.join(others)}, which no warm start wrote, and this one "
+                "would replace. Use a new --workdir."
+            )
+        return
+    if not any((workdir / name).exists() for name in (LOG, SAVED)):
         return
     try:
         before = json_text.read_object(path, most=stored.MAX_CONFIG)

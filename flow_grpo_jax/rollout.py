@@ -220,9 +220,8 @@ class Driver:
 
     def _start(self, question, rollout, number):
         settings = question.way.settings
-        play, tools = None, self.system.tools
-        if question.fields.get("kind") == protocol.KIND:
-            play = protocol.Play(self.system.environment, question.fields)
+        play, tools = self.system.begin(question.fields), self.system.tools
+        if play:
             tools = tools | play.tools
         solver = question.way.solver(
             question.fields,
@@ -301,7 +300,7 @@ class Driver:
         self._mark(attempt, None)
         del self._running[attempt]
         if attempt.play:
-            self.system.pool.submit(_close, attempt.play)
+            self.system.end(attempt.play)
 
     def _requeue(self, attempt):
         """Requeues a trajectory whose server was down before it was asked."""
@@ -484,10 +483,3 @@ class Driver:
             ticket.call.cancel()
         else:
             self.system.engine.cancel(ticket.key)
-
-
-def _close(play):
-    try:
-        play.close()
-    except Exception as error:  # noqa: BLE001  its trajectory has ended
-        logging.warning("an episode could not be closed: %s: %s", type(error).__name__, error)

@@ -87,7 +87,7 @@ class Scorer:
     def score_groups(self, questions, trajectories_QG):
         """Scores Q groups of trajectories as `score` does; returns rewards_QG and its metrics.
 
-        One in an environment has its reward already, or is broken.
+        One in an environment has its reward already, or is broken and has none.
         """
         pairs = [
             (question, trajectory)
@@ -98,7 +98,9 @@ class Scorer:
         scores, values = self.score(*zip(*asked, strict=True)) if asked else ([], {})
         left = iter(scores)
         flat = iter(
-            rewards.Reward(t.reward or 0.0, KIND) if q["kind"] == KIND else next(left)
+            rewards.Reward(t.reward or 0.0, KIND, known=t.reward is not None)
+            if q["kind"] == KIND
+            else next(left)
             for q, t in pairs
         )
         return [[next(flat) for _ in group] for group in trajectories_QG], values

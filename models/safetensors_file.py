@@ -153,12 +153,7 @@ class File:
                 self._files.cat_file(self._path, offset, offset + len(raw)), np.uint8
             )
             return
-        view, done = memoryview(raw), 0
-        while done < len(raw):
-            count = os.preadv(self._descriptor, [view[done:]], offset + done)
-            if not count:
-                raise OSError(f"{self._path} ended at byte {offset + done} while it was read.")
-            done += count
+        fill(raw, self._descriptor, offset, path=self._path)
 
     def _entries(self, place):
         size = self._files.size(self._path)
@@ -199,6 +194,20 @@ def _entry(value, base, place, name):
     if not whole or stop < start:
         raise ValueError(f"{place}: {name:.80} {value!r:.200} contradicts itself.")
     return Entry(dtype, tuple(shape), base + start, base + stop)
+
+
+def fill(raw, descriptor, offset, *, path):
+    """Reads the bytes of an open file from `offset` on into all of `raw`, uint8 [size].
+
+    Raises:
+      OSError: it ends before, since somebody cuts it.
+    """
+    view, done = memoryview(raw), 0
+    while done < len(raw):
+        count = os.preadv(descriptor, [view[done:]], offset + done)
+        if not count:
+            raise OSError(f"{path} ended at byte {offset + done} while it was read.")
+        done += count
 
 
 def aligned(size):

@@ -187,6 +187,20 @@ def test_no_placeholder_is_left_in_the_readme():
     assert "@@" not in read("README.md") + read("docs/log.md")
 
 
+def test_one_placeholder_stands_for_the_repository(tmp_path, monkeypatch):
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), ROOT / "docs/quickstart.ipynb"]
+    address = re.compile(r"https://github\.com/([\w-]+)/flow_grpo_jax")
+    named = [name for page in pages for name in address.findall(page.read_text(encoding="utf-8"))]
+    assert len(named) > 3 and set(named) == {"YOUR-NAME"}
+    assert "YOUR-NAME" in read("docs/recipes/README.md")
+    cells = json.loads(read("docs/quickstart.ipynb"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    (tmp_path / "cells.py").write_text("\n".join(code[:2]))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="Put the address of your copy of this repository"):
+        runpy.run_path("cells.py")
+
+
 def test_the_example_config_is_consistent(tmp_path):
     c = run_example(read("README.md"), tmp_path)["get_config"]()
     prompt, response = c.rollout.max_prompt_tokens, c.rollout.max_response_tokens

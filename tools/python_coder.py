@@ -16,6 +16,7 @@ STOPPED = {
 # A fence around a program. No program begins so; one that ends so has it in a comment at most.
 _BEGIN = re.compile(r"(?:`{3,}[ \t]*[\w.+#-]*|~{3,}[ \t]*(?:python3?|py3?)?)[ \t]*\r?\n")
 _END = re.compile(r"(?:(?<!`)`{3,}+|\n[ \t]*+~{3,}+)\s*+\Z")
+_MARK = "\ufeff"  # of byte order: Python reads a file without it
 _LINE = re.compile(r"(`+)(?:(?:python3?|py3?)[ \t])?([^`]+)\1\s*")
 
 
@@ -129,11 +130,12 @@ def run(
 
 
 def _unfenced(code):
-    """Returns a program without a code fence; its lines keep their numbers."""
+    """Returns a program without a code fence and a mark at its start; lines keep their numbers."""
+    code = code.removeprefix(_MARK)
     bare = code.lstrip()
     lead = code[: len(code) - len(bare)]
     if begin := _BEGIN.match(bare):
-        program = _END.sub("", bare[begin.end() :])
+        program = _END.sub("", bare[begin.end() :]).removeprefix(_MARK)
         if lead.rpartition("\n")[2]:  # the fence is indented, and so is the program
             program = textwrap.dedent(program)
         return "\n" * (lead.count("\n") + 1) + program

@@ -1,5 +1,6 @@
 """All kinds of environments by name, each an adapter; "module" is a module of the user's own."""
 
+import dataclasses
 import importlib
 
 from agents.environments import gymnasium_text, openenv_server, protocol, verifiers_tasks
@@ -16,7 +17,13 @@ def _of_module(target: str, settings: protocol.Settings) -> protocol.Environment
         ) from error
     if not callable(make := getattr(module, "make", None)):
         raise ValueError(f"The module {target} has no function make(settings).")
-    return make(settings)
+    made = make(settings)
+    if not isinstance(made, protocol.Environment):
+        raise ValueError(
+            f"make(settings) of the module {target} returned {type(made).__name__}, no "
+            "agents.environments.protocol.Environment."
+        )
+    return dataclasses.replace(made, cut=settings.cut)
 
 
 MAKERS = {

@@ -26,12 +26,22 @@ def _cell(observation, env):
     return "You are in row {}, column {}.".format(*divmod(int(observation), env.unwrapped.ncol))
 
 
+def _slips(options, default):
+    slippery = options.get("is_slippery", default)
+    return " The ice is slippery: you may slide to a side." if slippery else ""
+
+
 def _frozen_lake(env, options):
     rows = " ".join(b"".join(row).decode() for row in env.unwrapped.desc)
-    slips = (
-        " The ice is slippery: you may slide to a side." if options.get("is_slippery", True) else ""
-    )
+    slips = _slips(options, True)
     return f"Walk from S to G over ice F; a hole H ends it.{slips} Rows from the top: {rows}."
+
+
+def _cliff_rules(env, options):
+    return (
+        "Walk from row 3, column 0 to row 3, column 11. The cells of row 3 between them are a "
+        "cliff, from which you begin again." + _slips(options, False)
+    )
 
 
 def _cliff(observation, env):
@@ -59,16 +69,9 @@ def _blackjack(observation, env):
     return f"You have {count} {soft}; the dealer shows {shown}."
 
 
-GAMES = {  # class -> Game
+GAMES = {  # class of Gymnasium's own -> Game
     "FrozenLakeEnv": Game(_frozen_lake, ("left", "down", "right", "up"), _cell),
-    "CliffWalkingEnv": Game(
-        lambda env, options: (
-            "Walk from row 3, column 0 to row 3, column 11. The cells of row 3 between them are a "
-            "cliff, from which you begin again."
-        ),
-        ("up", "right", "down", "left"),
-        _cliff,
-    ),
+    "CliffWalkingEnv": Game(_cliff_rules, ("up", "right", "down", "left"), _cliff),
     "TaxiEnv": Game(_taxi_rules, ("south", "north", "east", "west", "pick up", "drop off"), _taxi),
     "BlackjackEnv": Game(
         lambda env, options: "Get closer to 21 than the dealer, but not over it.",
@@ -121,9 +124,13 @@ def make(target: str, settings: protocol.Settings) -> protocol.Environment:
 
 @dataclasses.dataclass(frozen=True)
 class _Words:
-    """How an environment is put into words; actions: (), if they are texts themselves."""
+    """How an environment is put into words.
 
-    rules: str
+    rules: environment -> text; two copies may have maps of their own.
+    actions: (), if they are texts themselves.
+    """
+
+    rules: Callable
     actions: tuple[str, ...]
     told: Callable
 
@@ -135,10 +142,11 @@ class _Words:
 def _words(env, target, settings):
     from gymnasium import spaces
 
-    known = GAMES.get(type(env.unwrapped).__name__)
+    kind = type(env.unwrapped)
+    known = GAMES.get(kind.__name__) if kind.__module__.startswith("gymnasium.") else None
     options = (env.spec.kwargs if env.spec else {}) | dict(settings.options)
-    rules = settings.rules or (known.rules(env, options) if known else "")
-    if not rules:
+    rules = lambda env: settings.rules or known.rules(env, options)
+    if not (settings.rules or known):
         raise ValueError(
             f"The rules of {target} are not known; say in data.environment.rules what the model "
             "has to do and what it will see."
@@ -152,12 +160,18 @@ def _words(env, target, settings):
         )
     count = int(space.n)
     names = names or (known.actions if known else tuple(map(str, range(count))))
-    if len(names) != count or len(set(names)) != count:
+    different = len(set(map(_plain_name, names)))
+    if len(names) != count or different != count:
         raise ValueError(
             f"{target} has {count} actions, and data.environment.actions names "
-            f"{len(set(names))}: {', '.join(names)}."
+            f"{different}: {', '.join(names)}."
         )
     return _Words(rules, tuple(names), known.told if known else _json)
+
+
+def _plain_name(action):
+    """Returns the name of an action as it is compared."""
+    return " ".join(action.lower().split())
 
 
 def _json(observation, env):
@@ -176,13 +190,13 @@ class _World:
 
     def reset(self, seed):
         observation, _ = self._env.reset(seed=seed)
-        return f"{self._words.rules} {self._words.told(observation, self._env)}"
+        return f"{self._words.rules(self._env)} {self._words.told(observation, self._env)}"
 
     def step(self, tool, arguments):
         action, names = arguments["action"], self._words.actions
         if names:
-            known = {name.lower(): number for number, name in enumerate(names)}
-            number = known.get(" ".join(action.lower().split()))
+            known = {_plain_name(name): number for number, name in enumerate(names)}
+            number = known.get(_plain_name(action))
             if number is None:
                 raise ToolError(
                     f"There is no action {action[:60]!r}; choose from {self._words.listed}."

@@ -36,8 +36,13 @@ def make(target: str, settings: protocol.Settings) -> protocol.Environment:
     tool = _tool(url, schema, settings)
 
     def open_world():
-        client = openenv.GenericEnvClient(base_url=url, message_timeout_s=settings.seconds)
-        return _World(client.sync().connect(), settings)
+        client = openenv.GenericEnvClient(base_url=url, message_timeout_s=settings.seconds).sync()
+        try:
+            client.connect()
+        except BaseException:
+            client.close()  # its thread
+            raise
+        return _World(client, settings)
 
     try:
         open_world().close()
@@ -84,6 +89,8 @@ class _World:
 
     def reset(self, seed):
         result = self._client.reset(seed=seed, **self._settings.options)
+        if result.done:
+            raise RuntimeError(f"The environment is over when it begins with seed {seed}.")
         return " ".join(filter(None, (self._settings.rules, self._told(result.observation))))
 
     def step(self, tool, arguments):

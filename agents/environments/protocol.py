@@ -18,10 +18,11 @@ from typing import Any, Protocol
 from absl import logging
 
 from agents import effects
-from tools.protocol import Tool
+from tools.protocol import Tool, ToolError, clean
 
 KIND = "environment"  # of questions whose reward their environment gives
 SPLITS = ("train", "held_out")
+ROUNDING = 1e-6  # of a total's share of its range; rewards may be float32
 MOST_REMEMBERED = 100_000  # results of calls that are compared with those of other trajectories
 
 
@@ -66,8 +67,12 @@ class Settings:
             )
 
     def scaled(self, total: float) -> float:
-        """Returns the reward of a total; outside of 0 to 1 if the bounds are wrong."""
-        return (total - self.reward_low) / (self.reward_high - self.reward_low)
+        """Returns the reward of a total; outside of 0 to 1 if the bounds are wrong.
+
+        A sum of rewards that is a bound but for its rounding is that bound.
+        """
+        share = (total - self.reward_low) / (self.reward_high - self.reward_low)
+        return next((end for end in (0.0, 1.0) if abs(share - end) < ROUNDING), share)
 
     def cut(self, text: str) -> str:
         most = self.max_characters
@@ -84,6 +89,7 @@ class Environment:
       process asks for them and must get the same.
     start: question -> a new Episode; it may wait.
     close: ends what the environment holds.
+    cut: text of a result or an error -> what the model is shown of it.
     """
 
     name: str
@@ -91,13 +97,14 @@ class Environment:
     questions: Callable[[str, int], list[dict]]
     start: Callable[[Mapping], Episode]
     close: Callable[[], None] = lambda: None
+    cut: Callable[[str], str] = lambda text: text
 
 
 def question(environment: str, split: str, number: int, text: str, **fields) -> dict:
     """Returns a question; fields: JSON-able, such as the seed that its episodes begin with."""
     return {
         "id": f"{environment}/{split}/{number}",
-        "question": text,
+        "question": clean(text),
         "answer": (),
         "kind": KIND,
         "source": environment,
@@ -128,13 +135,22 @@ class Play:
             )
         return reward
 
-    def close(self) -> None:
-        """Closes the episode: now, or at the end of the call that is still running."""
+    @property
+    def closed(self) -> bool:
+        """Whether there is no episode any more, nor a call that may be starting one."""
+        return self._closed and self._episode is None and not self._lock.locked()
+
+    def close(self, *, wait: bool = False) -> None:
+        """Closes the episode: now, or at the end of the call that is still running.
+
+        wait: for that end.
+        """
         self._closed = True
-        if self._lock.acquire(blocking=False):
+        if self._lock.acquire(blocking=wait):
             try:
                 episode, self._episode = self._episode, None
                 if episode is not None:
+                    _held.pop(id(episode), None)
                     episode.close()
             finally:
                 self._lock.release()
@@ -147,7 +163,16 @@ class Play:
 
     def _call(self, episode, tool, arguments):
         self._calls.append([tool, arguments])
-        result = episode.call(tool, arguments)
+        try:
+            result = episode.call(tool, dict(arguments))
+        except ToolError as error:
+            raise ToolError(self._environment.cut(str(error))) from error
+        if not isinstance(result, str):
+            raise TypeError(
+                f"The environment {self._environment.name} returned {type(result).__name__} as a "
+                f"result of {tool}, which must be a text."
+            )
+        result = self._environment.cut(result)
         _compare(self._environment.name, [self._question["id"], self._calls], result)
         return result
 
@@ -157,11 +182,28 @@ class Play:
                 if self._closed:
                     raise RuntimeError("The episode is closed.")
                 if self._episode is None:
-                    self._episode = self._environment.start(self._question)
+                    self._episode = self._started()
                 return do(self._episode)
         finally:
             if self._closed:
                 self.close()
+
+    def _started(self):
+        name = self._environment.name
+        try:
+            episode = self._environment.start(self._question)
+        except ToolError as error:  # no mistake of the model: it was not asked for anything
+            raise RuntimeError(f"The environment {name} did not start: {error}") from error
+        if id(episode) in _held:
+            logging.log_first_n(
+                logging.WARNING,
+                "The environment %s gave one episode to two trajectories at once. If it holds a "
+                "state, they disturb each other: start must make a new one.",
+                1,
+                name,
+            )
+        _held[id(episode)] = episode
+        return episode
 
 
 def scored(solver, play: Play):
@@ -177,6 +219,7 @@ def scored(solver, play: Play):
     return dataclasses.replace(trajectory, reward=reward)
 
 
+_held = {}  # id of an episode that is not closed -> it
 _results, _results_lock = {}, threading.Lock()  # digest of calls -> hash of their last result
 
 

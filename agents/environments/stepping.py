@@ -42,8 +42,14 @@ class Episode:
     def __init__(self, world: World, question: Mapping, settings: protocol.Settings):
         self._world, self._settings = world, settings
         self._total, self._over = 0.0, False
-        if (begins := _begins(world, question["seed"])) != question["question"]:
+        try:
+            self._begin(question)
+        except BaseException:
             world.close()
+            raise
+
+    def _begin(self, question):
+        if (begins := _begins(self._world, question["seed"])) != question["question"]:
             raise RuntimeError(
                 f"The environment does not begin as it did with seed {question['seed']}: "
                 f"{begins!r:.200} instead of {question['question']!r:.200}."

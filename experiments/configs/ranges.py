@@ -11,6 +11,8 @@ import math
 from models.engine.types import LOWEST_TEMPERATURE
 
 GOOD_START = "the default is a good start"
+MOST = 2**31 - 1  # of a whole number: arrays and their indices hold no more
+MOST_OF_LIST = 2**24  # of what is there at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +20,7 @@ class Range:
     """Finite numbers from `low` to `high`, unless `above` leaves out `low` and `below` `high`.
 
     also: a single number that may stand outside. instead: what to use, a clause.
+    most: a bound of whole numbers that no one meets; it is told to those alone who pass it.
     """
 
     low: float
@@ -26,6 +29,7 @@ class Range:
     above: bool = False
     below: bool = False
     also: float | None = None
+    most: float = math.inf
 
     def holds(self, value):
         over = self.low < value if self.above else self.low <= value
@@ -42,16 +46,21 @@ class Range:
         return words if self.also is None else f"{self.also:g} or {words}"
 
 
-def count(instead, least=1):
-    return Range(least, instead)
+def count(instead, least=1, most=MOST):
+    return Range(least, instead, most=most)
 
 
 def seconds(instead=GOOD_START):
     return Range(0, instead, above=True)
 
 
-def off_or_more(instead):
-    return Range(0, instead)
+def waiting(instead=GOOD_START):
+    """Seconds that sockets wait, which hold no more than weeks."""
+    return Range(0, instead, high=10**6, above=True)
+
+
+def off_or_more(instead, most=MOST):
+    return Range(0, instead, most=most)
 
 
 def temperature(instead):
@@ -61,45 +70,47 @@ def temperature(instead):
 # The first pattern that matches a field's dotted name counts; of a tuple, each item is checked.
 RANGES = {
     "seed": Range(0, "use a small number such as 0", high=2**32 - 1),
-    "steps": off_or_more("0 only evaluates the held-out questions"),
-    "model.lora.rank": off_or_more("0 trains all parameters"),
+    "steps": off_or_more("0 only evaluates the held-out questions", math.inf),
+    "model.lora.rank": off_or_more("0 trains all parameters", MOST_OF_LIST),
     "model.lora.alpha": Range(0, "twice the rank is common", above=True),
-    "mesh.*": Range(1, "-1 takes all remaining devices", also=-1),
+    "mesh.*": Range(1, "-1 takes all remaining devices", also=-1, most=MOST),
     "data.environment.reward_*": Range(-math.inf, "it is a total of rewards, such as -1"),
-    "data.environment.seconds": seconds(),
+    "data.environment.seconds": waiting(),
     "data.environment.max_characters": count("2,000 is a page of text"),
     "data.environment.held_out": off_or_more("0 evaluates none of them"),
     "data.environment.train": off_or_more("0 trains only on the files"),
     "data.mixture.*": off_or_more("0 leaves the source out"),
     "tools.workers": count("16 calls run at once by default"),
-    "tools.*.seconds": seconds("give a call the time that its service needs"),
+    "tools.*.seconds": waiting("give a call the time that its service needs"),
     "tools.*.per_second": off_or_more("0 sets no limit"),
     "tools.*.top_k": count("1 returns only the best; to turn it off, edit tools.names"),
     "tools.*.max_characters": count("2,000 is a page of text"),
-    "tools.python_coder.*_bytes": count(GOOD_START),
-    "rollout.questions": count("a step needs a question"),
-    "rollout.group": count("advantages compare a question's rollouts: use 8, like the paper", 2),
-    "rollout.max_turns": count("the paper trains with 3"),
+    "tools.python_coder.*_bytes": count(GOOD_START, most=2**50),
+    "rollout.questions": count("a step needs a question", most=MOST_OF_LIST),
+    "rollout.group": count(
+        "advantages compare a question's rollouts: use 8, like the paper", 2, MOST_OF_LIST
+    ),
+    "rollout.max_turns": count("the paper trains with 3", most=MOST_OF_LIST),
     "rollout.temperature": temperature("the paper samples at 0.5"),
-    "rollout.*_tokens": count("set it to what the model's context allows"),
+    "rollout.*_tokens": count("set it to what the model's context allows", most=MOST_OF_LIST),
     "rollout.*_seconds": seconds("use a time after which waiting is pointless"),
     "rollout.in_flight": count("rollout.questions * rollout.group starts all at once"),
     "rollout.infra_retries": off_or_more("0 never tries again"),
     "rollout.min_valid_share": Range(0, "0 never stops the run", high=1),
     "rollout.empty_steps": off_or_more("0 ends the run at the first"),
-    "engine.replicas": off_or_more("0 makes as many as the devices allow"),
+    "engine.replicas": off_or_more("0 makes as many as the devices allow", MOST_OF_LIST),
     "engine.cache_tokens": off_or_more("0 sizes the cache for the slots"),
-    "engine.*": count(GOOD_START),
+    "engine.*": count(GOOD_START, most=MOST_OF_LIST),
     "backends.*.extra.*": Range(-math.inf, "JSON has no other numbers"),
     "backends.*.temperature": off_or_more("0 decodes greedily"),
     "backends.*.limits.requests_per_second": off_or_more("0 sets no limit"),
     "backends.*.limits.retries": off_or_more("0 never tries again"),
-    "backends.*.limits.backoff_*": off_or_more("0 does not wait"),
-    "backends.*.limits.open_seconds": off_or_more("0 asks again at once"),
-    "backends.*seconds": seconds(),
+    "backends.*.limits.backoff_*": Range(0, "0 does not wait", high=10**6),
+    "backends.*.limits.open_seconds": Range(0, "0 asks again at once", high=10**6),
+    "backends.*seconds": waiting(),
     "backends.*.limits.*": count(GOOD_START),
     "reward.*": count(GOOD_START),
-    "batch.*": count("experiments.plan says what fits"),
+    "batch.*": count("experiments.plan says what fits", most=MOST_OF_LIST),
     "loss.clip_low": Range(0, "0.2 is usual, 3e-4 for gspo", high=1, above=True),
     "loss.clip_high": Range(0, "0.3 is usual, 4e-4 for gspo", above=True),
     "loss.dual_clip": Range(1, "3 is usual, 0 turns it off", above=True, also=0),
@@ -116,15 +127,15 @@ RANGES = {
     "optim.eps": Range(0, "1e-8 is usual", above=True),
     "optim.weight_decay": off_or_more("0 turns it off"),
     "optim.clip_norm": Range(0, "1.0 is usual; 1e9 never clips", above=True),
-    "eval.every": off_or_more("0 evaluates only before and after"),
-    "eval.questions": off_or_more("0 asks all questions"),
+    "eval.every": off_or_more("0 evaluates only before and after", math.inf),
+    "eval.questions": off_or_more("0 asks all questions", math.inf),
     "eval.temperature": temperature("0 decodes greedily"),
-    "checkpoint.every": count("a number above steps saves only at the end"),
+    "checkpoint.every": count("a number above steps saves only at the end", most=math.inf),
     "checkpoint.keep": count("1 keeps only the newest"),
     "tracking.trajectories": Range(0, "0 makes no table", high=1_000),
-    "tracking.seconds": seconds(),
-    "trace.steps": count("steps count from 1"),
-    "profile.steps": count("steps count from 1"),
+    "tracking.seconds": waiting(),
+    "trace.steps": count("steps count from 1", most=math.inf),
+    "profile.steps": count("steps count from 1", most=math.inf),
     "warmstart.seed": Range(0, "use a small number such as 0", high=2**32 - 1),
     "warmstart.lr": Range(0, "1e-5 suits full training, 2e-4 adapters", above=True),
     "warmstart.final_lr": Range(0, "it is a share of warmstart.lr, such as 0.05", high=1),
@@ -154,8 +165,15 @@ def problems(values):
             if isinstance(number, bool) or not isinstance(number, int | float):
                 continue
             allowed = of(name)
-            if allowed is not None and not allowed.holds(number):
-                boundless = isinstance(number, float) and not math.isfinite(number)
-                wanted = "finite" if boundless else allowed
+            if allowed is None:
+                continue
+            wanted = ""
+            if isinstance(number, float) and not math.isfinite(number):
+                wanted = "finite"
+            elif not allowed.holds(number):
+                wanted = allowed
+            elif isinstance(number, int) and number > allowed.most:
+                wanted = f"at most {allowed.most:,}"
+            if wanted:
                 yield f"{name}={value} must be {wanted}; {allowed.instead}."
                 break

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from experiments.running import backends, command, sessions, stored
-from flow_grpo_jax import checkpoint, scoring, services
+from flow_grpo_jax import checkpoint, scoring, services, workers
 from models import huggingface
 
 
@@ -176,7 +176,7 @@ def _by_server(config):
     except BaseException:
         made.close()
         raise
-    pool = concurrent.futures.ThreadPoolExecutor(config.tools.workers, "tool")
+    pool = workers.Workers(config.tools.workers, "tool")
     system = services.System(NoEngine(), Estimated(), tools, pool, models=made.models)
     planner = backends.planner(made)
     served = config.backends.base_generator

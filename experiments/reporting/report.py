@@ -29,6 +29,7 @@ FACTS = (
     ("sandbox", "sandbox.level"),
     ("engine's cache", "kernels.engine"),
 )
+OF_COUNTS = ("eval/success", "eval/correct", "eval/total")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +130,10 @@ def _names(folders):
 
 
 def read_metrics(path):
-    """Returns ([one {name: value} a step, in order], number of damaged lines)."""
+    """Returns ([one {name: value} a step, in order], number of damaged lines).
+
+    An evaluation whose counts contradict each other is left out as such a line.
+    """
     steps, damaged = {}, 0
     for record in records.read_lines(path) if path.exists() else ():
         step = None if record is None else record.get("step")
@@ -140,7 +144,21 @@ def read_metrics(path):
         steps.setdefault(step, {}).update(
             {name: value for name, value in values.items() if value is not None}
         )
+    for values in steps.values():
+        if not _is_possible(values):
+            damaged += 1
+            for name in OF_COUNTS:
+                values.pop(name, None)
     return [steps[step] | {"step": step} for step in sorted(steps)], damaged
+
+
+def _is_possible(values):
+    """Whether a step's counts of an evaluation, if it has them, are those of questions."""
+    success, correct, total = map(values.get, OF_COUNTS)
+    if total is None or (success is None and correct is None):
+        return True
+    correct = success * total if correct is None else correct
+    return isinstance(total, int) and 0 <= correct <= total
 
 
 def with_lengths(metrics, steps):

@@ -14,7 +14,7 @@ import math
 import pathlib
 import re
 
-from agents.trajectory import Status
+from agents.trajectory import BROKEN
 from experiments.reporting import mistakes
 from flow_grpo_jax.bounds import files, json_text
 
@@ -173,7 +173,7 @@ def listing(parts, order, *, text_budget, listed_rollouts=200_000):
         damaged += bad
         count = sum(len(rollouts) for rollouts in groups.values())
         listed_rollouts -= count
-        steps[index] = told | _summary(groups, listed=listed_rollouts >= 0)
+        steps[index] = told | _summary(groups, heldout=told["heldout"], listed=listed_rollouts >= 0)
         if left > 0 and listed_rollouts >= 0 and groups:
             texts[index], kept, cost = _texts(groups, min(left, text_budget // 4))
             left -= cost
@@ -213,6 +213,8 @@ def _trajectory(record):
     branch = record.get("branch")
     if isinstance(branch, dict):
         trajectory["branch"] = {name: number(branch.get(name)) for name in ("parent", "turn")}
+    if trajectory["status"] in BROKEN:  # it was written as 0, but nothing was scored
+        trajectory["reward"] = None
     trajectory["turns"] = turns
     return trajectory | {"mistakes": mistakes.of_trajectory(trajectory)}
 
@@ -250,18 +252,21 @@ def _is_list(value):
     return isinstance(value, list)
 
 
-def _summary(groups, *, listed):
+def _summary(groups, *, heldout, listed):
     """Summarises a step: its means, and for each question what a list of it needs.
+
+    What has no reward is in no mean of training, and wrong on held-out questions.
 
     A group is [question id, question, source, rows], and a row of it, one a rollout, [reward,
     turns, errors, status, mistakes, tools].
     """
     trajectories = [t for rollouts in groups.values() for t in rollouts.values()]
     rewards = [t["reward"] for t in trajectories if t["reward"] is not None]
+    count = len(trajectories) if heldout else len(rewards)
     summary = {
         "rollouts": len(trajectories),
         "scored": len(rewards),
-        "mean": number(sum(rewards) / len(rewards)) if rewards else None,
+        "mean": number(sum(rewards) / count) if rewards else None,
         # As in metrics, of those from the question on: a branch repeats turns of another.
         "response_tokens": _mean_length([t for t in trajectories if "branch" not in t]),
         "questions": len(groups),
@@ -281,7 +286,7 @@ def _summary(groups, *, listed):
 def _row(trajectory):
     tools = dict.fromkeys(turn["tool"][:NAME_CHARACTERS] for turn in trajectory["turns"])
     return [
-        trajectory["reward"] if trajectory["status"] != Status.INFRA_ERROR else None,
+        trajectory["reward"],
         len(trajectory["turns"]),
         sum(turn["tool_error"] for turn in trajectory["turns"]),
         trajectory["status"][:NAME_CHARACTERS],

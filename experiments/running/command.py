@@ -47,12 +47,19 @@ def run(main, *, required=(), remote=()):
     required: names of the flags that must be given; a sentence names those that are not.
     remote: which of the flags in PATHS may be URLs.
     """
+    started = sys.modules["__main__"]
+    started.__doc__ = manual(started)  # absl shows it
     logging.get_absl_handler().addFilter(
         lambda record: (
             record.levelno > python_logging.INFO or "site-packages" not in record.pathname
         )
     )
     app.run(lambda _: _guarded(main, remote), flags_parser=lambda argv: _parsed(argv, required))
+
+
+def manual(module):
+    """Returns a module's docstring without the part for readers of its code."""
+    return (module.__doc__ or "").partition("\nDimensions:")[0].strip()
 
 
 def exit_code(error):

@@ -2,6 +2,7 @@
 
 from absl import logging
 
+from experiments.configs import ranges
 from experiments.running import command, fields, fitting, sessions, trackers
 from flow_grpo_jax import batching, branches, data, loss
 from models import decoder
@@ -67,6 +68,17 @@ def check_limits(config):
         engine_limits.check_pages(
             prefill_tokens=config.engine.prefill_tokens, page_size=config.engine.page_size
         )
+    if settings.questions * settings.group > ranges.MOST_OF_LIST:
+        raise command.ConfigError(
+            f"rollout.questions={settings.questions} times rollout.group={settings.group} are more "
+            f"than {ranges.MOST_OF_LIST:,} trajectories a step. Use fewer."
+        )
+    cached = sessions.engine_shapes(config)["cache_tokens"]
+    if cached > ranges.MOST:
+        raise command.ConfigError(
+            f"engine.slots={config.engine.slots} of the longest request are a cache of {cached:,} "
+            f"tokens; the most are {ranges.MOST:,}. Use fewer, or set engine.cache_tokens."
+        )
     if not 1 <= config.loss.mini_batches <= settings.questions:
         raise command.ConfigError(
             f"loss.mini_batches={config.loss.mini_batches} must be between 1 and "
@@ -84,7 +96,7 @@ def check_limits(config):
         )
     check_data(config.data)
     trackers.check(config.trackers)
-    own = config.data.environment.id and not config.data.train
+    own = config.data.environment.id and not (config.data.train or config.data.held_out)
     if not (config.tools.names or config.tools.mcp or own):
         raise command.ConfigError(
             "tools.names and tools.mcp are empty; every turn of the agent calls a tool. Name one: "

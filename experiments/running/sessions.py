@@ -1,6 +1,5 @@
 """Turns a config into the parts of a run: model, tokenizer, engine, tools, limits."""
 
-import concurrent.futures
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from flow_grpo_jax import (
     services,
     symbolic,
     update,
+    workers,
 )
 from models import decoder, hardware, hub, huggingface, lora, sharding
 from models.attention import kernels
@@ -97,7 +97,7 @@ class Session:
         self.released = True
 
     def close(self):
-        """Ends everything beside the engine: tools, environment, calls of servers, checkers."""
+        """Ends everything beside the engine: tools, episodes, calls of servers, checkers."""
         self.system.close()
         self.backends.close()
         self.scorer.close()
@@ -279,7 +279,7 @@ def build(config, *, training=True, environment=None):
         engine,
         vocabulary,
         tools,
-        concurrent.futures.ThreadPoolExecutor(config.tools.workers, "tool"),
+        workers.Workers(config.tools.workers, "tool"),
         models=answering.models,
         grammars=grammars,
         environment=environment,

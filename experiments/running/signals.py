@@ -10,7 +10,7 @@ STOPPED = 75  # its exit code then; EX_TEMPFAIL of sysexits.h: the same command 
 
 
 def leave_on(*numbers):
-    """Lets signals end a process that only imports so far, with exit code STOPPED.
+    """Lets signals end a process that has nothing to save so far, with exit code STOPPED.
 
     At once: an exception in the midst of an import may be caught there. An ignored SIGHUP stays
     ignored, as nohup asks.
@@ -26,10 +26,10 @@ def leave_on(*numbers):
 
 
 def leave(number):
-    """Exits with STOPPED for a signal that came before there was anything to save."""
+    """Exits with STOPPED for a signal that came while there was nothing to save."""
     detach(number)
     with contextlib.suppress(OSError):
-        sys.stderr.write(f"stopped by signal {number} before anything was trained\n")
+        sys.stderr.write(f"stopped by signal {number}; there was nothing to save\n")
         sys.stderr.flush()
     raise SystemExit(STOPPED)
 

@@ -42,15 +42,17 @@ def training(file, changes, workdir):
     return [*start, *changes]
 
 
-def run(jobs, *, parallel):
+def run(jobs, *, parallel, on_stop=lambda number: None):
     """Runs jobs, `parallel` at a time; one that fails does not keep the others from running.
+
+    on_stop: called with the number of the first signal to stop; jobs may end with 0 all the same.
 
     Returns:
       {name: exit code}; those that a signal kept from starting are not in it.
     """
     before = {number: signal.getsignal(number) for number in signals.STOPPING}
     try:
-        return _run(jobs, parallel)
+        return _run(jobs, parallel, on_stop)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -63,8 +65,8 @@ def exit_code(codes, names):
     return 0 if all(codes.get(name) == 0 for name in names) else signals.STOPPED
 
 
-def _run(jobs, parallel):
-    running, codes = _Running(), {}
+def _run(jobs, parallel, on_stop):
+    running, codes = _Running(on_stop), {}
     waiting = list(reversed(jobs))
     while waiting or running.jobs:
         while waiting and len(running.jobs) < parallel and not running.stop():
@@ -82,8 +84,9 @@ def _run(jobs, parallel):
 class _Running:
     """Processes at work. stop: whether a signal came."""
 
-    def __init__(self):
+    def __init__(self, on_stop):
         self.jobs = {}  # process -> Job
+        self._on_stop = on_stop
         self.stop = signals.StopSignal(*signals.STOPPING, on_first=self._pass_on)
         self.stop()
 
@@ -113,6 +116,7 @@ class _Running:
                 yield job, signals.STOPPED if killed else process.returncode
 
     def _pass_on(self, number):
+        self._on_stop(number)
         for process in [*self.jobs]:
             process.send_signal(signal.SIGTERM)
         for again in signals.STOPPING:

@@ -22,7 +22,8 @@ def prepare(config, workdir):
         ("train", settings.train_questions),
         ("held_out", settings.held_out_questions),
     ):
-        asked = [p for w in worlds for p in world.distinct(w, split, count, seed=settings.seed)]
+        with command.checking_config():
+            asked = [p for w in worlds for p in world.distinct(w, split, count, seed=settings.seed)]
         world.write(workdir / f"{split}.jsonl", asked, split)
     if any(each.documents() for each in worlds):
         text_index.build(workdir / "articles.db", documents(worlds))

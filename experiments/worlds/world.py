@@ -6,8 +6,8 @@ form but often chooses badly on purpose (Stage.odds), for Flow-GRPO to mend. doc
 how to make a world.
 """
 
+import collections
 import dataclasses
-import itertools
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +18,9 @@ from tools import protocol
 UNKNOWN = "unknown"  # what the model's own memory says, and the answer to what is not solved
 SPLITS = ("train", "held_out", "all")  # "all": both, for the words of a tokenizer
 WORDS = "print(number of Gold)"  # as a program
+# Draws without a new question after which a source has no more: so many, and so many for each that
+# it gave. The last of n is missed by 30n draws with a chance of e^-30.
+FRUITLESS, FRUITLESS_EACH = 1_000, 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,20 +142,33 @@ class World:
 
 
 def distinct(world: World, split: str, count: int, *, seed: int) -> list[Problem]:
-    """Draws `count` different questions of a split, equally many of each source."""
+    """Draws `count` different questions of a split, equally many of each source.
+
+    Raises:
+      ValueError: a source has fewer: its last new question came long ago.
+    """
     size = len(world.sources)
     wanted = {
         source: count // size + (place < count % size) for place, source in enumerate(world.sources)
     }
-    found = {}
-    for problem in itertools.islice(world.questions(split, random.Random(seed)), 1000 * count):
-        if problem.question not in found and wanted[problem.source]:
+    found, of_source = {}, collections.Counter()
+    last_new = dict.fromkeys(world.sources, 0)  # by draws
+    for draws, problem in enumerate(world.questions(split, random.Random(seed))):
+        if len(found) == count:
+            break
+        for source, last in last_new.items():
+            more = FRUITLESS + FRUITLESS_EACH * of_source[source]
+            if of_source[source] < wanted[source] and draws - last > size * more:
+                raise ValueError(
+                    f"{world.name} has fewer than {count} different questions of {split}: "
+                    f"{of_source[source]} of {source}. Ask for fewer."
+                )
+        source = problem.source
+        if problem.question not in found and of_source[source] < wanted[source]:
             found[problem.question] = problem
-            wanted[problem.source] -= 1
-            if len(found) == count:
-                return list(found.values())
-    lacking = ", ".join(source for source, more in wanted.items() if more)
-    raise ValueError(f"{world.name} has fewer than {count} different questions ({lacking}).")
+            of_source[source] += 1
+            last_new[source] = draws
+    return list(found.values())
 
 
 def write(path, problems, split):

@@ -184,10 +184,12 @@ class GgufFolder(folders.Folder):
         for path in self._parts:
             if tensor := header.read(path).tensors.get(tensors.ROPE):
                 whole = math.prod(tensor.shape) <= MOST_FREQUENCIES and tensor.type == F32
-                raw = np.memmap(path, np.uint8, "r")[tensor.start :]
-                if not whole or len(raw) < 4 * tensor.shape[-1]:
+                with open(path, "rb") as file:
+                    file.seek(min(tensor.start, header.read(path).size))
+                    raw = file.read(4 * tensor.shape[-1]) if whole else b""
+                if len(raw) < 4 * tensor.shape[-1]:
                     raise ValueError(f"{path}: {tensors.ROPE} is damaged. Download it again.")
-                return raw[: 4 * tensor.shape[-1]].view("<f4")
+                return np.frombuffer(raw, "<f4")
         return None
 
 

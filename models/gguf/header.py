@@ -9,9 +9,7 @@ Source: "GGUF" in the documentation of ggml.
 import dataclasses
 import functools
 import math
-import mmap
 import os
-import struct
 from typing import Any
 
 import numpy as np
@@ -76,18 +74,17 @@ def _read(path, size, _):
     with open(path, "rb") as file:
         if size < len(MAGIC) or file.read(len(MAGIC)) != MAGIC:
             raise ValueError(f"{path} ({size:,} bytes) is no GGUF file. {advice}")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            try:
-                return _parsed(_Cursor(content, len(MAGIC)), size)
-            except (struct.error, ValueError) as error:
-                raise ValueError(f"{path} is damaged: {error}. {advice}") from error
+        try:
+            return _parsed(_Cursor(file, len(MAGIC)), size)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}. {advice}") from error
 
 
 class _Cursor:
-    """Reads one thing after another."""
+    """Reads one thing after another from a file, which stands at byte `at`."""
 
-    def __init__(self, content, at):
-        self.content, self.at, self._items = content, at, 0
+    def __init__(self, file, at):
+        self._file, self.at, self._items = file, at, 0
 
     def number(self, kind):
         return self.numbers(kind, 1)[0].item()
@@ -125,7 +122,7 @@ class _Cursor:
     def _bytes(self, count):
         if self.at + count > MOST_BYTES:
             raise ValueError(f"its header has over {MOST_BYTES:,} bytes")
-        raw = self.content[self.at : self.at + count]
+        raw = self._file.read(count)
         if len(raw) < count:
             raise ValueError(f"it ends at byte {self.at + len(raw):,}, in its header")
         self.at += count

@@ -8,6 +8,7 @@ Source: `convert_hf_to_gguf.py` of llama.cpp for names and orders.
 import importlib
 import itertools
 import math
+import os
 import re
 
 import ml_dtypes
@@ -59,14 +60,14 @@ def name_of(tensor):
 
 
 class File:
-    """A GGUF file that is read in parts, like `safetensors_file.File`.
+    """A GGUF file that is read in parts, like `safetensors_file.File`; open in a with statement.
 
     Attributes:
       entries: {name in transformers: safetensors_file.Entry}, dtype as it is read.
     """
 
     def __init__(self, path, header, *, heads):
-        """Opens the file.
+        """Opens nothing yet.
 
         Args:
           header: its `header.Header`.
@@ -80,7 +81,6 @@ class File:
             another.
         """
         self._gguf, self.name, self._heads = package(), path, heads
-        self._content = np.memmap(path, np.uint8, "r")
         self._tensors, self._kinds, self.entries = {}, {}, {}
         kinds = {self._gguf.GGMLQuantizationType[kind]: kind for kind in TYPES}
         for own_name, tensor in header.tensors.items():
@@ -107,15 +107,15 @@ class File:
         placed = sorted(self.entries.values(), key=lambda entry: entry.start)
         if any(one.stop > other.start for one, other in itertools.pairwise(placed)):
             raise ValueError(f"{path}: its tensors overlap. Download it again.")
+        self._descriptor = None
 
     def __enter__(self):
+        self._descriptor = os.open(self.name, os.O_RDONLY)
         return self
 
     def __exit__(self, *_):
-        self.close()
-
-    def close(self):
-        self._content = None  # unmapped once no reader is left
+        os.close(self._descriptor)
+        self._descriptor = None
 
     def read_rows(self, name, start, stop, *, pool, padded_to=0):
         """Starts to read rows start..stop of a tensor; as `safetensors_file.File.read_rows`."""
@@ -135,16 +135,28 @@ class File:
     def _fill(self, out, name, start):
         """Reads the rows of a tensor from `start` on into all of `out`."""
         entry, kind = self.entries[name], self._kinds[name]
-        raw = self._content[entry.start : entry.stop].reshape(entry.shape[0], -1)
+        rows, stop = entry.shape[0], start + len(out)
         if name in self._heads:
-            raw = raw[_places(start, start + len(out), entry.shape[0] // self._heads[name])]
+            size = rows // self._heads[name]
+            first = start - start % size
+            raw = self._rows(entry, first, min(-(-stop // size) * size, rows))
+            raw = raw[_places(start, stop, size) - first]
         else:
-            raw = raw[start : start + len(out)]
+            raw = self._rows(entry, start, stop)
         if kind in STORED:
-            out[...] = np.ascontiguousarray(raw).view(STORED[kind]).reshape(out.shape)
+            out[...] = raw.view(STORED[kind]).reshape(out.shape)
         else:
             kind = self._gguf.GGMLQuantizationType[kind]
-            out[...] = self._gguf.quants.dequantize(np.ascontiguousarray(raw), kind)
+            out[...] = self._gguf.quants.dequantize(raw, kind)
+
+    def _rows(self, entry, start, stop):
+        """Returns the bytes of rows start..stop as the file has them, uint8 [rows, bytes]."""
+        row = (entry.stop - entry.start) // entry.shape[0]
+        raw = np.empty((stop - start, row), np.uint8)
+        safetensors_file.fill(
+            raw.reshape(-1), self._descriptor, entry.start + start * row, path=self.name
+        )
+        return raw
 
     def _type_name(self, kind):
         known = {each.value: each.name for each in self._gguf.GGMLQuantizationType}

@@ -93,6 +93,21 @@ def test_totals_are_scaled_by_the_bounds(gymnasium):
         play(taxi, question, *acts("south, south, drop off"))
 
 
+def test_a_sum_that_is_a_bound_but_for_rounding_is_that_bound():
+    scaled = settings(reward_high=0.3).scaled
+    assert 0.1 + 0.1 + 0.1 > 0.3 and scaled(0.1 + 0.1 + 0.1) == 1.0
+    assert scaled(0.1 + 0.2 - 0.3) == 0.0 and scaled(0.15) == 0.5
+    assert settings().scaled(sum([0.1] * 10)) == 1.0 > sum([0.1] * 10)
+    assert settings().scaled(1.001) > 1 and settings().scaled(-0.001) < 0
+
+
+def test_copies_with_maps_of_their_own_do_not_begin_alike(gymnasium):
+    lake = catalogue.make("gymnasium:FrozenLake-v1", settings(options={"map_name": None}))
+    [question] = lake.questions("train", 1)
+    with pytest.raises(RuntimeError, match="does not begin as it did with seed 0"):
+        lake.start(question)
+
+
 def test_cards_are_told_in_words(gymnasium):
     cards = catalogue.make("gymnasium:Blackjack-v1", settings(reward_low=-1.0))
     [question] = cards.questions("train", 1)
@@ -120,10 +135,12 @@ def test_unknown_environments_need_rules_and_get_numbers(gymnasium):
         ("gymnasium:Nowhere-v1", {}, "Nowhere-v1: .*doesn't exist"),
         ("gymnasium:FrozenLake-v1", {"options": {"ice": 1}}, "unexpected keyword argument 'ice'"),
         ("gymnasium:FrozenLake-v1", {"actions": ("go",)}, "has 4 actions, and .* names 1: go"),
+        ("gymnasium:FrozenLake-v1", {"actions": ("go", "Go ", "a", "b")}, "names 3: go, Go , a, b"),
         ("gymnasium:CartPole-v1", {}, "rules of CartPole-v1 are not known; .*environment.rules"),
         ("gymnasium:Pendulum-v1", {"rules": "x"}, "actions of Pendulum-v1 are Box"),
         ("module:no_such_module", {}, "no module no_such_module"),
         ("module:json", {}, "json has no function make"),
+        ("module:tests.agents.shapeless", {}, "shapeless returned dict, no agents.environments"),
     ],
 )
 def test_what_cannot_be_made_says_why(gymnasium, name, changes, message):
@@ -139,7 +156,7 @@ def test_bounds_that_hold_nothing_are_refused():
 class Liar:
     """A world that begins differently each time and rewards with nan."""
 
-    begun = 0
+    begun = closed = 0
 
     def reset(self, seed):
         self.begun += 1
@@ -149,7 +166,7 @@ class Liar:
         return stepping.Step("x" * 30, float("nan"), False)
 
     def close(self):
-        pass
+        self.closed += 1
 
 
 def test_a_world_that_breaks_its_word_is_a_failure():
@@ -162,6 +179,10 @@ def test_a_world_that_breaks_its_word_is_a_failure():
     world.begun = 0
     with pytest.raises(RuntimeError, match="reward nan"):
         liar.start(first).call("act", {})
+    world.reset, closed = lambda seed: {}["no session"], world.closed
+    with pytest.raises(KeyError):
+        liar.start(first)
+    assert world.closed == closed + 1
 
 
 # ---- verifiers ---------------------------------------------------------------------------------

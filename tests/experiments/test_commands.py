@@ -4,6 +4,7 @@ import pathlib
 import runpy
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -81,6 +82,15 @@ def test_either_form_says_the_same_from_any_folder(tmp_path):
         told = said("experiments", "view", *flags)
         assert told == said("experiments.view", *flags)
         assert told[0] == (0 if flags == ["--help"] else 2)
+
+
+def test_help_has_nothing_for_readers_of_the_code(monkeypatch):
+    started = types.ModuleType("__main__", "Trains.\n\nDimensions:\n  Q questions\n")
+    monkeypatch.setitem(sys.modules, "__main__", started)
+    monkeypatch.setattr(command.app, "run", lambda *_, **how: None)
+    monkeypatch.setattr(command.logging.get_absl_handler(), "filters", [])
+    command.run(lambda: None)
+    assert started.__doc__ == "Trains."
 
 
 def test_configs_are_found_by_name_and_by_their_path_in_the_repository(tmp_path, monkeypatch):

@@ -139,18 +139,22 @@ def test_a_training_that_stops_ends_the_command_with_its_code(run):
 
 STOPS_ITS_PARENT = """
 import os, signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75) if {running} else None)
 time.sleep(0.3)
 os.kill(os.getppid(), signal.SIGTERM)
-time.sleep(30)
+while {running}:
+    time.sleep(1)
 """
 
 
-def test_a_signal_goes_to_the_training_which_saves_and_ends():
+@pytest.mark.parametrize("running", [True, False])
+def test_a_signal_ends_the_training_and_no_other_starts(running):
     kept = {number: signal.getsignal(number) for number in signals.STOPPING}
     signal.signal(signal.SIGTERM, lambda *_: None)
     try:
-        assert compare.launch([sys.executable, "-c", STOPS_ITS_PARENT]) == 75
+        assert (
+            compare.launch([sys.executable, "-c", STOPS_ITS_PARENT.format(running=running)]) == 75
+        )
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
@@ -163,5 +167,14 @@ def test_questions_of_one_source_alone(run):
     rows = [[*map(json.loads, pathlib.Path(p).read_text().splitlines())] for p in paths]
     assert [len(part) for part in rows] == [200, 40]
     assert {row["source"] for part in rows for row in part} == {"quickstart/3-hop"}
-    with pytest.raises(command.ConfigError, match="data.train has no question of --source=none"):
-        run("a", source="none")
+    for arm, source, told in (
+        ("b", "none", "data.train has no question of --source=none"),
+        (
+            "b: data.train=x.jsonl",
+            "quickstart/3-hop",
+            "--arm=b sets data.train, and --source=quick",
+        ),
+        ("b: data.environment.id=module:x", "quickstart/3-hop", "environment.id=module:x adds"),
+    ):
+        with pytest.raises(command.ConfigError, match=told):
+            run("a", arm, source=source)

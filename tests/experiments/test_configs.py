@@ -138,6 +138,21 @@ def test_steps_and_bounds_that_depend_on_each_other(caplog):
         assert bool(caplog.text) is warns
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"rollout.group": 2**20}, "questions=32 times rollout.group=1048576 are more than 16,7"),
+        ({"engine.cache_tokens": 0, "engine.slots": 2**20}, "slots=1048576 of the longest requ"),
+    ],
+)
+def test_sizes_that_are_too_large_together_are_refused(changes, told):
+    config = module("paper_7b").get_config()
+    config.data.train = "somewhere"
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(command.ConfigError, match=told):
+        limits.check_limits(config)
+
+
 def test_a_group_that_does_not_hold_roots_and_branches_is_refused(caplog):
     config = module("smoke").get_config()
     config.rollout.group, config.loss.variant = 8, "turns"

@@ -4,6 +4,7 @@ import pathlib
 import runpy
 import types
 
+import numpy as np
 import pytest
 
 from agents import prompts
@@ -33,8 +34,8 @@ def config_of(name, **changes):
 
 def opened(config):
     """Returns (environment, training questions, held-out ones) of a config."""
-    environment = dataset.open_environment(config.data.environment)
-    return environment, *dataset.of_environment(environment, config.data.environment)
+    with dataset.environment(config.data.environment) as environment:
+        return environment, *dataset.of_environment(environment, config.data.environment)
 
 
 def test_a_world_of_ones_own_is_played_by_halving():
@@ -130,6 +131,9 @@ def test_what_a_config_cannot_ask_for(tmp_path):
     config.data.train = "somewhere"  # its questions have none
     with pytest.raises(command.ConfigError, match="tools.names and tools.mcp are empty"):
         check(config)
+    config.data.train, config.data.held_out = "", "somewhere"
+    with pytest.raises(command.ConfigError, match="tools.names and tools.mcp are empty"):
+        check(config)
     config = config_of(GUESS)
     config.loss.variant = "turns"
     with pytest.raises(command.ConfigError, match="turns goes on from the middle of .*guess"):
@@ -142,6 +146,52 @@ def test_what_a_config_cannot_ask_for(tmp_path):
     config = config_of(GUESS)
     config.data.environment.options.anything = {"at": ("all", 1)}
     fields.check(config)
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        (
+            {"seed": np.int64(3)},
+            "Question 1 of the environment odd cannot be written as JSON",
+        ),
+        (
+            {"id": "odd/train/0"},
+            "Question 1 of the environment odd has the id 'odd/train/0'",
+        ),
+        ({"question": None}, "Question 1 of the environment odd has no text in 'question'"),
+        ({"kind": "qa"}, "Question 1 of the environment odd was not made by protocol.question"),
+    ],
+)
+def test_questions_of_an_environment_are_checked(changes, told):
+    def questions(split, count):
+        found = [protocol.question("odd", split, number, "?") for number in range(count)]
+        return [*found[:1], found[1] | changes, *found[2:]]
+
+    odd = protocol.Environment("odd", (), questions, start=None)
+    with pytest.raises(command.ConfigError, match=told):
+        dataset.of_environment(odd, config_of(GUESS).data.environment)
+
+
+def test_an_environment_that_fails_is_named_and_closed(monkeypatch, caplog):
+    closed = []
+
+    def fail(*_):
+        closed.append(True)
+        raise KeyError("token")
+
+    made = protocol.Environment("odd", (), fail, None, close=fail)
+    monkeypatch.setattr(dataset.catalogue, "make", lambda *_: made)
+    settings = config_of("module:odd").data.environment
+    with (
+        pytest.raises(RuntimeError, match="The environment odd failed: KeyError: 'token'"),
+        dataset.environment(settings) as environment,
+    ):
+        dataset.of_environment(environment, settings)
+    assert len(closed) == 2 and "module:odd could not be closed: KeyError" in caplog.text
+    monkeypatch.setattr(dataset.catalogue, "make", fail)
+    with pytest.raises(RuntimeError, match="environment module:odd failed: KeyError: 'token'"):
+        opened(config_of("module:odd"))
 
 
 def test_held_out_questions_that_are_training_questions_are_warned_of(caplog):

@@ -555,6 +555,15 @@ def test_other_machines_need_a_key():
             serve.bind("localhost", listener.getsockname()[1], api_key=None)
 
 
+def test_sizes_that_no_program_has_are_refused():
+    for changes, told in (
+        ({"top_logprobs": 2049}, "top_logprobs=2049 is more than the 2048 tokens of the model's"),
+        ({"slots": 2**22, "cache_tokens": 0}, "slots=4194304 of the longest answers are a cache"),
+    ):
+        with pytest.raises(command.ConfigError, match=told):
+            serve.make(MODEL, **SETTINGS | changes)
+
+
 def test_a_special_token_in_a_message_is_no_special_token(words):
     parser = protocol.Parser(
         words,

@@ -225,6 +225,41 @@ def test_missing_pieces_are_survived(tmp_path, missing):
     assert bool(reader.data("steps")) == (missing != "trajectories")
 
 
+def test_evaluations_that_cannot_be_are_left_out_and_counted(tmp_path):
+    evaluated = {"eval/success": 0.5, "eval/correct": 5, "eval/total": 10, "eval/turns": 2.0}
+    wrong = [
+        {"eval/correct": 11},
+        {"eval/correct": -1},
+        {"eval/total": 9.5},
+        {"eval/total": -3, "eval/correct": None},
+        {"eval/success": 1.5, "eval/correct": None},
+    ]
+    rows = [{"step": step} | evaluated | changed for step, changed in enumerate([{}, *wrong, {}])]
+    write_lines(tmp_path / "metrics.jsonl", rows)
+    found, damaged = report.read_metrics(tmp_path / "metrics.jsonl")
+    assert damaged == len(wrong)
+    assert [step["step"] for step in found if "eval/success" in step] == [0, 6]
+    assert [step["eval/turns"] for step in found] == [2.0] * 7
+    assert "5/10" in report.write_report(tmp_path).read_text()
+
+
+def test_what_infrastructure_broke_has_no_reward(tmp_path):
+    lines = [
+        {"question_id": "q", "rollout": i, "reward": reward, "status": status}
+        for i, (reward, status) in enumerate(
+            [(1.0, "ok"), (0.0, "infra_error"), (0.0, "timeout"), (0.0, "ok")]
+        )
+    ]
+    for name in ("step_000001", "heldout_000001"):
+        write_lines(tmp_path / "trajectories" / f"{name}.jsonl", lines)
+    found = trajectories.collect(tmp_path / "trajectories", text_budget=10_000)
+    for step in found.steps:  # of an evaluation they are wrong
+        assert step["mean"] == (0.25 if step["heldout"] else 0.5)
+        assert [row[0] for row in step["groups"][0][3]] == [1, None, None, 0]
+    texts = trajectories.unpack(found.texts[0])
+    assert [one["reward"] for one in texts[0]] == [1, None, None, 0]
+
+
 def test_damaged_trajectories_are_counted_and_said(tmp_path):
     folder = fake_run(tmp_path / "run", steps=2, questions=1, group=2)
     with open(folder / "trajectories" / "step_000002.jsonl", "a") as lines:

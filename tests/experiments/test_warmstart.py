@@ -129,7 +129,7 @@ def test_two_parts_are_bit_equal_to_one_run(files, tmp_path, rank):
 def test_what_cannot_be_trained_is_said_before_a_model_is_loaded(files, tmp_path, changes, why):
     with pytest.raises(command.ConfigError, match=why):
         warmstart.warmstart(config_of(files, **changes), tmp_path)
-    assert not (tmp_path / warmstart.CONFIG).exists()
+    assert not (tmp_path / warmstart.LOG).exists()
 
 
 def test_rows_too_short_for_demonstrations_are_refused(files, tmp_path):
@@ -151,12 +151,24 @@ def test_another_config_is_refused(files, tmp_path):
     values = json.loads(config_of(files).to_json_best_effort())
     del values["warmstart"]["enough"], values["loss"]["tis_cap"]  # of an earlier version
     (tmp_path / warmstart.CONFIG).write_text(json.dumps(values))
+    warmstart.check_config(config_of(files, lr=1.0), tmp_path)  # nothing was learnt yet
+    (tmp_path / warmstart.LOG).touch()
     warmstart.check_config(config_of(files), tmp_path)
     with pytest.raises(command.ConfigError, match="it differs in warmstart.enough, warmstart.lr"):
         warmstart.check_config(config_of(files, lr=1.0, enough=0.5), tmp_path)
     (tmp_path / warmstart.CONFIG).write_text("{")
     with pytest.raises(command.ConfigError, match="is damaged"):
         warmstart.check_config(config_of(files), tmp_path)
+
+
+def test_files_of_others_stay_as_they_are(files, tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text("mine\n")
+    c = config_of(files, worlds="quickstart", data="", held_out="", modules=(), prompt_weight=0.1)
+    with pytest.raises(command.ConfigError, match="holds train.jsonl, which no warm start wrote"):
+        warmstart.warmstart(c, tmp_path)
+    assert path.read_text() == "mine\n" and not (tmp_path / warmstart.CONFIG).exists()
+    warmstart.check_config(config_of(files, worlds=""), tmp_path)  # nothing writes it
 
 
 def test_every_module_must_be_read_for_an_early_end():

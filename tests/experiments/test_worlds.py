@@ -1,6 +1,7 @@
 """The worlds: splits, golds, demonstrations through the real loop, and the warm start."""
 
 import collections
+import dataclasses
 import datetime
 import hashlib
 import itertools
@@ -96,9 +97,23 @@ def test_sources_are_equally_frequent_and_questions_distinct():
         assert counts == dict.fromkeys(each.sources, 5) | {each.sources[0]: 6}
         assert len({problem.question for problem in problems}) == len(problems)
     (only,) = drawn("tables", "train", 1)
-    few = world.World("few", (), (only.source,), lambda split, rng: only)
-    with pytest.raises(ValueError, match="few has fewer than 2 different questions"):
-        world.distinct(few, "train", 2, seed=0)
+    draws = iter(range(100_000))  # of a world that is soon told apart from one with more
+    few = world.World("few", (), (only.source,), lambda split, rng: (next(draws), only)[1])
+    with pytest.raises(ValueError, match="few has fewer than 1000000 different .*: 1 of tables"):
+        world.distinct(few, "train", 1_000_000, seed=0)
+
+
+def test_the_last_of_many_questions_is_still_found():
+    like = drawn("tables", "train", 1)[0]
+
+    def draw(split, rng):
+        number = rng.randrange(300)
+        return dataclasses.replace(like, question=str(number), source=f"s{min(number % 3, 1)}")
+
+    rare = world.World("rare", (), ("s0", "s1"), draw)  # 100 and 200
+    assert len(world.distinct(rare, "train", 200, seed=0)) == 200
+    with pytest.raises(ValueError, match="fewer than 202 .*: 100 of s0"):
+        world.distinct(rare, "train", 202, seed=0)
 
 
 def test_shipped_questions_are_those_of_the_quickstart(tmp_path):

@@ -1,5 +1,8 @@
 """Rollouts in an environment: a state for each trajectory, its reward, and what goes wrong."""
 
+import dataclasses
+import subprocess
+import sys
 import threading
 import time
 
@@ -8,9 +11,10 @@ import pytest
 
 from agents.environments import protocol
 from agents.trajectory import KINDS, Status
-from flow_grpo_jax import rollout, scoring, services, wire
+from flow_grpo_jax import rollout, scoring, services, wire, workers
 from tests.agents.environments import Counter
 from tests.flow_grpo_jax.test_rollout import ScriptedEngine, settings, system
+from tools.protocol import ToolError
 
 COUNTING = {
     "plan": "Context: 0\nSub-goal: 1\nTool: count",
@@ -62,6 +66,10 @@ def test_a_failure_is_tried_again_in_a_new_episode(method):
         (Status.OK, 1.0, 1),
     ]
     assert "OSError: no route" in found[0].error
+    scorer = scoring.Scorer({}, judge_characters=10)
+    questions = counter.environment.questions("train", 1)
+    [[failed, right]], _ = scorer.score_groups(questions, [found])
+    assert (failed.known, right.known, right.value) == (False, True, 1.0)
     assert (counter.started, counter.closed) == (3, 3)
 
 
@@ -97,6 +105,94 @@ def test_a_reward_outside_of_0_to_1_is_a_failure_that_says_what_to_set():
     assert "1.5" in found.error and "reward_high" in found.error
 
 
+@pytest.mark.parametrize("result", [None, 3, ["It is 1."]])
+def test_a_result_that_is_no_text_is_a_failure(result):
+    class Wordless(Counter):
+        def start(self, question):
+            episode = super().start(question)
+            episode.call = lambda tool, arguments: result
+            return episode
+
+    [[found], _] = collect(Wordless(), group=1)
+    kind = type(result).__name__
+    assert (found.status, found.reward) == (Status.INFRA_ERROR, None)
+    assert f"counting returned {kind} as a result of count" in found.error
+
+
+def test_an_episode_that_does_not_start_is_no_mistake_of_the_model():
+    class Refusing(Counter):
+        def start(self, question):
+            raise ToolError("The server says no.")
+
+    [[found], _] = collect(Refusing(), group=1)
+    assert (found.status, found.reward) == (Status.INFRA_ERROR, None)
+    assert "counting did not start: The server says no." in found.error
+
+
+def test_results_and_errors_are_cut_as_the_environment_says():
+    counter = Counter()
+    cut = dataclasses.replace(counter.environment, name="cut", cut=lambda text: text[:6])
+    play = protocol.Play(cut, cut.questions("train", 1)[0])
+    assert play.tools["count"].run(by=1) == "It is "
+    with pytest.raises(ToolError, match="^Count $"):
+        play.tools["count"].run(by=2)
+
+
+def test_one_episode_of_two_trajectories_is_warned_of(caplog):
+    counter = Counter()
+    one = counter.start(None)
+    shared = dataclasses.replace(counter.environment, start=lambda question: one)
+    [question] = shared.questions("train", 1)
+    plays = [protocol.Play(shared, question) for _ in range(2)]
+    plays[0].score(None)
+    plays[0].close()
+    plays[1].score(None)  # after the other: it may have begun anew
+    assert "gave one episode to two" not in caplog.text
+    plays = [protocol.Play(shared, question) for _ in range(2)]
+    plays[0].score(None)
+    assert "gave one episode to two trajectories at once" in caplog.text
+
+
+def test_episodes_are_closed_although_calls_hang_at_the_end():
+    counter, hang = Counter(), threading.Event()
+    pool = workers.Workers(1, "tool")
+    answering = services.System(None, None, {}, pool, environment=counter.environment)
+    pool.submit(hang.wait)  # what others have to wait for
+    plays = [answering.begin(question) for question in counter.environment.questions("train", 3)]
+    for play in plays[:2]:
+        play.tools["count"].run(by=1)
+        answering.end(play)
+    assert counter.closed == 0
+    answering.close()
+    hang.set()
+    assert (counter.started, counter.closed, answering.plays) == (2, 2, set())
+    assert answering.begin({"kind": "qa"}) is None
+
+
+def test_workers_run_calls_and_cancel_those_that_wait():
+    pool, hang, begun = workers.Workers(2, "tool"), threading.Event(), threading.Semaphore(0)
+    calls = [pool.submit(divmod, 7, n) for n in (2, 0)]
+    assert calls[0].result(5) == (3, 1) and isinstance(calls[1].exception(5), ZeroDivisionError)
+    hung = [pool.submit(lambda: (begun.release(), hang.wait())) for _ in range(2)]
+    assert begun.acquire(timeout=5) and begun.acquire(timeout=5)
+    waiting = pool.submit(divmod, 7, 2)
+    pool.shutdown(wait=False, cancel_futures=True)
+    assert waiting.cancelled() and not any(call.done() for call in hung)
+    with pytest.raises(RuntimeError, match="have ended"):
+        pool.submit(divmod, 7, 2)
+    hang.set()
+    assert [call.result(5) for call in hung] == [(None, True)] * 2
+    with workers.Workers(1, "tool") as pool:
+        calls = [pool.submit(divmod, n, 1) for n in range(9)]
+    assert [call.result()[0] for call in calls] == [*range(9)]
+
+
+def test_a_call_that_hangs_for_ever_does_not_keep_the_process():
+    code = "import threading; from flow_grpo_jax import workers; "
+    code += "workers.Workers(1, 'tool').submit(threading.Event().wait)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
 def test_other_questions_have_their_tools_and_no_episode():
     counter = Counter()
     other = {"id": "q", "question": "Where?", "kind": "qa", "source": "s", "answer": ("x",)}
@@ -113,6 +209,9 @@ def test_two_tools_of_one_name_are_refused():
     counter = Counter()
     with pytest.raises(ValueError, match="environment counting has a tool .*: count, count"):
         services.System(None, None, {"count": None}, None, environment=counter.environment)
+    bare = dataclasses.replace(counter.environment, tools=())
+    with pytest.raises(ValueError, match="environment counting has no tools, and tools.names and"):
+        services.System(None, None, {}, None, environment=bare)
 
 
 def _text(request):

@@ -7,6 +7,7 @@ Dimensions:
 import concurrent.futures
 import dataclasses
 import json
+import os
 import random
 import shutil
 import struct
@@ -272,6 +273,10 @@ def test_rows_are_put_back_and_every_type_is_read_in_parts(tmp_path):
             found = pending.result().astype(np.float32)
             assert np.array_equal(found[:13], whole[5:18]) and not found[13:].any(), name
             assert file.entries[name].shape == whole.shape
+        for name, rows in (("Q4_K", (9, 15)), ("F32", (0, 24))):  # cut while it is open
+            os.truncate(path, file.entries[name].start + 8)
+            with pytest.raises(OSError, match="all.gguf ended at byte .* while it was read"):
+                file.read_rows(name, *rows, pool=pool).result()
     assert set(dict(listed)) == set(tensors.TYPES)
 
 

@@ -52,6 +52,7 @@ FENCED += [
 ]
 FENCED += ["```python print(1)```", "```print(1)\n```", "  ```python\n  print(1)\n  ```"]
 FENCED += ["\n   ```\n   if 1:\n     print(1)"]
+FENCED += ["\ufeffprint(1)", "\ufeff```python\n\ufeffprint(1)\n```"]  # marks of byte order
 
 
 @pytest.mark.parametrize("code", FENCED)

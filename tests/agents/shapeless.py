@@ -1,0 +1,5 @@
+"""A module whose `make` makes no environment."""
+
+
+def make(settings):
+    return {}
