@@ -1,6 +1,7 @@
 """Threads for calls of tools and environments."""
 
 import concurrent.futures
+import contextlib
 import functools
 import queue
 import threading
@@ -33,8 +34,9 @@ class Workers(concurrent.futures.Executor):
         with self._lock:
             self._ended = True
             left = []
-            while not self._calls.empty():
-                left.append(self._calls.get())
+            with contextlib.suppress(queue.Empty):  # a thread may take the last one meanwhile
+                while True:
+                    left.append(self._calls.get_nowait())
             for call in filter(None, left):
                 if cancel_futures:
                     call[0].cancel()
