@@ -16,30 +16,31 @@ from experiments.configs import quickstart
 
 def get_config(arg="lora"):
     c = quickstart.get_config()
-    c.steps = 40
+    c.steps = 30
     c.model.path = ""
     c.model.remat = "dots"
+    c.engine.decode_steps = 4  # half of the replies are shorter than eight tokens
     c.rollout.questions = 8
     c.checkpoint.every = 5
     c.eval.questions = 60
 
     c.batch.row_lengths = (512,)  # longer than a turn, so that the turns of a question share more
     c.batch.response_lengths = (256,)
-    c.batch.rows = (4,)
+    c.batch.rows = (1,)
 
     c.warmstart.prompt_weight = 0.0
     c.warmstart.copy_samples = 0
     c.warmstart.real_share = 1.0
-    c.warmstart.demonstrations = 2_000
-    c.warmstart.steps = 60
+    c.warmstart.temperature = 0.7
+    c.warmstart.demonstrations = 6_000
+    c.warmstart.steps = 160
     c.warmstart.final_lr = 0.1
     c.warmstart.warmup_steps = 5
-    c.warmstart.probes = 48
-    c.warmstart.probe_every = 10
-    c.warmstart.enough = 0.9
+    c.warmstart.probes = 96
+    c.warmstart.probe_every = 40
     if arg == "lora":
         c.model.lora.rank = 16
-        c.optim.lr, c.warmstart.lr = 2e-4, 1e-3
+        c.optim.lr, c.warmstart.lr = 3e-4, 1e-3
         c.optim.weight_decay = 0.0
     elif arg == "full":
         c.optim.lr, c.warmstart.lr = 2e-5, 1e-4

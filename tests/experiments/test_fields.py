@@ -90,9 +90,9 @@ def test_every_number_has_a_range_and_every_range_a_number():
         ("backends.judge.seconds", 1e12, "must be above 0 and at most 1,000,000; "),
         ("rollout.group", 2**63, "must be at most 16,777,216; advantages compare"),
         ("engine.slots", 10**20, "must be at most 16,777,216; the default is a good start."),
-        ("engine.cache_tokens", 2**31, "must be at most 2,147,483,647; 0 sizes the cache by the"),
+        ("engine.cache_tokens", 2**31, "must be at most 2,147,483,647; 0 sizes the cache for the"),
         ("tools.workers", 2**63, "must be at most 2,147,483,647; 16 calls run at once by default."),
-        ("batch.rows", (1, 2**40), "must be at most 16,777,216; experiments.plan tells what fits"),
+        ("batch.rows", (1, 2**40), "must be at most 16,777,216; experiments.plan says what fits"),
         ("warmstart.batch", 10**400, "must be at most 2,147,483,647"),
     ],
 )
