@@ -1,7 +1,7 @@
 """A real pre-trained model on 2 CPU cores: SmolLM2-135M-Instruct learns the quickstart's world.
 
-Cost: 65 to 75 minutes on 2 cores of 0.15 TFLOP/s each, by arithmetic (docs/smollm2.md), and 2.7 GB.
-Not run to its end yet. `smollm2.py:full` trains all parameters instead of an adapter. On a GPU add
+Cost: 30 minutes of warm start and 50 of Flow-GRPO on 2 cores, and 2.7 GB (docs/smollm2.md has what
+came of it). `smollm2.py:full` trains all parameters instead of an adapter. On a GPU add
 --config.model.dtype=bfloat16.
 
     C=experiments/configs/smollm2.py W=runs/smollm2
