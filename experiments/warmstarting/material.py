@@ -43,6 +43,19 @@ def documents(worlds):
     return list((known | {title: text for w in worlds for title, text in w.documents()}).items())
 
 
+def training(settings, worlds, *, tokenizer, **how):
+    """Yields the endless samples to learn, as `config.warmstart` says; how: of `trajectories`."""
+    return world.demonstrations(
+        worlds,
+        seed=settings.seed,
+        tokenizer=tokenizer,
+        real_share=settings.real_share,
+        temperature=settings.temperature,
+        flawless=settings.flawless,
+        **how,
+    )
+
+
 def demonstrate(config, workdir, *, vocabulary):
     """Writes what worlds demonstrate as files of conversations, with the prompts of rollouts.
 
@@ -56,15 +69,7 @@ def demonstrate(config, workdir, *, vocabulary):
     how["budget"] = prompts.Budget(
         config.rollout.max_prompt_tokens, lambda messages: len(vocabulary.chat(messages))
     )
-    shown = world.demonstrations(
-        worlds,
-        seed=settings.seed,
-        tokenizer=vocabulary,
-        real_share=settings.real_share,
-        temperature=settings.temperature,
-        flawless=settings.flawless,
-        **how,
-    )
+    shown = training(settings, worlds, tokenizer=vocabulary, **how)
     probes = world.demonstrations(worlds, seed=1, flawless=True, split="held_out", **how)
     paths = []
     for name, samples, count in (

@@ -205,15 +205,7 @@ class WholeRows:
                 f"{LOOKED_AT * settings.probes} held-out demonstrations; use longer rows."
             )
         self._length = settings.row_length
-        shown = world.demonstrations(
-            worlds,
-            seed=settings.seed,
-            tokenizer=tokenizer,
-            real_share=settings.real_share,
-            temperature=settings.temperature,
-            flawless=settings.flawless,
-            **how,
-        )
+        shown = material.training(settings, worlds, tokenizer=tokenizer, **how)
         self._batches = packed_rows(
             training_stream(
                 shown,
