@@ -1,14 +1,20 @@
 """A real pre-trained model on 2 CPU cores: SmolLM2-135M-Instruct learns the quickstart's world.
 
-Cost: 30 minutes of warm start and 50 of Flow-GRPO on 2 cores, and 2.7 GB (docs/smollm2.md has what
+Cost: 45 minutes of warm start and 40 of Flow-GRPO on 2 cores, and 2.7 GB (docs/smollm2.md has what
 came of it). `smollm2.py:full` trains all parameters instead of an adapter. On a GPU add
 --config.model.dtype=bfloat16.
 
     C=experiments/configs/smollm2.py W=runs/smollm2
-    python -m experiments.warmstart --config=$C --workdir=$W/start \\
+    python -m experiments.warmstart --config=$C --workdir=$W/forms \\
         --config.warmstart.start=SmolLM2-135M-Instruct.Q4_1.gguf
-    python -m experiments.train --config=experiments/configs/smollm2.py --workdir=$W/run \\
-        --config.model.path=$W/start/model
+    python -m experiments.warmstart --config=$C --workdir=$W/start \\
+        --config.warmstart.start=$W/forms/model --config.warmstart.modules="('planner',)" \\
+        --config.warmstart.temperature=1.0 --config.warmstart.seed=1 --config.warmstart.steps=60 \\
+        --config.warmstart.demonstrations=2000 --config.rollout.max_turns=6
+    python -m experiments.train --config=$C --workdir=$W/run --config.model.path=$W/start/model
+
+The first warm start teaches all modules their forms. The second shows the planner alone which tools
+it may try for what, in trajectories long enough to reach the computations at their end.
 """
 
 from experiments.configs import quickstart
@@ -16,7 +22,7 @@ from experiments.configs import quickstart
 
 def get_config(arg="lora"):
     c = quickstart.get_config()
-    c.steps = 30
+    c.steps = 20
     c.model.path = ""
     c.model.remat = "dots"
     c.engine.decode_steps = 4  # half of the replies are shorter than eight tokens
@@ -40,7 +46,7 @@ def get_config(arg="lora"):
     c.warmstart.probe_every = 40
     if arg == "lora":
         c.model.lora.rank = 16
-        c.optim.lr, c.warmstart.lr = 3e-4, 1e-3
+        c.optim.lr, c.warmstart.lr = 2e-4, 1e-3
         c.optim.weight_decay = 0.0
     elif arg == "full":
         c.optim.lr, c.warmstart.lr = 2e-5, 1e-4

@@ -5,7 +5,7 @@ import re
 
 from flow_grpo_jax import files
 
-SIZE = (6.4, 4.0)  # inches
+SIZE = (7.4, 4.0)  # inches, with the legend
 DOTS = 150  # an inch of a PNG
 COLOURS = ("#3554d1", "#d9730d", "#0f8a6a", "#a33ea1", "#b8860b", "#0b7fab", "#b3324b", "#6b7280")
 
@@ -31,8 +31,9 @@ def write(charts, folder):
         axes.grid(axis="y", alpha=0.3)
         if chart["unit"] == "share":
             axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-            axes.set_ylim(bottom=0.0)
-        axes.legend(frameon=False, fontsize=8)
+            # An interval may end above 1; a share does not.
+            axes.set_ylim(0.0, min(axes.get_ylim()[1], 1.02))
+        figure.legend(loc="outside right upper", frameon=False, fontsize=8)
         name = re.sub(r"\W+", "_", chart["title"]).strip("_").lower()
         for kind, how in (("png", {"dpi": DOTS}), ("svg", {"metadata": {"Date": None}})):
             paths.append(folder / f"{number:02}_{name}.{kind}")
