@@ -167,7 +167,10 @@ def write(path, examples):
         reply = {"role": "assistant", "content": example.reply}
         row = {"module": example.module, "messages": [*example.messages, reply]}
         lines.append(json.dumps(row) + "\n")
-    written.replace_text(pathlib.Path(path), "".join(lines))
+    path = pathlib.Path(path)
+    with written.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    written.replace_text(path, "".join(lines))
 
 
 def _examples(row, place, replies):

@@ -275,7 +275,7 @@ def test_successes_are_chosen_and_written_once(played, tmp_path):
     write(3, line, other, failed, broken)
     write(4, line | {"question_id": "r"}, line | {"reward": None}, {"torn": 1})
     how = dict(modules=("planner",), reward=1.0, per_question=1)
-    out = tmp_path / "out.jsonl"
+    out = tmp_path / "new" / "out.jsonl"
     counts = successes.successes(tmp_path, out, **how)
     assert counts == dict(trajectories=6, successes=2, questions=2, replies=1, unlike=0, damaged=1)
     [found] = conversations.read(out, modules=("planner",), replies="last", bad_rows="refuse")
