@@ -11,7 +11,8 @@ came of it). `smollm2.py:full` trains all parameters instead of an adapter. On a
         --config.warmstart.start=$W/forms/model --config.warmstart.modules="('planner',)" \\
         --config.warmstart.temperature=1.0 --config.warmstart.seed=1 --config.warmstart.steps=60 \\
         --config.warmstart.demonstrations=2000 --config.rollout.max_turns=6
-    python -m experiments.train --config=$C --workdir=$W/run --config.model.path=$W/start/model
+    python -m experiments.train --config=experiments/configs/smollm2.py --workdir=$W/run \\
+        --config.model.path=$W/start/model
 
 The first warm start teaches all modules their forms. The second shows the planner alone which tools
 it may try for what, in trajectories long enough to reach the computations at their end.
