@@ -1,6 +1,6 @@
 """A real pre-trained model on 2 CPU cores: SmolLM2-135M-Instruct learns the quickstart's world.
 
-Cost: 45 minutes of warm start and 40 of Flow-GRPO on 2 cores, and 2.7 GB (docs/smollm2.md has what
+Cost: 45 minutes of warm start and 40 of Flow-GRPO on 2 cores, and 3 GB (docs/smollm2.md has what
 came of it). `smollm2.py:full` trains all parameters instead of an adapter. On a GPU add
 --config.model.dtype=bfloat16.
 
