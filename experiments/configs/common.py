@@ -184,6 +184,7 @@ def warmstart():
     c.demonstrations = 4_000  # replies to write from the worlds
     c.real_share = 1.0  # share of demonstrations on training questions, not invented ones
     c.temperature = 1.0  # of the planner's demonstrated choices; lower: the likeliest more often
+    c.max_turns = 0  # of demonstrations, so that long ones get to their end; 0: rollout.max_turns
     c.flawless = False  # demonstrate only good choices of the planner
 
     c.prompt_weight = 0.0  # loss weight of a prompt's token, for models trained from scratch

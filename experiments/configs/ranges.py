@@ -141,6 +141,7 @@ RANGES = {
     "warmstart.final_lr": Range(0, "it is a share of warmstart.lr, such as 0.05", high=1),
     "warmstart.warmup_steps": off_or_more("0 starts at the full rate"),
     "warmstart.weight_decay": off_or_more("0 turns it off"),
+    "warmstart.max_turns": off_or_more("0 takes rollout.max_turns"),
     "warmstart.copy_samples": off_or_more("0 leaves copying out"),
     "warmstart.copy_distinct": off_or_more("0 draws each token from the whole vocabulary"),
     "warmstart.prompt_weight": off_or_more("0 trains only on replies"),

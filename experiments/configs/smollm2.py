@@ -10,7 +10,7 @@ adapter.
     python -m experiments.warmstart --config=$C --workdir=$W/start \\
         --config.warmstart.start=$W/forms/model --config.warmstart.modules="('planner',)" \\
         --config.warmstart.temperature=1.0 --config.warmstart.seed=1 --config.warmstart.steps=60 \\
-        --config.warmstart.demonstrations=2000 --config.rollout.max_turns=6
+        --config.warmstart.demonstrations=2000 --config.warmstart.max_turns=6
     python -m experiments.train --config=experiments/configs/smollm2.py --workdir=$W/run \\
         --config.model.path=$W/start/model
 

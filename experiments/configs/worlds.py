@@ -10,12 +10,13 @@ docs/worlds.md describes the worlds.
 
 from experiments.configs import common, quickstart
 
-# Steps of the warm start, and samples of which half are copying: longer copies take more of both.
+# Steps of the warm start, samples of which half are copying, and different tokens of every other
+# copy: rows of a table, dates and lists repeat their tokens, which takes practice.
 STARTS = {
-    "quickstart": (300, 0),
-    "game24": (300, 0),
-    "chains": (500, 4_000),
-    "tables": (1_500, 10_000),
+    "quickstart": (300, 0, 0),
+    "game24": (300, 0, 0),
+    "chains": (1_500, 12_000, 12),
+    "tables": (2_000, 20_000, 12),
 }
 # Learning rate and questions of a training step: what is rarely solved collapses at a higher rate.
 STEPS = {
@@ -39,7 +40,7 @@ def get_config(arg="all"):
     worlds = tuple(SIZES) if arg == "all" else (arg,)
     start = f"runs/worlds/{arg}/start"
     turns, prompt, planned, written = map(max, zip(*(SIZES[name] for name in worlds), strict=True))
-    steps, copies = map(sum, zip(*(STARTS[name] for name in worlds), strict=True))
+    steps, copies, distinct = zip(*(STARTS[name] for name in worlds), strict=True)
     rates, questions = zip(*(STEPS[name] for name in worlds), strict=True)
 
     c = quickstart.get_config()
@@ -68,11 +69,13 @@ def get_config(arg="all"):
         start=quickstart.get_config().model.path,
         train_questions=300,
         held_out_questions=60,
-        steps=steps,
+        steps=sum(steps),
         rows=4,
         row_length=row,
-        copy_samples=copies,
+        copy_samples=sum(copies),
+        copy_distinct=max(distinct),
         real_share=0.3,
+        max_turns=turns + 3,  # bad moves take some
         lr=1e-3,
         warmup_steps=20,
         probes=80,

@@ -30,6 +30,11 @@ def prepare(config, workdir):
     return worlds, sessions.make_tools(without_articles(config))
 
 
+def turns(config):
+    """Returns how many turns a demonstration may take."""
+    return config.warmstart.max_turns or config.rollout.max_turns
+
+
 def without_articles(config):
     """Returns a config that searches the knowledge base: demonstrations know all results."""
     config = config.copy_and_resolve_references()
@@ -64,7 +69,7 @@ def demonstrate(config, workdir, *, vocabulary):
     """
     settings = config.warmstart
     worlds, tools = prepare(config, workdir)
-    how = dict(tools=tools, max_turns=config.rollout.max_turns)
+    how = dict(tools=tools, max_turns=turns(config))
     how["prompt_set"] = sessions.rollout_settings(config, temperature=0.0).prompt_set
     how["budget"] = prompts.Budget(
         config.rollout.max_prompt_tokens, lambda messages: len(vocabulary.chat(messages))

@@ -159,7 +159,7 @@ def start(config, workdir, *, worlds, tools):
         folder = sessions.locate_model(settings.start)
         return folder, huggingface.load(folder)
     texts = corpus(
-        worlds, tools=tools, samples=settings.tokenizer_samples, max_turns=config.rollout.max_turns
+        worlds, tools=tools, samples=settings.tokenizer_samples, max_turns=material.turns(config)
     )
     train_byte_bpe(
         list(texts),
@@ -194,7 +194,7 @@ class WholeRows:
         self._folder, model = start(config, workdir, worlds=worlds, tools=tools)
         self._card = CARD.format(worlds=settings.worlds)
         self._tokenizer = tokenizer = Tokenizer.load(self._folder)
-        how = dict(tools=tools, max_turns=config.rollout.max_turns)
+        how = dict(tools=tools, max_turns=material.turns(config))
         probes = world.demonstrations(worlds, seed=1, flawless=True, split="held_out", **how)
         fits = lambda sample: len(encode(sample, tokenizer)[0]) <= settings.row_length
         looked_at = itertools.islice(probes, LOOKED_AT * settings.probes)

@@ -379,17 +379,23 @@ def test_a_config_says_how_well_the_planner_is_shown(tokenizer, tmp_path):
         held_out_questions=30,
     )
 
-    def share_of_asking(**changes):
+    def shown(**changes):
         config.warmstart.update(changes)
         path, _ = material.demonstrate(config, tmp_path, vocabulary=tokenizer)
         lines = path.read_text(encoding="utf-8").splitlines()
         assert len(lines) == 300
-        return statistics.mean(
-            "base_generator" in json.loads(line)["messages"][-1]["content"] for line in lines
-        )
+        return [[m["content"] for m in json.loads(line)["messages"]] for line in lines]
+
+    def share_of_asking(**changes):
+        return statistics.mean("base_generator" in reply for *_, reply in shown(**changes))
+
+    def most_turns(**changes):
+        return 1 + max("".join(prompt).count("| CONTINUE") for *prompt, _ in shown(**changes))
 
     assert (asking := share_of_asking()) > 0.25
     assert abs(share_of_asking(temperature=0.1) - asking) > 0.05
+    assert most_turns(temperature=1.0) == config.rollout.max_turns == 3
+    assert most_turns(max_turns=5) == 5
     assert share_of_asking(flawless=True) == 0
 
 
