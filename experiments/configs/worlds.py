@@ -10,20 +10,22 @@ docs/worlds.md describes the worlds.
 
 from experiments.configs import common, quickstart
 
-# Steps of the warm start, samples of which half are copying, and different tokens of every other
-# copy: rows of a table, dates and lists repeat their tokens, which takes practice.
+# Steps of the warm start; turns of a demonstration, of which bad moves take some; samples of which
+# half are copying; different tokens of every other copy: rows of a table, dates and lists repeat
+# their tokens, which takes practice.
 STARTS = {
-    "quickstart": (300, 0, 0),
-    "game24": (300, 0, 0),
-    "chains": (1_500, 12_000, 12),
-    "tables": (2_000, 20_000, 12),
+    "quickstart": (300, 3, 0, 0),
+    "game24": (300, 3, 0, 0),
+    "chains": (2_000, 7, 16_000, 12),
+    "tables": (2_000, 5, 20_000, 12),
 }
-# Learning rate and questions of a training step: what is rarely solved collapses at a higher rate.
-STEPS = {
-    "quickstart": (3e-4, 12),
-    "game24": (3e-4, 8),
-    "chains": (1e-4, 12),
-    "tables": (2e-4, 12),
+# Steps of the training, their learning rate and questions: what is rarely solved collapses at a
+# higher rate.
+TRAININGS = {
+    "quickstart": (40, 3e-4, 12),
+    "game24": (20, 3e-4, 8),
+    "chains": (60, 2e-4, 12),
+    "tables": (40, 1e-4, 12),
 }
 # Turns, and tokens of a prompt, of the planner's reply and of another module's.
 SIZES = {
@@ -40,11 +42,13 @@ def get_config(arg="all"):
     worlds = tuple(SIZES) if arg == "all" else (arg,)
     start = f"runs/worlds/{arg}/start"
     turns, prompt, planned, written = map(max, zip(*(SIZES[name] for name in worlds), strict=True))
-    steps, copies, distinct = zip(*(STARTS[name] for name in worlds), strict=True)
-    rates, questions = zip(*(STEPS[name] for name in worlds), strict=True)
+    shown_steps, shown_turns, copies, distinct = zip(
+        *(STARTS[name] for name in worlds), strict=True
+    )
+    steps, rates, questions = zip(*(TRAININGS[name] for name in worlds), strict=True)
 
     c = quickstart.get_config()
-    c.steps = 40
+    c.steps = max(steps)
     c.optim.lr = min(rates)
     c.model.path = f"{start}/model"
     c.data.train = f"{start}/train.jsonl"
@@ -69,13 +73,13 @@ def get_config(arg="all"):
         start=quickstart.get_config().model.path,
         train_questions=300,
         held_out_questions=60,
-        steps=sum(steps),
+        steps=sum(shown_steps),
         rows=4,
         row_length=row,
         copy_samples=sum(copies),
         copy_distinct=max(distinct),
         real_share=0.3,
-        max_turns=turns + 3,  # bad moves take some
+        max_turns=max(shown_turns),
         lr=1e-3,
         warmup_steps=20,
         probes=80,

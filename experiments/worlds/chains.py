@@ -18,9 +18,9 @@ NAME = "chains"
 # What is most often done is right, but where a search found no fact: there it is made again.
 ODDS = {
     "first": {"right": 0.6, "ask": 0.25, "code": 0.15},
-    "next": {"right": 0.65, "ask": 0.1, "code": 0.05, "again": 0.2},
-    "anew": {"right": 0.25, "ask": 0.05, "code": 0.05, "again": 0.65},
-    "computation": {"right": 0.6, "ask": 0.25, "again": 0.15},
+    "next": {"right": 0.75, "ask": 0.1, "code": 0.05, "again": 0.1},
+    "anew": {"right": 0.35, "ask": 0.05, "code": 0.05, "again": 0.55},
+    "computation": {"right": 0.7, "ask": 0.2, "again": 0.1},
 }
 LISTS = (("work", "author", "works"), ("place", "country", "places"))
 PAGES = {  # kind of a page that only names another article -> its text
@@ -185,7 +185,7 @@ def older(articles, rng):
 
 
 def codes(articles, rng):
-    if rng.random() < 0.5:
+    if rng.random() < 0.3:
         work, constant = chosen(articles, rng, "work"), str(rng.randint(2, 60))
         steps = articles.follow(work, "author", "country", "code")
         place = f"the country where the author of {work} was born"

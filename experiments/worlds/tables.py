@@ -32,7 +32,7 @@ DAYS = (datetime.date(1900, 1, 1).toordinal(), datetime.date(2049, 12, 31).toord
 # What is most often done is right until several results are to be combined: 1 of 3 questions needs
 # only one program.
 FIRST = {"right": 0.65, "ask": 0.35}
-NEXT = {"right": 0.65, "ask": 0.1, "again": 0.25}
+NEXT = {"right": 0.75, "ask": 0.1, "again": 0.15}
 LAST = {"right": 0.25, "ask": 0.1, "again": 0.65}
 
 
