@@ -1,5 +1,6 @@
 """Arithmetic on tables and dates with the Python tool, in one to three programs.
 
+Each program after the first takes the result of the one before.
 The rows of a table are articles of the knowledge base, of the entities of the split. A date stands
 in the questions of one split alone.
 """
@@ -27,10 +28,10 @@ OPERATIONS = {
     "largest": ("print(max(", "))", max),
     "median": ("from statistics import median; print(median(", "))", statistics.median),
 }
+WORDS = {"add": "plus", "multiply": "times"}
 DATES = "from datetime import *; d = date.fromisoformat; "
 DAYS = (datetime.date(1900, 1, 1).toordinal(), datetime.date(2049, 12, 31).toordinal())
-# What is most often done is right until several results are to be combined: 1 of 3 questions needs
-# only one program.
+# What is most often done is right, but for the last of several programs.
 FIRST = {"right": 0.65, "ask": 0.35}
 NEXT = {"right": 0.75, "ask": 0.1, "again": 0.15}
 LAST = {"right": 0.25, "ask": 0.1, "again": 0.65}
@@ -71,37 +72,30 @@ def table_problem(articles, rng):
     while len({article.facts[fact] for article in rows}) < ROWS:
         rows = rng.sample(plain, ROWS)
     table = ", ".join(f"{article.title} {article.facts[fact]}" for article in rows)
-    one, other = rng.sample(list(OPERATIONS), 2)
-    steps = [operate(one, table)]
-    asked, wanted = rng.randint(1, 3), f"the {one}"
-    if asked == 2:
-        need, word = rng.choice((("add", "plus"), ("multiply", "times")))
+    operation = rng.choice(list(OPERATIONS))
+    steps, wanted = [operate(operation, table)], f"the {operation}"
+    for need in rng.choice(((), ("add",), ("multiply",), ("multiply", "add"))):
         constant = str(rng.randint(2, 60))
-        steps.append(compute(need, steps[0].value, constant))
-        wanted += f" {word} {constant}"
-    elif asked == 3:
-        steps.append(operate(other, table))
-        steps.append(compute("subtract", steps[0].value, steps[1].value))
-        wanted += f" minus the {other}"
+        steps.append(compute(need, steps[-1].value, constant))
+        wanted += f" {WORDS[need]} {constant}"
     return f"{heading}: {table}. What is {wanted}?", tuple(steps)
 
 
 def date_problem(date, rng):
     """Returns (question, steps) about dates; date: () -> a random one of the split."""
-    count = rng.randint(20, 900)
-    first, second, third, fourth = (date() for _ in range(4))
-    match rng.choice(("days", "later", "weekday", "two spans")):
-        case "days":
-            return f"How many days are there from {first} to {second}?", (days(first, second),)
-        case "later":
-            return f"Which date is {count} days after {first}?", (later(first, count),)
-        case "weekday":
-            step = later(first, count)
-            question = f"On which weekday is the date {count} days after {first}?"
-            return question, (step, weekday(step.value))
-    spans = days(first, second), days(third, fourth)
-    question = f"How many days are there from {first} to {second} and from {third} to {fourth}?"
-    return question, (*spans, compute("add", spans[0].value, spans[1].value))
+    start = date()
+    asked = rng.choice(("days", "later", "weekday", "weekday of two"))
+    if asked == "days":
+        end = date()
+        return f"How many days are there from {start} to {end}?", (days(start, end),)
+    steps, counts = [], []
+    for _ in range(2 if asked == "weekday of two" else 1):
+        counts.append(rng.randint(20, 900))
+        steps.append(later(steps[-1].value if steps else start, counts[-1]))
+    after = " and then ".join(f"{count} days" for count in counts)
+    if asked == "later":
+        return f"Which date is {after} after {start}?", tuple(steps)
+    return f"Which weekday comes {after} after {start}?", (*steps, weekday(steps[-1].value))
 
 
 def dates(split, rng):
