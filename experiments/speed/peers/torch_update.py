@@ -60,7 +60,7 @@ class TorchUpdate:
         }
 
     def read(self, folder):
-        model = transformers.Qwen2ForCausalLM.from_pretrained(
+        model = transformers.AutoModelForCausalLM.from_pretrained(
             folder, attn_implementation="sdpa", dtype=torch.float32
         )
         return model.to(self.device)
