@@ -25,7 +25,7 @@ TRAININGS = {
     "quickstart": (40, 3e-4, 12),
     "game24": (20, 3e-4, 8),
     "chains": (60, 2e-4, 12),
-    "tables": (40, 1e-4, 12),
+    "tables": (80, 1e-4, 12),
 }
 # Turns, and tokens of a prompt, of the planner's reply and of another module's.
 SIZES = {

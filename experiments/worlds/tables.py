@@ -21,27 +21,28 @@ COLUMNS = {
     "country": ("code", "Calling codes"),
 }
 ROWS = 3  # of different numbers, so that each is easily copied
-# operation -> (its program's start and end, function)
+# operation -> (end of its program, function); all programs begin alike, so that the copying of the
+# table is learnt once
 OPERATIONS = {
-    "total": ("print(sum(", "))", sum),
-    "smallest": ("print(min(", "))", min),
-    "largest": ("print(max(", "))", max),
-    "median": ("from statistics import median; print(median(", "))", statistics.median),
+    "total": ("print(sum(x))", sum),
+    "smallest": ("print(min(x))", min),
+    "largest": ("print(max(x))", max),
+    "median": ("from statistics import median; print(median(x))", statistics.median),
 }
 WORDS = {"add": "plus", "multiply": "times"}
 DATES = "from datetime import *; d = date.fromisoformat; "
 DAYS = (datetime.date(1900, 1, 1).toordinal(), datetime.date(2049, 12, 31).toordinal())
-# What is most often done is right, but for the last of several programs.
+# What is most often done first is right; then the same program is run again.
 FIRST = {"right": 0.65, "ask": 0.35}
-NEXT = {"right": 0.75, "ask": 0.1, "again": 0.15}
-LAST = {"right": 0.25, "ask": 0.1, "again": 0.65}
+NEXT = {"right": 0.4, "ask": 0.1, "again": 0.5}
+LAST = {"right": 0.14, "ask": 0.1, "again": 0.76}
 
 
 def operate(operation, table):
     """Returns the step that computes one number of a table, "Gold 79, Iron 26, Zinc 30"."""
-    start, end, function = OPERATIONS[operation]
+    end, function = OPERATIONS[operation]
     value = str(function(int(row.split()[-1]) for row in table.split(",")))
-    code = f"{start}int(row.split()[-1]) for row in ' {table}'.split(','){end}"
+    code = f"x = [int(row.split()[-1]) for row in ' {table}'.split(',')]; {end}"
     return Step(operation, table, value, value, code)
 
 
