@@ -257,8 +257,22 @@ def test_every_field_of_a_config_says_what_it_means():
     lr, kind = found["optim.lr"], found["backends.NAME.kind"]
     assert (lr.default, lr.meaning) == ("1e-06", "learning rate")
     assert lr.allowed == "number, 0 or more; 0 trains nothing, as a control"
-    assert (kind.default, kind.allowed) == ("'frozen'", "text")
+    assert (kind.default, kind.allowed) == ("'frozen'", "one of `frozen`, `policy`, `server`")
     assert len([name for name in found if name.startswith("backends.")]) == 21
+
+
+def test_choices_are_those_that_the_comments_name():
+    """A field that is "a" 'or "b"' takes fixed texts, of which these are some."""
+    found = {field.name: field for field in fields.collect()}
+    assert set(fields.CHOICES) <= set(found)
+    for name, field in found.items():
+        choices, default = fields.CHOICES.get(name), ast.literal_eval(field.default)
+        if choices is not None:
+            assert set(default if isinstance(default, tuple) else [default]) <= set(choices), name
+        if isinstance(default, str) and (
+            others := re.search(r'\bor "\w+"(, "\w+")*', field.meaning)
+        ):
+            assert set(re.findall(r'"(\w+)"', others[0])) <= set(choices or ()), name
 
 
 def test_comments_are_those_of_their_fields():
