@@ -107,10 +107,13 @@ def refusal(
     path: pathlib.Path, bad: Sequence[str], total: int, *, what: str = "questions", hint: str = ""
 ) -> str:
     """Returns the error that names the first of the bad rows of a file, with a hint below."""
-    lines = [f"{path}: {len(bad)} of {total} rows are not {what}:", *bad[:_SHOWN]]
+    shown = list(bad[:_SHOWN])
     if len(bad) > _SHOWN:
-        lines.append(f"... and {len(bad) - _SHOWN} more")
-    return "\n  ".join(lines) + (f"\n{hint}" if hint else "")
+        shown.append(f"... and {len(bad) - _SHOWN} more")
+    rows = "".join(f"\n  {row}" for row in shown)
+    return f"{path}: {len(bad)} of {total} rows are not {what}:{rows}" + (
+        f"\n{hint}" if hint else ""
+    )
 
 
 def check_options(**options: str) -> None:

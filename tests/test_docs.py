@@ -3,7 +3,6 @@
 import ast
 import functools
 import json
-import pathlib
 import random
 import re
 import runpy
@@ -17,9 +16,11 @@ from experiments.documenting import fields, messages, metrics
 from flow_grpo_jax import data
 from flow_grpo_jax.benchmarks import places
 from flow_grpo_jax.datasets import formats
+from tests import pages
+from tests.pages import broken_links, listed, read
 from tools import protocol, toolbox
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pages.ROOT
 PAGES = ("AGENTS.md", "CHANGELOG.md", "README.md") + tuple(
     f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")) if path.stem != "log"
 )
@@ -30,16 +31,10 @@ NAMED = re.compile(r"`([\w./]+\.py):([\w.]+)`")
 PATH = re.compile(
     r"`((?:agents|bounds|docs|experiments|flow_grpo_jax|models|tests|tools)/[\w./]+)[:`]"
 )
-LINK = re.compile(r"\]\(([^)\s]+)\)")
 COMMAND_ROW = re.compile(r"^\| `python -m (experiments\.\w+)` \| (.*?) \|", re.MULTILINE)
 FLAG = re.compile(r"--(\w[\w.]*)")
 DEFINED_FLAG = re.compile(r"DEFINE_\w+\(\s*\"(\w+)\"")
-CODE_BLOCK = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-def read(name):
-    return (ROOT / name).read_text(encoding="utf-8")
 
 
 @functools.cache
@@ -108,27 +103,6 @@ def test_named_files_exist(page):
     assert not [path for path in PATH.findall(read(page)) if not (ROOT / path).exists()]
 
 
-def anchors(text):
-    """What can stand behind the # of a link to a page, as GitHub makes it of headings."""
-    headings = re.findall(r"^#+ (.*)$", CODE_BLOCK.sub("", text), re.MULTILINE)
-    plain = [re.sub(r"\[(.*?)\]\(.*?\)", r"\1", heading).lower() for heading in headings]
-    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
-
-
-def broken_links(page, text):
-    """Relative links of a page that lead to no file, or to no heading of it."""
-    folder, broken = (ROOT / page).parent, []
-    for link in LINK.findall(CODE_BLOCK.sub("", text)):
-        file, _, anchor = link.partition("#")
-        path = folder / file if file else ROOT / page
-        if link.startswith("http"):
-            continue
-        there = path.exists() and path.resolve().is_relative_to(ROOT)
-        if not there or (anchor and anchor not in anchors(path.read_text(encoding="utf-8"))):
-            broken.append(link)
-    return broken
-
-
 @pytest.mark.parametrize("page", (*PAGES, "docs/log.md"))
 def test_relative_links_lead_somewhere(page):
     assert not broken_links(page, read(page))
@@ -146,7 +120,7 @@ def test_the_docs_are_one_path():
     assert named == list(ORDER)
     for page, after in zip(ORDER, ORDER[1:], strict=False):
         assert re.search(rf"^Next: \[.*\]\({after}\.md\)$", read(f"docs/{page}.md"), re.MULTILINE)
-    linked = {f"docs/{link.split('#')[0]}" for link in LINK.findall(contents)}
+    linked = {f"docs/{link.split('#')[0]}" for link in pages.LINK.findall(contents)}
     assert {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} - linked == {
         "docs/README.md"
     }
@@ -283,8 +257,22 @@ def test_every_field_of_a_config_says_what_it_means():
     lr, kind = found["optim.lr"], found["backends.NAME.kind"]
     assert (lr.default, lr.meaning) == ("1e-06", "learning rate")
     assert lr.allowed == "number, 0 or more; 0 trains nothing, as a control"
-    assert (kind.default, kind.allowed) == ("'frozen'", "text")
+    assert (kind.default, kind.allowed) == ("'frozen'", "one of `frozen`, `policy`, `server`")
     assert len([name for name in found if name.startswith("backends.")]) == 21
+
+
+def test_choices_are_those_that_the_comments_name():
+    """A field that is "a" 'or "b"' takes fixed texts, of which these are some."""
+    found = {field.name: field for field in fields.collect()}
+    assert set(fields.CHOICES) <= set(found)
+    for name, field in found.items():
+        choices, default = fields.CHOICES.get(name), ast.literal_eval(field.default)
+        if choices is not None:
+            assert set(default if isinstance(default, tuple) else [default]) <= set(choices), name
+        if isinstance(default, str) and (
+            others := re.search(r'\bor "\w+"(, "\w+")*', field.meaning)
+        ):
+            assert set(re.findall(r'"(\w+)"', others[0])) <= set(choices or ()), name
 
 
 def test_comments_are_those_of_their_fields():
@@ -377,6 +365,13 @@ def fails(path, error):
     raise made(path)
 def made(path):
     return RuntimeError(f"Nothing was written to {path}: " + f"{why}.")
+def warns(path, step):
+    logging.warning("%s lacks step %-5d and %.1f s: see there", path, step, 1.0)
+    logging.error("%s", TEXT)
+    logging.info("Nobody has to act on this.")
+    raise ValueError(_sentence(path))
+def _sentence(path):
+    return f"{path} grows without end."
 def others():
     raise ToolError("The model reads this text.")
     raise ValueError(str(error))
@@ -385,22 +380,13 @@ def others():
 """
     assert sorted(messages.messages(source)) == [
         "A constant says this.",
+        "A constant says this.",
         "Nothing was written to …",
+        "… grows without end.",
         "… holds no questions.",
+        "… lacks step … and … s",
     ]
     assert "no message at all" in messages.messages(source, ast.Return)
-
-
-def listed(message):
-    """The lines of the troubleshooting page that are the beginning of a message."""
-    blocks = re.findall(r"^```text\n(.*?)^```$", read("docs/troubleshooting.md"), re.M | re.S)
-    patterns = {
-        line: ".*".join(map(re.escape, line.split(messages.GAP)))
-        for block in blocks
-        for line in block.splitlines()
-        if len(re.findall(r"\w\w+", line)) > 1
-    }
-    return [line for line, pattern in patterns.items() if re.match(pattern, message)]
 
 
 @pytest.mark.parametrize(
@@ -419,6 +405,9 @@ def listed(message):
         "There is no command trian. Did you mean train?",
         "This needs llguidance: pip install '.[grammar]'.",
         "--config and --workdir are missing; see --help.",
+        "optim.lr=0.1,seed=0: exit code 1: error: x (runs/logs/a.log)",
+        "tracker wandb failed, and the run goes on without: exit code 1 (a.log)",
+        "a.jsonl: 2 of 9 rows are not questions:\n  line 1: there is no answer",
     ],
 )
 def test_what_a_command_says_is_found_on_the_page(message):

@@ -24,6 +24,7 @@ from ml_collections import config_flags
 
 from experiments.running import command, fields, limits
 from flow_grpo_jax import data
+from tests import pages
 
 # ml_collections loads a config's file so.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -33,6 +34,7 @@ PAGES = sorted((ROOT / "docs" / "recipes").glob("*.md"))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"(?:-m|flow-grpo\S*) experiments\.(\w+)((?:[^\\\n]|\\\n)*)")
 DEFINED_FLAG = re.compile(r"DEFINE_\w+\(\s*\"(\w+)\"")
+SETTING = re.compile(r"^export (\w+) \?= (\S+)$", re.MULTILINE)
 STAND_IN = """#!/bin/bash
 call="${0##*/} $*"
 echo "${call//$'\\n'/ }" >> "$PLAYED/calls"
@@ -330,13 +332,13 @@ def test_the_mix_of_the_paper_is_made(tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_and_named_tests_exist(page):
     text = page.read_text("utf-8")
-    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text)]
-    assert not [link for link in links if not (page.parent / link).exists()]
+    assert not pages.broken_links(page.relative_to(ROOT), text)
     assert not [
         path for path in re.findall(r"`(tests/\S+\.py)`", text) if not (ROOT / path).exists()
     ]
     if page.stem == "README":
-        assert set(links) == {other.name for other in PAGES} - {"README.md"}
+        links = {link.partition("#")[0] for link in pages.LINK.findall(text)}
+        assert links == {other.name for other in PAGES} - {"README.md"}
 
 
 # ---------------------------------------------------------------------------------- Docker
@@ -355,7 +357,7 @@ def test_the_image_holds_every_package_and_the_settings_of_memory():
     assert not {package.split(".")[0] for package in declared("PACKAGES")} - kept
     assert not [name for name in kept if not (ROOT / name).exists()]
     makefile, text = (ROOT / "Makefile").read_text(), (ROOT / "Dockerfile").read_text()
-    settings = dict(re.findall(r"^export (\w+) \?= (\S+)$", makefile, re.MULTILINE))
+    settings = dict(SETTING.findall(makefile))
     assert len(settings) == 4
     assert dict(re.findall(r"^(?:ENV|   ) (\w+)=(\S+)", text, re.MULTILINE)) == settings
 
@@ -396,6 +398,26 @@ def test_the_notebook_runs(tmp_path):
     said = "".join(o.get("text", "") for cell in result.cells for o in cell.get("outputs", ()))
     assert re.search(r"step 1/1 \| reward .* \| held-out", said) and "model.safetensors" in said
     assert (tmp_path / "run-planner" / "model.safetensors").exists()
+
+
+def notebook_cells(kind):
+    """The sources of a kind of cell, as one text."""
+    cells = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text("utf-8"))["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == kind)
+
+
+def test_the_links_of_the_notebook_lead_somewhere():
+    text = notebook_cells("markdown")
+    assert pages.LINK.findall(text)
+    assert not pages.broken_links("docs/quickstart.ipynb", text)
+
+
+def test_the_notebook_sets_the_makefiles_memory_settings():
+    text = notebook_cells("code")
+    settings = dict(SETTING.findall((ROOT / "Makefile").read_text()))
+    del settings["TRANSFORMERS_VERBOSITY"]
+    assert dict(re.findall(r'^    "(\w+)": "(\S+)",$', text, re.MULTILINE)) == settings
+    assert "env=MEMORY | os.environ" in text
 
 
 def notebook_problems(text):

@@ -5,7 +5,7 @@ Every hyperparameter that arXiv 2510.05592 gives is in common.py: 32 questions o
 tokens. The batch size in rows, the mesh and the precision are ours.
 
 Cost: the update takes 24 GiB of each of the 8 chips of a v5p-16; with argument "v6e8" 20 GiB of a
-v6e-8's, with "v5e16" 11 GiB of a v5e-16's (docs/scaling.md). No such run has been timed yet.
+v6e-8's, with "v5e16" 9 GiB of a v5e-16's (docs/scaling.md). No such run has been timed yet.
 
 Argument "authors" takes what their code does where the paper is silent: optimizer steps of 64
 shuffled turns, 8 to 12 a rollout batch, and its advantages and token means.

@@ -1,4 +1,4 @@
-"""Which attention kernels prove themselves on this device, and how fast they are.
+"""Which attention kernels pass their self-test on this device, and how fast they are.
 
 Dimensions:
   B rows    T tokens of a row    N query heads    K key/value heads    H head size
@@ -17,7 +17,7 @@ from experiments.diagnosis import machine
 from experiments.diagnosis.rows import BROKEN, NOTE, OK, REPORT, Row
 from models import precision, published, sharding
 from models.attention import kernels
-from models.engine import cache, proof, shapes
+from models.engine import cache, selftest, shapes
 
 SLOWER = "Nothing: the next one is used, which is slower. Report it with all of this output."
 CPU, ACCELERATOR = "cpu", "accelerator"
@@ -53,11 +53,11 @@ def pages():
         dims = dataclasses.replace(published.SIZES[model], num_hidden_layers=1)
         names = cache.candidates(jax.default_backend(), dims, size=PAGE, dtype=dtype)
         sizes = {name: _shapes(dims, name, dtype) for name in names}
-        failures = {name: proof.failure(sizes[name], mesh) for name in names}
+        failures = {name: selftest.failure(sizes[name], mesh) for name in names}
         work = lambda name, sizes=sizes: _page_work(sizes[name])
         yield from _in_order(model, failures, work, "keys and values at", "B", bandwidth)
-    if jax.default_backend() in proof.OPTIONS:
-        works = bool(proof.compiler_options(mesh))
+    if jax.default_backend() in selftest.OPTIONS:
+        works = bool(selftest.compiler_options(mesh))
         text = "loops of a decode call run as graphs" if works else "loops do not run as graphs"
         yield Row("graphs", OK if works else NOTE, text, "" if works else SLOWER)
 

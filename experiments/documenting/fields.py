@@ -1,7 +1,8 @@
 """Every field of a config with its default, what it may be and what it means, read from the source.
 
 The meaning is the comment beside or above the assignment in experiments/configs/common.py; what a
-number may be, and what to use instead, is its row in experiments/configs/ranges.py.
+number may be, and what to use instead, is its row in experiments/configs/ranges.py; which texts an
+option takes is what the code that checks it knows.
 """
 
 import ast
@@ -11,11 +12,44 @@ import tokenize
 
 from ml_collections import ConfigDict
 
+from agents import effects, prompts
 from experiments.configs import common, ranges
-from experiments.running import places
+from experiments.running import backends, fitting, places, sessions, trackers
+from experiments.warmstarting import conversations
+from flow_grpo_jax import data, loss, packing, scoring, update
+from models import decoder
+from models.attention import kernels
+from tools import google_search, toolbox
+from tools.sandbox import selftest
 
 SOURCE = places.CONFIGS / "common.py"
 NAMED = "backends.NAME."  # the fields of all backends
+CHOICES = {
+    "backends.NAME.kind": (*backends.ENGINE, "server"),
+    "batch.layout": packing.LAYOUTS,
+    "data.bad_rows": data.OPTIONS["bad_rows"],
+    "data.format": data.OPTIONS["format"],
+    "data.held_out_format": ("", *data.OPTIONS["format"]),
+    "data.index_base": data.OPTIONS["index_base"],
+    "data.too_long": fitting.CHOICES,
+    "engine.layers": sessions.LAYERS,
+    "loss.old_logprobs": update.OLD_LOGPROBS,
+    "loss.variant": loss.VARIANTS,
+    "model.attention": ("auto", *kernels.KERNELS),
+    "model.dtype": sessions.DTYPES,
+    "model.remat": decoder.REMAT,
+    "optim.moment_dtype": sessions.DTYPES,
+    **{f"reward.{kind}": names for kind, names in scoring.DECIDERS.items()},
+    "rollout.prompts": prompts.SETS,
+    "tools.google_search.engine": google_search.ENGINES,
+    "tools.names": toolbox.MAKERS,
+    "tools.python_coder.sandbox": selftest.LEVELS,
+    "trackers": trackers.NAMES,
+    "warmstart.bad_rows": conversations.CHOICES,
+    "warmstart.modules": effects.ROLES,
+    "warmstart.replies": conversations.REPLIES,
+    "warmstart.too_long": conversations.CHOICES,
+}
 KINDS = {bool: "true or false", str: "text", int: "whole number", float: "number"}
 
 
@@ -37,7 +71,8 @@ def collect():
         if name.startswith("backends."):
             name = NAMED + name.split(".", 2)[2]
         meaning = told.get(name, "")
-        found.setdefault(name, Field(name, _shown(value), _allowed(value, allowed), meaning))
+        allowed = _choices(name, value) or _allowed(value, allowed)
+        found.setdefault(name, Field(name, _shown(value), allowed, meaning))
     return list(found.values())
 
 
@@ -116,6 +151,12 @@ def _shown(value):
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:_}" if value >= 10_000 else str(value)
     return repr(value)
+
+
+def _choices(name, value):
+    """Returns a clause with the texts that a field takes, "" where they are not fixed."""
+    texts = ", ".join(f"`{text}`" if text else '""' for text in CHOICES.get(name, ()))
+    return texts and f"{'several' if isinstance(value, tuple) else 'one'} of {texts}"
 
 
 def _allowed(value, allowed):

@@ -1,15 +1,16 @@
 """The error messages of the commands, read from the source, by topic.
 
-A message is the text of a `raise`, of a call of `_stop`, or of one of the functions in BUILT, which
-make sentences about flags and configs. What is filled in when it is raised is shown as `…`. Left
-out is what the model reads (UNSEEN), and what checkers say to each other (INNER).
+A message is the text of a `raise`, of a call of `_stop`, of a warning or error in the log, or of
+one of the functions in BUILT, which make sentences about flags and configs; ABSL is what the
+library of flags says by itself. What is filled in when it is raised is shown as `…`. Left out is
+what the model reads (UNSEEN), and what checkers say to each other (INNER).
 """
 
 import ast
 import fnmatch
 import re
 
-from experiments.running import places
+from experiments.running import command, places
 
 PACKAGES = ("agents", "experiments", "flow_grpo_jax", "models", "tools")
 GAP = "…"
@@ -41,7 +42,20 @@ BUILT = {
     "experiments/running/fields.py": ast.Yield,
 }
 STOP = ("_stop", "sys.stderr.write")
-LAST = tuple(name.split(".")[-1] for name in STOP)
+LOGGED = ("logging.error", "logging.warning")
+FILLED = re.compile(r"%[-.\d]*[a-z]")  # in what is logged
+ABSL = (
+    f"Unknown command line flag {GAP}",
+    f"Missing value for flag {GAP}",
+    f"{GAP} does not take an argument",
+    f"flag --{GAP}={GAP}: value should be one of {GAP}",
+    *(
+        f"flag --{GAP}={GAP}: {GAP} is not {wanted}"
+        for kind in ("integer", "number")
+        for wanted in (f"{kind} >= {GAP}", f"a non-negative {kind}", f"a positive {kind}")
+    ),
+    f"flag --{GAP}={GAP}: {GAP} is not {GAP} in the range {GAP}",
+)
 # The first pattern that matches a file counts.
 TOPICS = (
     ("experiments/__main__.py", "flags"),
@@ -104,6 +118,7 @@ def collect():
             if not any(fnmatch.fnmatchcase(name, pattern) for pattern in INNER):
                 source = path.read_text(encoding="utf-8")
                 found[topic_of(name)] |= set(messages(source, BUILT.get(name)))
+    found[topic_of("experiments/running/command.py")] |= {*ABSL, *_of_values()}
     return {topic: sorted(texts, key=_order) for topic, texts in found.items()}
 
 
@@ -112,19 +127,28 @@ def topic_of(name):
     return next(topic for pattern, topic in TOPICS if fnmatch.fnmatchcase(name, pattern))
 
 
+def _of_values():
+    """Yields what is said of a flag whose value has the wrong form."""
+    for _, text in command.PLAIN:
+        if text.startswith("it "):
+            yield f"flag --{GAP}={GAP}: {text}"
+
+
 def messages(source, built=None):
     """Yields the messages of a source, shortened; what says nothing by itself is left out.
 
     built: kind of node, beside `raise`, whose texts are messages.
     """
     nodes = list(ast.walk(ast.parse(source)))
-    named, makers = _named_texts(nodes), _makers(nodes)
+    named, returned, makers = _named_texts(nodes), _returned(nodes), _makers(nodes)
     for node in nodes:
         for part in _texts(node, built, makers):
             for each in named.get(part.id, ()) if isinstance(part, ast.Name) else (part,):
-                text = shortened(rendered(each))
-                if len(re.findall(r"\w\w+", text)) > 1:
-                    yield text
+                calls = isinstance(each, ast.Call) and isinstance(each.func, ast.Name)
+                for text in returned.get(each.func.id, (each,)) if calls else (each,):
+                    shown = shortened(rendered(text))
+                    if len(re.findall(r"\w\w+", shown)) > 1:
+                        yield shown
 
 
 def _texts(node, built, makers):
@@ -132,10 +156,15 @@ def _texts(node, built, makers):
 
     makers: of `_makers`.
     """
+    if isinstance(node, ast.Call) and ast.unparse(node.func) in LOGGED:
+        form, *values = node.args
+        if not isinstance(form, ast.Constant):
+            return (form,)
+        return values if form.value == "%s" else (ast.Constant(FILLED.sub(GAP, form.value)),)
     if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
         name = _name(node.exc.func)
         return makers.get(name, () if name in UNSEEN else node.exc.args)
-    if isinstance(node, ast.Call) and _name(node.func) in LAST and ast.unparse(node.func) in STOP:
+    if isinstance(node, ast.Call) and ast.unparse(node.func) in STOP:
         return node.args[:1]
     return (node.value,) if built and isinstance(node, built) and node.value else ()
 
@@ -153,6 +182,15 @@ def _makers(nodes):
         ]
         for node in nodes
         if isinstance(node, ast.FunctionDef) and node.name in called
+    }
+
+
+def _returned(nodes):
+    """Returns {name of a function: the text expressions that it returns} of a source."""
+    return {
+        node.name: [n.value for n in ast.walk(node) if isinstance(n, ast.Return) and n.value]
+        for node in nodes
+        if isinstance(node, ast.FunctionDef)
     }
 
 

@@ -34,6 +34,17 @@ EXTRAS = {
     "wandb": ("wandb",),
     "trackio": ("trackio",),
 }
+# What Python and its libraries say of a flag, and what is said instead.
+PLAIN = (
+    (r"Configuration is not available because of an earlier failure to load", "--config"),
+    (r"\[Errno \d+\] (.*?): '(.*?)'", r"\2: \1"),
+    (r"invalid literal for int\(\) with base 10: '.*?'", "it must be a whole number"),
+    (r"could not convert string to float: '.*?'", "it must be a number"),
+    (r"\('Non-boolean argument to boolean flag', '.*?'\)", "it must be true or false"),
+    (r"Could not parse '(.*?)': SyntaxError.*", r"The configuration has no field '\1'."),
+    (r"(?s)Error whilst parsing config file:.*\n(\w+: .*?)\s*$", r"\1"),
+    (r"Failed to parse '.*?' as a ConfigDict: .*", "it is a section; set one of its fields"),
+)
 
 
 class ConfigError(app.UsageError):
@@ -258,16 +269,7 @@ def plain(text):
         return f"There is no file {missing[1]}; --config is a file, or a config by name: {names}."
     if "Path to config file is an empty string" in text:
         return "--config is empty; give a file."
-    for raw, plain in (
-        (r"Configuration is not available because of an earlier failure to load", "--config"),
-        (r"\[Errno \d+\] (.*?): '(.*?)'", r"\2: \1"),
-        (r"invalid literal for int\(\) with base 10: '.*?'", "it must be a whole number"),
-        (r"could not convert string to float: '.*?'", "it must be a number"),
-        (r"\('Non-boolean argument to boolean flag', '.*?'\)", "it must be true or false"),
-        (r"Could not parse '(.*?)': SyntaxError.*", r"The configuration has no field '\1'."),
-        (r"(?s)Error whilst parsing config file:.*\n(\w+: .*?)\s*$", r"\1"),
-        (r"Failed to parse '.*?' as a ConfigDict: .*", "it is a section; set one of its fields"),
-    ):
+    for raw, plain in PLAIN:
         text = re.sub(raw, plain, text)
     return text
 

@@ -117,7 +117,7 @@ def _with_aliases(
     if not any(isinstance(row, Mapping) and row.get("answer_id") for _, row in rows):
         return rows
     if not place.exists():
-        logging.warning("There is no %s: other names of an answer of 2wiki count as wrong.", place)
+        logging.warning("Other names of an answer of 2wiki count as wrong, for want of %s.", place)
         return rows
     names = _names_in(place)
 

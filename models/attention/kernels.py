@@ -15,7 +15,7 @@ from absl import logging
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
-from models.attention import blockwise, masks, proof
+from models.attention import blockwise, masks, selftest
 
 KERNELS = {  # platforms on which each runs; None is all
     "reference": None,
@@ -25,7 +25,7 @@ KERNELS = {  # platforms on which each runs; None is all
     "splash": ("tpu",),
     "pallas": ("tpu",),
 }
-PLAIN = ("reference", "blockwise")  # JAX alone, nothing to prove
+PLAIN = ("reference", "blockwise")  # JAX alone, nothing to test
 FLASH_HEAD_SIZES = (64, 128)
 SHORT = 128  # tokens of a row below which the reference is the fastest on CPU
 SPLASH_TOKENS = 4096  # up to here the masks of splash are small: 0.1 GiB a row, at 20,480 3.5 GiB
@@ -57,7 +57,7 @@ def make(name="auto", *, mesh=None):
     |          | of 32k tokens); else as on CPU                                                  |
     | CPU      | "blockwise", rows of less than 128 tokens "reference"                           |
 
-    A kernel that is not plain JAX proves itself before its first use on a device, see `proof.py`;
+    A kernel that is not plain JAX has a self-test before its first use on a device, `selftest.py`;
     if it fails, "auto" logs why and takes the next one.
 
     All have exact gradients, compute softmax and sums in float32 and return the dtype of q. Query
@@ -72,7 +72,7 @@ def make(name="auto", *, mesh=None):
 
     Raises:
       ValueError: the name is unknown, or the kernel does not run on the platform or dtype, or a
-        kernel that was asked for by name fails its proof.
+        kernel that was asked for by name fails its self-test.
     """
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
     if name != "auto" and name not in KERNELS:
@@ -119,7 +119,7 @@ def candidates(platform, q_BTNH, mesh=None):
 @functools.cache
 def failure(name, platform, dtype, shared, head_size):
     """Returns why a kernel must not be used on this device, "" if it may be; logs it once."""
-    reason = proof.failure(_run(name, platform, None), jnp.dtype(dtype), shared, head_size)
+    reason = selftest.failure(_run(name, platform, None), jnp.dtype(dtype), shared, head_size)
     if reason:
         logging.warning("Attention kernel %r is not used on this device: %s", name, reason)
     return reason

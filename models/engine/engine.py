@@ -26,7 +26,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from models import sharding
-from models.engine import limits, pages, placement, programs, proof, seats, types
+from models.engine import limits, pages, placement, programs, seats, selftest, types
 
 
 class Engine(types.Sampler):
@@ -59,8 +59,8 @@ class Engine(types.Sampler):
       top_logprobs: most alternatives per token that a request may ask for.
       mesh: devices of this engine, axes as in `sharding.make_mesh`; only `tensor` may exceed 1.
         None is the first local device.
-      layout: of the cache, a name in `cache`; None takes the first of its candidates that proves
-        itself, see `proof`.
+      layout: of the cache, a name in `cache`; None takes the first of its candidates that
+        passes its self-test.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Engine(types.Sampler):
         )
         first = next(iter(weights.values()))
         cache_tokens = cache_tokens or slots * max_length * len(weights)
-        self._shapes = proof.choose(
+        self._shapes = selftest.choose(
             first.config,
             mesh,
             layout=layout,
@@ -148,7 +148,7 @@ class Engine(types.Sampler):
             programs.Static(dtype, self.layout, mesh, top_logprobs),
             self._place.structure,
             steps=decode_steps,
-            options=proof.compiler_options(mesh),
+            options=selftest.compiler_options(mesh),
             on_trace=self._count_trace,
         )
 

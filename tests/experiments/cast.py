@@ -3,7 +3,8 @@
     python -m tests.experiments.cast --workdir=runs/quickstart --out=docs/solve.svg \\
         --query="What is the atomic number of Neptunium plus that of Oxygen?"
 
-Both columns are what `experiments.solve` prints, line by line; only the pace is made.
+Both columns are what `experiments.solve` prints, line by line; only the pace is made. Above the
+second stand the steps of the run.
 """
 
 import argparse
@@ -12,6 +13,8 @@ import pathlib
 import subprocess
 import sys
 import textwrap
+
+from flow_grpo_jax import metrics
 
 COLUMN, LINE, TOP = 490, 17, 84  # pixels
 WIDTH = 60  # characters of a line
@@ -36,7 +39,9 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, required=True)
     values = parser.parse_args()
     before, after = solve(values.query), solve(values.query, f"--workdir={values.workdir}")
-    values.out.write_text(draw(values.query, before, after), encoding="utf-8")
+    steps = metrics.read(pathlib.Path(values.workdir, "metrics.jsonl"))[-1]["step"]
+    title = f"after {steps} steps of training"
+    values.out.write_text(draw(values.query, before, after, title), encoding="utf-8")
 
 
 def solve(query, *flags):
@@ -58,7 +63,7 @@ def wrap(line):
     return [f"{who}{bar}{part}" for part in textwrap.wrap(text, WIDTH - len(who))] or [line]
 
 
-def draw(query, before, after):
+def draw(query, before, after, trained):
     """Returns the SVG of two columns of lines that appear one after another, again and again."""
     longest = max(len(before), len(after))
     whole = longest * SECONDS + PAUSE
@@ -70,7 +75,7 @@ def draw(query, before, after):
             f"{shown + 0.01:.2f}%, 100% {{ opacity: 1 }} }}"
             f" .n{n} {{ animation: k{n} {whole:.1f}s infinite }}"
         )
-    columns = (("before training", before), ("after 4 minutes of training", after))
+    columns = (("before training", before), (trained, after))
     for column, (title, lines) in enumerate(columns):
         left = 20 + column * COLUMN
         parts.append(f'<text class="title" x="{left}" y="62">{title}</text>')

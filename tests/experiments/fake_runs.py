@@ -1,15 +1,23 @@
-"""Run folders as experiments.train leaves them, made up."""
+"""Run folders as experiments.train leaves them, made up.
 
+    python -m tests.experiments.fake_runs --out=runs/large --steps=50 --words=950
+
+makes one of 5,040 trajectories, 63 MB, to see how a report of it opens.
+"""
+
+import argparse
 import json
+import pathlib
 import random
 import re
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028\u202e&amp;\x1b[31m"
 TOOLS = ("knowledge_search", "python_coder", "base_generator")
+WORDS = tuple("".join(random.Random(n).choices("aeinorst", k=2 + n % 9)) for n in range(200))
 PLACES = ("Lake Constance", "Mount Etna", "the Danube", "Tartu", "Ljubljana", "Lake Ohrid")
 
 
-def fake_turn(draw, index, *, skill, last):
+def fake_turn(draw, index, *, skill, last, words=0):
     tool = draw.choices(TOOLS, weights=(1 + 6 * skill, 2, 3 - 2 * skill))[0]
     place = draw.choice(PLACES)
     error = draw.random() < 0.45 * (1 - skill)
@@ -19,6 +27,7 @@ def fake_turn(draw, index, *, skill, last):
         "base_generator": f'tool.execute(prompt="What is known about {place}?")',
     }[tool]
     result = f"{place}: a well documented place. Area {draw.randint(20, 900)} km2, 3 rivers.\n" * 3
+    result += " ".join(draw.choices(WORDS, k=words))
     text = f"Context: the area of {place} is missing.\nSub-goal: its area\nTool: {tool}"
     wrote = re.findall(r"\s*\S+", text)
     return {
@@ -41,7 +50,7 @@ def fake_turn(draw, index, *, skill, last):
     }
 
 
-def fake_trajectory(draw, step, question, rollout, *, skill):
+def fake_trajectory(draw, step, question, rollout, *, skill, words=0):
     right = draw.random() < 0.2 + 0.75 * skill
     count = draw.choice((1, 2, 2, 3))
     failed = draw.random() < 0.01
@@ -56,7 +65,8 @@ def fake_trajectory(draw, step, question, rollout, *, skill):
         "source": f"geo/{1 + question % 2}-hop",
         "analysis": "Two look-ups, then a subtraction.",
         "turns": [
-            fake_turn(draw, i, skill=skill, last=i == count - 1 and right) for i in range(count)
+            fake_turn(draw, i, skill=skill, last=i == count - 1 and right, words=words)
+            for i in range(count)
         ],
         "answer": "160" if right else "about 12",
         "reward": None if failed else float(right),
@@ -125,8 +135,11 @@ def with_texts(trajectory, hostile):
     return changed | {"turns": [turn, *trajectory["turns"][1:]]}
 
 
-def fake_run(folder, *, steps, questions, group, hostile=""):
-    """A run folder as experiments.train leaves it, with `hostile` in a trajectory's every text."""
+def fake_run(folder, *, steps, questions, group, hostile="", words=0):
+    """A run folder as experiments.train leaves it.
+
+    hostile: in every text of some trajectories.    words: that each tool's result has beside.
+    """
     draw = random.Random(0)
     folder.mkdir(parents=True)
     config = {
@@ -148,7 +161,9 @@ def fake_run(folder, *, steps, questions, group, hostile=""):
     write_lines(folder / "metrics.jsonl", [fake_metrics(draw, s, steps) for s in range(steps + 1)])
     for step in range(1, steps + 1):
         rows = [
-            fake_trajectory(draw, step, (step * questions + q) % 97, g, skill=step / steps)
+            fake_trajectory(
+                draw, step, (step * questions + q) % 97, g, skill=step / steps, words=words
+            )
             for q in range(questions)
             for g in range(group)
         ]
@@ -156,8 +171,26 @@ def fake_run(folder, *, steps, questions, group, hostile=""):
             rows[0] = with_texts(rows[0], hostile)
         write_lines(folder / "trajectories" / f"step_{step:06d}.jsonl", rows)
     for step in range(0, steps + 1, 10):
-        rows = [fake_trajectory(draw, step, 200 + q, 0, skill=step / steps) for q in range(40)]
+        rows = [
+            fake_trajectory(draw, step, 200 + q, 0, skill=step / steps, words=words)
+            for q in range(40)
+        ]
         if hostile:  # newly solved at the end, so that the page names it
             rows[0] = with_texts(rows[0], hostile) | {"reward": float(step == steps)}
         write_lines(folder / "trajectories" / f"heldout_{step:06d}.jsonl", rows)
     return folder
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="run folder to make")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--questions", type=int, default=12)
+    parser.add_argument("--group", type=int, default=8)
+    parser.add_argument("--words", type=int, default=0, help="of each tool's result, beside a few")
+    values = vars(parser.parse_args())
+    fake_run(values.pop("out"), **values)
+
+
+if __name__ == "__main__":
+    main()

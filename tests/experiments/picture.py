@@ -1,14 +1,16 @@
-"""Takes a picture of a report page in a headless Chromium, such as those in docs/.
+"""Takes a picture of a report page in a headless Chromium, and says how long the page took to open.
 
-    python -m tests.experiments.picture runs/quickstart/report.html docs/report.png --height=1010
-    python -m tests.experiments.picture runs/quickstart/report.html#0.t5/2/0 \\
-        docs/trajectories.png --part='#reader' --height=1010
+    python -m tests.experiments.picture runs/quickstart/report.html docs/report.png --height=1120
+
+docs/report.md has the commands for the pictures in docs/.
 """
 
 import argparse
 import base64
 import pathlib
+import sys
 import tempfile
+import time
 
 from tests.experiments import browser
 
@@ -30,7 +32,9 @@ def main():
     ):
         features = [{"name": "prefers-color-scheme", "value": values.theme}]
         tab.call("Emulation.setEmulatedMedia", features=features)
+        start = time.monotonic()
         tab.open(address, width=values.width, height=values.height)
+        sys.stderr.write(f"opened in {time.monotonic() - start:.2f} s\n")
         top = f"document.querySelector({values.part!r}).getBoundingClientRect().top + scrollY"
         clip = {"x": 0, "y": tab.run(top), "scale": 1}
         clip |= {"width": values.width, "height": values.height}

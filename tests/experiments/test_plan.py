@@ -4,6 +4,8 @@ import ast
 import json
 import os
 import pathlib
+import re
+import runpy
 import subprocess
 import sys
 
@@ -295,3 +297,89 @@ def test_command_compiles_for_virtual_devices():
     assert [p["name"] for p in result["programs"]] == ["accumulate", "step", "zeros"]
     assert all(p["total"] > p["temporaries"] >= 0 for p in result["programs"])
     assert set(result["rollouts"]["temporaries"]) == {"prefill", "decode"}
+
+
+# ---- the page of sizes -------------------------------------------------------------------------
+
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in (ROOT / "docs/scaling.md").read_text("utf-8").splitlines()
+    if line.startswith("| ")
+]
+
+
+def numbers(cells):
+    return [float(re.match(r"[*(]*([\d.]+)", cell)[1]) for cell in cells]
+
+
+def shipped(name):
+    """A config as the page names it, such as `search.py` or `paper_7b.py:v6e8`."""
+    file, _, argument = name.strip("`").partition(":")
+    make = runpy.run_path(str(ROOT / "experiments/configs" / file))["get_config"]
+    return make(argument) if argument else make()
+
+
+SAMPLED = [row for row in ROWS if len(row) == 8 and re.match(r"`\w[\w.]*\.py[:`]", row[0])]
+
+
+@pytest.mark.parametrize("row", SAMPLED, ids=lambda row: f"{row[0]} {row[1]}")
+def test_what_rollouts_take_is_what_the_page_says(row):
+    config = shipped(re.match(r"`\S+`", row[0])[0])
+    sizes = {"search.py": "1.5b", "colab_0.5b.py": "0.5b"}
+    size = sizes.get(row[0].split("`")[1], "7b")
+    topology = hardware.topology(row[1].strip("`"))
+    result = plan.plan(config, topology, model=size, estimate=True)
+    found = [result["rollouts"][name] / GiB for name in ("state", "weights", "cache", "total")]
+    assert numbers(row[2:6]) == pytest.approx(found, abs=0.051)
+    tokens = int(re.search(r"([\d,]+) tokens", row[4])[1].replace(",", ""))
+    assert tokens == config.engine.cache_tokens
+    assert float(row[6]) == pytest.approx(result["memory"] / GiB, abs=0.01)
+    if row[7] != "–":
+        assert 0.5 < float(row[7]) - numbers(row[5:6])[0] < 1.0  # GiB of temporaries
+
+
+def cells():
+    """(size, topology, LoRA, text, memory) of each cell of the tables by formula."""
+    heads, found = [], []
+    for row in ROWS:
+        if row[0] == "GiB per device":
+            # The second table of Qwen2.5 is of LoRA; that of other families says it of each column.
+            again = len(heads) and [re.search("`(.*)`", cell)[1] for cell in row[1:]] == [
+                topology for topology, *_ in heads
+            ]
+            heads = [
+                (re.search("`(.*)`", cell)[1], again or cell.startswith("LoRA")) for cell in row[1:]
+            ]
+            memories = [float(re.search(r"\(([\d.]+)\)", cell)[1]) for cell in row[1:]]
+        elif heads and len(row) == len(heads) + 1 and row[0].strip("`").lower() in published.SIZES:
+            size = row[0].strip("`").lower()
+            found += [
+                (size, *head, text, memory)
+                for head, text, memory in zip(heads, row[1:], memories, strict=True)
+            ]
+    return found
+
+
+@pytest.mark.slow
+def test_the_tables_by_formula_are_those_of_the_tool():
+    assert len(cells()) == 2 * 7 * 8 + 8 * 5
+    for size, name, adapter, text, memory in cells():
+        topology, dims = hardware.topology(name), published.SIZES[size]
+        assert memory == pytest.approx(topology.limits.memory / GiB, abs=0.01)
+        tensor = re.search(r"t(\d)", text)
+        if text == "–":  # as much as the heads and devices allow
+            tensor = max(n for n in (1, 2, 4, 8) if not (dims.num_key_value_heads % n))
+            tensor = min(tensor, topology.devices)
+        else:
+            tensor = int(tensor[1]) if tensor else 1
+        half = text == "–" or "m16" in text
+        values = {"mesh.tensor": tensor, "mesh.sequence": tensor > 1}
+        values |= {"optim.moment_dtype": "bfloat16" if half else "float32"}
+        values |= advice.ADAPTER if adapter else {}
+        config = advice.changed(paper_7b.get_config(), values)
+        total = advice.need(config, dims, topology.devices).total / GiB
+        if text == "–":
+            assert total > memory, (size, name)
+            continue
+        assert numbers([text]) == pytest.approx([total], abs=0.051), (size, name)
+        assert text.startswith("(") == (total > (1 - advice.SPARE) * memory), (size, name)

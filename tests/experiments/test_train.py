@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from experiments.documenting import metrics as documented
 from experiments.running import command, limits, stored
 from experiments.solving import panel
 from flow_grpo_jax import data, metrics
+from tests import pages
 
 ROOT = pathlib.Path(__file__).parents[2]
 VOLATILE = ("time/", "throughput/", "compile/")
@@ -397,6 +399,15 @@ BAD_INPUT = [
     (["--config.mesh=5"], 2, "config.mesh=5: it is a section; set one of its fields"),
     (["--config.rollout.group.x=5"], 2, "rollout.group is one value; it has no field 'x'"),
     (["--config.rollout.grammar=maybe"], 2, "rollout.grammar=maybe: it must be true or false"),
+    # Of others, whose flags have ranges and choices.
+    (["experiments.view", "--nosuch=1"], 2, "Unknown command line flag 'nosuch'"),
+    (["experiments.view", "--workdir"], 2, "Missing value for flag --workdir"),
+    (["experiments.view", "--notext=1"], 2, "--notext=1 does not take an argument"),
+    (["experiments.view", "--port=999999"], 2, "999999 is not an integer in the range [0, 65535]"),
+    (["experiments.view", "--text=maybe"], 2, "flag --text=maybe: it must be true or false"),
+    (["experiments.plan", "--turns=0.5"], 2, "flag --turns=0.5: 0.5 is not number >= 1.0"),
+    (["experiments.sweep", "--print=foo"], 2, "flag --print=foo: value should be one of <"),
+    (["experiments.sweep", "--parallel=0"], 2, "flag --parallel=0: 0 is not a positive integer"),
 ]
 BAD_CONFIGS = {
     "misspelt": "c.rollout.max_turn = 9",
@@ -410,25 +421,29 @@ BAD_CONFIGS = {
     "lines": "raise RuntimeError('one\\ntwo')",
     "binary": "\0",
 }
+OWN = re.compile(r"\S+, line \d+: |\S+: (.*: Is a directory|.* null bytes)")  # of one's config
 # One process imports for all: each command is a copy of it, which has touched no device yet.
 COPIES = """
 import json, os, sys
-from experiments import train
+from experiments import plan, sweep, train, view
 from experiments.running import command
 for arguments, log in json.loads(sys.argv[1]):
     if (child := os.fork()) == 0:
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
         sys.argv = arguments
-        train.define_flags()
-        command.run(train.main, required=("config", "workdir"))
+        module = sys.modules[arguments[0]]
+        module.define_flags()
+        command.run(module.main, required=("config", "workdir") if module is train else ())
     _, status = os.waitpid(child, 0)
     print(os.waitstatus_to_exitcode(status))
 """
 
 
 def arguments(folder, number):
-    """Arguments of a command with bad input: flags of its own, or a config file."""
+    """Arguments of a command with bad input: flags of its own, a config file, or all of them."""
     extra = [part.format(folder=folder) for part in BAD_INPUT[number][0]]
+    if extra[0].startswith("experiments."):
+        return extra
     if extra[0].startswith(f"--config={folder}"):
         return ["experiments.train", *extra, f"--workdir={folder}/{number}"]
     return flags(folder / str(number)) + extra
@@ -458,6 +473,8 @@ def test_bad_input_gets_one_message_and_its_exit_code(after_bad_input, number):
     (_, code, message), (found, log) = BAD_INPUT[number], after_bad_input[number]
     assert found == code, log
     assert message in log and "Traceback" not in log
+    said = log[log.rindex("error: ") :].removeprefix("error: ")
+    assert pages.listed(said) or OWN.match(said), said
 
 
 def test_training_refuses_a_sampler_whose_logprobs_are_not_the_trainers():

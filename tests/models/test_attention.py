@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from models import decoder, sharding
-from models.attention import blockwise, flash, kernels, masks, pallas, proof, splash, triton
+from models.attention import blockwise, flash, kernels, masks, pallas, selftest, splash, triton
 
 interpreted = lambda kernel: functools.partial(kernel, interpret=True)
 
@@ -452,7 +452,7 @@ def test_the_same_call_gives_the_same_function():
     assert kernels.make("auto", mesh=mesh) is kernels.make("auto", mesh=mesh)
 
 
-# ---- kernels that prove themselves -------------------------------------------------------------
+# ---- the kernels' self-test -------------------------------------------------------------
 
 
 @pytest.fixture
@@ -495,7 +495,7 @@ def refuse(o_BTNH):
     ],
     ids=["value", "gradient", "nan", "raises"],
 )
-def test_a_kernel_that_fails_its_proof_is_not_used(wrong, caplog, mistake, reason):
+def test_a_kernel_that_fails_its_self_test_is_not_used(wrong, caplog, mistake, reason):
     *arrays, _ = inputs(1, 140, 4, 2, 16)
     until_BT = jnp.full((1, 140), 140)
     wanted = masks.attend_reference(*arrays, masks.visible(until_BT))
@@ -511,11 +511,11 @@ def test_a_kernel_that_fails_its_proof_is_not_used(wrong, caplog, mistake, reaso
 
 @pytest.mark.slow
 def test_pallas_kernels_prove_themselves_inside_a_trace():
-    """Where a kernel is chosen, JAX traces the model; the proof must not be part of that."""
+    """Where a kernel is chosen, JAX traces the model; the self-test must not be part of that."""
     reasons = []
 
     def model(x):
-        reasons.append(proof.failure(FLASH, jnp.dtype(jnp.bfloat16), 2, 64))
+        reasons.append(selftest.failure(FLASH, jnp.dtype(jnp.bfloat16), 2, 64))
         return x + 1
 
     assert jax.jit(model)(1) == 2

@@ -1,5 +1,5 @@
-"""The GPU's kernels that read pages in place, walked through on CPU; and layouts that must prove
-themselves before they are used.
+"""The GPU's kernels that read pages in place, walked through on CPU; and layouts that must pass
+their self-test before they are used.
 
 Dimensions:
   P sequences    T queries of each    M pages of a page table    G pages    Z tokens of a page
@@ -15,7 +15,7 @@ import pytest
 
 from models import decoder, sharding
 from models.attention import paged
-from models.engine import proof, shapes
+from models.engine import selftest, shapes
 from models.engine.layouts import paged as layout
 from models.engine.types import Request, Sampling
 from tests.models import configs, engines
@@ -126,9 +126,9 @@ def on_cpu(monkeypatch):
     """Lets the layout run on CPU."""
     monkeypatch.setattr(layout, "PLATFORMS", ("cpu",))
     monkeypatch.setattr(paged, "attend", functools.partial(paged.attend, interpret=True))
-    proof.failure.cache_clear()
+    selftest.failure.cache_clear()
     yield
-    proof.failure.cache_clear()
+    selftest.failure.cache_clear()
 
 
 @pytest.mark.slow
@@ -151,7 +151,7 @@ def test_an_engine_on_pages_draws_what_others_draw(on_cpu):
         np.testing.assert_allclose(got.logprobs[0], other.logprobs[0], atol=0.05)
 
 
-# ---- proofs --------------------------------------------------------------------------------------
+# ---- self-tests ----------------------------------------------------------------------------------
 
 
 def shapes_with(name, dtype=jnp.float32):
@@ -163,8 +163,8 @@ MESH = sharding.make_mesh(devices=jax.devices()[:1])
 
 
 def test_a_right_layout_passes(on_cpu):
-    assert proof.failure(shapes_with("gathered"), MESH) == ""
-    assert proof.failure(shapes_with("paged", jnp.bfloat16), MESH) == ""
+    assert selftest.failure(shapes_with("gathered"), MESH) == ""
+    assert selftest.failure(shapes_with("paged", jnp.bfloat16), MESH) == ""
 
 
 def last_key_is_not_seen(q, cache, table, position):
@@ -199,12 +199,12 @@ def test_a_wrong_layout_is_left_for_the_next_one(on_cpu, monkeypatch, caplog, wr
     monkeypatch.setattr(layout, "attend", wrong)
     bad, good = shapes_with("paged", jnp.bfloat16), shapes_with("loop", jnp.bfloat16)
     with caplog.at_level("WARNING"):
-        assert [proof.first_proven([bad, good], MESH) for _ in range(2)] == [good, good]
+        assert [selftest.first_passing([bad, good], MESH) for _ in range(2)] == [good, good]
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith("Cache layout 'paged' is not used on")
-    np.testing.assert_(proof.failure(bad, MESH) in line)
+    np.testing.assert_(selftest.failure(bad, MESH) in line)
     with pytest.raises(ValueError, match="layout='paged' fails on .*Leave the choice"):
-        proof.first_proven([bad], MESH)
+        selftest.first_passing([bad], MESH)
 
 
 @pytest.fixture
@@ -212,19 +212,19 @@ def with_options(monkeypatch, caplog):
     """Returns what comes of options of the compiler on this CPU, and the lines logged."""
 
     def choose(options):
-        proof.compiler_options.cache_clear()
-        monkeypatch.setattr(proof, "OPTIONS", {"cpu": options})
+        selftest.compiler_options.cache_clear()
+        monkeypatch.setattr(selftest, "OPTIONS", {"cpu": options})
         with caplog.at_level("WARNING"):
-            found = proof.compiler_options(MESH)
+            found = selftest.compiler_options(MESH)
         return found, [record.getMessage() for record in caplog.records]
 
     yield choose
-    proof.compiler_options.cache_clear()
+    selftest.compiler_options.cache_clear()
 
 
 def test_compiler_options_that_work_are_used(with_options):
-    known = dict(proof.OPTIONS["gpu"])
-    assert proof.compiler_options(MESH) == {}  # none for CPUs
+    known = dict(selftest.OPTIONS["gpu"])
+    assert selftest.compiler_options(MESH) == {}  # none for CPUs
     assert with_options(known) == (known, [])
 
 
@@ -235,5 +235,5 @@ def test_compiler_options_that_fail_are_not_used(with_options):
 
 def test_compiler_options_that_give_wrong_results_are_not_used(with_options, monkeypatch):
     monkeypatch.setattr(jax.lax, "cond", lambda _, first, second, x: second(x))
-    found, (line,) = with_options(dict(proof.OPTIONS["gpu"]))
+    found, (line,) = with_options(dict(selftest.OPTIONS["gpu"]))
     assert found == {} and "gives [2, 3, 4, 5] and not [8, 9, 72, 73]" in line

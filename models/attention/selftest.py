@@ -1,4 +1,4 @@
-"""Kernels prove themselves: on first use they are compared with the definition, where they run.
+"""The kernels' self-test: on first use they are compared with the definition, where they run.
 
 Dimensions:
   B rows    T tokens    N query heads    K key/value heads    H head size

@@ -1,4 +1,4 @@
-"""What is fast where it works proves itself first: layouts of the cache, options of the compiler.
+"""The self-test of what is fast where it works: layouts of the cache, options of the compiler.
 
 Keys and values are written and attended to on the devices of an engine, in the shapes of its own
 programs, and compared with softmax attention in float64 on the host. So a kernel that a device, a
@@ -18,10 +18,10 @@ import numpy as np
 from absl import logging
 
 from models import precision
-from models.attention.proof import FAILURES, told
+from models.attention.selftest import FAILURES, told
 from models.engine import cache, shapes
 
-PLAIN = ("loop",)  # JAX alone, nothing to prove
+PLAIN = ("loop",)  # JAX alone, nothing to test
 SPARE_PAGES = 8  # beyond those of one sequence, so that tables are no ranges
 CHECKED = 4  # sequences, and queries of each
 TOLERANCE = {"float32": 1e-4}  # relative; rounding to bfloat16 is at 2e-3
@@ -51,10 +51,10 @@ def choose(config, mesh, *, layout, **settings):
         dtype=settings["dtype"],
         layout=layout,
     )
-    return first_proven([shapes.of(config, layout=name, **settings) for name in names], mesh)
+    return first_passing([shapes.of(config, layout=name, **settings) for name in names], mesh)
 
 
-def first_proven(choices, mesh):
+def first_passing(choices, mesh):
     """Returns the first of several `Shapes` whose layout passes; logs why others do not.
 
     Args:
