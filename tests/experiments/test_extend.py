@@ -1,20 +1,23 @@
 """The files of docs/examples do what docs/extend.md says; so do the config fields they use."""
 
+import json
 import pathlib
+import re
 import runpy
 import types
+import zlib
 
 import numpy as np
 import pytest
 
-from agents import prompts
+from agents import parsing, prompts
 from agents.environments import protocol
 from agents.memory import Memory
 from agents.trajectory import Status
-from experiments import rescore
-from experiments.configs import common, quickstart
+from experiments import rescore, train
+from experiments.configs import common, lake, quickstart
 from experiments.running import backends, command, dataset, fields, limits
-from flow_grpo_jax import rollout
+from flow_grpo_jax import metrics, rollout
 from tests.flow_grpo_jax.test_rollout import ScriptedEngine, settings, system
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "docs" / "examples"
@@ -197,6 +200,44 @@ def test_an_environment_that_fails_is_named_and_closed(monkeypatch, caplog):
 def test_held_out_questions_that_are_training_questions_are_warned_of(caplog):
     opened(config_of(GUESS))  # all questions have one text
     assert "All held-out questions of guess begin as training questions do" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation")
+def test_steps_of_training_in_gymnasium(tmp_path, monkeypatch):
+    """The shipped model plays cards as if half of its texts said to stick, the others nothing."""
+    pytest.importorskip("gymnasium")
+    monkeypatch.setattr(parsing, "plan", _plan)
+    monkeypatch.setattr(parsing, "calls", lambda text, tool: [{"action": "stick"}])
+    config = lake.get_config()
+    config.steps, config.compile_cache = 2, ""
+    config.data.environment.update(id="gymnasium:Blackjack-v1", reward_low=-1.0, held_out=0)
+    config.data.environment.options = {}
+    config.rollout.max_turns, config.rollout.questions, config.rollout.temperature = 1, 2, 3.0
+    config.rollout.max_prompt_tokens, config.batch.row_lengths = 480, (512,)
+    config.batch.rows, config.engine.slots = (1,), 16  # rows of each device
+    train.train(config, tmp_path)
+    lines = metrics.read(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2]
+    seen = [
+        json.loads(line)
+        for path in sorted((tmp_path / "trajectories").glob("step_*"))
+        for line in path.read_text().splitlines()
+    ]
+    for trajectory in seen:
+        [turn] = trajectory["turns"]
+        won = re.search(r"(?: Reward: (-?1)\.)? It is over\.$", turn["result"])
+        assert trajectory["reward_source"] == "environment"
+        assert trajectory["reward"] == (int(won[1] or 0) + 1 if won else 1) / 2
+        assert won or turn["result"] == "Error: No move."
+    assert len(seen) == 16 and len({trajectory["reward"] for trajectory in seen}) > 1
+    assert max(line["optim/grad_norm"] for line in lines) > 0
+
+
+def _plan(text, names):
+    if zlib.crc32(text.encode()) % 2:
+        raise parsing.ParseError("No move.")
+    return parsing.Plan("", text, *names)
 
 
 def test_a_run_of_an_environment_is_not_scored_again():
