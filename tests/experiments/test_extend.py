@@ -7,6 +7,7 @@ import runpy
 import types
 import zlib
 
+import loopback
 import numpy as np
 import pytest
 
@@ -107,13 +108,28 @@ def test_a_prompt_set_has_all_roles_and_asks_for_a_verdict():
 def test_a_module_on_a_server_is_asked_there():
     config = example("served_verifier.py")["get_config"]()
     limits.check(config)
-    made = backends.build(config.backends)
-    try:
-        assert made.models["executor"] == "frozen"
-        verifier = made.models["verifier"]
-        assert (verifier.role, verifier.structured) == ("verifier", True)
-    finally:
-        made.close()
+    verdicts = iter(("CONTINUE", "STOP"))
+
+    def verify(body):
+        return json.dumps({"explanation": "It is so.", "verdict": next(verdicts)})
+
+    engine, question = ScriptedEngine(), {"id": "q", "question": "Capital of Spain?"}
+    with loopback.Loopback(loopback.replies(verify)) as there:
+        config.backends.verifier.url = there.url
+        made = backends.build(config.backends)
+        try:
+            assert made.models["executor"] == "frozen"
+            with system(engine, models=made.models) as answering:
+                how = dict(group=1, step=1, system=answering, settings=settings(max_turns=3))
+                [[found]] = rollout.collect([question], **how)
+        finally:
+            made.close()
+    assert [turn.verdict for turn in found.turns] == ["CONTINUE", "STOP"]
+    assert {body["model"] for body in there.bodies()} == {"Qwen/Qwen2.5-7B-Instruct"}
+    assert "Capital of Spain?" in there.bodies()[0]["messages"][-1]["content"]
+    assert there.bodies()[0]["response_format"]["type"] == "json_schema"
+    asked = ["".join(map(chr, request.tokens)) for request in engine.log]
+    assert len(asked) == 6 and not any(text.startswith("verify") for text in asked)
 
 
 # ---- data.environment --------------------------------------------------------------------------
