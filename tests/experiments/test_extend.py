@@ -107,7 +107,9 @@ def test_a_prompt_set_has_all_roles_and_asks_for_a_verdict():
 
 def test_a_module_on_a_server_is_asked_there():
     config = example("served_verifier.py")["get_config"]()
+    config.data.train = "somewhere"
     limits.check(config)
+    assert config.rollout.prompts == "instruct"  # the server's model knows no other
     verdicts = iter(("CONTINUE", "STOP"))
 
     def verify(body):
