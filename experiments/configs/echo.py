@@ -2,7 +2,7 @@
 
 Needs the extra openenv and the server, which rewards 0.1 for each character of a message:
 
-    openenv init echo_env --output-dir=runs && (cd runs && python -m echo_env.server.app)
+    openenv init echo_env --output-dir=runs && (cd runs && uvicorn echo_env.server.app:app) &
     python -m experiments.train --config=experiments/configs/echo.py --workdir=runs/echo
 
 The shipped model was shown no such tool and earns nothing; give model.path a model that follows

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import random
 import re
 import runpy
 import types
@@ -79,6 +80,24 @@ def test_it_earns_its_reward_in_rollouts():
     assert [(t.status, t.reward, t.turns[0].result) for t in group] == [
         (Status.OK, 1.0, "That is the number.")
     ] * 2
+
+
+def test_a_walker_shows_the_lake_through_the_agent():
+    pytest.importorskip("gymnasium")
+    walk, rng = example("lake_walker.py")["walk"], random.Random(0)
+    rewards, shown = [], []
+    with dataset.environment(lake.get_config().data.environment) as world:
+        [question] = world.questions("train", 1)
+        for _ in range(20):
+            play = protocol.Play(world, question)
+            shown += walk(play.tools["act"], question, rng, max_turns=8)
+            rewards.append(play.score(None))
+            play.close()
+    assert set(rewards) == {0.0, 1.0} and sum(rewards) > 5
+    said = {row["module"]: row["messages"][-1]["content"] for row in shown[-4:]}
+    assert said["generator"] == "Answer: -" and said["executor"].startswith('act(action="')
+    asked = [row["messages"][-2]["content"] for row in shown if row["module"] == "planner"]
+    assert max(text.count("You are in row") for text in asked) == 8  # the question's and 7 results
 
 
 def test_a_reward_of_ones_own_pays_for_right_answers_in_few_turns():
