@@ -193,7 +193,7 @@ def test_extend_shows_the_tested_files():
     """The rest of these files' tests: tests/experiments/test_extend.py."""
     shown = CODE.findall(read("docs/extend.md"))
     assert sorted(shown) == sorted(path.read_text(encoding="utf-8") for path in EXAMPLES.values())
-    assert len(shown) == 5 and all(len(code.splitlines()) <= 50 for code in shown)
+    assert len(shown) == 6 and all(len(code.splitlines()) <= 50 for code in shown)
 
 
 def test_the_example_tool_works():

@@ -10,6 +10,7 @@ EXAMPLES = {"str": '"text"', "int": "1", "float": "1.0", "bool": "True"}
 APART = {"done", "reward", "metadata"}  # fields of an observation that are no text for the model
 OF_TOOLS = {"Action", "CallToolAction", "ListToolsAction"}  # titles of actions that call MCP tools
 REFUSED = "(code: VALIDATION_ERROR)"  # ends the error of an action that has not the right form
+FULL = "(code: CAPACITY_REACHED)"  # ends the error of a session too many
 
 
 def make(target: str, settings: protocol.Settings) -> protocol.Environment:
@@ -88,7 +89,18 @@ class _World:
         self._client, self._settings = client, settings
 
     def reset(self, seed):
-        result = self._client.reset(seed=seed, **self._settings.options)
+        import websockets
+
+        try:
+            result = self._client.reset(seed=seed, **self._settings.options)
+        except (RuntimeError, websockets.ConnectionClosed) as error:
+            if isinstance(error, RuntimeError) and not str(error).endswith(FULL):
+                raise
+            raise RuntimeError(
+                "The server took no further session. Let it allow as many as rollout.in_flight "
+                "(max_concurrent_envs of OpenEnv's template), or set that to what it allows: "
+                f"{error}"
+            ) from error
         if result.done:
             raise RuntimeError(f"The environment is over when it begins with seed {seed}.")
         return " ".join(filter(None, (self._settings.rules, self._told(result.observation))))

@@ -1,7 +1,8 @@
 """The quickstart's model on a frozen lake of Gymnasium: does an environment work here?
 
-Needs the extra gymnasium. The shipped model was shown no such tool and earns nothing; give
-model.path a model that follows instructions, with rollout.prompts="instruct".
+Needs the extra gymnasium. The shipped model was shown no such tool and earns nothing: give
+model.path a model that follows instructions, with rollout.prompts="instruct", or show it the tool
+as docs/extend.md does ("A world"); it then rose from 0.22 to 0.75 in 8 steps.
 
     python -m experiments.train --config=experiments/configs/lake.py --workdir=runs/lake
 """

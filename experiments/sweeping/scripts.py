@@ -11,17 +11,24 @@ SLURM = """#!/bin/bash
 #SBATCH --job-name={name}
 #SBATCH --array=0-{last}{most}
 #SBATCH --output=slurm-%A_%a.log
-#SBATCH --signal=B:TERM@300
+#SBATCH --open-mode=append
+#SBATCH --signal=TERM@300
+#SBATCH --requeue
 # Submit with what a point needs: sbatch --gres=gpu:1 --cpus-per-task=8 --time=08:00:00 FILE
-# Five minutes before its time is over a training saves and ends with exit code 75. Submit the same
-# file again: it goes on, and points that are done end at once.
+# Five minutes before its time is over a training saves, ends with exit code 75, goes back into the
+# queue and resumes. Submit the same file again for points that failed: those done end at once.
 set -eu
 cd {here}
 case "$SLURM_ARRAY_TASK_ID" in
 {cases}
 *) echo "There is no point $SLURM_ARRAY_TASK_ID." >&2; exit 2 ;;
 esac
-exec {python} -m experiments.train {config} "$@"
+# srun takes --cpus-per-task from here alone.
+[ -z "${{SLURM_CPUS_PER_TASK:-}}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+code=0
+srun {python} -m experiments.train {config} "$@" || code=$?
+[ "$code" != 75 ] || scontrol requeue "$SLURM_JOB_ID"
+exit "$code"
 """
 
 GCLOUD = """#!/bin/bash

@@ -21,8 +21,8 @@ COLUMNS = {
     "country": ("code", "Calling codes"),
 }
 ROWS = 3  # of different numbers, so that each is easily copied
-# operation -> (end of its program, function); all programs begin alike, so that the copying of the
-# table is learnt once
+# operation -> (end of its program, function). All programs begin alike, with the line that the
+# executor is shown: a table of new names is copied most easily with the word before it.
 OPERATIONS = {
     "total": ("print(sum(x))", sum),
     "smallest": ("print(min(x))", min),
@@ -42,7 +42,7 @@ def operate(operation, table):
     """Returns the step that computes one number of a table, "Gold 79, Iron 26, Zinc 30"."""
     end, function = OPERATIONS[operation]
     value = str(function(int(row.split()[-1]) for row in table.split(",")))
-    code = f"x = [int(row.split()[-1]) for row in ' {table}'.split(',')]; {end}"
+    code = f"x = [int(row.split()[-1]) for row in 'Context: {table}'.split(',')]; {end}"
     return Step(operation, table, value, value, code)
 
 

@@ -1,4 +1,4 @@
-"""The echo environment of OpenEnv's own template as a server: python openenv_echo.py FOLDER PORT.
+"""The echo environment of OpenEnv's template as a server: openenv_echo.py FOLDER PORT SESSIONS.
 
 Needs openenv; FOLDER gets the template's files with their names filled in.
 """
@@ -19,7 +19,7 @@ def filled_in(text):
     return text
 
 
-def main(folder, port):
+def main(folder, port, sessions):
     template = pathlib.Path(openenv.__file__).parent / "cli" / "templates" / "openenv_env"
     package = pathlib.Path(folder) / "echo_env"
     (package / "server").mkdir(parents=True)
@@ -31,7 +31,8 @@ def main(folder, port):
     from echo_env.server.echo_environment import EchoEnvironment
     from openenv.core.env_server.http_server import create_fastapi_app
 
-    app = create_fastapi_app(EchoEnvironment, EchoAction, EchoObservation, max_concurrent_envs=8)
+    how = dict(max_concurrent_envs=int(sessions))
+    app = create_fastapi_app(EchoEnvironment, EchoAction, EchoObservation, **how)
     uvicorn.run(app, host="127.0.0.1", port=int(port), log_level="error")
 
 

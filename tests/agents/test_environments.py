@@ -14,6 +14,7 @@ from tests.agents.environments import settings
 from tools import protocol as tools
 
 HERE = pathlib.Path(__file__).parent
+SESSIONS = 4  # that the server of OpenEnv allows
 
 
 def play(environment, question, *calls):
@@ -221,7 +222,8 @@ def echo(tmp_path_factory):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     folder = tmp_path_factory.mktemp("echo")
-    server = subprocess.Popen([sys.executable, HERE / "openenv_echo.py", folder, str(port)])
+    command = [sys.executable, HERE / "openenv_echo.py", folder, str(port), str(SESSIONS)]
+    server = subprocess.Popen(command)
     try:
         for _ in range(600):
             with socket.socket() as probe:
@@ -252,6 +254,17 @@ def test_a_server_of_openenv_keeps_a_session_for_each_trajectory(echo):
     assert [one.score(None) for one in both] == [pytest.approx(0.6 / 3)] * 2
     for one in both:
         one.close()
+
+
+def test_a_session_too_many_says_how_many_are_needed(echo):
+    environment = catalogue.make(f"openenv:{echo}", settings(reward_high=3.0))
+    [question] = environment.questions("train", 1)
+    episodes = []
+    with pytest.raises(RuntimeError, match="no further session. .* as many as rollout.in_flight"):
+        while len(episodes) <= SESSIONS:
+            episodes.append(environment.start(question))
+    for episode in episodes:
+        episode.close()
 
 
 def test_a_server_that_is_not_there_is_named(echo):

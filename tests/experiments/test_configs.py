@@ -80,6 +80,7 @@ def test_every_config_is_here():
     assert {path.stem for path in FOLDER.glob("*.py")} - FOR_REAL == {
         "__init__",
         "common",
+        "echo",
         "lake",
         "quickstart",
         "ranges",

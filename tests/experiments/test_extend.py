@@ -1,20 +1,25 @@
 """The files of docs/examples do what docs/extend.md says; so do the config fields they use."""
 
+import json
 import pathlib
+import random
+import re
 import runpy
 import types
+import zlib
 
+import loopback
 import numpy as np
 import pytest
 
-from agents import prompts
+from agents import parsing, prompts
 from agents.environments import protocol
 from agents.memory import Memory
 from agents.trajectory import Status
-from experiments import rescore
-from experiments.configs import common, quickstart
+from experiments import rescore, train
+from experiments.configs import common, lake, quickstart
 from experiments.running import backends, command, dataset, fields, limits
-from flow_grpo_jax import rollout
+from flow_grpo_jax import metrics, rollout
 from tests.flow_grpo_jax.test_rollout import ScriptedEngine, settings, system
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "docs" / "examples"
@@ -77,6 +82,24 @@ def test_it_earns_its_reward_in_rollouts():
     ] * 2
 
 
+def test_a_walker_shows_the_lake_through_the_agent():
+    pytest.importorskip("gymnasium")
+    walk, rng = example("lake_walker.py")["walk"], random.Random(0)
+    rewards, shown = [], []
+    with dataset.environment(lake.get_config().data.environment) as world:
+        [question] = world.questions("train", 1)
+        for _ in range(20):
+            play = protocol.Play(world, question)
+            shown += walk(play.tools["act"], question, rng, max_turns=8)
+            rewards.append(play.score(None))
+            play.close()
+    assert set(rewards) == {0.0, 1.0} and sum(rewards) > 5
+    said = {row["module"]: row["messages"][-1]["content"] for row in shown[-4:]}
+    assert said["generator"] == "Answer: -" and said["executor"].startswith('act(action="')
+    asked = [row["messages"][-2]["content"] for row in shown if row["module"] == "planner"]
+    assert max(text.count("You are in row") for text in asked) == 8  # the question's and 7 results
+
+
 def test_a_reward_of_ones_own_pays_for_right_answers_in_few_turns():
     config = example("brief_answers.py")["get_config"]()
     limits.check(config)
@@ -103,14 +126,31 @@ def test_a_prompt_set_has_all_roles_and_asks_for_a_verdict():
 
 def test_a_module_on_a_server_is_asked_there():
     config = example("served_verifier.py")["get_config"]()
+    config.data.train = "somewhere"
     limits.check(config)
-    made = backends.build(config.backends)
-    try:
-        assert made.models["executor"] == "frozen"
-        verifier = made.models["verifier"]
-        assert (verifier.role, verifier.structured) == ("verifier", True)
-    finally:
-        made.close()
+    assert config.rollout.prompts == "instruct"  # the server's model knows no other
+    verdicts = iter(("CONTINUE", "STOP"))
+
+    def verify(body):
+        return json.dumps({"explanation": "It is so.", "verdict": next(verdicts)})
+
+    engine, question = ScriptedEngine(), {"id": "q", "question": "Capital of Spain?"}
+    with loopback.Loopback(loopback.replies(verify)) as there:
+        config.backends.verifier.url = there.url
+        made = backends.build(config.backends)
+        try:
+            assert made.models["executor"] == "frozen"
+            with system(engine, models=made.models) as answering:
+                how = dict(group=1, step=1, system=answering, settings=settings(max_turns=3))
+                [[found]] = rollout.collect([question], **how)
+        finally:
+            made.close()
+    assert [turn.verdict for turn in found.turns] == ["CONTINUE", "STOP"]
+    assert {body["model"] for body in there.bodies()} == {"Qwen/Qwen2.5-7B-Instruct"}
+    assert "Capital of Spain?" in there.bodies()[0]["messages"][-1]["content"]
+    assert there.bodies()[0]["response_format"]["type"] == "json_schema"
+    asked = ["".join(map(chr, request.tokens)) for request in engine.log]
+    assert len(asked) == 6 and not any(text.startswith("verify") for text in asked)
 
 
 # ---- data.environment --------------------------------------------------------------------------
@@ -197,6 +237,44 @@ def test_an_environment_that_fails_is_named_and_closed(monkeypatch, caplog):
 def test_held_out_questions_that_are_training_questions_are_warned_of(caplog):
     opened(config_of(GUESS))  # all questions have one text
     assert "All held-out questions of guess begin as training questions do" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation")
+def test_steps_of_training_in_gymnasium(tmp_path, monkeypatch):
+    """The shipped model plays cards as if half of its texts said to stick, the others nothing."""
+    pytest.importorskip("gymnasium")
+    monkeypatch.setattr(parsing, "plan", _plan)
+    monkeypatch.setattr(parsing, "calls", lambda text, tool: [{"action": "stick"}])
+    config = lake.get_config()
+    config.steps, config.compile_cache = 2, ""
+    config.data.environment.update(id="gymnasium:Blackjack-v1", reward_low=-1.0, held_out=0)
+    config.data.environment.options = {}
+    config.rollout.max_turns, config.rollout.questions, config.rollout.temperature = 1, 2, 3.0
+    config.rollout.max_prompt_tokens, config.batch.row_lengths = 480, (512,)
+    config.batch.rows, config.engine.slots = (1,), 16  # rows of each device
+    train.train(config, tmp_path)
+    lines = metrics.read(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2]
+    seen = [
+        json.loads(line)
+        for path in sorted((tmp_path / "trajectories").glob("step_*"))
+        for line in path.read_text().splitlines()
+    ]
+    for trajectory in seen:
+        [turn] = trajectory["turns"]
+        won = re.search(r"(?: Reward: (-?1)\.)? It is over\.$", turn["result"])
+        assert trajectory["reward_source"] == "environment"
+        assert trajectory["reward"] == (int(won[1] or 0) + 1 if won else 1) / 2
+        assert won or turn["result"] == "Error: No move."
+    assert len(seen) == 16 and len({trajectory["reward"] for trajectory in seen}) > 1
+    assert max(line["optim/grad_norm"] for line in lines) > 0
+
+
+def _plan(text, names):
+    if zlib.crc32(text.encode()) % 2:
+        raise parsing.ParseError("No move.")
+    return parsing.Plan("", text, *names)
 
 
 def test_a_run_of_an_environment_is_not_scored_again():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -187,6 +188,38 @@ def wait_for(is_so):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
+def test_the_command_trains_the_points_and_leaves_those_alone_that_are_done(tmp_path):
+    out = tmp_path / "out"
+    quick = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    small = ("rollout.questions=2", "rollout.group=2", "rollout.max_turns=1", "engine.slots=4")
+    small += ("batch.rows=(4,)", "data.held_out=", "steps=1")
+
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "experiments.sweep", f"--out={out}", *arguments],
+            cwd=places.ROOT,
+            env=os.environ | quick,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    train = ["--config=smoke", "--sweep=seed=0:2", *(f"--config.{field}" for field in small)]
+    first = run(*train, "--parallel=2")
+    assert first.returncode == 0, first.stderr
+    written = [out / name / "metrics.jsonl" for name in ("seed=0", "seed=1")]
+    before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in written]
+    assert "2 done, 0 failed, 0 stopped" in first.stderr
+    assert "step 1/1" in (out / "logs" / "seed=1.log").read_text()
+    again = run(*train)
+    assert again.returncode == 0 and "0 of 2 points are to be trained" in again.stderr
+    assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in written] == before
+    pytest.importorskip("matplotlib")
+    table = run("--table", "--metric=reward/mean")
+    assert re.search(r"^\| all \| 2 \| 1 \| .*\(0\), .*\(1\) \|", table.stdout, re.MULTILINE)
+
+
 # ---- scripts -------------------------------------------------------------------------------------
 
 HOSTILE = "a b'$(touch x)"
@@ -198,29 +231,55 @@ def executable(path, text):
     path.chmod(0o755)
 
 
-def test_a_slurm_script_gives_each_task_its_point(tmp_path, monkeypatch):
+@pytest.fixture
+def slurm_task(tmp_path, monkeypatch):
+    """Returns what runs a script as one task, with stand-ins for SLURM and Python.
+
+    It takes (script, task, exit code of the training) and returns (finished process, calls).
+    """
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "an environment" / "python"))
-    executable(tmp_path / "an environment" / "python", 'printf "%s\\n" "$@"\n')
+    python = tmp_path / "an environment" / "python"
+    monkeypatch.setattr(sys, "executable", str(python))
+    executable(python, 'printf "%s\\n" "$@"\nexit "$ENDS"\n')
+    said = 'echo "srun ${SRUN_CPUS_PER_TASK-unset}" >> calls\n"$@"\n'
+    executable(tmp_path / "bin" / "srun", said)
+    executable(tmp_path / "bin" / "scontrol", 'echo "scontrol $*" >> calls\n')
+
+    def run(script, task, ends=0, **environment):
+        environment |= {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_JOB_ID": "70", "ENDS": str(ends)}
+        environment["PATH"] = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+        (tmp_path / "calls").write_text("")
+        done = subprocess.run(
+            ["bash"], input=script, env=environment, capture_output=True, text=True, cwd="/"
+        )
+        return done, (tmp_path / "calls").read_text().splitlines()
+
+    return run
+
+
+def test_a_slurm_script_gives_each_task_its_point(tmp_path, slurm_task):
     flags = [["--config.seed=0"], [f"--config.data.train={HOSTILE}"]]
     how = dict(name="a/b c", config="--config=c d.py", workdirs=["runs/0", f"runs/{HOSTILE}"])
     text = scripts.slurm(flags, **how, parallel=4)
     assert "#SBATCH --job-name=sweep-a-b-c\n#SBATCH --array=0-1%4\n" in text
     assert "--array=0-1\n" in scripts.slurm(flags, **how, parallel=None)
     for task in (0, 1):
-        done = subprocess.run(
-            ["bash"],
-            input=text,
-            env=os.environ | {"SLURM_ARRAY_TASK_ID": str(task)},
-            capture_output=True,
-            text=True,
-            cwd="/",
-        )
+        done, calls = slurm_task(text, task)
         told = ["-m", "experiments.train", "--config=c d.py", *flags[task]]
         assert done.stdout.splitlines() == [*told, f"--workdir={how['workdirs'][task]}"]
+        assert calls == ["srun unset"]
     assert not (tmp_path / "x").exists()
-    again = subprocess.run(["bash"], input=text, env={"SLURM_ARRAY_TASK_ID": "2"}, text=True)
-    assert again.returncode == 2
+    none, calls = slurm_task(text, 2)
+    assert none.returncode == 2 and not calls
+
+
+@pytest.mark.parametrize(("ends", "queued"), [(75, True), (0, False), (1, False), (143, False)])
+def test_a_task_that_was_stopped_goes_back_into_the_queue(ends, queued, slurm_task):
+    text = scripts.slurm([[]], name="a", config="--config=c", workdirs=["w"], parallel=None)
+    assert "#SBATCH --signal=TERM@300\n#SBATCH --requeue\n" in text
+    done, calls = slurm_task(text, 0, ends, SLURM_CPUS_PER_TASK="8")
+    assert done.returncode == ends
+    assert calls == ["srun 8", *["scontrol requeue 70"] * queued]
 
 
 GCLOUD = """
