@@ -1,6 +1,6 @@
 """The page of an evaluation: table, plots, and every trajectory turn by turn."""
 
-from experiments.evaluating import analyses, table
+from experiments.evaluating import analyses, identity, table
 from experiments.evaluating.ledger import Key
 from experiments.reporting import markup
 from experiments.reporting import page as report_page
@@ -58,14 +58,12 @@ def _part(benchmark, arm, turns, trials, ledger):
 def _facts(values):
     weights = values["weights"].get("trained", values["weights"].get("untrained"))
     facts = [
-        (weights["source"], "planner"),
+        (identity.model_name(weights), "planner"),
         (weights.get("fingerprint", "unknown"), "fingerprint"),
         (values["seed"], "seed"),
         (values["trials"], "trials"),
         (values["config_hash"], "config"),
     ]
-    if weights.get("step") is not None:
-        facts.insert(1, (weights["step"], "step"))
     return [(records.text(str(value), 60), name) for value, name in facts]
 
 

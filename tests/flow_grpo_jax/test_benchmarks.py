@@ -249,8 +249,8 @@ def test_questions_beyond_text_are_named_and_left_out(tmp_path):
     found = catalogue.read("gaia", tmp_path, seed=0)
     assert [question["id"] for question in found.questions] == ["c61d22de"]
     assert found.unsupported == [
-        ("a1", "has the attachment table.xlsx"),
-        ("a2", "has an image in the field 'image'"),
+        ("a1", "has the attachment table.xlsx", "qa", "2"),
+        ("a2", "has an image in the field 'image'", "qa", "2"),
     ]
 
 
