@@ -22,14 +22,17 @@ def make(folder, values, benchmarks, arms, trials, ledger):
         for arm in arms
         for turns in arm.budgets
     ]
+    named = [("", values)]
+    bars = [*analyses.ablation(named), *analyses.tool_shares([], named)]
+    cards = element("div", *map(report_page.grouped_bars, bars), class_="grid wide")
     listing = records.listing(parts, records.spread(len(parts)), text_budget=TEXT_BUDGET)
     return report_page.make(
         folder.resolve().name,
         kind="evaluation",
         facts=_facts(values),
-        sections=[("Results", "", _table(values))],
+        sections=[("Results", "", _table(values)), ("Planners and tools", "", cards)],
         notes=_notes(listing),
-        charts={"main": analyses.of_budgets([("", values)]), "other": []},
+        charts={"main": analyses.of_budgets(named), "other": []},
         listing=listing,
         config=[("", dict(dotted.flat({n: values[n] for n in ("weights", "versions", "config")})))],
     )

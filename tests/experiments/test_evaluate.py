@@ -29,7 +29,7 @@ from experiments.evaluating import (
 from experiments.evaluating.ledger import Key, Ledger
 from experiments.reporting import trajectories
 from experiments.running import command, versions
-from flow_grpo_jax import rollout, symbolic
+from flow_grpo_jax import checkpoint, rollout, symbolic
 from flow_grpo_jax.benchmarks import catalogue
 from flow_grpo_jax.rewards import Reward
 from models import sharding
@@ -116,6 +116,11 @@ def test_a_killed_evaluation_goes_on_and_equals_an_undisturbed_one(nano, tmp_pat
     assert len(keys) == len(set(keys)) == 12 * 2 * (2 * 2 + 1)
     for name in ("scores.jsonl", "messages.jsonl", "results.csv"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+    prints = {mode: facts["fingerprint"] for mode, facts in found["weights"].items()}
+    assert set(prints) == {"trained", "untrained"}  # of two copies of one folder
+    assert set(prints.values()) == {checkpoint.fingerprint(answering.parts.frozen)}
+    assert f"trained {SHIPPED} (fingerprint {prints['trained']})" in found["setup"][1]
 
     # Equal weights give equal trajectories: the random numbers do not depend on the mode.
     rows = {(row["mode"], row["protocol"], row["max_turns"]): row for row in found["rows"]}
@@ -342,7 +347,9 @@ def test_math_verify_and_a_judge_stand_beside_the_score(tmp_path, monkeypatch):
         )
 
 
-def test_what_a_server_failed_at_is_shown_and_asked_again(tmp_path):
+def test_what_a_server_failed_at_is_shown_and_asked_again(tmp_path, monkeypatch):
+    bars, progress = [], run.Progress
+    monkeypatch.setattr(run, "Progress", lambda **how: bars.append(progress(**how)) or bars[-1])
     data, refuses = own_file(tmp_path / "data", capitals()), [True]
 
     def behave(connection, request, server):
@@ -359,10 +366,19 @@ def test_what_a_server_failed_at_is_shown_and_asked_again(tmp_path):
         refuses[0], count = False, len(server.bodies())
         whole = evaluate.evaluate(config(), tmp_path / "out", asked, source)
         again = [body for body in server.bodies()[count:] if "Portugal" in str(body)]
+    page = (tmp_path / "out" / "report.html").read_text()
+    _, cards = page.split(">Planners and tools ")  # also with one turn budget
+    assert '<rect class="c0" x="0.0" width="50.0" height="9">' in cards
+    cards = re.sub(r"<svg.*?</svg>", "", cards[: cards.index("<section")])
+    cards = re.sub(r"(<[^>]+>)+", "|", cards)
+    assert "|Planner|" in cards and "|mine|trained (9.5 % – 90.5 %)|50.0 %|" in cards
+    assert "|Tools chosen|" in cards and "|knowledge_search|trained|100.0 %|" in cards
     before, after = failed["rows"][0], whole["rows"][0]
     assert (before["infra_errors"], before["questions"], before["solved"]) == (1, 2, 1)
     assert before["infra_retries"] == 1 and before["of_outputs"] == 1.0
     assert (after["infra_errors"], after["solved"], after["no_answer"]) == (0, 1, 0)
+    told = [bar.text("mine", "trained").rpartition(" left")[0] for bar in bars]
+    assert told == [f"2/2 mine trained score {0.5:.3f}"] * 2  # with what was there before
     assert again and len(server.bodies()) - count == 5  # the other question is not asked again
 
 
