@@ -82,7 +82,7 @@ def _table(values):
         )
         for title, part in table.sections(values)
     ]
-    whole = element("div", markup.table(rows, heads=titles), class_="scroll config")
+    whole = element("div", markup.table(rows, heads=titles), class_="scroll config results")
     return element("div", whole, *notes, element("div", id="hero"), class_="card")
 
 

@@ -107,7 +107,7 @@ def differences(config, found, arms, trials, *, weights, judged):
     judged: whether a judge's verdicts stand beside the scores.
     """
     by_server = "untrained" not in weights
-    planners = "; ".join(f"{mode} {told}" for mode, told in weights.items())
+    planners = "; ".join(f"{mode} {weights[mode]}" for mode in MODES if mode in weights)
     who = f"all modules {weights['trained']}" if by_server else planners
     ours = [
         THEIR_SETUP,
