@@ -649,7 +649,12 @@ SEARCH = Tool("search", "finds", (Parameter("query", "str", "what"),), "", "demo
 def test_messages_answer_every_call(tmp_path):
     turns = (
         turn(),
-        turn(index=2, command='search(query="a")\nsearch(query="b")', result="one\ntwo"),
+        turn(
+            index=2,
+            command='search(query="a")\nsearch(query="b")',
+            result="one\ntwo\nthree",
+            results=("one\ntwo", "three"),
+        ),
         turn(index=3, tool="", command="", result="Error: no plan", tool_error=True),
     )
     benchmark, _, ledger = filled(tmp_path, [["Madrid"]], turns=turns)
@@ -663,6 +668,8 @@ def test_messages_answer_every_call(tmp_path):
     made = [call for message in found["messages"] for call in message.get("tool_calls", ())]
     told = [m["tool_call_id"] for m in found["messages"] if m["role"] == "tool"]
     assert [call["id"] for call in made] == told and len(set(told)) == 3
+    results = [m["content"] for m in found["messages"] if m["role"] == "tool"]
+    assert results == ["found", "one\ntwo", "three"]
     given = [json.loads(call["function"]["arguments"])["query"] for call in made]
     assert given == ["x", "a", "b"]
     assert found["tools"][0]["function"]["parameters"]["required"] == ["query"]
@@ -682,6 +689,19 @@ def test_messages_answer_every_call(tmp_path):
         ]
         assert set(named) - {None} <= set(calls)
         assert step["source"] == "agent" or len(step) == 4
+    observed = form["steps"][3]["observation"]["results"]
+    assert [(one["source_call_id"], one["content"]) for one in observed] == [
+        ("call_2_1", "one\ntwo"),
+        ("call_2_2", "three"),
+    ]
+    # After a call that failed the others were not made; a line without results apart is an old one.
+    two = line["trajectory"]["turns"][1]
+    failed = two | {"result": "Error: no", "results": ["Error: no"], "tool_error": True}
+    assert [(given["query"], r) for _, given, r in exports.calls(failed, tools)] == [
+        ("a", "Error: no")
+    ]
+    old = {name: value for name, value in two.items() if name != "results"}
+    assert [r for *_, r in exports.calls(old, tools)] == ["", "one\ntwo\nthree"]
     assert form["steps"][0]["source"] == "user" and form["steps"][-1]["message"] == "Madrid"
     times = [step["timestamp"] for step in form["steps"]]
     assert times == sorted(times)
