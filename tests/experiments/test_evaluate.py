@@ -196,6 +196,8 @@ def test_a_server_answers_for_every_module_and_the_bare_model(tmp_path):
     lines = (tmp_path / "out" / "atif.jsonl").read_text().splitlines()
     assert {json.loads(line)["agent"]["model_name"] for line in lines} == {"m"}
     assert "<b>m</b> planner" in (tmp_path / "out" / "report.html").read_text()
+    of_run = {"source": "runs/a", "step": 4, "fingerprint": "f"}
+    assert identity.model_name(of_run) == "runs/a, step 4"
     assert found["versions"] == versions.installed() and found["versions"]["jax"] == jax.__version__
     assert found["config_hash"] == identity.of_config(models.adapted(chosen, source))["config_hash"]
     other = chosen.copy_and_resolve_references()
@@ -234,6 +236,15 @@ def test_two_evaluations_are_paired_if_only_their_models_differ(tmp_path):
     with loopback.Loopback(answering(right)) as server:
         source = models.Source(url=server.url, model="other")
         found = evaluate.evaluate(config(), out, asked, source)
+        for name, value, told in (
+            ("eval.temperature", 0.5, r"eval.temperature \(0.0, now 0.5\)"),
+            ("rollout.max_response_tokens", 64, r"rollout.max_response_tokens \(2048, now 64\)"),
+            ("seed", 1, "has seed 0, this evaluation 1"),
+        ):
+            changed = config()
+            changed.update_from_flattened_dict({name: value})
+            with pytest.raises(command.ConfigError, match=told):
+                evaluate.evaluate(changed, tmp_path / "third", asked, source)
     # Gains are 0, 1 and 1: mean 2/3, standard deviation 1/√3, so the error is 1/3.
     [gain] = found["differences"]
     assert gain["compared"] == "trained less that of first"
@@ -241,16 +252,6 @@ def test_two_evaluations_are_paired_if_only_their_models_differ(tmp_path):
     assert (gain["low"], gain["high"]) == pytest.approx((2 / 3 - 1.96 / 3, 1.0))
     assert (gain["better"], gain["worse"], gain["questions"], gain["unpaired"]) == (2, 0, 3, 0)
     assert "+66.7 ± 33.3 (+1.3 to +100.0), better 2, worse 0 of 3" in table.terminal(found)
-
-    for name, value, told in (
-        ("eval.temperature", 0.5, r"eval.temperature \(0.0, now 0.5\)"),
-        ("rollout.max_response_tokens", 64, r"rollout.max_response_tokens \(2048, now 64\)"),
-        ("seed", 1, "has seed 0, this evaluation 1"),
-    ):
-        changed = config()
-        changed.update_from_flattened_dict({name: value})
-        with pytest.raises(command.ConfigError, match=told):
-            evaluate.evaluate(changed, tmp_path / "third", asked, source)
 
 
 def test_a_server_samples_as_the_protocol_says(tmp_path):
