@@ -150,7 +150,7 @@ def _turn(task, index, memory):
     )
     planned = yield ModelRequest("planner", messages, index)
     context = sub_goal = tool_name = command = ""
-    parse_failures, verdict, speaker = 0, "CONTINUE", "planner"
+    parse_failures, verdict, speaker, results = 0, "CONTINUE", "planner", []
     try:
         plan = parsing.plan(planned.text, tuple(tools))
         context, sub_goal, tool_name = plan.context, plan.sub_goal, plan.tool
@@ -161,7 +161,7 @@ def _turn(task, index, memory):
         speaker = "executor"
         wrote = yield ModelRequest(speaker, messages, index, forms.command(tool))
         command = wrote.text.strip()
-        results, failed = [], False
+        failed = False
         for arguments in parsing.calls(command, tool):
             outcome = yield ToolCall(tool_name, arguments)
             failed = outcome.error
@@ -177,7 +177,7 @@ def _turn(task, index, memory):
         result = "\n".join(results)
     except parsing.ParseError as refused:
         task.on_refusal(Refusal(speaker, str(refused)))
-        result, failed, parse_failures = f"Error: {refused}", True, 1
+        result, results, failed, parse_failures = f"Error: {refused}", [], True, 1
     entry = Entry(sub_goal, tool_name, command, result, failed)
     if not failed:  # a turn without a result cannot complete the memory: no need to ask
         try:
@@ -210,5 +210,6 @@ def _turn(task, index, memory):
         parse_failures=parse_failures,
         shortened=shortened,
         seconds=seconds,
+        results=tuple(results),
     )
     return turn, memory.add(dataclasses.replace(entry, verdict=verdict, seconds=seconds))

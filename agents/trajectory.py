@@ -41,6 +41,8 @@ class Turn:
     tool_error: the turn has no result: unreadable plan or command, unknown tool, failed call.
     parse_failures: how many texts of this turn's modules their parsers refused.
     verdict: "CONTINUE" or "STOP".
+    results: of each call of the command that was made, in order; `result` is these on lines of
+      their own, or what the parser said.
     """
 
     index: int
@@ -59,6 +61,7 @@ class Turn:
     parse_failures: int
     shortened: int
     seconds: float
+    results: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +139,7 @@ def to_json(
             "tool": turn.tool,
             "command": turn.command,
             "result": turn.result,
+            **_of_calls(turn),
             "tool_error": turn.tool_error,
             "verdict": turn.verdict,
             "parse_failures": turn.parse_failures,
@@ -170,6 +174,12 @@ def to_json(
         "error": trajectory.error,
         "attempts": trajectory.attempts,
     }
+
+
+def _of_calls(turn):
+    """Returns the result of each call, where `result` does not say whose they are."""
+    apart = len(turn.results) > 1 or (turn.results and turn.tool_error)
+    return {"results": list(turn.results)} if apart else {}
 
 
 def _of_tokens(turn, decode):

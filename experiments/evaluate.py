@@ -24,14 +24,13 @@ from ml_collections import config_flags
 
 from experiments.evaluating import (
     analyses,
+    beside,
     identity,
     models,
     output,
     plan,
     plots,
     questions,
-    reading,
-    results,
     run,
     table,
 )
@@ -53,6 +52,7 @@ class Wanted:
     questions: int = 0
     against: str | None = None
     count_unsupported: bool = False
+    beside: tuple = ()
 
 
 def evaluate(config, out, wanted, source, *, should_stop=lambda: False):
@@ -77,10 +77,11 @@ def evaluate(config, out, wanted, source, *, should_stop=lambda: False):
         budgets=wanted.max_turns,
         trials=wanted.trials,
     )
+    names = beside.names(config, wanted.beside)
     found = questions.read(wanted.benchmarks, wanted.data, config, most=wanted.questions)
     if wanted.against:
-        pairing = dict(seed=config.seed, trials=wanted.trials, benchmarks=found)
-        reading.check_against(wanted.against, **pairing)
+        pairing = dict(config=config, trials=wanted.trials, benchmarks=found)
+        identity.check_against(wanted.against, **pairing)
     with folder.held(out) as check:
         should_end = lambda: check() or should_stop()
         about = identity.read(out)
@@ -88,15 +89,16 @@ def evaluate(config, out, wanted, source, *, should_stop=lambda: False):
         ledger = Ledger(out)
         left, total = run.missing(found, arms, wanted.trials, ledger)
         logging.info("%d of %d trajectories are to be made", left, total)
-        deciders = any(results.decider(config, benchmark) for benchmark in found)
-        answering = None
-        if left or deciders or not identity.same_source(about, source):
+        verdicts = sorted({name for benchmark in found for name in beside.of(benchmark, names)})
+        answering, columns = None, {}
+        if left or verdicts or not identity.same_source(about, source):
             if source.step is None and source.workdir:
                 known = about.get("weights", {}).get("trained", {}).get("step")
                 source = dataclasses.replace(source, step=known)
             answering = models.build(config, source)
         try:
             if answering:
+                columns = beside.build(config, answering, verdicts)
                 identity.check_weights(about, out, answering.weights)
                 how = dict(config=config, benchmarks=found, answering=answering)
                 about = identity.write(out, about, **how)
@@ -110,11 +112,13 @@ def evaluate(config, out, wanted, source, *, should_stop=lambda: False):
                 trials=wanted.trials,
                 ledger=ledger,
                 config=config,
-                scorer=answering.scorer if answering else None,
+                names=names,
+                columns=columns,
                 against=wanted.against,
                 count_unsupported=wanted.count_unsupported,
             )
         finally:
+            beside.close(columns)
             if answering:
                 answering.close()
 
@@ -169,6 +173,7 @@ def define_flags():
     flags.DEFINE_integer("questions", 0, "Only the first N of each benchmark; 0 is all.", 0)
     flags.DEFINE_string("against", None, "Another evaluation, for paired differences.")
     flags.DEFINE_bool("count_unsupported", False, "Questions with attachments count as not solved.")
+    flags.DEFINE_list("beside", [], f"Verdicts beside the scores, of {', '.join(beside.NAMES)}.")
     flags.DEFINE_bool("prepare", False, "Show three questions of each and counts; load no model.")
     flags.DEFINE_list("analyse", [], "Only plot these runs and evaluations, to --out/plots.")
 
@@ -209,6 +214,7 @@ def main():
         questions=values.questions,
         against=values.against,
         count_unsupported=values.count_unsupported,
+        beside=tuple(values.beside),
     )
     stop = signals.StopSignal(*signals.STOPPING, early=signals.leave)
     try:

@@ -104,7 +104,7 @@ def solve_by_servers(config, query, *, on_event=lambda event: None):
     settings = sessions.rollout_settings(config, temperature=0.0)
     made = backends.build(config.backends)
     try:
-        models = made.models | {"planner": backends.planner(made)}
+        models = made.models | {"planner": backends.planner(made, config.backends.base_generator)}
         tools = sessions.start_tools(config)
         for attempt in range(1, settings.infra_retries + 2):
             deadline = time.monotonic() + settings.trajectory_seconds

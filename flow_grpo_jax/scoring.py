@@ -153,5 +153,23 @@ class Scorer:
         return values
 
 
+def math_verdict(question, answer, symbolic):
+    """Returns whether math-verify finds an answer equal to a gold, whatever the rule says of it.
+
+    symbolic: `symbolic.Symbolic`.
+
+    Returns:
+      1.0, 0.0, or None for no verdict.
+    """
+    text = final_answer(tagged_answer(answer)).strip("$ ")
+    if not text:
+        return 0.0
+    golds = [final_answer(gold).strip("$ ") for gold in golds_of(question)]
+    verdicts = [symbolic.equal(gold, text) for gold in golds]
+    if True in verdicts:
+        return 1.0
+    return None if None in verdicts else 0.0
+
+
 def _holds_words(text):
     return not KNOWN_WORDS.issuperset(_WORD.findall(text))

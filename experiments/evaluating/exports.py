@@ -49,14 +49,19 @@ def _not_run(**arguments):
 
 
 def calls(turn, tools):
-    """Returns the tool calls of a turn, [(name, arguments)]; [] of a command that is none."""
+    """Returns the tool calls of a turn that were made, [(name, arguments, result)].
+
+    [] of a command that is none. A line of before results were kept apart has them all at the last.
+    """
     tool = tools.get(turn["tool"])
     if tool is None or not turn["command"]:
         return []
     try:
-        return [(tool.name, _plain(found)) for found in parsing.calls(turn["command"], tool)]
+        given = [_plain(found) for found in parsing.calls(turn["command"], tool)]
     except parsing.ParseError:
         return []
+    results = turn.get("results", [""] * (len(given) - 1) + [turn["result"]])
+    return [(tool.name, one, result) for one, result in zip(given, results, strict=False)]
 
 
 def _plain(arguments):
@@ -65,10 +70,7 @@ def _plain(arguments):
 
 
 def messages(line, tools):
-    """Returns a ledger line as {"messages", "tools", "metadata"} of OpenAI's chat API.
-
-    A result stands once; of several calls in a turn it is the last one's.
-    """
+    """Returns a ledger line as {"messages", "tools", "metadata"} of OpenAI's chat API."""
     solved = line["trajectory"]
     said = [{"role": "user", "content": solved["question"]}]
     if solved["analysis"]:
@@ -82,13 +84,12 @@ def messages(line, tools):
             continue
         made = [
             {"id": id, "type": "function", "function": {"name": n, "arguments": json.dumps(given)}}
-            for id, (n, given) in zip(ids, found, strict=True)
+            for id, (n, given, _) in zip(ids, found, strict=True)
         ]
         said.append({"role": "assistant", "content": turn["planner_text"], "tool_calls": made})
-        results = [""] * (len(ids) - 1) + [turn["result"]]
         said += [
             {"role": "tool", "tool_call_id": id, "content": result}
-            for id, result in zip(ids, results, strict=True)
+            for id, (*_, result) in zip(ids, found, strict=True)
         ]
     said.append({"role": "assistant", "content": solved["answer"]})
     return {
@@ -150,15 +151,18 @@ def _says(clock, text, extra):
 def _step(clock, turn, tools):
     extra = {name: turn[name] for name in ("context", "sub_goal", "verdict", "tool_error")}
     step = _says(clock, turn["planner_text"], {"module": "planner", **extra})
-    found = calls(turn, tools)
-    result = {"content": turn["result"]}
-    if found:
+    results = [{"content": turn["result"]}]
+    if found := calls(turn, tools):
+        ids = [f"call_{turn['index']}_{i}" for i in range(1, len(found) + 1)]
         step["tool_calls"] = [
-            {"tool_call_id": f"call_{turn['index']}_{i}", "function_name": n, "arguments": given}
-            for i, (n, given) in enumerate(found, start=1)
+            {"tool_call_id": id, "function_name": n, "arguments": given}
+            for id, (n, given, _) in zip(ids, found, strict=True)
         ]
-        result["source_call_id"] = step["tool_calls"][-1]["tool_call_id"]
-    step["observation"] = {"results": [result]}
+        results = [
+            {"content": result, "source_call_id": id}
+            for id, (*_, result) in zip(ids, found, strict=True)
+        ]
+    step["observation"] = {"results": results}
     step["metrics"] = {
         "prompt_tokens": turn["prompt_tokens"],
         "completion_tokens": turn["response_tokens"],

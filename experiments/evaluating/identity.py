@@ -7,8 +7,8 @@ the tools. Further benchmarks, modes, budgets and trials may be added to a folde
 import json
 import pathlib
 
-from experiments.evaluating import exports
-from experiments.running import command, dotted, stored, versions
+from experiments.evaluating import exports, reading
+from experiments.running import backends, command, dotted, stored, versions
 from flow_grpo_jax import files
 from flow_grpo_jax.bounds import json_text
 
@@ -22,6 +22,14 @@ FREE += tuple(
     for name in ("max_turns", "temperature", "questions", "group", "in_flight", "infra_retries")
 )
 FREE += ("rollout.min_valid_share", "rollout.empty_steps")
+# And what two evaluations that are compared may each have of its own: models, where and how they
+# run. Limits, sampling, tools and prompts are the same.
+COMPARED = ("model", "engine") + tuple(
+    f"backends.{module}.{name}"
+    for module in backends.ROLES
+    for name in ("kind", "url", "model", "api_key_variable", "seconds", "cache", "token_field")
+)
+COMPARED += tuple(f"backends.{module}.limits" for module in backends.ROLES)
 
 
 def read(folder):
@@ -49,8 +57,7 @@ def check(before, folder, *, config, benchmarks):
     """
     if not before:
         return
-    old, new = (_deciding(values) for values in (before["config"], _kept(config)))
-    if changed := sorted(n for n in {**old, **new} if old.get(n) != new.get(n)):
+    if changed := changes(before["config"], config):
         raise command.ConfigError(
             f"{folder} holds an evaluation with another config; it differs in "
             f"{', '.join(changed)}. Use a new --out."
@@ -62,6 +69,48 @@ def check(before, folder, *, config, benchmarks):
                 f"{folder} evaluated other questions of {benchmark.name} than {benchmark.path} "
                 "holds now (or another --questions). Use a new --out."
             )
+
+
+def check_against(folder, *, config, trials, benchmarks):
+    """Refuses another evaluation that this one cannot be paired with.
+
+    Raises:
+      ConfigError: it has another seed or number of trials, other questions, or anything else in
+        its config than other models.
+    """
+    values, _ = reading.read(folder)
+    for name, now in (("seed", config.seed), ("trials", trials)):
+        if values[name] != now:
+            raise command.ConfigError(
+                f"--against={folder} has {name} {values[name]}, this evaluation {now}; the "
+                "differences would not be paired."
+            )
+    if changed := changes(values["config"], config, compared=True):
+        told = ", ".join(f"{name} ({old}, now {new})" for name, (old, new) in changed.items())
+        raise command.ConfigError(
+            f"--against={folder} has another config; it differs in {told}. Compare evaluations "
+            "that differ in the planner alone."
+        )
+    hashes = {benchmark.name: benchmark.hash for benchmark in benchmarks}
+    shared = [name for name in hashes if name in values["questions"]]
+    other = [name for name in shared if values["questions"][name] != hashes[name]]
+    if other or not shared:
+        what = f"other questions of {', '.join(other)}" if other else "none of these benchmarks"
+        raise command.ConfigError(f"--against={folder} has {what}; nothing can be paired.")
+
+
+def changes(before, config, *, compared=False):
+    """Returns {dotted name: (value before, value now)} of what decides on trajectories.
+
+    before: of `of_config`, the "config" of another evaluation.
+    compared: whether only what must not differ between two that are compared counts.
+    """
+    free = (*FREE, *COMPARED) if compared else FREE
+    old, new = (_deciding(values, free) for values in (before, _kept(config)))
+    names = sorted({**old, **new})
+    return {
+        name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)
+    }
 
 
 def same_source(before, source):
@@ -104,6 +153,20 @@ def write(folder, before, *, config, benchmarks, answering):
     return found
 
 
+def model_name(facts):
+    """Returns how the facts of weights are called: a server's model, a folder, a step of a run."""
+    if "model" in facts:
+        return facts["model"]
+    step = facts.get("step")
+    return str(facts["source"]) if step is None else f"{facts['source']}, step {step}"
+
+
+def described(facts):
+    """Returns the same and what tells it from others of its name."""
+    apart = f"fingerprint {facts['fingerprint']}" if "fingerprint" in facts else facts["source"]
+    return f"{model_name(facts)} ({apart})"
+
+
 def of_config(config):
     """Returns what is kept of a config, its hash and the seed, JSON-able."""
     kept = _kept(config)
@@ -114,12 +177,12 @@ def _kept(config):
     return {name: json.loads(json.dumps(_plain(config[name]))) for name in KEPT}
 
 
-def _deciding(values):
+def _deciding(values, free):
     """Returns {dotted name: value} of what must stay."""
     return {
         name: value
         for name, value in dotted.flat(values)
-        if not any(f"{name}.".startswith(f"{free}.") for free in FREE)
+        if not any(f"{name}.".startswith(f"{one}.") for one in free)
     }
 
 

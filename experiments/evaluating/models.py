@@ -2,12 +2,13 @@
 
 import concurrent.futures
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from experiments.running import backends, command, sessions, stored
-from flow_grpo_jax import checkpoint, scoring, services, workers
+from flow_grpo_jax import checkpoint, services, workers
 from models import huggingface
 
 
@@ -48,17 +49,16 @@ class Source:
 @dataclasses.dataclass
 class Answering:
     """system: of the rollouts.
-    planners: mode -> what answers the planner.
+    planner: function of a `plan.Arm`: what answers its planner.
     weights: "trained", "untrained" -> facts that identify them, JSON-able.
     parameters: of a planner; None of a server's.
-    scorer: decides as the config says, beside the official scorers.
+    parts: what is closed at the end; it has the `backends`.
     """
 
     system: services.System
-    planners: dict
+    planner: Callable
     weights: dict
     parameters: int | None
-    scorer: scoring.Scorer
     parts: Any
 
     def close(self):
@@ -115,7 +115,7 @@ def _by_engine(config, source):
         raise
     planners = {"trained": "policy", "untrained": "frozen", "bare": "frozen"}
     count = sum(leaf.size for leaf in jax.tree.leaves(session.frozen))
-    return Answering(session.system, planners, weights, count, session.scorer, session)
+    return Answering(session.system, lambda arm: planners[arm.mode], weights, count, session)
 
 
 def _print(session):
@@ -159,27 +159,31 @@ class Estimated:
 
 @dataclasses.dataclass
 class _Served:
-    made: backends.Backends
+    backends: backends.Backends
     pool: concurrent.futures.Executor
-    scorer: scoring.Scorer
 
     def close(self):
         self.pool.shutdown(wait=False, cancel_futures=True)
-        self.made.close()
-        self.scorer.close()
+        self.backends.close()
 
 
 def _by_server(config):
     made = backends.build(config.backends)
     try:
-        tools, scorer = sessions.start_tools(config), sessions.make_scorer(config, made)
+        tools = sessions.start_tools(config)
     except BaseException:
         made.close()
         raise
     pool = workers.Workers(config.tools.workers, "tool")
     system = services.System(NoEngine(), Estimated(), tools, pool, models=made.models)
-    planner = backends.planner(made)
     served = config.backends.base_generator
     weights = {"trained": {"source": served.url, "model": served.model}}
-    planners = {"trained": planner, "bare": planner}
-    return Answering(system, planners, weights, None, scorer, _Served(made, pool, scorer))
+
+    def planner(arm):
+        further = {"top_p": arm.top_p} if arm.top_p != 1 else {}
+        if arm.frequency_penalty:
+            further["frequency_penalty"] = arm.frequency_penalty
+        how = dict(temperature=arm.temperature, further=further)
+        return backends.planner(made, served, **how)
+
+    return Answering(system, planner, weights, None, _Served(made, pool))

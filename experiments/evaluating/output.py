@@ -15,6 +15,7 @@ import json
 import pathlib
 
 from experiments.evaluating import (
+    beside,
     exports,
     identity,
     page,
@@ -29,27 +30,38 @@ from flow_grpo_jax import files
 
 
 def write(
-    folder, *, about, benchmarks, arms, trials, ledger, config, scorer, against, count_unsupported
+    folder,
+    *,
+    about,
+    benchmarks,
+    arms,
+    trials,
+    ledger,
+    config,
+    names,
+    columns,
+    against,
+    count_unsupported,
 ):
     """Writes all files; returns the results dict.
 
     about: of `identity`.
-    scorer: of the session; None where the config has rules alone.
+    names, columns: of `beside`: what is decided beside the official scores.
     against: folder of another evaluation, or None.
+    count_unsupported: whether unsupported questions are in the denominators, as not solved.
     """
     folder, rows, scores, lines = pathlib.Path(folder), [], {}, []
     for benchmark in benchmarks:
-        beside = results.decider(config, benchmark)
+        counted = benchmark.counted(unsupported=count_unsupported)
+        ids = [question["id"] for question in benchmark.questions]
+        ids += [question.id for question in counted[len(ids) :]]
+        how = dict(names=names, columns=columns)
         for arm in arms:
             for turns in arm.budgets:
-                found = results.outcomes(
-                    benchmark, arm, turns, trials, ledger, scorer=scorer if beside else None
-                )
-                how = dict(beside=beside, count_unsupported=count_unsupported)
-                rows.append(results.row(benchmark, arm, turns, found, **how))
+                found = results.outcomes(benchmark, counted, arm, turns, trials, ledger, **how)
+                rows.append(results.row(benchmark, counted, arm, turns, found))
                 place = benchmark.name, arm.mode, arm.protocol, turns
                 official = results.scores_of(found, benchmark.official)
-                ids = [question["id"] for question in benchmark.questions]
                 scores[place] = dict(zip(ids, official, strict=True))
                 lines += _score_lines(place, ids, found)
     pairs = results.within(scores)
@@ -63,11 +75,18 @@ def write(
         "means": results.means(rows),
         "differences": results.differences(scores, pairs),
         "against": str(against) if against else None,
-        "setup": plan.differences(config, benchmarks, arms, trials),
+        "setup": plan.differences(
+            config,
+            benchmarks,
+            arms,
+            trials,
+            weights={mode: identity.described(one) for mode, one in about["weights"].items()},
+            judged=any("judge" in beside.of(benchmark, names) for benchmark in benchmarks),
+        ),
         **{name: value for name, value in about.items() if name != "version"},
         **identity.of_config(config),
-        "recorded": _recorded(config),
-        "unsupported": {b.name: [list(one) for one in b.unsupported] for b in benchmarks},
+        "recorded": recorded(config),
+        "unsupported": {b.name: [[u.id, u.why] for u in b.unsupported] for b in benchmarks},
         "files": {benchmark.name: benchmark.path.name for benchmark in benchmarks},
         "times": _times(benchmarks, arms, trials, ledger),
     }
@@ -113,14 +132,14 @@ def _export(folder, benchmarks, arms, trials, ledger, about):
         for key in found:
             line = ledger.read(key)
             scores = benchmark.score(question, line["trajectory"]["answer"])
-            how = dict(model=str(weights["source"]), version=version, scores=scores)
+            how = dict(model=identity.model_name(weights), version=version, scores=scores)
             as_messages.append(json.dumps(exports.messages(line, tools)) + "\n")
             as_atif.append(json.dumps(exports.atif(line, tools, **how)) + "\n")
     files.replace_text(folder / "messages.jsonl", "".join(as_messages))
     files.replace_text(folder / "atif.jsonl", "".join(as_atif))
 
 
-def _recorded(config):
+def recorded(config):
     """Returns what identifies the recorded answers of tools; None where nothing is recorded."""
     if not config.tools.record:
         return None

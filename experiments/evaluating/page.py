@@ -1,6 +1,6 @@
 """The page of an evaluation: table, plots, and every trajectory turn by turn."""
 
-from experiments.evaluating import analyses, table
+from experiments.evaluating import analyses, identity, table
 from experiments.evaluating.ledger import Key
 from experiments.reporting import markup
 from experiments.reporting import page as report_page
@@ -22,14 +22,17 @@ def make(folder, values, benchmarks, arms, trials, ledger):
         for arm in arms
         for turns in arm.budgets
     ]
+    named = [("", values)]
+    bars = [*analyses.ablation(named), *analyses.tool_shares([], named)]
+    cards = element("div", *map(report_page.grouped_bars, bars), class_="grid wide")
     listing = records.listing(parts, records.spread(len(parts)), text_budget=TEXT_BUDGET)
     return report_page.make(
         folder.resolve().name,
         kind="evaluation",
         facts=_facts(values),
-        sections=[("Results", "", _table(values))],
+        sections=[("Results", "", _table(values)), ("Planners and tools", "", cards)],
         notes=_notes(listing),
-        charts={"main": analyses.of_budgets([("", values)]), "other": []},
+        charts={"main": analyses.of_budgets(named), "other": []},
         listing=listing,
         config=[("", dict(dotted.flat({n: values[n] for n in ("weights", "versions", "config")})))],
     )
@@ -58,14 +61,12 @@ def _part(benchmark, arm, turns, trials, ledger):
 def _facts(values):
     weights = values["weights"].get("trained", values["weights"].get("untrained"))
     facts = [
-        (weights["source"], "planner"),
+        (identity.model_name(weights), "planner"),
         (weights.get("fingerprint", "unknown"), "fingerprint"),
         (values["seed"], "seed"),
         (values["trials"], "trials"),
         (values["config_hash"], "config"),
     ]
-    if weights.get("step") is not None:
-        facts.insert(1, (weights["step"], "step"))
     return [(records.text(str(value), 60), name) for value, name in facts]
 
 
@@ -81,7 +82,7 @@ def _table(values):
         )
         for title, part in table.sections(values)
     ]
-    whole = element("div", markup.table(rows, heads=titles), class_="scroll config")
+    whole = element("div", markup.table(rows, heads=titles), class_="scroll config results")
     return element("div", whole, *notes, element("div", id="hero"), class_="card")
 
 

@@ -7,7 +7,8 @@ from experiments.running import command
 MODES = ("trained", "untrained", "bare")
 PROTOCOLS = ("honest", "authors")
 # The authors' settings, whatever their config says (docs/algorithm.md).
-AUTHORS = dict(temperature=0.7, top_p=0.99, max_turns=10, max_response_tokens=2_048)
+AUTHORS = dict(temperature=0.7, top_p=0.99, frequency_penalty=1.2)
+AUTHORS |= dict(max_turns=10, max_response_tokens=2_048)
 
 # Accuracy in %, 7B (arXiv 2510.05592, table 1 and 2): the untrained agent, and with Flow-GRPO.
 PAPER = {
@@ -23,9 +24,11 @@ PAPER = {
     "medqa": (76.0, 80.0),
 }
 THEIR_SETUP = (
-    "Theirs: all modules Qwen2.5-7B-Instruct; Google search that another model answers, Wikipedia, "
-    "pages of the web, Python; answers judged by GPT-4o; 100 to 200 questions of a benchmark; "
-    "scores are shares of the outputs that exist, so a crash is left out."
+    "Theirs: all modules Qwen2.5-7B-Instruct; at most 10 turns; the planner sampled at temperature "
+    "0.7, top-p 0.99, frequency penalty 1.2, at most 2048 tokens a response; Google search that "
+    "another model answers, Wikipedia, pages of the web, Python; answers judged by GPT-4o; 100 to "
+    "200 questions of a benchmark; scores are shares of the outputs that exist, so a crash is left "
+    "out."
 )
 
 
@@ -35,7 +38,8 @@ class Arm:
 
     budgets: turn budgets, ascending, all of them answered by one trajectory; (0,) of the bare
       model.
-    temperature, top_p: of the planner, or of the bare model.
+    temperature, top_p, frequency_penalty: of the planner, or of the bare model. The penalty is a
+      server's: the engine here has none.
     """
 
     mode: str
@@ -44,6 +48,7 @@ class Arm:
     temperature: float
     top_p: float
     max_response_tokens: int
+    frequency_penalty: float = 0.0
 
     @property
     def name(self):
@@ -82,7 +87,7 @@ def arms(config, *, modes, protocols, budgets, trials):
         if "authors" in protocols and mode != "bare":
             turns = (AUTHORS["max_turns"],)
             tokens = min(AUTHORS["max_response_tokens"], longest)
-            how = AUTHORS["temperature"], AUTHORS["top_p"], tokens
+            how = AUTHORS["temperature"], AUTHORS["top_p"], tokens, AUTHORS["frequency_penalty"]
             found.append(Arm(mode, "authors", turns, *how))
     return found
 
@@ -94,20 +99,27 @@ def paper_figure(benchmark, mode):
     return PAPER[benchmark][mode == "trained"] / 100
 
 
-def differences(config, found, arms, trials):
+def differences(config, found, arms, trials, *, weights, judged):
     """Returns sentences on how this evaluation differs from the paper's.
 
     found: the `questions.Benchmark`s.
+    weights: {mode: what its weights are}.
+    judged: whether a judge's verdicts stand beside the scores.
     """
-    judged = sorted({by for kind, by in config.reward.items() if by == "judge"})
+    by_server = "untrained" not in weights
+    planners = "; ".join(f"{mode} {weights[mode]}" for mode in MODES if mode in weights)
+    who = f"all modules {weights['trained']}" if by_server else planners
     ours = [
         THEIR_SETUP,
-        f"Here: {config.model.path or 'models on a server'}; tools "
+        f"Here: {who}; tools "
         f"{', '.join((*config.tools.names, *config.tools.mcp)) or 'none'}; official scorers"
         + (", a judge beside them" if judged else "")
         + "; all questions in the denominator.",
         f"Questions: {', '.join(f'{b.name} {len(b.questions)}' for b in found)}; "
         f"{trials} trial{'s' if trials > 1 else ''} each.",
+    ]
+    ours += [
+        f"{benchmark.path.name} holds {benchmark.held}." for benchmark in found if benchmark.held
     ]
     for arm in arms:
         turns = ", ".join(map(str, arm.budgets))
@@ -117,10 +129,11 @@ def differences(config, found, arms, trials):
             + (f", at most {turns} turns." if arm.mode != "bare" else ", one prompt.")
         )
     if any(arm.protocol == "authors" for arm in arms):
+        penalty = "is the server's to apply" if by_server else "is not applied: the engine has none"
         ours.append(
-            "authors': the score is a share of the outputs that exist, by the judge where the "
-            "config has one. Their frequency penalty of 1.2 is not applied, their prompts, tools "
-            "and judge are not used, and a response never has more tokens than the config allows."
+            "authors': the score is a share of the outputs that exist, by the judge where there is "
+            f"one. Their frequency penalty of 1.2 {penalty}; their prompts, tools and judge are "
+            "not used, and a response never has more tokens than the config allows."
         )
     return ours
 

@@ -19,8 +19,9 @@ SHOWN_CHARACTERS = 400
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
     """questions: as `data.as_question` returns them.
-    unsupported: (id, why) of those that are more than text.
+    unsupported: `catalogue.Unsupported`, those that are more than text.
     score: (question, answer) -> {scorer: value in [0, 1]}, the official one first.
+    held: of `catalogue.Benchmark`: "60 of 125 published", or "".
     """
 
     name: str
@@ -28,11 +29,16 @@ class Benchmark:
     unsupported: list
     path: pathlib.Path
     score: Callable
+    held: str = ""
 
     @property
     def hash(self):
         """Hex digits that other texts, golds or another order of options change."""
-        return stored.hash_of([self.questions, self.unsupported])
+        return stored.hash_of([self.questions, [[one.id, one.why] for one in self.unsupported]])
+
+    def counted(self, *, unsupported):
+        """Returns the questions of the denominator: what is asked and, if wanted, unsupported."""
+        return [*self.questions, *(self.unsupported if unsupported else ())]
 
     @property
     def official(self):
@@ -43,7 +49,7 @@ class Benchmark:
 def read(names, folder, config, *, most=0):
     """Returns a `Benchmark` for each name: one of the paper's ten, or of a file in the folder.
 
-    most: questions of each, the first in the file; 0 is all.
+    most: rows of each, the first in the file; 0 is all.
 
     Raises:
       ConfigError: a name is given twice, no file or several hold it, rows are wrong.
@@ -59,7 +65,9 @@ def prepared(benchmark):
     """Returns text: counts, where from, and the first converted questions."""
     count, left = len(benchmark.questions), len(benchmark.unsupported)
     lines = [f"{benchmark.name}: {count} questions from {benchmark.path}, {left} unsupported"]
-    lines += [f"  unsupported {name}: {why}" for name, why in benchmark.unsupported[:SHOWN]]
+    if benchmark.held:
+        lines.append(f"  the file holds {benchmark.held}")
+    lines += [f"  unsupported {one.id}: {one.why}" for one in benchmark.unsupported[:SHOWN]]
     for question in benchmark.questions[:SHOWN]:
         lines.append(f"  {question['id']} ({question['kind']}, scored by {benchmark.official})")
         shown = question["question"]
@@ -76,28 +84,32 @@ def ascii_controls(text):
 
 
 def _read(name, folder, config, most):
+    held = ""
     with command.checking_config():
         if name in catalogue.NAMES:
-            found = catalogue.read(name, folder, seed=config.seed)
+            found = catalogue.read(name, folder, seed=config.seed, most=most)
             score = lambda question, answer: scorers.score(name, question, answer)
-            held, path, apart = found.questions, found.path, list(found.unsupported)
+            rows, path, apart, held = found.questions, found.path, [*found.unsupported], found.held
         else:
             path = _own_file(name, folder)
-            held, apart, score = _own(path, config), [], _by_rule
+            rows, apart, score = _own(path, config)[: most or None], [], _by_rule
     texts, named = [], set()
-    for question in held:
+    for question in rows:
         try:
             agent_questions.refuse_images(question)
         except ValueError as more_than_text:
-            apart.append((question["id"], str(more_than_text)))
+            level = str(question.get("level") or "")
+            about = str(more_than_text), question["kind"], level
+            apart.append(catalogue.Unsupported(question["id"], *about))
             continue
         if question["id"] in named:
             raise command.ConfigError(f"{path}: the id {question['id']!r} is used twice.")
         named.add(question["id"])
         texts.append(question)
     if not texts:
-        raise command.ConfigError(f"{path} holds no question of text alone.")
-    return Benchmark(name, texts[: most or len(texts)], apart, path, score)
+        among = f" among its first {most}" if most else ""
+        raise command.ConfigError(f"{path} holds no question of text alone{among}.")
+    return Benchmark(name, texts, apart, path, score, held)
 
 
 def _own(path, config):

@@ -9,83 +9,90 @@ import dataclasses
 
 import numpy as np
 
-from agents.trajectory import Status
+from agents.trajectory import BROKEN, Status
 from experiments.evaluating import plan
 from experiments.evaluating.ledger import Key
 from flow_grpo_jax import statistics
+from flow_grpo_jax.benchmarks.catalogue import Unsupported
+
+UNSUPPORTED = "unsupported"  # status of a question that was not asked, but counts as not solved
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What counts of a trajectory.
+    """What counts of a trajectory, or of an unsupported question.
 
     scores: {scorer: value}, all 0 without an answer.
-    beside: value of the config's decider; None where it has no verdict.
+    beside: {name: value} of the columns that its question has; None where there is no verdict.
     tools: how often each was chosen.
     """
 
     scores: dict
-    beside: float | None
+    beside: dict
     status: str
-    answered: bool
-    turns: int
-    tool_errors: int
-    tools: collections.Counter
-    response_tokens: int
-    attempts: int
-    seconds: float
+    answered: bool = False
+    turns: int = 0
+    tool_errors: int = 0
+    tools: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    response_tokens: int = 0
+    attempts: int = 1
+    seconds: float = 0.0
 
     @property
     def exists(self):
         """Whether there is an output: neither infrastructure nor the clock ended it."""
-        return self.status not in (Status.INFRA_ERROR, Status.TIMEOUT)
+        return self.status not in (*BROKEN, UNSUPPORTED)
 
 
-def decider(config, benchmark):
-    """Returns the name of what decides in the config beside the official scorer; "" for no more."""
-    kinds = {question["kind"] for question in benchmark.questions}
-    return " or ".join(sorted({config.reward[kind] for kind in kinds} - {"rule"}))
-
-
-def outcomes(benchmark, arm, turns, trials, ledger, *, scorer):
+def outcomes(benchmark, counted, arm, turns, trials, ledger, *, names=None, columns=None):
     """Returns outcomes_QK of one row, in the order of the questions.
 
-    scorer: decides beside the official one; None where the config has rules alone.
+    counted: Q questions, of `Benchmark.counted`.
+    names, columns: what is decided beside the official score, of `beside`; None is nothing.
     """
-    lines = {}
+    names, lines = names or {}, {}
     for q, question in enumerate(benchmark.questions):
         for k in range(trials):
             key = Key(benchmark.name, question["id"], arm.mode, arm.protocol, turns, k)
             lines[q, k] = ledger.read(key)["trajectory"]
-    asked, decided = [], []
-    if scorer is not None:  # equal answers to a question are decided once
-        asked = list(
-            dict.fromkeys((q, one["answer"]) for (q, _), one in lines.items() if _exists(one))
-        )
-    if asked:
-        asking = [benchmark.questions[q] for q, _ in asked]
-        decided, _ = scorer.score(asking, [answer for _, answer in asked])
-    beside = dict(zip(asked, decided, strict=True))
-    return [
-        [
-            _outcome(benchmark, question, lines[q, k], beside.get((q, lines[q, k]["answer"])))
-            for k in range(trials)
+    decided = {name: {} for name in columns or ()}
+    for name, verdict_of in decided.items():  # equal answers to a question are decided once
+        asked = [
+            (q, line["answer"])
+            for (q, _), line in lines.items()
+            if line["status"] not in BROKEN and name in names[benchmark.questions[q]["kind"]]
         ]
-        for q, question in enumerate(benchmark.questions)
-    ]
+        if asked := list(dict.fromkeys(asked)):
+            asking = [benchmark.questions[q] for q, _ in asked]
+            verdicts = columns[name].verdicts(asking, [answer for _, answer in asked])
+            verdict_of |= dict(zip(asked, verdicts, strict=True))
+
+    def outcome(q, k):
+        question = counted[q]
+        if isinstance(question, Unsupported):
+            scores = dict.fromkeys(benchmark.score(benchmark.questions[0], ""), 0.0)
+            return Outcome(scores, dict.fromkeys(names.get(question.kind, ())), UNSUPPORTED)
+        line, own = lines[q, k], names.get(question["kind"], ())
+        verdicts = {name: decided[name].get((q, line["answer"])) for name in own}
+        return _outcome(benchmark, question, line, verdicts)
+
+    return [[outcome(q, k) for k in range(trials)] for q in range(len(counted))]
 
 
-def _exists(line):
-    return line["status"] not in (Status.INFRA_ERROR, Status.TIMEOUT)
+def official_score(benchmark, question, line):
+    """Returns the official score of a trajectory, a dict of the ledger; 0 of a broken one."""
+    return next(iter(_scores(benchmark, question, line).values()))
 
 
-def _outcome(benchmark, question, line, decided):
+def _scores(benchmark, question, line):
     scores = benchmark.score(question, line["answer"])
-    if not _exists(line):
-        scores, decided = dict.fromkeys(scores, 0.0), None
+    return dict.fromkeys(scores, 0.0) if line["status"] in BROKEN else scores
+
+
+def _outcome(benchmark, question, line, verdicts):
     return Outcome(
-        scores=scores,
-        beside=decided.value if decided is not None and decided.known else None,
+        scores=_scores(benchmark, question, line),
+        beside=dict.fromkeys(verdicts) if line["status"] in BROKEN else verdicts,
         status=line["status"],
         answered=bool(line["answer"]),
         turns=len(line["turns"]),
@@ -97,26 +104,26 @@ def _outcome(benchmark, question, line, decided):
     )
 
 
-def row(benchmark, arm, turns, outcomes_QK, *, beside, count_unsupported):
+def row(benchmark, counted, arm, turns, outcomes_QK):
     """Returns the numbers of one row of the table, JSON-able.
 
-    beside: name of what decides beside the official scorer; "" is nothing.
-    count_unsupported: whether unsupported questions are in the denominator, as not solved.
+    counted: Q questions, those of `outcomes`.
     """
     trials = len(outcomes_QK[0])
     flat = [outcome for group in outcomes_QK for outcome in group]
+    asked = [outcome for outcome in flat if outcome.status != UNSUPPORTED]
     names = list(flat[0].scores)
-    extra = len(benchmark.unsupported) if count_unsupported else 0
-    scores = {name: scores_of(outcomes_QK, name) + [[0.0] * trials] * extra for name in names}
+    scores = {name: scores_of(outcomes_QK, name) for name in names}
     official = scores[names[0]]
     if arm.protocol == "authors":
-        estimates = {"authors'": _of_outputs(outcomes_QK, beside)}
+        estimates = {"authors'": _of_outputs(outcomes_QK, judged=True)}
     else:
         estimates = {name: statistics.average(found) for name, found in scores.items()}
-    usable = [outcome for outcome in flat if outcome.status != Status.INFRA_ERROR]
+    usable = [outcome for outcome in asked if outcome.status != Status.INFRA_ERROR]
     turn_count = sum(outcome.turns for outcome in usable)
     tools = sum((outcome.tools for outcome in usable), collections.Counter())
-    found = {
+    beside = dict.fromkeys(name for outcome in flat for name in outcome.beside)
+    return {
         "benchmark": benchmark.name,
         "mode": arm.mode,
         "protocol": arm.protocol,
@@ -125,73 +132,74 @@ def row(benchmark, arm, turns, outcomes_QK, *, beside, count_unsupported):
         "trials": trials,
         "official": next(iter(estimates)),
         "scores": {name: _shown(estimate) for name, estimate in estimates.items()},
-        "of_outputs": _of_outputs(outcomes_QK, "").value,
+        "of_outputs": _of_outputs(outcomes_QK, judged=False).value,
         "solved": sum(value == 1 for group in official for value in group),
         "pass_at": {
             str(k): _shown(statistics.pass_at(official, k)) for k in _powers(trials) if trials > 1
         },
-        "infra_errors": sum(outcome.status == Status.INFRA_ERROR for outcome in flat),
-        "timeouts": sum(outcome.status == Status.TIMEOUT for outcome in flat),
-        "infra_retries": sum(outcome.attempts - 1 for outcome in flat),
-        "no_answer": sum(not outcome.answered for outcome in flat),
+        "infra_errors": sum(outcome.status == Status.INFRA_ERROR for outcome in asked),
+        "timeouts": sum(outcome.status == Status.TIMEOUT for outcome in asked),
+        "infra_retries": sum(outcome.attempts - 1 for outcome in asked),
+        "no_answer": sum(not outcome.answered for outcome in asked),
         "unsupported": len(benchmark.unsupported),
-        "unsupported_counted": bool(extra),
-        "truncated": sum(outcome.status == Status.TRUNCATED for outcome in flat),
+        "unsupported_counted": len(asked) < len(flat),
+        "truncated": sum(outcome.status == Status.TRUNCATED for outcome in asked),
         "turns": turn_count / max(len(usable), 1),
         "tool_error_rate": sum(o.tool_errors for o in usable) / max(turn_count, 1),
         "tool_shares": {name: count / turn_count for name, count in sorted(tools.items())},
         "response_tokens": sum(o.response_tokens for o in usable) / max(turn_count, 1),
         "paper": plan.paper_figure(benchmark.name, arm.mode),
+        "beside": [_beside(outcomes_QK, names[0], name) for name in sorted(beside)],
+        "levels": _levels(counted, official),
     }
-    if beside:
-        found |= _beside(outcomes_QK, names[0], beside)
+
+
+def _levels(counted, official_QK):
+    """Returns {level: estimate} where there are several."""
     by_level = collections.defaultdict(list)
-    for q, question in enumerate(benchmark.questions):
-        if question.get("level"):
-            by_level[str(question["level"])].append(official[q])
+    for question, values_K in zip(counted, official_QK, strict=True):
+        apart = isinstance(question, Unsupported)
+        if level := question.level if apart else question.get("level"):
+            by_level[str(level)].append(values_K)
     levels = sorted(by_level) if len(by_level) > 1 else []
-    found["levels"] = {level: _shown(statistics.average(by_level[level])) for level in levels}
-    return found
+    return {level: _shown(statistics.average(by_level[level])) for level in levels}
 
 
 def scores_of(outcomes_QK, name):
     return [[outcome.scores[name] for outcome in group] for group in outcomes_QK]
 
 
-def _of_outputs(outcomes_QK, beside):
+def _of_outputs(outcomes_QK, *, judged):
     """Returns the `Estimate` as the authors count: a share of the outputs that exist.
 
-    beside: "judge" takes the judge's verdicts where it has one, else the official score counts.
+    judged: whether a judge's verdict counts where there is one, else the official score does.
     """
     counted = []
     for group in outcomes_QK:
-        values = [
-            outcome.beside
-            if beside == "judge" and outcome.beside is not None
-            else next(iter(outcome.scores.values()))
-            for outcome in group
-            if outcome.exists
-        ]
+        values = []
+        for outcome in group:
+            verdict = outcome.beside.get("judge") if judged else None
+            official = next(iter(outcome.scores.values()))
+            values += [official if verdict is None else verdict] if outcome.exists else []
         counted += [[float(np.mean(values))]] if values else []
     return statistics.average(counted or [[0.0]])
 
 
 def _beside(outcomes_QK, official, name):
-    verdicts_QK = [[outcome.beside for outcome in group] for group in outcomes_QK]
-    flat = [outcome for group in outcomes_QK for outcome in group]
-    verdicts = [outcome.beside for outcome in flat]
+    """Returns the numbers of a column, over the questions that have it; no verdict counts as 0."""
+    having_QK = [group for group in outcomes_QK if name in group[0].beside]
+    flat = [outcome for group in having_QK for outcome in group]
+    verdicts = [outcome.beside[name] for outcome in flat]
     agree = statistics.agreement([outcome.scores[official] for outcome in flat], verdicts)
-    counted = [[0.0 if value is None else value for value in group] for group in verdicts_QK]
+    counted = [[outcome.beside[name] or 0.0 for outcome in group] for group in having_QK]
     return {
-        "beside": {
-            "name": name,
-            **_shown(statistics.average(counted)),
-            "no_verdict": sum(
-                verdict is None and outcome.exists
-                for verdict, outcome in zip(verdicts, flat, strict=True)
-            ),
-            "agreement": agree,
-        }
+        "name": name,
+        **_shown(statistics.average(counted)),
+        "no_verdict": sum(
+            verdict is None and outcome.exists
+            for verdict, outcome in zip(verdicts, flat, strict=True)
+        ),
+        "agreement": agree,
     }
 
 

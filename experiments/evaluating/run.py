@@ -16,6 +16,7 @@ from absl import logging
 
 from agents import bare
 from agents import solve as agent
+from experiments.evaluating import results
 from experiments.evaluating.ledger import Key
 from experiments.running import sessions
 from flow_grpo_jax import attempts, rollout
@@ -57,10 +58,15 @@ def run(benchmarks, arms, trials, *, answering, ledger, config, should_stop):
     """
     left, total = missing(benchmarks, arms, trials, ledger)
     progress = Progress(done=total - left, total=total)
+    for benchmark, question, arm, _, found in keys(benchmarks, arms, trials):
+        if all(map(ledger.finished, found)):
+            line = ledger.read(found[-1])["trajectory"]
+            score = results.official_score(benchmark, question, line)
+            progress.count(benchmark.name, arm.name, score)
     settings = sessions.rollout_settings(config, temperature=config.eval.temperature)
     driver = rollout.Driver(answering.system, settings)
     for batch in _batches(benchmarks, arms, trials, ledger):
-        _add(driver, batch, settings, answering.planners, ledger, progress)
+        _add(driver, batch, settings, answering.planner(batch.arm), ledger, progress)
     try:
         while driver.busy:
             if should_stop():
@@ -95,7 +101,7 @@ def _batches(benchmarks, arms, trials, ledger):
     return [_Batch(*about[place], tuple(numbers)) for place, numbers in waiting.items()]
 
 
-def _add(driver, batch, settings, planners, ledger, progress):
+def _add(driver, batch, settings, planner, ledger, progress):
     """Queues a `_Batch`."""
     arm, benchmark, question = batch.arm, batch.benchmark, batch.question
     *smaller, largest = batch.budgets
@@ -105,8 +111,9 @@ def _add(driver, batch, settings, planners, ledger, progress):
         first = benchmark.name, question["id"], arm.mode, arm.protocol
         lines = {Key(*first, turns, solved.rollout): one for turns, one in ended.items()}
         ledger.add(lines, question)
-        scores = benchmark.score(question, solved.answer)
-        progress.advance(benchmark.name, next(iter(scores.values())))
+        line = {"answer": solved.answer, "status": solved.status}
+        score = results.official_score(benchmark, question, line)
+        progress.advance(benchmark.name, arm.name, score)
 
     solver = bare.solve
     if arm.mode != "bare":
@@ -117,43 +124,50 @@ def _add(driver, batch, settings, planners, ledger, progress):
         temperature=arm.temperature,
         max_response_tokens=arm.max_response_tokens,
     )
-    way = attempts.Way(how, record, planners[arm.mode], arm.top_p, solver)
+    way = attempts.Way(how, record, planner, arm.top_p, solver)
     named = question | {"id": f"{benchmark.name}/{question['id']}"}
     driver.add([named], group=max(batch.trials) + 1, step=0, rollouts=batch.trials, way=way)
 
 
 class Progress:
-    """A bar on a terminal, a line of the log each minute elsewhere: score so far, time left."""
+    """A bar on a terminal, a line of the log each minute elsewhere: time left, and a score.
+
+    The score is the mean so far of the benchmark and planner that a trajectory just ended of.
+    """
 
     def __init__(self, *, done, total, clock=time.monotonic, stream=None):
         self._first = self._done = done
         self._total, self._clock = total, clock
         self._stream = stream or sys.stderr
         self._start = self._told = clock()
-        self._scores = []
+        self._scores = collections.defaultdict(list)
 
-    def advance(self, benchmark, score):
+    def count(self, benchmark, planner, score):
+        """Takes in the score of a trajectory that was there already."""
+        self._scores[benchmark, planner].append(score)
+
+    def advance(self, benchmark, planner, score):
         self._done += 1
-        self._scores.append(score)
+        self.count(benchmark, planner, score)
         now = self._clock()
         if self._stream.isatty():
             filled = BAR_WIDTH * self._done // self._total
             bar = "█" * filled + "·" * (BAR_WIDTH - filled)
-            self._stream.write(f"\r\033[K{bar} {self.text(benchmark)}")
+            self._stream.write(f"\r\033[K{bar} {self.text(benchmark, planner)}")
             self._stream.flush()
         elif now - self._told >= LOG_SECONDS:
             self._told = now
-            logging.info("%s", self.text(benchmark))
+            logging.info("%s", self.text(benchmark, planner))
 
-    def text(self, benchmark):
+    def text(self, benchmark, planner):
         asked = self._done - self._first
         left = (self._clock() - self._start) / asked * (self._total - self._done)
-        mean = sum(self._scores) / asked
+        scores = self._scores[benchmark, planner]
         minutes, seconds = divmod(round(left), 60)
         hours, minutes = divmod(minutes, 60)
         return (
-            f"{self._done}/{self._total} {benchmark} score {mean:.3f} "
-            f"left {hours}:{minutes:02}:{seconds:02}"
+            f"{self._done}/{self._total} {benchmark} {planner} "
+            f"score {sum(scores) / len(scores):.3f} left {hours}:{minutes:02}:{seconds:02}"
         )
 
     def close(self):

@@ -3,6 +3,8 @@
 import csv
 import io
 
+from experiments.evaluating import questions
+
 TITLES = (
     "benchmark",
     "planner",
@@ -13,11 +15,17 @@ TITLES = (
     "others",
     "used",
     "tool errors",
+    "no answer",
+    "truncated",
     "infra",
     "late",
     "left out",
     "paper*",
 )
+
+
+NAMED = 10  # unsupported questions of a benchmark that are named
+NAMED_CHARACTERS = 100
 
 
 def cells(results):
@@ -34,7 +42,7 @@ def terminal(results):
     lines.insert(1, "-" * len(lines[0]))
     for title, part in sections(results):
         lines += ["", f"{title}:", *(f"  {line}" for line in part)]
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(questions.ascii_controls, lines)) + "\n"
 
 
 def markdown(results):
@@ -56,8 +64,7 @@ def comma_separated(results):
     writer.writerow([*names, "score", "value", "error", "low", "high", *counts])
     for row in results["rows"]:
         scores = [*row["scores"].items(), *((f"pass@{k}", v) for k, v in row["pass_at"].items())]
-        if "beside" in row:
-            scores.append((row["beside"]["name"], row["beside"]))
+        scores += [(one["name"], one) for one in row["beside"]]
         for name, one in scores:
             numbers = [one[field] for field in ("value", "error", "low", "high")]
             values = [*(row[n] for n in names), name, *numbers, *(row[n] for n in counts)]
@@ -71,6 +78,9 @@ def sections(results):
         yield "Paired differences, same questions and random numbers, points", compared
     if levels := [line for row in results["rows"] for line in _levels(row)]:
         yield "By level", levels
+    if named := [line for name in results["unsupported"] for line in _left_out(name, results)]:
+        counted = "counted as not solved" if results["count_unsupported"] else "not asked"
+        yield f"Left out, {counted}", named
     yield "* The paper's figures are theirs, not measured here", results["setup"]
     yield "How to read it", _notes(results)
 
@@ -81,15 +91,26 @@ def _notes(results):
         "score: the official scorer's, "
         + ("avg@1" if trials == 1 else f"avg@{trials}, errors clustered by question")
         + "; the denominator is every question, and what has no answer is not solved.",
+        "no answer, truncated: trajectories without an answer that could be read; those in which a "
+        "planner's response or a prompt met its limit.",
         "infra, late: trajectories that infrastructure or the deadline ended. They are in the "
         'denominator; "of outputs" is the score without them. The same command asks the former '
         "again.",
         "left out: questions with attachments or images"
         + (", counted as not solved." if results["count_unsupported"] else "."),
     ]
-    if any("beside" in row for row in results["rows"]):
+    if any(row["beside"] for row in results["rows"]):
         notes.append("agree: share of verdicts on which it and the official scorer agree.")
     return notes
+
+
+def _left_out(name, results):
+    """Yields lines on the unsupported questions of a benchmark, the first of them by name."""
+    found = results["unsupported"][name]
+    for id, why in found[:NAMED]:
+        yield f"{name} {id[:NAMED_CHARACTERS]}: {why[:NAMED_CHARACTERS]}"
+    if len(found) > NAMED:
+        yield f"{name}: {len(found) - NAMED} more, in results.json"
 
 
 def _cells(row):
@@ -99,9 +120,8 @@ def _cells(row):
     others = others[1:]
     if row["infra_errors"] or row["timeouts"]:
         others.append(f"of outputs {_percent(row['of_outputs'])}")
-    others += [f"pass@{k} {_percent(one['value'])}" for k, one in row["pass_at"].items()][1:]
-    if "beside" in row:
-        beside = row["beside"]
+    others += [f"pass@{k} {_bounded(one)}" for k, one in row["pass_at"].items()][1:]
+    for beside in row["beside"]:
         text = f"{beside['name']} {_percent(beside['value'])}"
         if beside["agreement"] is not None:
             text += f" agree {_percent(beside['agreement'])}"
@@ -118,6 +138,8 @@ def _cells(row):
         ", ".join(others),
         f"{row['turns']:.2f}" if row["max_turns"] else "–",
         _percent(row["tool_error_rate"]) if row["max_turns"] else "–",
+        str(row["no_answer"]),
+        str(row["truncated"]),
         str(row["infra_errors"]),
         str(row["timeouts"]),
         str(row["unsupported"]),
@@ -155,9 +177,13 @@ def _levels(row):
     for level, one in row["levels"].items():
         yield (
             f"{row['benchmark']} {level}, {_planner(row)}, turns ≤ {row['max_turns'] or '–'}: "
-            f"{_percent(one['value'])} ({_percent(one['low'])}–{_percent(one['high'])}) of "
-            f"{one['questions']}"
+            f"{_bounded(one)} of {one['questions']}"
         )
+
+
+def _bounded(estimate):
+    bounds = f"{_percent(estimate['low'])}–{_percent(estimate['high'])}"
+    return f"{_percent(estimate['value'])} ({bounds})"
 
 
 def _percent(value):

@@ -13,6 +13,7 @@ from experiments.reporting import trajectories as records
 from experiments.reporting.markup import Markup, element, joined
 
 ASSETS = pathlib.Path(__file__).parent / "assets"
+COLOURS = 8  # --c0, --c1, … of report.css
 SCRIPTS = ("elements", "store", "charts", "turns", "browser", "keys", "live")
 
 
@@ -101,6 +102,48 @@ def bars(title, note, heads, rows):
         element("table", head, *lines, class_="bars"),
         class_="card",
     )
+
+
+def grouped_bars(chart):
+    """Returns a card with a bar for each group and series that has a value, and its interval.
+
+    chart: one with "bars", as of `experiments.evaluating.analyses`; shares in [0, 1].
+    """
+    lines = []
+    for group, label in enumerate(chart["bars"]):
+        having = [(i, s) for i, s in enumerate(chart["series"]) if s["y"][group] is not None]
+        for place, (index, series) in enumerate(having):
+            bounds = [series[side][group] for side in ("low", "high") if side in series]
+            head = element("th", label, class_="group", rowspan=len(having), scope="rowgroup")
+            told = series["label"]
+            if bounds:
+                told += f" ({' – '.join(map(_percent, bounds))})"
+            lines.append(
+                element(
+                    "tr",
+                    None if place else head,
+                    element("th", told, scope="row"),
+                    element("td", _bar(series["y"][group], bounds, index), class_="pair"),
+                    element("td", _percent(series["y"][group]), class_="number"),
+                )
+            )
+    return element(
+        "div",
+        element("h3", chart["title"]),
+        element("p", chart["note"], class_="note"),
+        element("table", *lines, class_="bars grouped"),
+        class_="card",
+    )
+
+
+def _bar(share, bounds, index):
+    """Returns a bar in the colour of a series, and a line over its interval."""
+    wide = lambda low, high: f'x="{100 * low:.1f}" width="{100 * (high - low):.1f}"'
+    shapes = [Markup(f'<rect class="c{index % COLOURS}" {wide(0, share)} height="9"></rect>')]
+    if bounds:
+        low, high = (min(1.0, max(0.0, bound)) for bound in bounds)
+        shapes.append(Markup(f'<rect class="spread" {wide(low, high)} y="4" height="1"></rect>'))
+    return element("svg", *shapes, viewBox="0 0 100 9", preserveAspectRatio="none")
 
 
 def _pair(before, after):

@@ -51,9 +51,19 @@ def serve_all(config, *, url, model, api_key_variable):
         config.backends[name].update(served | {"api_key_variable": api_key_variable or ""})
 
 
-def planner(made):
-    """Returns the server of the base generator as a planner, for where nothing is trained."""
-    return dataclasses.replace(made.models["base"], role="planner", structured=False)
+def planner(made, chosen, *, temperature=None, further=()):
+    """Returns the server of the base generator as a planner, for where nothing is trained.
+
+    chosen: `backends.base_generator` of the config.
+    temperature: instead of its own.    further: fields of the request's body beside `extra`.
+    """
+    chosen = chosen.copy_and_resolve_references()
+    with chosen.unlocked():
+        chosen.extra.update(dict(further))
+        if temperature is not None:
+            chosen.temperature = temperature
+    model = _model(made, "base_generator", chosen, ())
+    return modules.Module(model, "planner", structured=False)
 
 
 def estimated_tokens(messages):

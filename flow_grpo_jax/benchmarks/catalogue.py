@@ -6,6 +6,7 @@ docs/benchmarks.md says where each is published, in which forms it is read, and 
 import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from absl import logging
 
@@ -33,24 +34,36 @@ SIZES = {
 ALIASES = "id_aliases.json"  # of 2WikiMultihopQA: one object a line, in spite of its ending
 
 
+class Unsupported(NamedTuple):
+    """A question that is more than text, and why. level: as in a question, or ""."""
+
+    id: str
+    why: str
+    kind: str
+    level: str = ""
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """The questions of a file, in its order.
 
     questions: as `data.as_question` returns them; "level" and "type" sort them, where they are.
-    unsupported: (id, why) of each question that is more than text.
+    unsupported: those that are more than text.
+    held: "60 of 125 published" of a file that holds another number of questions, else "".
     """
 
     name: str
     questions: Sequence[dict]
-    unsupported: Sequence[tuple[str, str]]
+    unsupported: Sequence[Unsupported]
     path: pathlib.Path
+    held: str = ""
 
 
-def read(name: str, folder: str | pathlib.Path, *, seed: int) -> Benchmark:
+def read(name: str, folder: str | pathlib.Path, *, seed: int, most: int = 0) -> Benchmark:
     """Reads a benchmark from the one file in `folder` that holds it.
 
     seed: of the order of the options of GPQA.
+    most: rows that are returned, the first in the file; 0 is all. All are checked.
 
     Raises ValueError: the name is unknown, no file or several hold the benchmark, or it has rows
     that are no questions of it; the message names the first of them.
@@ -66,18 +79,25 @@ def read(name: str, folder: str | pathlib.Path, *, seed: int) -> Benchmark:
     def question_of(row, index):
         question = forms.converted(form, row, index, seed=seed)
         if why := _beyond_text(row):
-            return {"id": question["id"], "why": why}
+            return {"id": question["id"], "why": why, "level": question.get("level", "")}
         question |= {"kind": KINDS[name], "source": name}
         return data.as_question(question)
 
     found, bad = data.collected(rows, question_of)
     if bad:
         raise ValueError(data.refusal(path, bad, len(rows), hint=f"They were read in {form.name}."))
+    held = ""
     if len(found) not in SIZES[name]:
         sizes = " or ".join(f"{size:,}" for size in SIZES[name])
-        logging.warning("%s: %d questions of %s, which has %s.", path, len(found), name, sizes)
-    unsupported = [(row["id"], row["why"]) for row in found if "why" in row]
-    return Benchmark(name, [row for row in found if "why" not in row], unsupported, path)
+        held = f"{len(found):,} of {sizes} published"
+        logging.warning("%s: %s questions of %s.", path, held, name)
+    found = found[: most or None]
+    unsupported = [
+        Unsupported(row["id"], row["why"], KINDS[name], row["level"])
+        for row in found
+        if "why" in row
+    ]
+    return Benchmark(name, [row for row in found if "why" not in row], unsupported, path, held)
 
 
 def _form_of(rows: Sequence[tuple[str, object]], name: str, path: pathlib.Path) -> forms.Form:

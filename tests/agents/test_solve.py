@@ -118,6 +118,7 @@ def test_several_calls_are_one_turn():
     )
     (turn,) = trajectory.turns
     assert turn.result == "Its capital is Madrid.\nIts number is 79." and not turn.tool_error
+    assert turn.results == ("Its capital is Madrid.", "Its number is 79.")
     assert seen[4] == effects.ToolCall("knowledge_search", {"query": "Gold number"})
 
 
@@ -127,6 +128,7 @@ def test_no_call_is_made_after_one_that_failed():
     trajectory, _ = play(["capital", PLAN, calls, FOUND, failed, "Answer: x"], max_turns=1)
     (turn,) = trajectory.turns
     assert turn.result == "Its capital is Madrid.\nError: no such page" and turn.tool_error
+    assert turn.results == ("Its capital is Madrid.", "Error: no such page")
 
 
 def test_tool_error_is_remembered_as_an_error():

@@ -33,6 +33,7 @@ ROWS = [
 def evaluation(folder, rows=ROWS, parameters=500_000_000):
     folder.mkdir()
     values = {"seed": 0, "trials": 1, "questions": {}, "rows": rows, "parameters": parameters}
+    values["config"] = {}
     (folder / "results.json").write_text(json.dumps(values))
     (folder / "scores.jsonl").write_text("")
     return folder

@@ -15,9 +15,11 @@ from agents.trajectory import Status, Stop, Trajectory, Turn
 from experiments import evaluate
 from experiments.configs import common, quickstart
 from experiments.evaluating import (
+    beside,
     exports,
     identity,
     models,
+    output,
     plan,
     questions,
     results,
@@ -26,8 +28,8 @@ from experiments.evaluating import (
 )
 from experiments.evaluating.ledger import Key, Ledger
 from experiments.reporting import trajectories
-from experiments.running import command
-from flow_grpo_jax import rollout
+from experiments.running import command, versions
+from flow_grpo_jax import checkpoint, rollout, symbolic
 from flow_grpo_jax.benchmarks import catalogue
 from flow_grpo_jax.rewards import Reward
 from models import sharding
@@ -115,6 +117,11 @@ def test_a_killed_evaluation_goes_on_and_equals_an_undisturbed_one(nano, tmp_pat
     for name in ("scores.jsonl", "messages.jsonl", "results.csv"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
+    prints = {mode: facts["fingerprint"] for mode, facts in found["weights"].items()}
+    assert set(prints) == {"trained", "untrained"}  # of two copies of one folder
+    assert set(prints.values()) == {checkpoint.fingerprint(answering.parts.frozen)}
+    assert f"trained {SHIPPED} (fingerprint {prints['trained']})" in found["setup"][1]
+
     # Equal weights give equal trajectories: the random numbers do not depend on the mode.
     rows = {(row["mode"], row["protocol"], row["max_turns"]): row for row in found["rows"]}
     assert rows["trained", "honest", 3]["scores"] == rows["untrained", "honest", 3]["scores"]
@@ -165,12 +172,15 @@ def test_a_server_answers_for_every_module_and_the_bare_model(tmp_path):
         system = body["messages"][0]["content"]
         return next(text for start, text in SAYS.items() if system.startswith(start))
 
+    chosen, recorded = config(), tmp_path / "recorded"
+    chosen.tools.record = str(recorded)
+    own_file(recorded, [{}], "one.json")
     with loopback.Loopback(loopback.replies(respond)) as server:
         source = models.Source(url=server.url, model="m")
         asked = wanted(data, modes=("trained", "bare"), max_turns=(1, 2))
-        found = evaluate.evaluate(config(), tmp_path / "out", asked, source)
+        found = evaluate.evaluate(chosen, tmp_path / "out", asked, source)
         count = len(server.bodies())
-        assert evaluate.evaluate(config(), tmp_path / "out", asked, source)["rows"] == found["rows"]
+        assert evaluate.evaluate(chosen, tmp_path / "out", asked, source)["rows"] == found["rows"]
         assert len(server.bodies()) == count  # nothing is asked again
     # Of a question: analysis, two turns of three requests, an answer at each budget; and the bare.
     assert count == 2 * (1 + 2 * 3 + 2 + 1)
@@ -180,12 +190,167 @@ def test_a_server_answers_for_every_module_and_the_bare_model(tmp_path):
     assert rows["trained", 2]["levels"]["1"]["value"] == 1.0
     assert rows["trained", 2]["levels"]["2"]["value"] == 0.0
     assert not found["differences"]  # nothing untrained to compare with
+    # What was evaluated, with what, by which versions.
     assert found["weights"] == {"trained": {"source": server.url, "model": "m"}}
+    assert found["setup"][1].startswith(f"Here: all modules m ({server.url}); tools knowledge_sear")
+    lines = (tmp_path / "out" / "atif.jsonl").read_text().splitlines()
+    assert {json.loads(line)["agent"]["model_name"] for line in lines} == {"m"}
+    assert "<b>m</b> planner" in (tmp_path / "out" / "report.html").read_text()
+    of_run = {"source": "runs/a", "step": 4, "fingerprint": "f"}
+    assert identity.model_name(of_run) == "runs/a, step 4"
+    assert found["versions"] == versions.installed() and found["versions"]["jax"] == jax.__version__
+    assert found["config_hash"] == identity.of_config(models.adapted(chosen, source))["config_hash"]
+    other = chosen.copy_and_resolve_references()
+    other.eval.temperature = 0.5
+    assert found["config_hash"] != identity.of_config(other)["config_hash"]
+    assert found["unsupported"] == {"mine": []} and found["files"] == {"mine": "mine.jsonl"}
+    assert [tool["name"] for tool in found["tools"]] == ["knowledge_search"]
+    answers = len([*recorded.rglob("*.json")])
+    assert (found["recorded"]["folder"], found["recorded"]["answers"]) == (str(recorded), answers)
+    (recorded / "one.json").write_text("[]")
+    assert output.recorded(chosen)["hash"] != found["recorded"]["hash"]
     with pytest.raises(command.ConfigError, match="untrained: there are no such weights"):
-        evaluate.evaluate(config(), tmp_path / "o", wanted(data, modes=("untrained",)), source)
+        evaluate.evaluate(chosen, tmp_path / "o", wanted(data, modes=("untrained",)), source)
 
 
-def test_what_a_server_failed_at_is_shown_and_asked_again(tmp_path):
+def answering(city_of):
+    """A server's behaviour: as SAYS, but its answer to a question that names a country."""
+
+    def respond(body):
+        system, asked = (message["content"] for message in body["messages"][:2])
+        if system.startswith("You write the final"):
+            return "Answer: " + next(city for name, city in city_of.items() if f"{name}?" in asked)
+        return next(text for start, text in SAYS.items() if system.startswith(start))
+
+    return loopback.replies(respond)
+
+
+def test_two_evaluations_are_paired_if_only_their_models_differ(tmp_path):
+    data = own_file(tmp_path / "data", capitals(3))
+    right = {"Spain": "Madrid", "Portugal": "Lisbon", "France": "Paris"}
+    out, first = tmp_path / "second", tmp_path / "first"
+    with loopback.Loopback(answering(dict.fromkeys(right, "Madrid"))) as server:
+        source = models.Source(url=server.url, model="m")
+        evaluate.evaluate(config(), first, wanted(data, max_turns=(1,)), source)
+    asked = wanted(data, max_turns=(1,), against=str(first))
+    with loopback.Loopback(answering(right)) as server:
+        source = models.Source(url=server.url, model="other")
+        found = evaluate.evaluate(config(), out, asked, source)
+        for name, value, told in (
+            ("eval.temperature", 0.5, r"eval.temperature \(0.0, now 0.5\)"),
+            ("rollout.max_response_tokens", 64, r"rollout.max_response_tokens \(2048, now 64\)"),
+            ("seed", 1, "has seed 0, this evaluation 1"),
+        ):
+            changed = config()
+            changed.update_from_flattened_dict({name: value})
+            with pytest.raises(command.ConfigError, match=told):
+                evaluate.evaluate(changed, tmp_path / "third", asked, source)
+    # Gains are 0, 1 and 1: mean 2/3, standard deviation 1/√3, so the error is 1/3.
+    [gain] = found["differences"]
+    assert gain["compared"] == "trained less that of first"
+    assert (gain["mean"], gain["error"]) == pytest.approx((2 / 3, 1 / 3))
+    assert (gain["low"], gain["high"]) == pytest.approx((2 / 3 - 1.96 / 3, 1.0))
+    assert (gain["better"], gain["worse"], gain["questions"], gain["unpaired"]) == (2, 0, 3, 0)
+    assert "+66.7 ± 33.3 (+1.3 to +100.0), better 2, worse 0 of 3" in table.terminal(found)
+
+
+def test_a_server_samples_as_the_protocol_says(tmp_path):
+    data = own_file(tmp_path / "data", capitals(1))
+    with loopback.Loopback(answering({"Spain": "Madrid"})) as server:
+        source = models.Source(url=server.url, model="m")
+        asked = wanted(data, max_turns=(1,), protocols=("honest", "authors"))
+        chosen = config()
+        chosen.eval.temperature = 0.25
+        found = evaluate.evaluate(chosen, tmp_path / "out", asked, source)
+    fields = "temperature", "top_p", "frequency_penalty"
+    sampling = [
+        (body["messages"][0]["content"][:19], *(body.get(field) for field in fields))
+        for body in server.bodies()
+    ]
+    planner = "You are the planner"
+    assert {s for s in sampling if s[0] == planner} == {
+        (planner, 0.25, None, None),
+        (planner, 0.7, 0.99, 1.2),
+    }
+    assert {s[1:] for s in sampling if s[0] != planner} == {(0.0, None, None)}
+    assert sum(s == (planner, 0.7, 0.99, 1.2) for s in sampling) == plan.AUTHORS["max_turns"]
+    setup = "\n".join(found["setup"])
+    assert "penalty of 1.2 is the server's to apply" in setup
+    assert "at most 10 turns; the planner sampled at temperature 0.7" in setup
+
+
+IDENTITY = r"\sin^2 x+\cos^2 x"
+
+
+class Checker:
+    """Stands for math-verify: knows one identity."""
+
+    def equal(self, gold, answer):
+        return None if answer == "hang" else (gold, answer) == (IDENTITY, "1")
+
+    def close(self):
+        pass
+
+
+def test_math_verify_and_a_judge_stand_beside_the_score(tmp_path, monkeypatch):
+    monkeypatch.setattr(symbolic, "Symbolic", Checker)
+    golds = {"One": IDENTITY, "Two": "1/2", "Three": "7", "Four": "8"}
+    rows = [
+        {"id": name, "question": f"{name}?", "answer": gold, "kind": "math", "source": "mine"}
+        for name, gold in golds.items()
+    ]
+    capital = {"id": "c", "question": "Capital?", "answer": "Madrid", "kind": "qa", "source": "m"}
+    data = own_file(tmp_path / "data", [*rows, capital])
+    said = {"One": "1", "Two": "0.5", "Three": "hang", "Four": "9", "Capital": "Madrid"}
+    answer = answering(said)
+
+    def behave(connection, request, server):
+        asked = request[1]["messages"][0]["content"]
+        if asked.startswith(tuple(SAYS)):
+            return answer(connection, request, server)
+        right = any(f"{name}?" in str(request[1]["messages"]) for name in ("Two", "Four"))
+        verdict = json.dumps({"analysis": "So.", "true_false": right})
+        return loopback.says(verdict)(connection, request, server)
+
+    with loopback.Loopback(behave) as server:
+        source, chosen = models.Source(url=server.url, model="m"), config()
+        chosen.backends.judge.update(kind="server", url=server.url, model="j")
+        asked = wanted(data, max_turns=(1,), beside=("math_verify", "judge"))
+        found = evaluate.evaluate(chosen, tmp_path / "out", asked, source)
+        plain = evaluate.evaluate(
+            chosen, tmp_path / "out", dataclasses.replace(asked, beside=()), source
+        )
+    [row], [alone] = found["rows"], plain["rows"]
+    assert row["scores"] == alone["scores"] and alone["beside"] == []
+    assert row["scores"]["rule"]["value"] == 2 / 5  # Two and Capital
+    judge, verify = row["beside"]
+    assert (judge["name"], verify["name"]) == ("judge", "math_verify")
+    assert (judge["value"], judge["questions"]) == (2 / 5, 5)
+    assert (verify["value"], verify["questions"], verify["no_verdict"]) == (1 / 4, 4, 1)
+    assert judge["agreement"] == 3 / 5  # not on Four and Capital
+    assert verify["agreement"] == pytest.approx(1 / 3)  # on Four; Three has no verdict
+    assert "judge 40.0 agree 60.0, math_verify 25.0 agree 33.3 no verdict 1" in table.terminal(
+        found
+    )
+    values = [line.split(",") for line in table.comma_separated(found).splitlines()]
+    assert [line[6:8] for line in values[1:]] == [
+        ["rule", "0.4"],
+        ["judge", "0.4"],
+        ["math_verify", "0.25"],
+    ]
+    with pytest.raises(
+        command.ConfigError, match="--beside=rule: name each of f1, judge, math_ver"
+    ):
+        beside.names(config(), ("rule",))
+    with pytest.raises(command.ConfigError, match="needs a judge"):
+        evaluate.evaluate(
+            config(), tmp_path / "no", dataclasses.replace(asked, beside=("judge",)), source
+        )
+
+
+def test_what_a_server_failed_at_is_shown_and_asked_again(tmp_path, monkeypatch):
+    bars, progress = [], run.Progress
+    monkeypatch.setattr(run, "Progress", lambda **how: bars.append(progress(**how)) or bars[-1])
     data, refuses = own_file(tmp_path / "data", capitals()), [True]
 
     def behave(connection, request, server):
@@ -202,10 +367,19 @@ def test_what_a_server_failed_at_is_shown_and_asked_again(tmp_path):
         refuses[0], count = False, len(server.bodies())
         whole = evaluate.evaluate(config(), tmp_path / "out", asked, source)
         again = [body for body in server.bodies()[count:] if "Portugal" in str(body)]
+    page = (tmp_path / "out" / "report.html").read_text()
+    _, cards = page.split(">Planners and tools ")  # also with one turn budget
+    assert '<rect class="c0" x="0.0" width="50.0" height="9">' in cards
+    cards = re.sub(r"<svg.*?</svg>", "", cards[: cards.index("<section")])
+    cards = re.sub(r"(<[^>]+>)+", "|", cards)
+    assert "|Planner|" in cards and "|mine|trained (9.5 % – 90.5 %)|50.0 %|" in cards
+    assert "|Tools chosen|" in cards and "|knowledge_search|trained|100.0 %|" in cards
     before, after = failed["rows"][0], whole["rows"][0]
     assert (before["infra_errors"], before["questions"], before["solved"]) == (1, 2, 1)
     assert before["infra_retries"] == 1 and before["of_outputs"] == 1.0
     assert (after["infra_errors"], after["solved"], after["no_answer"]) == (0, 1, 0)
+    told = [bar.text("mine", "trained").rpartition(" left")[0] for bar in bars]
+    assert told == [f"2/2 mine trained score {0.5:.3f}"] * 2  # with what was there before
     assert again and len(server.bodies()) - count == 5  # the other question is not asked again
 
 
@@ -264,6 +438,56 @@ def test_files_of_ones_own_are_benchmarks(tmp_path):
         questions.read(["mine"], tmp_path / "none", config())
 
 
+def gaia(folder, count):
+    """A file of GAIA's with as many rows; every second one has an attachment."""
+    files = ("", "map\u001b[2J.png")
+    rows = [
+        {"task_id": f"t{i}", "Question": "The capital of Spain?", "Level": 1 + i % 2}
+        | {"Final answer": "Madrid", "file_name": files[i % 2]}
+        for i in range(count)
+    ]
+    return own_file(folder, rows, "gaia.jsonl")
+
+
+def test_the_first_questions_are_rows_of_the_file_with_and_without_attachments(tmp_path):
+    data, chosen = gaia(tmp_path / "data", 30), config()
+    [found] = questions.read(["gaia"], data, chosen, most=3)
+    assert [question["id"] for question in found.questions] == ["t0", "t2"]
+    assert [(one.id, one.kind, one.level) for one in found.unsupported] == [("t1", "qa", "2")]
+    shown = questions.prepared(found)
+    assert "2 questions from" in shown and "the file holds 30 of 165 published" in shown
+    assert r"unsupported t1: has the attachment map\x1b[2J.png" in shown
+    [whole] = questions.read(["gaia"], data, chosen)
+    assert (len(whole.questions), len(whole.unsupported)) == (15, 15)
+    own_file(data, [{"Question": "?", "Answer": str(i)} for i in range(125)], "bamboogle.jsonl")
+    [full] = questions.read(["bamboogle"], data, chosen)
+    assert full.held == "" and "published" not in questions.prepared(full)
+
+
+def test_what_is_left_out_is_counted_and_named(tmp_path):
+    data = gaia(tmp_path / "data", 30)
+    asked = evaluate.Wanted(("gaia",), str(data), max_turns=(1,), count_unsupported=True)
+    with loopback.Loopback(answering({"Spain": "Madrid"})) as server:
+        source = models.Source(url=server.url, model="m")
+        evaluate.evaluate(config(), tmp_path / "first", asked, source)
+        asked = dataclasses.replace(asked, against=str(tmp_path / "first"))
+        found = evaluate.evaluate(config(), tmp_path / "out", asked, source)
+    lines = (tmp_path / "out" / "scores.jsonl").read_text().splitlines()
+    lines = [json.loads(line) for line in lines]
+    assert len(lines) == 30 and [line["id"] for line in lines[15:17]] == ["t1", "t3"]
+    assert lines[15]["scores"] == [{"gaia": 0.0}] and lines[15]["status"] == ["unsupported"]
+    [gain] = found["differences"]
+    assert (gain["questions"], gain["unpaired"], gain["mean"]) == (30, 0, 0.0)
+    [row] = found["rows"]
+    assert (row["solved"], row["questions"]) == (15, 30)
+    shown = table.terminal(found)
+    assert "Left out, counted as not solved:" in shown and "gaia.jsonl holds 30 of 165" in shown
+    assert r"gaia t1: has the attachment map\x1b[2J.png" in shown and "\x1b" not in shown
+    assert "gaia t19: " in shown and "gaia t21: " not in shown  # the first ten
+    assert "gaia: 5 more, in results.json" in shown
+    assert "gaia t1: has the attachment" in (tmp_path / "out" / "report.html").read_text()
+
+
 # ---- ledger and numbers -------------------------------------------------------------------------
 
 
@@ -312,21 +536,42 @@ def test_failures_of_infrastructure_are_counted_and_open(tmp_path):
     answers = [["Madrid", "Madrid"], ["Lisbon", ""]]  # an answer of a broken one counts for nothing
     benchmark, arm, ledger = filled(tmp_path, answers, statuses)
     assert run.missing([benchmark], [arm], 2, ledger) == (1, 4)  # the deadline has the last word
-    found = results.outcomes(benchmark, arm, 3, 2, ledger, scorer=None)
-    row = results.row(benchmark, arm, 3, found, beside="", count_unsupported=False)
+    found = results.outcomes(benchmark, benchmark.questions, arm, 3, 2, ledger)
+    row = results.row(benchmark, benchmark.questions, arm, 3, found)
     assert (row["infra_errors"], row["timeouts"], row["no_answer"]) == (1, 1, 1)
     assert row["scores"]["rule"]["value"] == 0.5 and row["of_outputs"] == 1.0
     assert row["pass_at"]["2"]["value"] == 1.0
-    judged = results.outcomes(benchmark, arm, 3, 2, ledger, scorer=Judge())
-    assert [outcome.beside for outcome in judged[0]] == [1.0, None]
+    judged = results.outcomes(
+        benchmark, benchmark.questions, arm, 3, 2, ledger, **column("judge", Judge())
+    )
+    assert [outcome.beside["judge"] for outcome in judged[0]] == [1.0, None]
     authors = dataclasses.replace(arm, protocol="authors")
-    theirs = results.row(benchmark, authors, 3, found, beside="", count_unsupported=False)
+    theirs = results.row(benchmark, benchmark.questions, authors, 3, found)
     assert theirs["scores"]["authors'"]["value"] == 1.0  # a crash is left out, as they do
-    apart = dataclasses.replace(benchmark, unsupported=[("p", "has a picture")] * 2)
-    counted = results.row(apart, arm, 3, found, beside="", count_unsupported=True)
-    assert (counted["questions"], counted["scores"]["rule"]["value"]) == (4, 0.25)
-    left_out = results.row(apart, arm, 3, found, beside="", count_unsupported=False)
+
+
+def test_unsupported_questions_count_everywhere_or_nowhere(tmp_path):
+    benchmark, arm, ledger = filled(tmp_path, [["Madrid", "Madrid"], ["Madrid", "Lisbon"]])
+    apart = [catalogue.Unsupported(id, "has a picture", "qa", "2") for id in ("p", "r")]
+    benchmark = dataclasses.replace(benchmark, unsupported=apart)
+    counted = benchmark.counted(unsupported=True)
+    judge = column("judge", Judge())
+    found = results.outcomes(benchmark, counted, arm, 3, 2, ledger, **judge)
+    row = results.row(benchmark, counted, arm, 3, found)
+    assert (row["questions"], row["solved"], row["scores"]["rule"]["value"]) == (4, 3, 0.375)
+    assert row["levels"]["1"]["value"] == 1.0  # q0
+    assert row["levels"]["2"]["value"] == pytest.approx(0.5 / 3)  # q1, p, r
+    assert row["levels"]["2"]["questions"] == 3
+    [verdicts] = row["beside"]
+    assert (verdicts["value"], verdicts["questions"]) == ((1 + 0.5 + 0 + 0) / 4, 4)
+    assert (verdicts["agreement"], verdicts["no_verdict"]) == (2 / 4, 0)  # q1 is in Portugal
+    assert row["pass_at"]["2"]["value"] == 0.5
+    # They are no trajectories: nothing of them failed, and no output of theirs exists.
+    assert (row["no_answer"], row["infra_errors"], row["turns"]) == (0, 0, 1.0)
+    assert row["of_outputs"] == 0.75
+    left_out = results.row(benchmark, benchmark.questions, arm, 3, found[:2])
     assert (left_out["questions"], left_out["unsupported"]) == (2, 2)
+    assert (left_out["scores"]["rule"]["value"], row["unsupported_counted"]) == (0.75, True)
 
 
 def test_a_damaged_or_torn_line_leaves_its_question_open(tmp_path):
@@ -353,25 +598,34 @@ class Judge:
     def _reward(self, answer):
         return Reward(float("Madrid" in answer), "judge/verdict", known=answer != "none")
 
+    def close(self):
+        pass
+
+
+def column(name, scorer):
+    """Arguments of `results.outcomes`: a column of questions of kind qa."""
+    return dict(names={"qa": (name,)}, columns={name: beside.of_scorer(scorer)})
+
 
 def test_a_judge_is_a_column_beside_the_official_score(tmp_path):
     answers = [["Madrid", "It is Madrid", "Madrid"], ["Madrid", "none", "Lisbon"]]
     benchmark, arm, ledger = filled(tmp_path, answers)
     asking = config()
     asking.reward.qa = "judge"
-    assert (
-        results.decider(asking, benchmark) == "judge" and results.decider(config(), benchmark) == ""
-    )
+    assert beside.of(benchmark, beside.names(asking, ())) == ("judge",)
+    assert beside.of(benchmark, beside.names(config(), ())) == ()
     judge = Judge()
-    found = results.outcomes(benchmark, arm, 3, 3, ledger, scorer=judge)
+    how = column("judge", judge)
+    found = results.outcomes(benchmark, benchmark.questions, arm, 3, 3, ledger, **how)
     assert len(judge.asked) == 5  # equal answers once
-    row = results.row(benchmark, arm, 3, found, beside="judge", count_unsupported=False)
+    row = results.row(benchmark, benchmark.questions, arm, 3, found)
     assert row["scores"]["rule"]["value"] == pytest.approx(0.5)
-    assert row["beside"]["value"] == pytest.approx((1 + 1 / 3) / 2)
-    assert row["beside"]["no_verdict"] == 1
-    assert row["beside"]["agreement"] == pytest.approx(2 / 5)
+    [verdicts] = row["beside"]
+    assert verdicts["value"] == pytest.approx((1 + 1 / 3) / 2)
+    assert verdicts["no_verdict"] == 1
+    assert verdicts["agreement"] == pytest.approx(2 / 5)
     authors = dataclasses.replace(arm, protocol="authors")
-    theirs = results.row(benchmark, authors, 3, found, beside="judge", count_unsupported=False)
+    theirs = results.row(benchmark, benchmark.questions, authors, 3, found)
     assert theirs["scores"]["authors'"]["value"] == pytest.approx((1 + 1 / 3) / 2)
 
 
@@ -379,9 +633,13 @@ def test_the_bar_shows_score_and_time_left():
     now = [0.0]
     progress = run.Progress(done=10, total=40, clock=lambda: now[0])
     now[0] = 30.0
-    progress.advance("mine", 1.0)
-    progress.advance("mine", 0.0)
-    assert progress.text("mine") == "12/40 mine score 0.500 left 0:07:00"
+    progress.advance("mine", "trained", 1.0)
+    progress.advance("mine", "trained", 0.0)
+    assert progress.text("mine", "trained") == "12/40 mine trained score 0.500 left 0:07:00"
+    progress.count("mine", "trained", 1.0)  # was there before this process
+    progress.advance("mine", "bare", 0.0)
+    assert progress.text("mine", "trained").startswith("13/40 mine trained score 0.667 ")
+    assert progress.text("mine", "bare").startswith("13/40 mine bare score 0.000 ")
 
 
 # ---- formats of others --------------------------------------------------------------------------
@@ -392,7 +650,12 @@ SEARCH = Tool("search", "finds", (Parameter("query", "str", "what"),), "", "demo
 def test_messages_answer_every_call(tmp_path):
     turns = (
         turn(),
-        turn(index=2, command='search(query="a")\nsearch(query="b")', result="one\ntwo"),
+        turn(
+            index=2,
+            command='search(query="a")\nsearch(query="b")',
+            result="one\ntwo\nthree",
+            results=("one\ntwo", "three"),
+        ),
         turn(index=3, tool="", command="", result="Error: no plan", tool_error=True),
     )
     benchmark, _, ledger = filled(tmp_path, [["Madrid"]], turns=turns)
@@ -406,6 +669,8 @@ def test_messages_answer_every_call(tmp_path):
     made = [call for message in found["messages"] for call in message.get("tool_calls", ())]
     told = [m["tool_call_id"] for m in found["messages"] if m["role"] == "tool"]
     assert [call["id"] for call in made] == told and len(set(told)) == 3
+    results = [m["content"] for m in found["messages"] if m["role"] == "tool"]
+    assert results == ["found", "one\ntwo", "three"]
     given = [json.loads(call["function"]["arguments"])["query"] for call in made]
     assert given == ["x", "a", "b"]
     assert found["tools"][0]["function"]["parameters"]["required"] == ["query"]
@@ -425,6 +690,19 @@ def test_messages_answer_every_call(tmp_path):
         ]
         assert set(named) - {None} <= set(calls)
         assert step["source"] == "agent" or len(step) == 4
+    observed = form["steps"][3]["observation"]["results"]
+    assert [(one["source_call_id"], one["content"]) for one in observed] == [
+        ("call_2_1", "one\ntwo"),
+        ("call_2_2", "three"),
+    ]
+    # After a call that failed the others were not made; a line without results apart is an old one.
+    two = line["trajectory"]["turns"][1]
+    failed = two | {"result": "Error: no", "results": ["Error: no"], "tool_error": True}
+    assert [(given["query"], r) for _, given, r in exports.calls(failed, tools)] == [
+        ("a", "Error: no")
+    ]
+    old = {name: value for name, value in two.items() if name != "results"}
+    assert [r for *_, r in exports.calls(old, tools)] == ["", "one\ntwo\nthree"]
     assert form["steps"][0]["source"] == "user" and form["steps"][-1]["message"] == "Madrid"
     times = [step["timestamp"] for step in form["steps"]]
     assert times == sorted(times)

@@ -70,6 +70,16 @@ MEDQA = {
 }
 AUTHORS = {"pid": 0, "query": "Who?When ready, output the final answer enclosed in <answer> …"}
 AUTHORS |= {"answer": ["Ann"], "image": None}
+STORED = {"idx": 0, "gen_text_store": "", "pid": "0", "image": None}
+
+
+def asked(question):
+    """A question twice with their instruction, as in most of the authors' files."""
+    whole = (
+        f"{question}When ready, output the final answer enclosed in <answer> and </answer> tags."
+    )
+    return {"question": whole, "query": whole}
+
 
 # benchmark, file, row, what the question has; all other fields are checked against FIELDS
 FORMS = [
@@ -157,6 +167,56 @@ FORMS = [
     ("bamboogle", "Bamboogle/data/data.json", AUTHORS, {"question": "Who?", "answer": ("Ann",)}),
     ("gaia", "gaia.json", {**AUTHORS, "level": 1}, {"id": "gaia-0", "level": "1"}),
     ("gpqa", "gpqa.json", {"query": "?", "answer": "B", "choices": ["x", "y"]}, {"answer": ("B",)}),
+    # With all the fields of the authors' files, of which there are three kinds.
+    (
+        "hotpotqa",
+        "hotpotqa/data/data.json",
+        {**asked("Which lake is deeper?"), "answer": ["Lake Ohrid"], **STORED},
+        {"id": "hotpotqa-0", "question": "Which lake is deeper?", "answer": ("Lake Ohrid",)},
+    ),
+    (
+        "2wiki",
+        "2wiki/data/data.json",
+        {"query": "Where was she born?", "image": None, "answer": "Skopje", "pid": 0},
+        {"id": "2wiki-0", "question": "Where was she born?", "answer": ("Skopje",)},
+    ),
+    (
+        "musique",
+        "musique.json",
+        {"query": "Who founded the town?", "image": None, "answer": "Clement", "pid": 0},
+        {"id": "musique-0", "question": "Who founded the town?", "answer": ("Clement",)},
+    ),
+    (
+        "aime24",
+        "aime24/data/data.json",
+        {**asked(r"Find $m+n$ of $\tfrac{m}{n}$."), "answer": 33, **STORED},
+        {"id": "aime24-0", "question": r"Find $m+n$ of $\tfrac{m}{n}$.", "answer": ("33",)},
+    ),
+    (
+        "amc23",
+        "amc23.json",
+        {"pid": "0", "question": "How far?", "answer": 27, "image": None, "query": "How far?"},
+        {"id": "amc23-0", "question": "How far?", "answer": ("27",)},
+    ),
+    (
+        "gameof24",
+        "gameof24/data/data.json",
+        {
+            "pid": "0",
+            "question": [2, 3, 4, 12],
+            "answer": ["12×2×(4-3)"],
+            "image": None,
+            "query": "Using the numbers [2, 3, 4, 12], create an expression that equals 24.",
+        },
+        {"id": "gameof24-0", "numbers": [2, 3, 4, 12]},
+    ),
+    (
+        "medqa",
+        "medqa/data/data.json",
+        {**asked("Which is lacking?"), "options": MEDQA["options"], "answer": "Vitamin C"}
+        | {"answer_idx": "C", "meta_info": "step1", **STORED},
+        {"id": "medqa-0", "answer": ("Vitamin C",), "type": "step1"},
+    ),
 ]
 FIELDS = {"id", "question", "answer", "kind", "source"}
 
@@ -215,6 +275,13 @@ def test_every_kind_of_form_has_a_row_above():
     seen = {(name, form_of(name, row)) for name, _, row, _ in FORMS}
     told = {(name, form.name) for name in catalogue.NAMES for form in forms.FORMS[name]}
     assert {name for name, form in told - seen if "published" in form} == set()
+    assert {name for name, form in told - seen if "authors" in form} == set()
+    # MedQA is published in the fields that the authors keep: one form, but both files.
+    own = {name for name, form in seen if "published" in form}
+    assert own | {"medqa"} == set(catalogue.NAMES)
+    by_authors = {name for name, _, row, _ in FORMS if "query" in row}
+    assert by_authors == set(catalogue.NAMES)
+    assert any(name == "medqa" and "query" not in row for name, _, row, _ in FORMS)
     assert {form for _, form in seen} >= {"the authors' form", "format flashrag", "format medqa"}
 
 
@@ -249,9 +316,14 @@ def test_questions_beyond_text_are_named_and_left_out(tmp_path):
     found = catalogue.read("gaia", tmp_path, seed=0)
     assert [question["id"] for question in found.questions] == ["c61d22de"]
     assert found.unsupported == [
-        ("a1", "has the attachment table.xlsx"),
-        ("a2", "has an image in the field 'image'"),
+        ("a1", "has the attachment table.xlsx", "qa", "2"),
+        ("a2", "has an image in the field 'image'", "qa", "2"),
     ]
+    first = catalogue.read("gaia", tmp_path, seed=0, most=2)
+    assert (first.questions, first.unsupported) == (found.questions, found.unsupported[:1])
+    assert first.held == found.held == "3 of 165 published"  # of the file, all of which was read
+    write(tmp_path / "2wiki.jsonl", TWO_WIKI)
+    assert catalogue.read("2wiki", tmp_path, seed=0).held == "1 of 200 or 12,576 published"
 
 
 def test_only_solvable_hands_have_a_solution():
