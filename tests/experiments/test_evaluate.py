@@ -261,6 +261,8 @@ def test_a_server_samples_as_the_protocol_says(tmp_path):
         asked = wanted(data, max_turns=(1,), protocols=("honest", "authors"))
         chosen = config()
         chosen.eval.temperature = 0.25
+        with chosen.unlocked():
+            chosen.backends.base_generator.extra.seed = 3
         found = evaluate.evaluate(chosen, tmp_path / "out", asked, source)
     fields = "temperature", "top_p", "frequency_penalty"
     sampling = [
@@ -277,6 +279,12 @@ def test_a_server_samples_as_the_protocol_says(tmp_path):
     setup = "\n".join(found["setup"])
     assert "penalty of 1.2 is the server's to apply" in setup
     assert "at most 10 turns; the planner sampled at temperature 0.7" in setup
+    assert {body.get("seed") for body in server.bodies()} == {None, 3}
+    for name, value in (("top_p", 1), ("temperature", 0.9), ("max_tokens", 64)):
+        with chosen.unlocked():
+            chosen.backends.base_generator.extra = {name: value}
+        with pytest.raises(command.ConfigError, match=rf"extra.{name}={value} would also be the"):
+            models.adapted(chosen, source)
 
 
 IDENTITY = r"\sin^2 x+\cos^2 x"
