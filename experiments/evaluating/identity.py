@@ -1,13 +1,14 @@
 """What an evaluation's folder was begun with; its ledger goes on only with the same.
 
-`evaluation.json` holds the config, the seed, the questions' hashes, the weights' fingerprints and
-the tools. Further benchmarks, modes, budgets and trials may be added to a folder at any time.
+`evaluation.json` holds the config, the seed, the questions' hashes, the weights' fingerprints,
+how the planners were sampled and the tools. Further benchmarks, modes, budgets and trials may be
+added to a folder at any time.
 """
 
 import json
 import pathlib
 
-from experiments.evaluating import exports, reading
+from experiments.evaluating import exports, plan, reading
 from experiments.running import backends, command, dotted, stored, versions
 from flow_grpo_jax import files
 from flow_grpo_jax.bounds import json_text
@@ -44,13 +45,14 @@ def read(folder):
     try:
         found = json_text.read_object(path)
         dict(dotted.flat(found["config"])), found["questions"].items(), found["weights"].items()
+        [dict(one) for one in found.get("sampling", {}).values()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise command.ConfigError(f"{path} is damaged; use a new --out.") from error
     return found
 
 
-def check(before, folder, *, config, benchmarks):
-    """Refuses to go on in a folder with another config or other questions.
+def check(before, folder, *, config, benchmarks, arms):
+    """Refuses to go on in a folder with another config, other questions or planners.
 
     Raises:
       ConfigError: names what differs.
@@ -69,14 +71,16 @@ def check(before, folder, *, config, benchmarks):
                 f"{folder} evaluated other questions of {benchmark.name} than {benchmark.path} "
                 "holds now (or another --questions). Use a new --out."
             )
+    if other := _other_sampling(before, arms):
+        raise command.ConfigError(f"{folder} sampled otherwise: {other}. Use a new --out.")
 
 
-def check_against(folder, *, config, trials, benchmarks):
+def check_against(folder, *, config, trials, benchmarks, arms):
     """Refuses another evaluation that this one cannot be paired with.
 
     Raises:
-      ConfigError: it has another seed or number of trials, other questions, or anything else in
-        its config than other models.
+      ConfigError: it has another seed or number of trials, other questions, anything else in its
+        config than other models, or planners that were sampled in another way.
     """
     values, _ = reading.read(folder)
     for name, now in (("seed", config.seed), ("trials", trials)):
@@ -97,6 +101,12 @@ def check_against(folder, *, config, trials, benchmarks):
     if other or not shared:
         what = f"other questions of {', '.join(other)}" if other else "none of these benchmarks"
         raise command.ConfigError(f"--against={folder} has {what}; nothing can be paired.")
+    rows = {(row["mode"], row["protocol"]) for row in values["rows"]}
+    shared = [arm for arm in arms if (arm.mode, arm.protocol) in rows]
+    if other := _other_sampling(values, shared):
+        raise command.ConfigError(
+            f"--against={folder} sampled otherwise: {other}; the differences would not be paired."
+        )
 
 
 def changes(before, config, *, compared=False):
@@ -135,14 +145,18 @@ def check_weights(before, folder, weights):
             )
 
 
-def write(folder, before, *, config, benchmarks, answering):
+def write(folder, before, *, config, benchmarks, arms, answering):
     """Writes what the folder's trajectories are of; returns it."""
     hashes = {benchmark.name: benchmark.hash for benchmark in benchmarks}
+    sampling = {"sampling": before.get("sampling", {}) | {arm.name: _sampling(arm) for arm in arms}}
+    if before and "sampling" not in before:
+        sampling = {}  # what an earlier version has asked for stays as `_other_sampling` knows it
     found = {
         "version": 1,
         **of_config(config),
         "questions": before.get("questions", {}) | hashes,
         "weights": before.get("weights", {}) | answering.weights,
+        **sampling,
         "parameters": answering.parameters,
         "tools": exports.describe(answering.system.tools),
         "sandbox": _sandbox(answering.system.tools),
@@ -184,6 +198,31 @@ def _deciding(values, free):
         for name, value in dotted.flat(values)
         if not any(f"{name}.".startswith(f"{one}.") for one in free)
     }
+
+
+def _sampling(arm):
+    return {name: getattr(arm, name) for name in plan.SAMPLING}
+
+
+def _other_sampling(before, arms):
+    """Returns how the planners of an evaluation were sampled where arms are not, "" if nowhere.
+
+    Where no sampling is kept, an earlier version sampled an engine's as now, and a server's as its
+    base generator.
+    """
+    found, known = [], before.get("sampling", {})
+    if "sampling" not in before and "model" in before.get("weights", {}).get("trained", {}):
+        temperature = dict(dotted.flat(before["config"])).get("backends.base_generator.temperature")
+        asked = dict(temperature=temperature, top_p=1.0, frequency_penalty=0.0)
+        known = {arm.name: asked for arm in arms}
+    for arm in arms:
+        now = _sampling(arm)
+        was = known.get(arm.name, now)
+        other = [
+            f"{name} {was.get(name)}, now {now[name]}" for name in now if was.get(name) != now[name]
+        ]
+        found += [f"{arm.name}: {' and '.join(other)}"] if other else []
+    return "; ".join(found)
 
 
 def _plain(value):

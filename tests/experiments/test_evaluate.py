@@ -280,6 +280,34 @@ def test_a_server_samples_as_the_protocol_says(tmp_path):
     assert "penalty of 1.2 is the server's to apply" in setup
     assert "at most 10 turns; the planner sampled at temperature 0.7" in setup
     assert {body.get("seed") for body in server.bodies()} == {None, 3}
+    assert found["sampling"] == {
+        "trained": dict(temperature=0.25, top_p=1.0, frequency_penalty=0.0),
+        "trained, authors'": dict(temperature=0.7, top_p=0.99, frequency_penalty=1.2),
+    }
+    # An earlier version sampled every planner as the base generator, and kept nothing of it.
+    for name in ("evaluation.json", "results.json"):
+        kept = json.loads((tmp_path / "out" / name).read_text())
+        del kept["sampling"]
+        (tmp_path / "out" / name).write_text(json.dumps(kept))
+    told = "sampled otherwise: trained: temperature 0.0, now 0.25; trained, authors': temper"
+    against = dataclasses.replace(asked, against=str(tmp_path / "out"))
+    for out, one in ((tmp_path / "out", asked), (tmp_path / "new", against)):
+        with pytest.raises(command.ConfigError, match=told):
+            evaluate.evaluate(chosen, out, one, source)
+    # Where it was sampled alike, it goes on, and the authors' rows stay what they are.
+    chosen.backends.base_generator.temperature = chosen.eval.temperature
+    about = identity.read(tmp_path / "out")
+    about["config"]["backends"]["base_generator"]["temperature"] = 0.25
+    honest, authors = (
+        plan.arms(chosen, modes=("trained",), protocols=(one,), budgets=(1,), trials=1)[-1:]
+        for one in ("honest", "authors")
+    )
+    how = dict(config=models.adapted(chosen, source), benchmarks=())
+    identity.check(about, "out", **how, arms=honest)
+    made = models.Answering(mock.Mock(tools={}), None, about["weights"], None, None)
+    about = identity.write(tmp_path / "out", about, **how, arms=honest, answering=made)
+    with pytest.raises(command.ConfigError, match="otherwise: trained, authors': temperature 0.25"):
+        identity.check(about, "out", **how, arms=authors)
     for name, value in (("top_p", 1), ("temperature", 0.9), ("max_tokens", 64)):
         with chosen.unlocked():
             chosen.backends.base_generator.extra = {name: value}
