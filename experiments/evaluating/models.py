@@ -50,7 +50,8 @@ class Source:
 @dataclasses.dataclass
 class Answering:
     """system: of the rollouts.
-    planner: function of a `plan.Arm`: what answers its planner.
+    planner: function of a `plan.Arm`: makes what answers its planner; the driver looks at each of
+      them in every round.
     weights: "trained", "untrained" -> facts that identify them, JSON-able.
     parameters: of a planner; None of a server's.
     parts: what is closed at the end; it has the `backends`.

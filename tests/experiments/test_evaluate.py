@@ -28,7 +28,7 @@ from experiments.evaluating import (
 )
 from experiments.evaluating.ledger import Key, Ledger
 from experiments.reporting import trajectories
-from experiments.running import command, versions
+from experiments.running import backends, command, versions
 from flow_grpo_jax import checkpoint, rollout, symbolic
 from flow_grpo_jax.benchmarks import catalogue
 from flow_grpo_jax.rewards import Reward
@@ -254,9 +254,13 @@ def test_two_evaluations_are_paired_if_only_their_models_differ(tmp_path):
     assert "+66.7 ± 33.3 (+1.3 to +100.0), better 2, worse 0 of 3" in table.terminal(found)
 
 
-def test_a_server_samples_as_the_protocol_says(tmp_path):
-    data = own_file(tmp_path / "data", capitals(1))
-    with loopback.Loopback(answering({"Spain": "Madrid"})) as server:
+def test_a_server_samples_as_the_protocol_says(tmp_path, monkeypatch):
+    data, made, planner_of = own_file(tmp_path / "data", capitals(3)), [], backends.planner
+    keep = lambda *given, **how: made.append(planner_of(*given, **how)) or made[-1]
+    monkeypatch.setattr(backends, "planner", keep)
+    with loopback.Loopback(
+        answering(dict.fromkeys(("Spain", "Portugal", "France"), "Madrid"))
+    ) as server:
         source = models.Source(url=server.url, model="m")
         asked = wanted(data, max_turns=(1,), protocols=("honest", "authors"))
         chosen = config()
@@ -275,7 +279,8 @@ def test_a_server_samples_as_the_protocol_says(tmp_path):
         (planner, 0.7, 0.99, 1.2),
     }
     assert {s[1:] for s in sampling if s[0] != planner} == {(0.0, None, None)}
-    assert sum(s == (planner, 0.7, 0.99, 1.2) for s in sampling) == plan.AUTHORS["max_turns"]
+    assert sum(s == (planner, 0.7, 0.99, 1.2) for s in sampling) == 3 * plan.AUTHORS["max_turns"]
+    assert len(made) == 2  # of each protocol one, however many questions: a round looks at each
     setup = "\n".join(found["setup"])
     assert "penalty of 1.2 is the server's to apply" in setup
     assert "at most 10 turns; the planner sampled at temperature 0.7" in setup
