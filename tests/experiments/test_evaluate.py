@@ -526,6 +526,14 @@ def test_what_is_left_out_is_counted_and_named(tmp_path):
     assert r"gaia t1: has the attachment map\x1b[2J.png" in shown and "\x1b" not in shown
     assert "gaia t19: " in shown and "gaia t21: " not in shown  # the first ten
     assert "gaia: 5 more, in results.json" in shown
+    text = (tmp_path / "out" / "results.md").read_text()
+    assert r"- gaia t1: has the attachment map\\x1b\[2J.png" in text and "\x1b" not in text
+    hostile = [["a\n# b", "![c](http://d) <e> `f` *g*"], ["\u2028# h", ""]]
+    lines = table.markdown(found | {"unsupported": {"gaia": hostile, "# i": [["", ""]]}}).split(
+        "\n"
+    )
+    assert r"- gaia a\\n# b: !\[c\](http://d) &lt;e> \`f\` \*g\*" in lines
+    assert r"- gaia \\u2028# h: " in lines and r"- \# i : " in lines
     assert "gaia t1: has the attachment" in (tmp_path / "out" / "report.html").read_text()
 
 
