@@ -8,6 +8,7 @@ added to a folder at any time.
 import json
 import pathlib
 
+from experiments.configs import common
 from experiments.evaluating import exports, plan, reading
 from experiments.running import backends, command, dotted, stored, versions
 from flow_grpo_jax import files
@@ -112,11 +113,12 @@ def check_against(folder, *, config, trials, benchmarks, arms):
 def changes(before, config, *, compared=False):
     """Returns {dotted name: (value before, value now)} of what decides on trajectories.
 
-    before: of `of_config`, the "config" of another evaluation.
+    before: of `of_config`, the "config" of another evaluation. A field that it lacks, because an
+      earlier version wrote it, has its default.
     compared: whether only what must not differ between two that are compared counts.
     """
     free = (*FREE, *COMPARED) if compared else FREE
-    old, new = (_deciding(values, free) for values in (before, _kept(config)))
+    old, new = (_deciding(values, free) for values in (_whole(before), _flat(_kept(config))))
     names = sorted({**old, **new})
     return {
         name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)
@@ -191,11 +193,26 @@ def _kept(config):
     return {name: json.loads(json.dumps(_plain(config[name]))) for name in KEPT}
 
 
+def _flat(values):
+    """Returns {dotted name: value}, without empty sections."""
+    return {name: value for name, value in dotted.flat(values) if value != {}}
+
+
+def _whole(before):
+    """Returns {dotted name: value} of the "config" of an evaluation that may be of an old version.
+
+    As `stored` reads a run's.
+    """
+    known = _flat(before).items()
+    known = {new: value for name, value in known for new in stored.RENAMED.get(name, (name,))}
+    return _flat(_kept(common.base())) | known
+
+
 def _deciding(values, free):
-    """Returns {dotted name: value} of what must stay."""
+    """Returns what of {dotted name: value} must stay."""
     return {
         name: value
-        for name, value in dotted.flat(values)
+        for name, value in values.items()
         if not any(f"{name}.".startswith(f"{one}.") for one in free)
     }
 
@@ -212,7 +229,7 @@ def _other_sampling(before, arms):
     """
     found, known = [], before.get("sampling", {})
     if "sampling" not in before and "model" in before.get("weights", {}).get("trained", {}):
-        temperature = dict(dotted.flat(before["config"])).get("backends.base_generator.temperature")
+        temperature = _whole(before["config"])["backends.base_generator.temperature"]
         asked = dict(temperature=temperature, top_p=1.0, frequency_penalty=0.0)
         known = {arm.name: asked for arm in arms}
     for arm in arms:

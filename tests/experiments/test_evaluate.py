@@ -245,6 +245,23 @@ def test_two_evaluations_are_paired_if_only_their_models_differ(tmp_path):
             changed.update_from_flattened_dict({name: value})
             with pytest.raises(command.ConfigError, match=told):
                 evaluate.evaluate(changed, tmp_path / "third", asked, source)
+        # An older one lacks fields that are new: they had their defaults.
+        values = json.loads((first / "results.json").read_text())
+        del values["config"]["rollout"]["grammar"], values["config"]["reward"]["judge_tokens"]
+        (first / "results.json").write_text(json.dumps(values))
+        assert evaluate.evaluate(config(), out, asked, source)["rows"] == found["rows"]
+        changed = config()
+        changed.rollout.grammar = True
+        with pytest.raises(command.ConfigError, match=r"rollout.grammar \(False, now True\)"):
+            evaluate.evaluate(changed, tmp_path / "third", asked, source)
+        # Scores that cannot be compared are found before anything is asked.
+        whole, count = (first / "scores.jsonl").read_text(), len(server.bodies())
+        for scores in ([], [{"rule": 1.5}], [{"rule": float("nan")}], [{"rule": 1.0}] * 2, [{}]):
+            line = json.loads(whole.splitlines()[0]) | {"scores": scores}
+            (first / "scores.jsonl").write_text(json.dumps(line) + "\n")
+            with pytest.raises(command.ConfigError, match="holds no finished evaluation"):
+                evaluate.evaluate(config(), tmp_path / "third", asked, source)
+        assert len(server.bodies()) == count
     # Gains are 0, 1 and 1: mean 2/3, standard deviation 1/√3, so the error is 1/3.
     [gain] = found["differences"]
     assert gain["compared"] == "trained less that of first"
