@@ -79,6 +79,8 @@ def evaluate(config, out, wanted, source, *, should_stop=lambda: False):
     )
     names = beside.names(config, wanted.beside)
     found = questions.read(wanted.benchmarks, wanted.data, config, most=wanted.questions)
+    verdicts = sorted({name for benchmark in found for name in beside.of(benchmark, names)})
+    beside.check(config, verdicts)
     if wanted.against:
         pairing = dict(config=config, trials=wanted.trials, benchmarks=found, arms=arms)
         identity.check_against(wanted.against, **pairing)
@@ -89,7 +91,6 @@ def evaluate(config, out, wanted, source, *, should_stop=lambda: False):
         ledger = Ledger(out)
         left, total = run.missing(found, arms, wanted.trials, ledger)
         logging.info("%d of %d trajectories are to be made", left, total)
-        verdicts = sorted({name for benchmark in found for name in beside.of(benchmark, names)})
         answering, columns = None, {}
         if left or verdicts or not identity.same_source(about, source):
             if source.step is None and source.workdir:

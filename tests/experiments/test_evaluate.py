@@ -352,6 +352,7 @@ class Checker:
 
 def test_math_verify_and_a_judge_stand_beside_the_score(tmp_path, monkeypatch):
     monkeypatch.setattr(symbolic, "Symbolic", Checker)
+    monkeypatch.setattr(symbolic, "need", lambda: None)
     golds = {"One": IDENTITY, "Two": "1/2", "Three": "7", "Four": "8"}
     rows = [
         {"id": name, "question": f"{name}?", "answer": gold, "kind": "math", "source": "mine"}
@@ -400,10 +401,20 @@ def test_math_verify_and_a_judge_stand_beside_the_score(tmp_path, monkeypatch):
         command.ConfigError, match="--beside=rule: name each of f1, judge, math_ver"
     ):
         beside.names(config(), ("rule",))
-    with pytest.raises(command.ConfigError, match="needs a judge"):
-        evaluate.evaluate(
-            config(), tmp_path / "no", dataclasses.replace(asked, beside=("judge",)), source
-        )
+    # What is missing is said before anything is loaded.
+    monkeypatch.setattr(models, "build", None)
+    none = mock.Mock(side_effect=ValueError("math-verify is not installed"))
+    monkeypatch.setattr(symbolic, "need", none)
+    asking = config()
+    asking.reward.qa = "judge"
+    for chosen, names, message in (
+        (config(), ("judge",), "^--beside=judge needs a judge; set backends.judge.kind"),
+        (asking, (), "^reward.qa='judge' needs a judge"),
+        (config(), ("math_verify",), "math-verify is not installed"),
+    ):
+        with pytest.raises(command.ConfigError, match=message):
+            how = dataclasses.replace(asked, beside=names)
+            evaluate.evaluate(chosen, tmp_path / "no", how, source)
 
 
 def test_what_a_server_failed_at_is_shown_and_asked_again(tmp_path, monkeypatch):
