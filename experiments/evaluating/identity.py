@@ -70,7 +70,8 @@ def check(before, folder, *, config, benchmarks, arms):
         if known != benchmark.hash:
             raise command.ConfigError(
                 f"{folder} evaluated other questions of {benchmark.name} than {benchmark.path} "
-                "holds now (or another --questions). Use a new --out."
+                "holds now, or another --questions, which counts rows of the file; in an earlier "
+                "version it counted those without attachments. Use a new --out."
             )
     if other := _other_sampling(before, arms):
         raise command.ConfigError(f"{folder} sampled otherwise: {other}. Use a new --out.")

@@ -326,6 +326,9 @@ def test_a_server_samples_as_the_protocol_says(tmp_path, monkeypatch):
     )
     how = dict(config=models.adapted(chosen, source), benchmarks=())
     identity.check(about, "out", **how, arms=honest)
+    first = questions.read(["mine"], data, chosen, most=1)
+    with pytest.raises(command.ConfigError, match="another --questions, which counts rows of the"):
+        identity.check(about, "out", **how | {"benchmarks": first}, arms=honest)
     made = models.Answering(mock.Mock(tools={}), None, about["weights"], None, None)
     about = identity.write(tmp_path / "out", about, **how, arms=honest, answering=made)
     with pytest.raises(command.ConfigError, match="otherwise: trained, authors': temperature 0.25"):
