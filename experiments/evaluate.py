@@ -79,17 +79,18 @@ def evaluate(config, out, wanted, source, *, should_stop=lambda: False):
     )
     names = beside.names(config, wanted.beside)
     found = questions.read(wanted.benchmarks, wanted.data, config, most=wanted.questions)
+    verdicts = sorted({name for benchmark in found for name in beside.of(benchmark, names)})
+    beside.check(config, verdicts)
     if wanted.against:
-        pairing = dict(config=config, trials=wanted.trials, benchmarks=found)
+        pairing = dict(config=config, trials=wanted.trials, benchmarks=found, arms=arms)
         identity.check_against(wanted.against, **pairing)
     with folder.held(out) as check:
         should_end = lambda: check() or should_stop()
         about = identity.read(out)
-        identity.check(about, out, config=config, benchmarks=found)
+        identity.check(about, out, config=config, benchmarks=found, arms=arms)
         ledger = Ledger(out)
         left, total = run.missing(found, arms, wanted.trials, ledger)
         logging.info("%d of %d trajectories are to be made", left, total)
-        verdicts = sorted({name for benchmark in found for name in beside.of(benchmark, names)})
         answering, columns = None, {}
         if left or verdicts or not identity.same_source(about, source):
             if source.step is None and source.workdir:
@@ -100,7 +101,7 @@ def evaluate(config, out, wanted, source, *, should_stop=lambda: False):
             if answering:
                 columns = beside.build(config, answering, verdicts)
                 identity.check_weights(about, out, answering.weights)
-                how = dict(config=config, benchmarks=found, answering=answering)
+                how = dict(config=config, benchmarks=found, arms=arms, answering=answering)
                 about = identity.write(out, about, **how)
                 how = dict(answering=answering, ledger=ledger, config=config)
                 run.run(found, arms, wanted.trials, **how, should_stop=should_end)

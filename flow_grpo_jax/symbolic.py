@@ -29,8 +29,7 @@ class Symbolic:
     """
 
     def __init__(self, *, seconds=3.0, memory_bytes=2 * 2**30):
-        if importlib.util.find_spec("math_verify") is None:
-            raise ValueError('math-verify is not installed: pip install -e ".[math]".')
+        need()
         self._seconds = seconds
         self._children = children.Children(
             "flow_grpo_jax.symbolic_child", most=1, memory_bytes=memory_bytes
@@ -62,6 +61,12 @@ class Symbolic:
 
     def close(self):
         self._children.close()
+
+
+def need():
+    """Raises ValueError if math-verify is not installed."""
+    if importlib.util.find_spec("math_verify") is None:
+        raise ValueError('math-verify is not installed: pip install -e ".[math]".')
 
 
 def _value(statement):

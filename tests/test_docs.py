@@ -369,6 +369,9 @@ def warns(path, step):
     logging.warning("%s lacks step %-5d and %.1f s: see there", path, step, 1.0)
     logging.error("%s", TEXT)
     logging.info("Nobody has to act on this.")
+    seen = "The world %s was seen once."
+    logging.log_first_n(logging.WARNING, seen, 1, path)
+    logging.log_every_n_seconds(logging.INFO, "Nobody has to act on that.", 60)
     raise ValueError(_sentence(path))
 def _sentence(path):
     return f"{path} grows without end."
@@ -382,6 +385,7 @@ def others():
         "A constant says this.",
         "A constant says this.",
         "Nothing was written to …",
+        "The world … was seen once.",
         "… grows without end.",
         "… holds no questions.",
         "… lacks step … and … s",

@@ -93,11 +93,15 @@ class _World:
 
         try:
             result = self._client.reset(seed=seed, **self._settings.options)
-        except (RuntimeError, websockets.ConnectionClosed) as error:
+        except (RuntimeError, websockets.ConnectionClosedOK) as error:
             if isinstance(error, RuntimeError) and not str(error).endswith(FULL):
                 raise
+            # A full server says so, then closes as it does after other errors; the latter may be
+            # all that is seen.
+            closed = not isinstance(error, RuntimeError)
+            why = "closed the connection; if it is full, it took" if closed else "took"
             raise RuntimeError(
-                "The server took no further session. Let it allow as many as rollout.in_flight "
+                f"The server {why} no further session. Let it allow as many as rollout.in_flight "
                 "(max_concurrent_envs of OpenEnv's template), or set that to what it allows: "
                 f"{error}"
             ) from error

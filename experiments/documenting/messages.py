@@ -43,6 +43,7 @@ BUILT = {
 }
 STOP = ("_stop", "sys.stderr.write")
 LOGGED = ("logging.error", "logging.warning")
+LEVELS = ("logging.ERROR", "logging.WARNING")  # first argument of "logging.log…", then the text
 FILLED = re.compile(r"%[-.\d]*[a-z]")  # in what is logged
 ABSL = (
     f"Unknown command line flag {GAP}",
@@ -146,7 +147,8 @@ def messages(source, built=None):
             for each in named.get(part.id, ()) if isinstance(part, ast.Name) else (part,):
                 calls = isinstance(each, ast.Call) and isinstance(each.func, ast.Name)
                 for text in returned.get(each.func.id, (each,)) if calls else (each,):
-                    shown = shortened(rendered(text))
+                    shown = rendered(text)
+                    shown = shortened(FILLED.sub(GAP, shown) if _logged(node) else shown)
                     if len(re.findall(r"\w\w+", shown)) > 1:
                         yield shown
 
@@ -156,17 +158,26 @@ def _texts(node, built, makers):
 
     makers: of `_makers`.
     """
-    if isinstance(node, ast.Call) and ast.unparse(node.func) in LOGGED:
-        form, *values = node.args
-        if not isinstance(form, ast.Constant):
-            return (form,)
-        return values if form.value == "%s" else (ast.Constant(FILLED.sub(GAP, form.value)),)
+    if logged := _logged(node):
+        form, *values = logged
+        return values if getattr(form, "value", "") == "%s" else (form,)
     if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
         name = _name(node.exc.func)
         return makers.get(name, () if name in UNSEEN else node.exc.args)
     if isinstance(node, ast.Call) and ast.unparse(node.func) in STOP:
         return node.args[:1]
     return (node.value,) if built and isinstance(node, built) and node.value else ()
+
+
+def _logged(node):
+    """Returns the text and what follows of a call that logs a warning or an error, else ()."""
+    if not isinstance(node, ast.Call):
+        return ()
+    name = ast.unparse(node.func)
+    if name in LOGGED:
+        return node.args
+    at_level = name.startswith("logging.log") and ast.unparse(node.args[0]) in LEVELS
+    return node.args[1:] if at_level else ()
 
 
 def _makers(nodes):

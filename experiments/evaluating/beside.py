@@ -46,8 +46,25 @@ def of(benchmark, names):
     return tuple(sorted(found))
 
 
+def check(config, wanted):
+    """Refuses `wanted` names for which something is missing, before a model is loaded.
+
+    Raises:
+      ConfigError: there is no judge, or no math-verify.
+    """
+    if "judge" in wanted and config.backends.judge.kind == "none":
+        kinds = [kind for kind, decider in config.reward.items() if decider == "judge"]
+        asking = f"reward.{kinds[0]}='judge'" if kinds else "--beside=judge"
+        raise command.ConfigError(
+            f"{asking} needs a judge; set backends.judge.kind, e.g. to 'frozen' or 'server'."
+        )
+    if "math_verify" in wanted:
+        with command.checking_config():
+            symbolic.need()
+
+
 def build(config, answering, wanted):
-    """Returns {name: Column} of `wanted` names; ConfigError names what is missing for one."""
+    """Returns {name: Column} of `wanted` names, which `check` let pass."""
     made = {}
     try:
         for name in wanted:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from experiments.evaluating import plan
 from experiments.running import backends, command, sessions, stored
 from flow_grpo_jax import checkpoint, services, workers
 from models import huggingface
@@ -49,7 +50,8 @@ class Source:
 @dataclasses.dataclass
 class Answering:
     """system: of the rollouts.
-    planner: function of a `plan.Arm`: what answers its planner.
+    planner: function of a `plan.Arm`: makes what answers its planner; the driver looks at each of
+      them in every round.
     weights: "trained", "untrained" -> facts that identify them, JSON-able.
     parameters: of a planner; None of a server's.
     parts: what is closed at the end; it has the `backends`.
@@ -81,6 +83,14 @@ def adapted(config, source):
                 model=source.model,
                 api_key_variable=source.api_key_variable,
             )
+            planner = config.backends.base_generator
+            for name in (*plan.SAMPLING, planner.token_field):
+                if name in planner.extra:
+                    raise command.ConfigError(
+                        f"backends.base_generator.extra.{name}={planner.extra[name]!r} would also "
+                        "be the planner's, which is sampled as eval.temperature, "
+                        "rollout.max_response_tokens and --protocol say; leave it out."
+                    )
             if config.backends.judge.kind in backends.ENGINE:
                 raise command.ConfigError(
                     f"backends.judge.kind={config.backends.judge.kind!r} is a model of this "

@@ -9,6 +9,7 @@ PROTOCOLS = ("honest", "authors")
 # The authors' settings, whatever their config says (docs/algorithm.md).
 AUTHORS = dict(temperature=0.7, top_p=0.99, frequency_penalty=1.2)
 AUTHORS |= dict(max_turns=10, max_response_tokens=2_048)
+SAMPLING = ("temperature", "top_p", "frequency_penalty")  # of an `Arm`, and of a server's request
 
 # Accuracy in %, 7B (arXiv 2510.05592, table 1 and 2): the untrained agent, and with Flow-GRPO.
 PAPER = {

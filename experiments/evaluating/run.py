@@ -65,8 +65,9 @@ def run(benchmarks, arms, trials, *, answering, ledger, config, should_stop):
             progress.count(benchmark.name, arm.name, score)
     settings = sessions.rollout_settings(config, temperature=config.eval.temperature)
     driver = rollout.Driver(answering.system, settings)
+    planners = {arm.name: answering.planner(arm) for arm in arms}
     for batch in _batches(benchmarks, arms, trials, ledger):
-        _add(driver, batch, settings, answering.planner(batch.arm), ledger, progress)
+        _add(driver, batch, settings, planners[batch.arm.name], ledger, progress)
     try:
         while driver.busy:
             if should_stop():

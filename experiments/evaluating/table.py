@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 
 from experiments.evaluating import questions
 
@@ -204,4 +205,6 @@ def _markdown_table(titles, rows):
 
 
 def _escaped(text):
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+    """Returns one line that Markdown shows as it is: no link, image, tag or heading."""
+    text = re.sub(r"[\\|*`[\]]|^[#>+-]", r"\\\g<0>", questions.ascii_controls(text))
+    return text.replace("<", "&lt;")

@@ -57,12 +57,7 @@ def planner(made, chosen, *, temperature=None, further=()):
     chosen: `backends.base_generator` of the config.
     temperature: instead of its own.    further: fields of the request's body beside `extra`.
     """
-    chosen = chosen.copy_and_resolve_references()
-    with chosen.unlocked():
-        chosen.extra.update(dict(further))
-        if temperature is not None:
-            chosen.temperature = temperature
-    model = _model(made, "base_generator", chosen, ())
+    model = _model(made, "base_generator", chosen, (), temperature=temperature, further=further)
     return modules.Module(model, "planner", structured=False)
 
 
@@ -90,7 +85,7 @@ def build(config):
     return made
 
 
-def _model(made, name, chosen, kinds):
+def _model(made, name, chosen, kinds, *, temperature=None, further=()):
     place = f"backends.{name}"
     if chosen.kind in kinds:
         return chosen.kind
@@ -101,10 +96,10 @@ def _model(made, name, chosen, kinds):
         return server.ChatModel(
             _endpoint(made, place, chosen),
             chosen.model,
-            temperature=chosen.temperature,
+            temperature=chosen.temperature if temperature is None else temperature,
             seconds=chosen.seconds,
             cache=_cache(made, chosen.cache),
-            extra=chosen.extra.to_dict(),
+            extra=chosen.extra.to_dict() | dict(further),
             token_field=chosen.token_field,
         )
     except ValueError as error:

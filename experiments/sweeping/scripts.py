@@ -7,6 +7,9 @@ import sys
 
 PYTHON = ".venv/bin/python"  # in the repository on a TPU, as make leaves it
 
+SHORT = 300  # seconds of an attempt after which it is not tried again
+RESTARTS = 100  # most of a task
+
 SLURM = """#!/bin/bash
 #SBATCH --job-name={name}
 #SBATCH --array=0-{last}{most}
@@ -16,7 +19,9 @@ SLURM = """#!/bin/bash
 #SBATCH --requeue
 # Submit with what a point needs: sbatch --gres=gpu:1 --cpus-per-task=8 --time=08:00:00 FILE
 # Five minutes before its time is over a training saves, ends with exit code 75, goes back into the
-# queue and resumes. Submit the same file again for points that failed: those done end at once.
+# queue and resumes, up to {restarts} times. --time must be well over five minutes: an attempt that
+# is shorter than {short} seconds does not go back. Submit the same file again for points that
+# failed or were stopped: those done end at once.
 set -eu
 cd {here}
 case "$SLURM_ARRAY_TASK_ID" in
@@ -27,7 +32,15 @@ esac
 [ -z "${{SLURM_CPUS_PER_TASK:-}}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 code=0
 srun {python} -m experiments.train {config} "$@" || code=$?
-[ "$code" != 75 ] || scontrol requeue "$SLURM_JOB_ID"
+if [ "$code" = 75 ]; then
+  if [ "$SECONDS" -lt {short} ]; then
+    echo "Stopped after $SECONDS s and not requeued: give --time much more than 5 minutes." >&2
+  elif [ "${{SLURM_RESTART_COUNT:-0}}" -ge {restarts} ]; then
+    echo "Stopped and not requeued: this was restart $SLURM_RESTART_COUNT." >&2
+  else
+    scontrol requeue "$SLURM_JOB_ID" || echo "Stopped; it could not be requeued." >&2
+  fi
+fi
 exit "$code"
 """
 
@@ -89,6 +102,8 @@ def slurm(points, *, name, config, workdirs, parallel):
         ),
         python=shlex.quote(sys.executable),
         config=shlex.quote(config),
+        short=SHORT,
+        restarts=RESTARTS,
     )
 
 

@@ -1,8 +1,8 @@
 """Held-out replies: how likely they are, and whether the model's own have the form of their module.
 
-What a module wrote is read by the parser of the agent. Who plans names a tool, and who writes
-commands calls one: the tool whose command the held-out reply is. Analysts and the base model have
-no form.
+What a module wrote is read by the parser of the agent. Who plans names a tool, one of the config's
+or the held-out reply's, which may be of an environment; who writes commands calls one: the tool
+whose command the held-out reply is. Analysts and the base model have no form.
 """
 
 import collections
@@ -81,11 +81,20 @@ def compare(encoded, replies, tools):
 def reader_of(example: conversations.Example, tools):
     """Returns the function that reads replies like an Example's, or None; it raises ParseError."""
     if example.module == "planner":
-        return lambda text: parsing.plan(text, tuple(tools))
+        names = tuple(dict.fromkeys((*tools, *_named(example.reply))))
+        return lambda text: parsing.plan(text, names)
     if example.module == "executor":
         readers = [functools.partial(parsing.calls, tool=tool) for tool in tools.values()]
         return next((reader for reader in readers if _reads(reader, example.reply)), None)
     return {"verifier": parsing.verdict, "generator": parsing.answer}.get(example.module)
+
+
+def _named(plan):
+    """Returns the tool that a plan names, whatever tools there are; () if it names none."""
+    try:
+        return (parsing.plan(plan, tuple(plan.split())).tool,)
+    except parsing.ParseError:
+        return ()
 
 
 def _reads(reader, text):

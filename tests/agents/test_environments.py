@@ -6,10 +6,11 @@ import subprocess
 import sys
 import time
 import types
+from unittest import mock
 
 import pytest
 
-from agents.environments import catalogue, protocol, stepping
+from agents.environments import catalogue, openenv_server, protocol, stepping
 from tests.agents.environments import settings
 from tools import protocol as tools
 
@@ -265,6 +266,22 @@ def test_a_session_too_many_says_how_many_are_needed(echo):
             episodes.append(environment.start(question))
     for episode in episodes:
         episode.close()
+
+
+@pytest.mark.parametrize("ends", ["refuses", "closes", "breaks", "fails"])
+def test_only_a_server_that_may_be_full_is_called_full(ends):
+    exceptions = pytest.importorskip("websockets.exceptions")
+    failure, known, message = {
+        "refuses": (RuntimeError("No (code: CAPACITY_REACHED)"), RuntimeError, "^The server took "),
+        "closes": (exceptions.ConnectionClosedOK(None, None), RuntimeError, "closed .*; if it is"),
+        "breaks": (exceptions.ConnectionClosedError(None, None), Exception, "^no close frame"),
+        "fails": (RuntimeError("No (code: EXECUTION_ERROR)"), RuntimeError, "^No "),
+    }[ends]
+    world = openenv_server._World(mock.Mock(**{"reset.side_effect": failure}), settings())
+    with pytest.raises(known, match=message) as raised:
+        world.reset(1)
+    told = "no further session. Let it allow" in str(raised.value)
+    assert told == (ends in ("refuses", "closes"))
 
 
 def test_a_server_that_is_not_there_is_named(echo):

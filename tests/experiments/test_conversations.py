@@ -155,6 +155,7 @@ def test_what_is_too_long_is_refused_or_dropped(vocabulary, changes, why, caplog
 # ---- what is measured ----------------------------------------------------------------------------
 
 PLAN = "Context: Spain\nSub-goal: capital\nTool: knowledge_search"
+ACT = PLAN.replace("knowledge_search", "act")  # a tool of an environment
 CODE = 'python_coder(code="print(1)")'
 
 
@@ -162,6 +163,10 @@ CODE = 'python_coder(code="print(1)")'
     "module, held_out, good, bad",
     [
         ("planner", PLAN, PLAN + "\n", PLAN.replace("knowledge_search", "google")),
+        ("planner", PLAN, PLAN.replace("Tool: k", "**Tool:** K"), PLAN.replace("Tool", "Use")),
+        ("planner", ACT, PLAN + "\n", PLAN.replace("knowledge_search", "google")),
+        ("planner", ACT, ACT.replace("capital", "else"), ACT.replace("Tool", "Use")),
+        ("planner", "Go on.", PLAN, ACT),  # a held-out reply without a plan names no tool
         ("executor", CODE, 'python_coder(code="print(2)")', 'knowledge_search(query="1")'),
         ("verifier", "Verdict: STOP", "So.\nVerdict: CONTINUE", "STOP"),
         ("generator", "Answer: 1", "Well.\nAnswer: 2", "2"),

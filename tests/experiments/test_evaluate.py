@@ -28,7 +28,7 @@ from experiments.evaluating import (
 )
 from experiments.evaluating.ledger import Key, Ledger
 from experiments.reporting import trajectories
-from experiments.running import command, versions
+from experiments.running import backends, command, versions
 from flow_grpo_jax import checkpoint, rollout, symbolic
 from flow_grpo_jax.benchmarks import catalogue
 from flow_grpo_jax.rewards import Reward
@@ -245,6 +245,23 @@ def test_two_evaluations_are_paired_if_only_their_models_differ(tmp_path):
             changed.update_from_flattened_dict({name: value})
             with pytest.raises(command.ConfigError, match=told):
                 evaluate.evaluate(changed, tmp_path / "third", asked, source)
+        # An older one lacks fields that are new: they had their defaults.
+        values = json.loads((first / "results.json").read_text())
+        del values["config"]["rollout"]["grammar"], values["config"]["reward"]["judge_tokens"]
+        (first / "results.json").write_text(json.dumps(values))
+        assert evaluate.evaluate(config(), out, asked, source)["rows"] == found["rows"]
+        changed = config()
+        changed.rollout.grammar = True
+        with pytest.raises(command.ConfigError, match=r"rollout.grammar \(False, now True\)"):
+            evaluate.evaluate(changed, tmp_path / "third", asked, source)
+        # Scores that cannot be compared are found before anything is asked.
+        whole, count = (first / "scores.jsonl").read_text(), len(server.bodies())
+        for scores in ([], [{"rule": 1.5}], [{"rule": float("nan")}], [{"rule": 1.0}] * 2, [{}]):
+            line = json.loads(whole.splitlines()[0]) | {"scores": scores}
+            (first / "scores.jsonl").write_text(json.dumps(line) + "\n")
+            with pytest.raises(command.ConfigError, match="holds no finished evaluation"):
+                evaluate.evaluate(config(), tmp_path / "third", asked, source)
+        assert len(server.bodies()) == count
     # Gains are 0, 1 and 1: mean 2/3, standard deviation 1/√3, so the error is 1/3.
     [gain] = found["differences"]
     assert gain["compared"] == "trained less that of first"
@@ -254,13 +271,19 @@ def test_two_evaluations_are_paired_if_only_their_models_differ(tmp_path):
     assert "+66.7 ± 33.3 (+1.3 to +100.0), better 2, worse 0 of 3" in table.terminal(found)
 
 
-def test_a_server_samples_as_the_protocol_says(tmp_path):
-    data = own_file(tmp_path / "data", capitals(1))
-    with loopback.Loopback(answering({"Spain": "Madrid"})) as server:
+def test_a_server_samples_as_the_protocol_says(tmp_path, monkeypatch):
+    data, made, planner_of = own_file(tmp_path / "data", capitals(3)), [], backends.planner
+    keep = lambda *given, **how: made.append(planner_of(*given, **how)) or made[-1]
+    monkeypatch.setattr(backends, "planner", keep)
+    with loopback.Loopback(
+        answering(dict.fromkeys(("Spain", "Portugal", "France"), "Madrid"))
+    ) as server:
         source = models.Source(url=server.url, model="m")
         asked = wanted(data, max_turns=(1,), protocols=("honest", "authors"))
         chosen = config()
         chosen.eval.temperature = 0.25
+        with chosen.unlocked():
+            chosen.backends.base_generator.extra.seed = 3
         found = evaluate.evaluate(chosen, tmp_path / "out", asked, source)
     fields = "temperature", "top_p", "frequency_penalty"
     sampling = [
@@ -273,10 +296,48 @@ def test_a_server_samples_as_the_protocol_says(tmp_path):
         (planner, 0.7, 0.99, 1.2),
     }
     assert {s[1:] for s in sampling if s[0] != planner} == {(0.0, None, None)}
-    assert sum(s == (planner, 0.7, 0.99, 1.2) for s in sampling) == plan.AUTHORS["max_turns"]
+    assert sum(s == (planner, 0.7, 0.99, 1.2) for s in sampling) == 3 * plan.AUTHORS["max_turns"]
+    assert len(made) == 2  # of each protocol one, however many questions: a round looks at each
     setup = "\n".join(found["setup"])
     assert "penalty of 1.2 is the server's to apply" in setup
     assert "at most 10 turns; the planner sampled at temperature 0.7" in setup
+    assert {body.get("seed") for body in server.bodies()} == {None, 3}
+    assert found["sampling"] == {
+        "trained": dict(temperature=0.25, top_p=1.0, frequency_penalty=0.0),
+        "trained, authors'": dict(temperature=0.7, top_p=0.99, frequency_penalty=1.2),
+    }
+    # An earlier version sampled every planner as the base generator, and kept nothing of it.
+    for name in ("evaluation.json", "results.json"):
+        kept = json.loads((tmp_path / "out" / name).read_text())
+        del kept["sampling"]
+        (tmp_path / "out" / name).write_text(json.dumps(kept))
+    told = "sampled otherwise: trained: temperature 0.0, now 0.25; trained, authors': temper"
+    against = dataclasses.replace(asked, against=str(tmp_path / "out"))
+    for out, one in ((tmp_path / "out", asked), (tmp_path / "new", against)):
+        with pytest.raises(command.ConfigError, match=told):
+            evaluate.evaluate(chosen, out, one, source)
+    # Where it was sampled alike, it goes on, and the authors' rows stay what they are.
+    chosen.backends.base_generator.temperature = chosen.eval.temperature
+    about = identity.read(tmp_path / "out")
+    about["config"]["backends"]["base_generator"]["temperature"] = 0.25
+    honest, authors = (
+        plan.arms(chosen, modes=("trained",), protocols=(one,), budgets=(1,), trials=1)[-1:]
+        for one in ("honest", "authors")
+    )
+    how = dict(config=models.adapted(chosen, source), benchmarks=())
+    identity.check(about, "out", **how, arms=honest)
+    first = questions.read(["mine"], data, chosen, most=1)
+    with pytest.raises(command.ConfigError, match="another --questions, which counts rows of the"):
+        identity.check(about, "out", **how | {"benchmarks": first}, arms=honest)
+    made = models.Answering(mock.Mock(tools={}), None, about["weights"], None, None)
+    about = identity.write(tmp_path / "out", about, **how, arms=honest, answering=made)
+    with pytest.raises(command.ConfigError, match="otherwise: trained, authors': temperature 0.25"):
+        identity.check(about, "out", **how, arms=authors)
+    for name, value in (("top_p", 1), ("temperature", 0.9), ("max_tokens", 64)):
+        with chosen.unlocked():
+            chosen.backends.base_generator.extra = {name: value}
+        with pytest.raises(command.ConfigError, match=rf"extra.{name}={value} would also be the"):
+            models.adapted(chosen, source)
 
 
 IDENTITY = r"\sin^2 x+\cos^2 x"
@@ -294,6 +355,7 @@ class Checker:
 
 def test_math_verify_and_a_judge_stand_beside_the_score(tmp_path, monkeypatch):
     monkeypatch.setattr(symbolic, "Symbolic", Checker)
+    monkeypatch.setattr(symbolic, "need", lambda: None)
     golds = {"One": IDENTITY, "Two": "1/2", "Three": "7", "Four": "8"}
     rows = [
         {"id": name, "question": f"{name}?", "answer": gold, "kind": "math", "source": "mine"}
@@ -342,10 +404,20 @@ def test_math_verify_and_a_judge_stand_beside_the_score(tmp_path, monkeypatch):
         command.ConfigError, match="--beside=rule: name each of f1, judge, math_ver"
     ):
         beside.names(config(), ("rule",))
-    with pytest.raises(command.ConfigError, match="needs a judge"):
-        evaluate.evaluate(
-            config(), tmp_path / "no", dataclasses.replace(asked, beside=("judge",)), source
-        )
+    # What is missing is said before anything is loaded.
+    monkeypatch.setattr(models, "build", None)
+    none = mock.Mock(side_effect=ValueError("math-verify is not installed"))
+    monkeypatch.setattr(symbolic, "need", none)
+    asking = config()
+    asking.reward.qa = "judge"
+    for chosen, names, message in (
+        (config(), ("judge",), "^--beside=judge needs a judge; set backends.judge.kind"),
+        (asking, (), "^reward.qa='judge' needs a judge"),
+        (config(), ("math_verify",), "math-verify is not installed"),
+    ):
+        with pytest.raises(command.ConfigError, match=message):
+            how = dataclasses.replace(asked, beside=names)
+            evaluate.evaluate(chosen, tmp_path / "no", how, source)
 
 
 def test_what_a_server_failed_at_is_shown_and_asked_again(tmp_path, monkeypatch):
@@ -485,6 +557,14 @@ def test_what_is_left_out_is_counted_and_named(tmp_path):
     assert r"gaia t1: has the attachment map\x1b[2J.png" in shown and "\x1b" not in shown
     assert "gaia t19: " in shown and "gaia t21: " not in shown  # the first ten
     assert "gaia: 5 more, in results.json" in shown
+    text = (tmp_path / "out" / "results.md").read_text()
+    assert r"- gaia t1: has the attachment map\\x1b\[2J.png" in text and "\x1b" not in text
+    hostile = [["a\n# b", "![c](http://d) <e> `f` *g*"], ["\u2028# h", ""]]
+    lines = table.markdown(found | {"unsupported": {"gaia": hostile, "# i": [["", ""]]}}).split(
+        "\n"
+    )
+    assert r"- gaia a\\n# b: !\[c\](http://d) &lt;e> \`f\` \*g\*" in lines
+    assert r"- gaia \\u2028# h: " in lines and r"- \# i : " in lines
     assert "gaia t1: has the attachment" in (tmp_path / "out" / "report.html").read_text()
 
 

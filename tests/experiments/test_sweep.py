@@ -243,7 +243,8 @@ def slurm_task(tmp_path, monkeypatch):
     executable(python, 'printf "%s\\n" "$@"\nexit "$ENDS"\n')
     said = 'echo "srun ${SRUN_CPUS_PER_TASK-unset}" >> calls\n"$@"\n'
     executable(tmp_path / "bin" / "srun", said)
-    executable(tmp_path / "bin" / "scontrol", 'echo "scontrol $*" >> calls\n')
+    queue = 'echo "scontrol $*" >> calls\nexit "${REFUSES:-0}"\n'
+    executable(tmp_path / "bin" / "scontrol", queue)
 
     def run(script, task, ends=0, **environment):
         environment |= {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_JOB_ID": "70", "ENDS": str(ends)}
@@ -277,9 +278,18 @@ def test_a_slurm_script_gives_each_task_its_point(tmp_path, slurm_task):
 def test_a_task_that_was_stopped_goes_back_into_the_queue(ends, queued, slurm_task):
     text = scripts.slurm([[]], name="a", config="--config=c", workdirs=["w"], parallel=None)
     assert "#SBATCH --signal=TERM@300\n#SBATCH --requeue\n" in text
-    done, calls = slurm_task(text, 0, ends, SLURM_CPUS_PER_TASK="8")
-    assert done.returncode == ends
-    assert calls == ["srun 8", *["scontrol requeue 70"] * queued]
+    long = text.replace("code=0\n", "code=0\nSECONDS=300\n")  # since the shell began
+    again = ["srun 8", *["scontrol requeue 70"] * queued]
+    for script, told, wanted, environment in (
+        (long, "", again, {}),
+        (long, "it could not be requeued", again, {"REFUSES": "1"}),
+        (long, "this was restart 100", ["srun 8"], {"SLURM_RESTART_COUNT": "100"}),
+        (long, "", again, {"SLURM_RESTART_COUNT": "99"}),
+        (text, "give --time much more than 5 minutes", ["srun 8"], {}),
+    ):
+        done, calls = slurm_task(script, 0, ends, SLURM_CPUS_PER_TASK="8", **environment)
+        assert (done.returncode, calls) == (ends, wanted)
+        assert told in done.stderr if queued and told else not done.stderr
 
 
 GCLOUD = """
