@@ -1,8 +1,9 @@
 """A real pre-trained model learns the quickstart's world: SmolLM2-135M-Instruct.
 
-Cost: 45 minutes of warm start and 40 of Flow-GRPO on 2 cores, or 8 minutes in all on one H100, and
+Cost: 45 minutes of warm start and 47 of Flow-GRPO on 2 cores, or 8 minutes in all on one H100, and
 3 GB (docs/smollm2.md has what came of it). `smollm2.py:full` trains all parameters instead of an
-adapter.
+adapter, in 7 GB; its second warm start also shows the verifier and the generator, which would
+forget their forms otherwise.
 
     C=experiments/configs/smollm2.py W=runs/smollm2
     python -m experiments.warmstart --config=$C --workdir=$W/forms \\
