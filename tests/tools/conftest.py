@@ -38,6 +38,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", type)
         self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")  # or a client asks again just as it is closed
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
