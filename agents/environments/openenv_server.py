@@ -82,6 +82,14 @@ def _tool(url, schema, settings):
     )
 
 
+def _full(why, error):
+    """Returns the error of a session that a server did not take."""
+    return RuntimeError(
+        f"The server {why} no further session. Let it allow as many as rollout.in_flight "
+        f"(max_concurrent_envs of OpenEnv's template), or set that to what it allows: {error}"
+    )
+
+
 class _World:
     """A session of the server."""
 
@@ -93,18 +101,14 @@ class _World:
 
         try:
             result = self._client.reset(seed=seed, **self._settings.options)
-        except (RuntimeError, websockets.ConnectionClosedOK) as error:
-            if isinstance(error, RuntimeError) and not str(error).endswith(FULL):
+        except RuntimeError as error:
+            if not str(error).endswith(FULL):
                 raise
+            raise _full("took", error) from error
+        except websockets.ConnectionClosedOK as error:
             # A full server says so, then closes as it does after other errors; the latter may be
             # all that is seen.
-            closed = not isinstance(error, RuntimeError)
-            why = "closed the connection; if it is full, it took" if closed else "took"
-            raise RuntimeError(
-                f"The server {why} no further session. Let it allow as many as rollout.in_flight "
-                "(max_concurrent_envs of OpenEnv's template), or set that to what it allows: "
-                f"{error}"
-            ) from error
+            raise _full("closed the connection; if it is full, it took", error) from error
         if result.done:
             raise RuntimeError(f"The environment is over when it begins with seed {seed}.")
         return " ".join(filter(None, (self._settings.rules, self._told(result.observation))))

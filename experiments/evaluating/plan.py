@@ -25,11 +25,11 @@ PAPER = {
     "medqa": (76.0, 80.0),
 }
 THEIR_SETUP = (
-    "Theirs: all modules Qwen2.5-7B-Instruct; at most 10 turns; the planner sampled at temperature "
-    "0.7, top-p 0.99, frequency penalty 1.2, at most 2048 tokens a response; Google search that "
-    "another model answers, Wikipedia, pages of the web, Python; answers judged by GPT-4o; 100 to "
-    "200 questions of a benchmark; scores are shares of the outputs that exist, so a crash is left "
-    "out."
+    "Theirs: all modules Qwen2.5-7B-Instruct; at most {max_turns} turns; the planner sampled at "
+    "temperature {temperature}, top-p {top_p}, frequency penalty {frequency_penalty}, at most "
+    "{max_response_tokens} tokens a response; Google search that another model answers, Wikipedia, "
+    "pages of the web, Python; answers judged by GPT-4o; 100 to 200 questions of a benchmark; "
+    "scores are shares of the outputs that exist, so a crash is left out.".format(**AUTHORS)
 )
 
 
@@ -133,8 +133,9 @@ def differences(config, found, arms, trials, *, weights, judged):
         penalty = "is the server's to apply" if by_server else "is not applied: the engine has none"
         ours.append(
             "authors': the score is a share of the outputs that exist, by the judge where there is "
-            f"one. Their frequency penalty of 1.2 {penalty}; their prompts, tools and judge are "
-            "not used, and a response never has more tokens than the config allows."
+            f"one. Their frequency penalty of {AUTHORS['frequency_penalty']} {penalty}; their "
+            "prompts, tools and judge are not used, and a response never has more tokens than the "
+            "config allows."
         )
     return ours
 
